@@ -1,0 +1,53 @@
+"""How tensors lie in files. One reader and one writer per container (hf, original, gguf); a new file here is a new container."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
+from oss_tools.errors import BadCheckpoint, BadRecipe
+
+__all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
+
+
+def _subclasses(base: type) -> dict[str, type]:
+    """The containers' classes by container name; each module of this package may define a Reader and a Writer."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    found: dict[str, type] = {}
+    pending = [base]
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            pending.append(cls)
+            if getattr(cls, "container", None):
+                found[cls.container] = cls
+    return found
+
+
+def container_names() -> list[str]:
+    """The containers that can be written."""
+    return sorted(_subclasses(Writer))
+
+
+def open_container(path: Path) -> Reader:
+    """Opens a checkpoint folder or file with the reader that recognizes it. Raises BadCheckpoint if there is none."""
+    if not path.exists():
+        raise BadCheckpoint(f"{path}: no such file or folder")
+    readers = _subclasses(Reader)
+    for name in sorted(readers):
+        if readers[name].recognizes(path):
+            return readers[name](path)
+    raise BadCheckpoint(
+        f"{path}: not a checkpoint: expected a folder with config.json and .safetensors files, a .safetensors file, "
+        "or a .gguf file"
+    )
+
+
+def writer_for(container: str) -> type[Writer]:
+    """The writer's class. Raises BadRecipe with the names there are."""
+    writers = _subclasses(Writer)
+    if container not in writers:
+        raise BadRecipe(f"no container named {container!r}; there are {', '.join(sorted(writers))}")
+    return writers[container]

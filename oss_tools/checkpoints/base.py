@@ -1,0 +1,176 @@
+"""What a container of tensors is: files that hold named tensors, read by row range and written in place.
+
+A container knows how bytes lie in its files and nothing of architectures: names are the stored ones.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from oss_tools.formats import Format, QTensor
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a container holds it: its name there (without format suffixes such as `_blocks`), format, shape."""
+
+    name: str
+    format: Format
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows when all leading axes are flattened."""
+        size = 1
+        for axis in self.shape[:-1]:
+            size *= axis
+        return size
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return self.rows * self.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.format.bytes_per_row(self.shape[-1])
+
+
+@dataclass
+class Metadata:
+    """All of a checkpoint that is not tensors, in Hugging Face terms, so that any container can be made of it.
+
+    Attributes:
+        config: the content of config.json (HF keys), without `quantization_config`.
+        tokenizer: the content of tokenizer.json, or None if the source has none.
+        tokenizer_config: the content of tokenizer_config.json (special tokens, chat template where it is inline).
+        generation_config: the content of generation_config.json.
+        chat_template: Jinja source, or None.
+        general: descriptive facts: name, license, author, description, languages, tags (GGUF's `general.*`).
+        files: further small files that travel along unchanged (LICENSE, README.md, USAGE_POLICY, …): name -> bytes.
+    """
+
+    config: dict[str, Any]
+    tokenizer: dict[str, Any] | None = None
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    general: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+class Reader(ABC):
+    """An open container. Opening reads headers only and checks every size and offset against the files' real lengths.
+
+    Attributes:
+        container: its kind, e.g. `hf`.
+        path: what was opened.
+        tensors: stored name -> StoredTensor, in file order.
+        model_type: the architecture's model_type as config.json would name it.
+    """
+
+    container: ClassVar[str]
+    path: Path
+    tensors: dict[str, StoredTensor]
+    model_type: str
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether the path looks like this container (by names and magic bytes, cheaply)."""
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None:
+        """Opens the container; raises BadCheckpoint."""
+
+    @abstractmethod
+    def read(self, name: str, start: int, stop: int, columns: int) -> QTensor:
+        """Rows [start, stop) of a stored tensor seen as rows of `columns` values: a QTensor [stop - start, columns].
+
+        Leading axes are flattened. `columns` is the stored last axis, except for float formats, where any factor of
+        the size is allowed (a bias is read as rows of one value). Uses pread into fresh arrays; safe from threads.
+        """
+
+    @property
+    @abstractmethod
+    def raw_config(self) -> dict[str, Any]:
+        """The container's own configuration: config.json's content, or GGUF's key-value metadata."""
+
+    @abstractmethod
+    def metadata(self, config: dict[str, Any]) -> Metadata:
+        """Tokenizer, templates and companions in Hugging Face terms, around the given HF config."""
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that hold tensors."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Writer(ABC):
+    """A container being written under a temporary folder; nothing has its final name before `finish`.
+
+    The bytes of the result depend on the arguments alone, never on the order or number of `write` calls: files are
+    laid out in full when the writer opens, tensors are written at their offsets, and a second writer on the same
+    folder with the same arguments goes on where the first was killed.
+
+    Attributes:
+        container: its kind, e.g. `hf`.
+        extension: of the final path: "" for a folder, ".gguf" for a file.
+    """
+
+    container: ClassVar[str]
+    extension: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def holds(cls, format: Format, role: str, model_type: str) -> bool:
+        """Whether this container has a way to store such a tensor in this format."""
+
+    @classmethod
+    @abstractmethod
+    def total_bytes(cls, tensors: list[StoredTensor]) -> int:
+        """Bytes of tensor data that the files will hold, padding included (for the disk check)."""
+
+    @abstractmethod
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        """Lays out the files in `folder`.
+
+        Args:
+            folder: an existing temporary folder, on the disk of the final path; empty, or left by a killed run.
+            name: stem of the file names where the container has a choice (GGUF).
+            tensors: everything that will be written, in order.
+            metadata: config, tokenizer and companions.
+            container_config: what the architecture says in this container's terms (GGUF key-values, original config).
+            shard_size: bytes per file at most, or None for the container's default.
+        """
+
+    @abstractmethod
+    def write(self, name: str, start: int, rows: QTensor) -> None:
+        """Writes rows at row `start` of a stored tensor (flattened rows, in units of `rows.columns` values). Thread-safe."""
+
+    @abstractmethod
+    def finish(self) -> list[Path]:
+        """Flushes everything to disk and writes the small companions; returns the files made, inside the folder."""
+
+    @abstractmethod
+    def close(self) -> None: ...

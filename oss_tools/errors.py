@@ -1,0 +1,37 @@
+"""Every error that a user can cause or meet, one level deep. The CLI prints one line and exits with the status given here."""
+
+
+class OssToolsError(Exception):
+    """Base of all expected errors: the message says what is wrong, where, and what to do. Exit status 2."""
+
+    exit_status = 2
+
+
+class BadCheckpoint(OssToolsError):
+    """A checkpoint, or one of its files, is damaged, inconsistent or of an unknown kind."""
+
+
+class BadTensor(OssToolsError):
+    """A tensor's shape or values do not suit what was asked: a last axis no multiple of the block, NaN, infinity."""
+
+
+class BadRecipe(OssToolsError):
+    """A recipe, format name or quantization rule that does not exist or cannot be applied."""
+
+
+class NoRoom(OssToolsError):
+    """The machine lacks disk or memory for what was asked. Exit status 3."""
+
+    exit_status = 3
+
+
+class MissingPackage(OssToolsError):
+    """An optional package (an extra of oss-tools) is needed. Exit status 3."""
+
+    exit_status = 3
+
+
+class VerificationFailed(OssToolsError):
+    """Two things that had to be equal are not. Exit status 1."""
+
+    exit_status = 1

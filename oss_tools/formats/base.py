@@ -1,0 +1,202 @@
+"""What a number format is: the class that each format subclasses, the tensor in it, and the registry of all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from oss_tools.errors import BadRecipe, BadTensor
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One array of a QTensor: `columns` elements of `dtype` for every row of the logical tensor."""
+
+    dtype: np.dtype
+    columns: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes per row."""
+        return self.dtype.itemsize * self.columns
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A tensor in some number format.
+
+    Attributes:
+        format: the number format.
+        shape: logical shape, [..., K]; a row is the last axis.
+        planes: name -> array of shape [..., plane.columns], as `format.planes(K)` says. Every plane has the rows of
+            the logical tensor, so a range of rows is the same range of every plane.
+    """
+
+    format: Format
+    shape: tuple[int, ...]
+    planes: dict[str, np.ndarray]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes.values())
+
+    def rows(self, index: slice | np.ndarray) -> QTensor:
+        """The selected rows, as a QTensor of shape [n, K]. A slice makes a view, an index array a copy."""
+        planes = {name: plane.reshape(-1, plane.shape[-1])[index] for name, plane in self.planes.items()}
+        count = next(iter(planes.values())).shape[0]
+        return QTensor(self.format, (count, self.columns), planes)
+
+    def reshape(self, *shape: int) -> QTensor:
+        """The same rows under other leading axes; the last axis cannot change."""
+        if shape[-1] != self.columns:
+            raise ValueError(f"the last axis is {self.columns}, not {shape[-1]}")
+        planes = {name: plane.reshape(*shape[:-1], plane.shape[-1]) for name, plane in self.planes.items()}
+        return QTensor(self.format, shape, planes)
+
+    def dequantize(self) -> np.ndarray:
+        """The values as float32 [..., K]."""
+        return self.format.dequantize(self)
+
+
+class Format(ABC):
+    """A number format. Subclassing it in a module of this package registers it under `name`.
+
+    Attributes:
+        name: the format's name on the command line and in recipes.
+        summary: one line for help texts.
+        block: values along the last axis that share one scale: 1 for plain floats, 0 for a whole row.
+        rules: the rules that `quantize` knows, the default first; empty if the format can only be read.
+        ggml_type: its number in GGUF files (gguf.GGMLQuantizationType), or None where GGUF has no such type.
+        is_float: whether it is a plain float type (one plane named `values`, a value an element).
+        needs_amax: whether `quantize` needs the whole tensor's largest magnitude, not only its rows' own.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    block: ClassVar[int]
+    rules: ClassVar[tuple[str, ...]] = ()
+    ggml_type: ClassVar[int | None] = None
+    is_float: ClassVar[bool] = False
+    needs_amax: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.name:
+            _REGISTRY[cls.name] = cls()
+
+    def __repr__(self) -> str:
+        return f"<format {self.name}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Format) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @abstractmethod
+    def planes(self, columns: int) -> dict[str, Plane]:
+        """The planes of a tensor whose rows have `columns` values."""
+
+    @abstractmethod
+    def quantize(
+        self,
+        values: np.ndarray,
+        *,
+        rule: str | None = None,
+        importance: np.ndarray | None = None,
+        amax: float | None = None,
+        threads: int = 1,
+    ) -> QTensor:
+        """Rounds float32 values [..., K] to this format.
+
+        Args:
+            values: float32, finite.
+            rule: one of `rules`; None is the default.
+            importance: float32 weights of the squared error, broadcastable to values' shape (usually [K]), or None.
+            amax: the whole tensor's largest magnitude, for formats that `needs_amax`; None takes it from values.
+            threads: how many threads share the work.
+        """
+
+    @abstractmethod
+    def dequantize(self, tensor: QTensor, *, threads: int = 1) -> np.ndarray:
+        """The values as float32 [..., K]."""
+
+    def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """The lowest and highest value that each block's scale can express, as float32 [rows, blocks]; None if unbounded."""
+        return None
+
+    def pack_ggml(self, tensor: QTensor) -> np.ndarray:
+        """The rows as GGUF stores them: uint8 [rows, bytes per row]. Needs a `ggml_type`."""
+        (plane,) = tensor.planes.values()
+        return np.ascontiguousarray(plane).reshape(-1, plane.shape[-1]).view(np.uint8)
+
+    def unpack_ggml(self, data: np.ndarray, columns: int) -> QTensor:
+        """The inverse of `pack_ggml`: from uint8 [rows, bytes per row] to a QTensor of shape [rows, columns]."""
+        ((name, plane),) = self.planes(columns).items()
+        return QTensor(self, (data.shape[0], columns), {name: data.view(plane.dtype)})
+
+    def bytes_per_row(self, columns: int) -> int:
+        return sum(plane.nbytes for plane in self.planes(columns).values())
+
+    def bits_per_weight(self, columns: int) -> float:
+        return 8 * self.bytes_per_row(columns) / columns
+
+    def fits(self, columns: int) -> bool:
+        """Whether rows of this many values divide into whole blocks."""
+        return self.block <= 1 or columns % self.block == 0
+
+    def check(self, shape: tuple[int, ...], tensor: str) -> None:
+        """Raises BadTensor if the shape's last axis is not a multiple of the block."""
+        if not self.fits(shape[-1]):
+            raise BadTensor(
+                f"{tensor}: axis {len(shape) - 1} has {shape[-1]} values, not a multiple of the {self.block} "
+                f"of a {self.name} block; keep this tensor in another format by a recipe rule"
+            )
+
+
+_REGISTRY: dict[str, Format] = {}
+
+
+def _load_all() -> None:
+    package = importlib.import_module("oss_tools.formats")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"oss_tools.formats.{module.name}")
+
+
+def all_formats() -> dict[str, Format]:
+    """Every format by name."""
+    _load_all()
+    return dict(_REGISTRY)
+
+
+def get_format(name: str) -> Format:
+    """The format of this name. Raises BadRecipe with the names there are."""
+    if name not in _REGISTRY:
+        _load_all()
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise BadRecipe(f"no number format named {name!r}; there are {', '.join(sorted(_REGISTRY))}") from None
+
+
+def format_of_ggml(ggml_type: int) -> Format | None:
+    """The format with this GGUF type number, or None."""
+    _load_all()
+    return next((f for f in _REGISTRY.values() if f.ggml_type == ggml_type), None)
+
+
+def concatenate(parts: list[QTensor]) -> QTensor:
+    """Tensors [n_i, K] of one format, one under another: [sum n_i, K]."""
+    if len(parts) == 1:
+        return parts[0]
+    planes = {name: np.concatenate([p.planes[name] for p in parts]) for name in parts[0].planes}
+    return QTensor(parts[0].format, (sum(p.shape[0] for p in parts), parts[0].columns), planes)

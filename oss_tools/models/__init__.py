@@ -1,0 +1,15 @@
+"""One file per architecture, named after its model_type: config, tensor names in every container, forward pass."""
+
+from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of, architectures
+from oss_tools.models.checkpoint import Checkpoint, Entry, open_checkpoint
+
+__all__ = [
+    "Architecture",
+    "Checkpoint",
+    "Entry",
+    "Placement",
+    "TensorSpec",
+    "architecture_of",
+    "architectures",
+    "open_checkpoint",
+]

@@ -1,0 +1,224 @@
+"""A checkpoint: a container seen through its architecture. Canonical names and row order, whatever the files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_container
+from oss_tools.errors import BadCheckpoint
+from oss_tools.formats import Format, QTensor, concatenate, get_format
+from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of
+
+CHUNK_BYTES = 16 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A canonical tensor of a checkpoint: what it is, how it is stored, and where."""
+
+    spec: TensorSpec
+    format: Format
+    placements: tuple[Placement, ...]
+    mixed: tuple[Format, ...] = ()  # the formats of its parts where they differ; it is then read as float32
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def needs_whole_matrix(self) -> bool:
+        """Whether rows can only be had by reading a matrix whole, because it is stored transposed."""
+        return any(p.transposed for p in self.placements)
+
+    @property
+    def row_unit(self) -> int:
+        """Rows per chunk must be a multiple of this, so that every chunk is one stretch of each stored tensor."""
+        return int(np.lcm.reduce([max(p.step, p.rotary, 1) for p in self.placements]))
+
+    @property
+    def nbytes(self) -> int:
+        count, rows, columns = self.spec.matrices
+        return count * rows * self.format.bytes_per_row(columns)
+
+
+def chunks(entries: list[Entry], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int, int]]:
+    """Pieces (matrix, start, stop) of a tensor, in order, that suit all given entries of it (source and target)."""
+    count, rows, columns = entries[0].spec.matrices
+    unit = int(np.lcm.reduce([e.row_unit for e in entries]))
+    if any(e.needs_whole_matrix for e in entries):
+        step = rows
+    else:
+        step = max(chunk_bytes // (4 * columns) // unit, 1) * unit
+    for matrix in range(count):
+        for start in range(0, rows, step):
+            yield matrix, start, min(start + step, rows)
+
+
+class Checkpoint:
+    """An open checkpoint: its architecture, its tensors by canonical name, its metadata in Hugging Face terms.
+
+    Attributes:
+        path, container: what was opened, and its kind.
+        architecture: config, tensor specs, placements.
+        entries: canonical name -> Entry, in the architecture's order.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.path = reader.path
+        self.container = reader.container
+        self.architecture: Architecture = architecture_of(reader.model_type).from_config(
+            reader.container, reader.raw_config, reader
+        )
+        self.entries = {e.name: e for spec in self.architecture.tensors() if (e := self._entry(spec))}
+        self._refuse_strangers()
+
+    def _entry(self, spec: TensorSpec) -> Entry | None:
+        for is_float in (False, True):
+            placements = self.architecture.placements(self.container, spec, is_float)
+            stored = [self.reader.tensors.get(p.stored) for p in placements]
+            if None in stored:
+                if spec.optional:
+                    return None
+                missing = next(p.stored for p, s in zip(placements, stored, strict=True) if s is None)
+                raise BadCheckpoint(f"{self.path}: tensor {missing} is missing")
+            formats = tuple(dict.fromkeys(s.format for s in stored if s))
+            if all(f.is_float for f in formats) == is_float:
+                break
+        for placement, tensor in zip(placements, stored, strict=True):
+            if tensor and tensor.shape != placement.stored_shape:
+                raise BadCheckpoint(
+                    f"{self.path}: tensor {tensor.name} has shape {list(tensor.shape)}, "
+                    f"the configuration says {list(placement.stored_shape)}"
+                )
+        if len(formats) > 1:
+            return Entry(spec, get_format("f32"), tuple(placements), mixed=formats)
+        return Entry(spec, formats[0], tuple(placements))
+
+    def _refuse_strangers(self) -> None:
+        known = {p.stored for e in self.entries.values() for p in e.placements}
+        known |= set(self.architecture.derived_tensors(self.container))
+        strangers = [n for n in self.reader.tensors if n not in known and not self.architecture.is_ignored(n)]
+        if strangers:
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise BadCheckpoint(
+                f"{self.path}: tensor {strangers[0]}{more} is not part of a {self.architecture.model_type} model"
+            )
+
+    def read(self, name: str, matrix: int, start: int, stop: int) -> QTensor:
+        """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
+        entry = self.entries[name]
+        _, _, columns = entry.spec.matrices
+        parts = [(p, self._read_part(p, matrix, start, stop, columns)) for p in entry.placements]
+        parts = [(p, part) for p, part in parts if part is not None]
+        if entry.mixed:
+            f32 = entry.format
+            parts = [(p, QTensor(f32, q.shape, {"values": q.dequantize()})) for p, q in parts]
+        if len(parts) == 1:
+            return parts[0][1]
+        planes = {
+            plane: np.empty((stop - start, array.shape[-1]), array.dtype) for plane, array in parts[0][1].planes.items()
+        }
+        for placement, part in parts:
+            first, _ = _covered(placement, start, stop)
+            for plane, array in part.planes.items():
+                planes[plane][placement.first + first * placement.step - start :: placement.step][: len(array)] = array
+        return QTensor(entry.format, (stop - start, columns), planes)
+
+    def _read_part(self, p: Placement, matrix: int, start: int, stop: int, columns: int) -> QTensor | None:
+        first, last = _covered(p, start, stop)
+        if first >= last:
+            return None
+        if p.transposed:
+            size = columns * p.stored_rows
+            stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)
+            values = stored.planes["values"].reshape(columns, size // columns)[:, p.offset + first : p.offset + last]
+            return QTensor(stored.format, (last - first, columns), {"values": np.ascontiguousarray(values.T)})
+        base = matrix * p.stored_rows + p.offset
+        if not p.rotary:
+            return self.reader.read(p.stored, base + first, base + last, columns)
+        low, high = first // p.rotary * p.rotary, -(-last // p.rotary) * p.rotary
+        heads = self.reader.read(p.stored, base + low, base + high, columns)
+        order = np.argsort(p.head_order())  # stored row of each canonical row
+        index = (np.arange(low, high).reshape(-1, p.rotary)[:, order] - low).reshape(-1)
+        return heads.rows(index[first - low : last - low])
+
+    def read_tensor(self, name: str) -> QTensor:
+        """A whole tensor, in its canonical shape (a vector's shape is [..., n] as well)."""
+        entry = self.entries[name]
+        count, rows, columns = entry.spec.matrices
+        whole = concatenate([self.read(name, m, 0, rows) for m in range(count)])
+        if entry.spec.is_vector:
+            return QTensor(whole.format, entry.spec.shape, {"values": whole.planes["values"].reshape(entry.spec.shape)})
+        return whole.reshape(*entry.spec.shape)
+
+    def metadata(self) -> Metadata:
+        """Config, tokenizer, templates and companions in Hugging Face terms."""
+        return self.reader.metadata(self.architecture.hf_config())
+
+    @property
+    def parameters(self) -> int:
+        return sum(e.spec.size for e in self.entries.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data as stored."""
+        return sum(t.nbytes for t in self.reader.tensors.values())
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _covered(p: Placement, start: int, stop: int) -> tuple[int, int]:
+    """Which of a placement's rows, counted from its first, lie in the canonical range [start, stop)."""
+    first = max(-(-(start - p.first) // p.step), 0)
+    last = min(-(-(stop - p.first) // p.step), p.count)
+    return first, last
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens any checkpoint. Headers only. Raises BadCheckpoint."""
+    reader = open_container(Path(path))
+    try:
+        return Checkpoint(reader)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def stored_tensors(entries: list[Entry]) -> list[StoredTensor]:
+    """The container's tensors that the entries make up, in order, each once."""
+    return list({p.stored: StoredTensor(p.stored, e.format, p.stored_shape) for e in entries for p in e.placements}.values())
+
+
+def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTensor) -> None:
+    """Writes canonical rows [start, start + n) of one matrix to wherever the entry's placements say.
+
+    `start` and n are multiples of the entry's `row_unit`, except at the matrix's end; a transposed matrix is written whole.
+    """
+    stop = start + rows.shape[0]
+    for p in entry.placements:
+        first, last = _covered(p, start, stop)
+        if first >= last:
+            continue
+        begin = p.first + first * p.step - start
+        part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
+        if p.transposed:
+            values = np.ascontiguousarray(part.planes["values"].T)  # [in, out]
+            stored = QTensor(part.format, values.shape, {"values": values})
+            writer.write(p.stored, matrix * part.columns, stored)
+            continue
+        if p.rotary:
+            heads = np.arange(last - first).reshape(-1, p.rotary)
+            part = part.rows(heads[:, p.head_order()].reshape(-1))
+        writer.write(p.stored, matrix * p.stored_rows + p.offset + first, part)
