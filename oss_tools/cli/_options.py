@@ -1,0 +1,54 @@
+"""Options that several verbs share, and how sizes are written."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of a size such as 5GB, 16GiB, 1.5T or 4096. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(text), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is no size; write it as 5GB, 500MB or 16GiB")
+    number, unit = match.groups()
+    return round(float(number) * UNITS[(unit or "").lower()])
+
+
+def format_size(nbytes: float) -> str:
+    """Bytes in decimal units with three digits: 13.8 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 999.5:
+            return f"{nbytes:.0f} {unit}" if unit == "B" or abs(nbytes) >= 99.95 else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.4g} TB"
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--shard-size", parser=_size, metavar="SIZE", help="Bytes per file at most, e.g. 5GB. [default: the container's]"
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Threads; 0 uses every core.", show_default=False)]
+
+
+def threads(jobs: int) -> int:
+    """The number of threads that --jobs means: 0 is all cores that this process may use."""
+    import os
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    return jobs or (len(affinity(0)) if affinity else os.cpu_count() or 1)
