@@ -77,6 +77,7 @@ class Format(ABC):
         rules: the rules that `quantize` knows, the default first; empty if the format can only be read.
         ggml_type: its number in GGUF files (gguf.GGMLQuantizationType), or None where GGUF has no such type.
         is_float: whether it is a plain float type (one plane named `values`, a value an element).
+        exact_in: the narrowest plain float format that holds every value of this format exactly.
         needs_amax: whether `quantize` needs the whole tensor's largest magnitude, not only its rows' own.
     """
 
@@ -86,6 +87,7 @@ class Format(ABC):
     rules: ClassVar[tuple[str, ...]] = ()
     ggml_type: ClassVar[int | None] = None
     is_float: ClassVar[bool] = False
+    exact_in: ClassVar[str] = "f32"
     needs_amax: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

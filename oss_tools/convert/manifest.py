@@ -1,0 +1,143 @@
+"""The manifest beside every output: what was made of what, tensor by tensor, with hashes that prove it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oss_tools import __version__
+from oss_tools.errors import BadCheckpoint
+from oss_tools.formats import Format, QTensor
+
+SCHEMA = 1
+FOLDER_NAME = "oss-tools-manifest.json"
+MAX_BYTES = 256 << 20
+
+
+class TensorHash:
+    """The sha256 of a tensor's canonical content, fed in row order.
+
+    Canonical content is the same in every container: the format's planes (for MXFP4: codes in value order, scales), rows in
+    Hugging Face's order. Two tensors of one format have equal hashes exactly if all their codes and scales are equal.
+    """
+
+    def __init__(self, format: Format, shape: tuple[int, ...]) -> None:
+        self._head = f"{format.name} {list(shape)}"
+        self._planes: dict[str, Any] = {}
+
+    def update(self, rows: QTensor) -> None:
+        for name, plane in rows.planes.items():
+            if name not in self._planes:
+                self._planes[name] = hashlib.sha256()
+            self._planes[name].update(np.ascontiguousarray(plane).data)
+
+    def hexdigest(self) -> str:
+        whole = hashlib.sha256(self._head.encode())
+        for name in sorted(self._planes):
+            whole.update(name.encode() + self._planes[name].digest())
+        return whole.hexdigest()
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """What rounding cost in one tensor.
+
+    Attributes:
+        relative_error: ||decoded - original|| / ||original||, Frobenius norms.
+        sqnr_db: signal to quantization noise, 10 log10(||original||^2 / ||decoded - original||^2), in dB; None if exact.
+        max_error: largest |decoded - original|.
+        clipped: share of values beyond what their block's scale can express.
+        squared_error, squared_norm, values: the sums behind these, for totals.
+    """
+
+    relative_error: float
+    sqnr_db: float | None
+    max_error: float
+    clipped: float
+    squared_error: float
+    squared_norm: float
+    values: int
+
+    @staticmethod
+    def of(squared_error: float, squared_norm: float, max_error: float, clipped: int, values: int) -> TensorError:
+        """From sums over a tensor's values."""
+        ratio = squared_error / squared_norm if squared_norm else float(squared_error > 0)
+        sqnr = -10 * float(np.log10(ratio)) if ratio else None
+        return TensorError(ratio**0.5, sqnr, max_error, clipped / max(values, 1), squared_error, squared_norm, values)
+
+    @staticmethod
+    def total(errors: list[TensorError]) -> TensorError:
+        """Over several tensors together."""
+        return TensorError.of(
+            sum(e.squared_error for e in errors),
+            sum(e.squared_norm for e in errors),
+            max((e.max_error for e in errors), default=0.0),
+            round(sum(e.clipped * e.values for e in errors)),
+            sum(e.values for e in errors),
+        )
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of a manifest: formats and hashes before and after, how it was made, and what that cost."""
+
+    name: str
+    role: str
+    shape: list[int]
+    source_format: str
+    source_sha256: str
+    format: str
+    sha256: str
+    action: str
+    note: str = ""
+    error: TensorError | None = None
+
+    @property
+    def proven_equal(self) -> bool:
+        """Whether the hashes show that no value changed."""
+        return self.sha256 == self.source_sha256
+
+    @staticmethod
+    def from_json(raw: dict[str, Any]) -> TensorRecord:
+        error = raw.get("error")
+        return TensorRecord(**{**raw, "error": TensorError(**error) if error else None})
+
+
+@dataclass
+class Manifest:
+    """The record of one conversion."""
+
+    source: str
+    source_container: str
+    container: str
+    model_type: str
+    recipe: dict[str, Any]
+    tensors: list[TensorRecord] = field(default_factory=list)
+    tool: str = f"oss-tools {__version__}"
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    @staticmethod
+    def read(path: Path) -> Manifest:
+        """Raises BadCheckpoint if the file is no manifest of this schema."""
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError("too large")
+            raw = json.loads(path.read_text("utf-8"))
+            if raw["schema"] != SCHEMA:
+                raise ValueError(f"schema {raw['schema']}, this program reads {SCHEMA}")
+            return Manifest(**{**raw, "tensors": [TensorRecord.from_json(t) for t in raw["tensors"]]})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadCheckpoint(f"{path}: not a manifest of oss-tools: {error}") from None
+
+
+def manifest_path(output: Path) -> Path:
+    """Where an output's manifest lies: inside a folder, beside a file."""
+    return output / FOLDER_NAME if output.is_dir() else output.with_name(output.name + ".manifest.json")

@@ -1,0 +1,225 @@
+"""The plan of a conversion: for every tensor its source format, target format, places and bytes, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from oss_tools.checkpoints import StoredTensor, Writer, writer_for
+from oss_tools.convert.recipe import KEEP, Recipe
+from oss_tools.errors import BadRecipe
+from oss_tools.formats import Format, get_format
+from oss_tools.models import Checkpoint, Entry
+from oss_tools.models.checkpoint import chunks, stored_tensors
+
+NARROW_BYTES = 64 << 20  # float32 tensors up to this size are read while planning, to see whether bf16 holds them
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one tensor.
+
+    Attributes:
+        source, target: the tensor as it is and as it will be.
+        quantization: the quantization rule, or None for the format's default or where nothing is rounded.
+        note: why the tensor does not get what the recipe asked for; empty if it does.
+        narrowed: whether a float32 tensor goes to bf16 because all its values were seen to be bf16's.
+    """
+
+    source: Entry
+    target: Entry
+    quantization: str | None = None
+    note: str = ""
+    narrowed: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def moves(self) -> bool:
+        """Whether bytes are moved and no value is decoded."""
+        return self.source.format == self.target.format and not self.source.mixed
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every value is certain to stay what it is."""
+        source, target = self.source.format, self.target.format
+        if self.moves or self.narrowed or (source.name, target.name) == ("mxfp4", "int8_g32"):
+            return True
+        exact = source.name if source.is_float else source.exact_in
+        return target.name == "f32" or target.name == exact
+
+    @property
+    def action(self) -> str:
+        """`move`, `decode` (to floats without loss) or `quantize` (rounds)."""
+        return "move" if self.moves else "decode" if self.lossless else "quantize"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion, ready to run.
+
+    Attributes:
+        source: the open checkpoint.
+        container: the target container's name.
+        recipe: what was asked for.
+        steps: one per tensor, in the architecture's order.
+        derived: float32 tensors that the target container wants besides, by stored name.
+    """
+
+    source: Checkpoint
+    container: str
+    recipe: Recipe
+    steps: tuple[Step, ...]
+    derived: dict[str, np.ndarray]
+
+    @property
+    def stored(self) -> list[StoredTensor]:
+        """Everything the target's files will hold, in order."""
+        derived = [StoredTensor(name, get_format("f32"), values.shape) for name, values in self.derived.items()]
+        return stored_tensors([step.target for step in self.steps]) + derived
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(step.source.nbytes for step in self.steps)
+
+    @property
+    def target_bytes(self) -> int:
+        return writer_for(self.container).total_bytes(self.stored)
+
+    @property
+    def lossless(self) -> bool:
+        return all(step.lossless for step in self.steps)
+
+    def by_role(self) -> list[PlanRow]:
+        """The plan in short: one row for each combination of role, source format, target format and note."""
+        rows: dict[tuple[str, str, str, str, str], PlanRow] = {}
+        for step in self.steps:
+            source = "+".join(f.name for f in step.source.mixed) or step.source.format.name
+            key = (step.source.spec.role, source, step.target.format.name, step.action, step.note)
+            row = rows.get(key, PlanRow(*key, tensors=0, source_bytes=0, target_bytes=0))
+            rows[key] = replace(
+                row,
+                tensors=row.tensors + 1,
+                source_bytes=row.source_bytes + step.source.nbytes,
+                target_bytes=row.target_bytes + step.target.nbytes,
+            )
+        return list(rows.values())
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """Tensors of one role that the plan treats alike."""
+
+    role: str
+    source_format: str
+    target_format: str
+    action: str
+    note: str
+    tensors: int
+    source_bytes: int
+    target_bytes: int
+
+
+def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
+    """Decides every tensor's format and place. Raises BadRecipe or BadTensor where the recipe cannot be followed."""
+    architecture = source.architecture
+    if container not in architecture.containers:
+        raise BadRecipe(
+            f"container {container} has no layout for {architecture.model_type}; possible: {', '.join(architecture.containers)}"
+        )
+    steps = tuple(_step(source, entry, container, recipe) for entry in source.entries.values())
+    return Plan(source, container, recipe, _one_format_per_stored(steps), architecture.derived_tensors(container))
+
+
+def _step(source: Checkpoint, entry: Entry, container: str, recipe: Recipe) -> Step:
+    rule = recipe.rule_for(entry.spec)
+    writer, model_type = writer_for(container), source.architecture.model_type
+    if rule.format == KEEP:
+        return _keeping(source, entry, container)
+    asked = get_format(rule.format)
+    notes = []
+    for format in (asked, *map(get_format, rule.otherwise)):
+        held, columns = writer.holds(format, entry.spec.role, model_type), entry.spec.matrices[2]
+        if held and format.fits(columns):
+            if format == entry.format and not entry.mixed:
+                return Step(entry, _target(source, entry, container, format), note="; ".join(notes))
+            quantization = rule.quantization if format == asked else None
+            return Step(entry, _target(source, entry, container, format), quantization, "; ".join(notes))
+        notes.append(
+            f"{format.name}: {columns} columns are no multiple of {format.block}"
+            if held
+            else f"{container} has no {format.name} for {entry.spec.role}"
+        )
+    if not any(writer.holds(asked, role, model_type) for role in ("experts.down", "mlp.down")):
+        raise BadRecipe(f"container {container} cannot hold {asked.name}; choose another format or --container")
+    if writer.holds(asked, entry.spec.role, model_type):
+        asked.check(entry.spec.shape, entry.name)
+    step = _keeping(source, entry, container)
+    return replace(step, note="; ".join(filter(None, [*notes, step.note])))
+
+
+def _keeping(source: Checkpoint, entry: Entry, container: str) -> Step:
+    writer = writer_for(container)
+    bf16 = get_format("bf16")
+    if writer.holds(bf16, entry.spec.role, source.architecture.model_type) and _bf16_holds(source, entry):
+        return Step(entry, _target(source, entry, container, bf16), narrowed=True)
+    format, note = _kept(source, entry, writer)
+    return Step(entry, _target(source, entry, container, format), note=note)
+
+
+def _kept(source: Checkpoint, entry: Entry, writer: type[Writer]) -> tuple[Format, str]:
+    """The format that keeps a tensor's values in this container, and a note if it is not the tensor's own."""
+    role, model_type = entry.spec.role, source.architecture.model_type
+    if writer.holds(entry.format, role, model_type):
+        return entry.format, "" if not entry.mixed else "its parts differ in format"
+    exact = get_format("f32" if entry.format.is_float else entry.format.exact_in)
+    for format in (exact, get_format("f32")):
+        if writer.holds(format, role, model_type):
+            what = entry.format.name if not entry.spec.is_vector else "bf16 or f16"
+            return (
+                format,
+                "" if entry.format.is_float else f"{writer.container} has no {what} for {role}: decoded without loss",
+            )
+    raise BadRecipe(f"{entry.name}: container {writer.container} can hold neither {entry.format.name} nor f32 for {role}")
+
+
+def _bf16_holds(source: Checkpoint, entry: Entry) -> bool:
+    """Whether a small float32 tensor's values are all bf16's, as norms and biases are that came from a bf16 model."""
+    if entry.format.name != "f32" or entry.mixed or entry.nbytes > NARROW_BYTES:
+        return False
+    if not (entry.spec.is_vector or entry.spec.role == "router"):
+        return False
+    return all(
+        not (source.read(entry.name, *chunk).planes["values"].view(np.uint32) & 0xFFFF).any() for chunk in chunks([entry])
+    )
+
+
+def _target(source: Checkpoint, entry: Entry, container: str, format: Format) -> Entry:
+    placements = source.architecture.placements(container, entry.spec, format.is_float)
+    return Entry(entry.spec, format, tuple(placements))
+
+
+def _one_format_per_stored(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Where several canonical tensors share a stored one (qkv), they get one format: the widest that was chosen."""
+    steps = list(steps)
+    sharing: dict[str, list[int]] = {}
+    for i, step in enumerate(steps):
+        for placement in step.target.placements:
+            sharing.setdefault(placement.stored, []).append(i)
+    for indices in sharing.values():
+        formats = {steps[i].target.format for i in indices}
+        if len(formats) == 1:
+            continue
+        if not all(f.is_float for f in formats):
+            names = ", ".join(steps[i].name for i in indices)
+            raise BadRecipe(f"{names} lie in one tensor of the target and need one format; the recipe gives them several")
+        f32 = get_format("f32")
+        for i in indices:
+            steps[i] = replace(
+                steps[i], target=replace(steps[i].target, format=f32), note="stored with others: one float format"
+            )
+    return tuple(steps)

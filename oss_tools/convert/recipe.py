@@ -1,0 +1,176 @@
+"""Recipes: ordered rules that say which tensor gets which number format. YAML in configs/recipes, or a file of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from oss_tools.errors import BadRecipe
+from oss_tools.formats import get_format
+from oss_tools.models import TensorSpec
+from oss_tools.resources import resource
+
+KEEP = "keep"  # as a format: leave the tensor in the format it has
+MAX_BYTES = 1 << 20  # of a recipe file
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a recipe: tensors whose role or name matches get the format.
+
+    Attributes:
+        format: a format's name, or `keep`.
+        role: pattern (`*` and `?`) on the tensor's role, e.g. `experts.*`; None matches every role.
+        name: pattern on the tensor's canonical name; None matches every name.
+        quantization: the format's quantization rule (`search`, `plain`, `floor`, …), or None for its default.
+        otherwise: formats to try in turn where the first cannot be had (rows do not divide into blocks, or the container has no
+            place for it); the plan says so for every tensor that needs one.
+    """
+
+    format: str
+    role: str | None = None
+    name: str | None = None
+    quantization: str | None = None
+    otherwise: tuple[str, ...] = ()
+
+    def matches(self, spec: TensorSpec) -> bool:
+        return (self.role is None or fnmatchcase(spec.role, self.role)) and (
+            self.name is None or fnmatchcase(spec.name, self.name)
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules; the first that matches a tensor decides. A tensor that none matches is kept as it is.
+
+    Vectors (norms, biases, sinks) take only plain float formats; a rule that would quantize them keeps them instead.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    description: str = ""
+    modules_to_not_convert: tuple[str, ...] = ()
+
+    def rule_for(self, spec: TensorSpec) -> Rule:
+        """The rule that decides about a tensor. `modules_to_not_convert` comes first."""
+        if any(_within(module, spec.name) for module in self.modules_to_not_convert):
+            return Rule(KEEP)
+        rule = next((r for r in self.rules if r.matches(spec)), Rule(KEEP))
+        if spec.is_vector and rule.format != KEEP and not get_format(rule.format).is_float:
+            return Rule(KEEP)
+        return rule
+
+    def keeping(self, modules: tuple[str, ...]) -> Recipe:
+        """The same recipe with more modules left alone."""
+        return Recipe(self.name, self.rules, self.description, self.modules_to_not_convert + modules)
+
+    def falling_back(self, formats: tuple[str, ...]) -> Recipe:
+        """The same recipe with formats to try where a rule's own cannot be had."""
+        for name in formats:
+            get_format(name)
+        rules = tuple(
+            Rule(r.format, r.role, r.name, r.quantization, r.otherwise + formats) if r.format != KEEP else r
+            for r in self.rules
+        )
+        return Recipe(self.name, rules, self.description, self.modules_to_not_convert)
+
+    def quantizing_by(self, quantization: str) -> Recipe:
+        """The same recipe with another quantization rule wherever the format knows it. Raises BadRecipe if none does."""
+        rules, changed = [], False
+        for r in self.rules:
+            knows = r.format != KEEP and quantization in get_format(r.format).rules
+            changed |= knows
+            rules.append(Rule(r.format, r.role, r.name, quantization if knows else r.quantization, r.otherwise))
+        if not changed:
+            raise BadRecipe(f"no format of recipe {self.name} has a quantization rule {quantization!r}")
+        return Recipe(self.name, tuple(rules), self.description, self.modules_to_not_convert)
+
+
+def _within(module: str, name: str) -> bool:
+    """Whether a tensor belongs to a module, as Hugging Face's modules_to_not_convert means it: `*` matches anything."""
+    return fnmatchcase(name, module) or fnmatchcase(name, module + ".*")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that travel with the program."""
+    return sorted(path.stem for path in resource("configs/recipes").glob("*.yaml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by its name or by the path of a YAML file. Raises BadRecipe."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = resource("configs/recipes") / f"{name}.yaml"
+        if not path.exists():
+            raise BadRecipe(f"no recipe named {str(name)!r}; there are {', '.join(recipe_names())}; or give a .yaml file")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadRecipe(f"{path}: larger than {MAX_BYTES} bytes, not a recipe")
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise BadRecipe(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    return _parse(content, path)
+
+
+def _parse(content: Any, path: Path) -> Recipe:
+    if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
+        raise BadRecipe(f"{path}: a recipe is a mapping with a list `rules`")
+    unknown = set(content) - {"description", "modules_to_not_convert", "rules"}
+    if unknown:
+        raise BadRecipe(
+            f"{path}: unknown field {min(map(str, unknown))!r}; known: description, modules_to_not_convert, rules"
+        )
+    modules = content.get("modules_to_not_convert") or []
+    if not isinstance(modules, list) or not all(isinstance(m, str) for m in modules):
+        raise BadRecipe(f"{path}: modules_to_not_convert is a list of names")
+    rules = tuple(_parse_rule(rule, f"{path}: rule {i + 1}") for i, rule in enumerate(content["rules"]))
+    return Recipe(path.stem, rules, str(content.get("description", "")), tuple(modules))
+
+
+def _parse_rule(content: Any, where: str) -> Rule:
+    fields = {"role", "name", "format", "quantization", "otherwise"}
+    if not isinstance(content, dict) or not set(content) <= fields:
+        raise BadRecipe(f"{where}: a rule is a mapping of {', '.join(sorted(fields))}")
+    otherwise = content.get("otherwise") or []
+    otherwise = [otherwise] if isinstance(otherwise, str) else otherwise
+    texts = [content.get("format"), *(content.get(k, "") for k in ("role", "name", "quantization")), *otherwise]
+    if not all(isinstance(t, str) for t in texts):
+        raise BadRecipe(f"{where}: format is missing, or a field is not text")
+    rule = Rule(content["format"], content.get("role"), content.get("name"), content.get("quantization"), tuple(otherwise))
+    for name in (rule.format, *rule.otherwise):
+        if name == KEEP:
+            continue
+        format = get_format(name)
+        if not (format.rules or format.is_float):
+            raise BadRecipe(f"{where}: {name} can be read but not written")
+    if rule.quantization and (rule.format == KEEP or rule.quantization not in get_format(rule.format).rules):
+        known = "" if rule.format == KEEP else f"; {rule.format} has {', '.join(get_format(rule.format).rules)}"
+        raise BadRecipe(f"{where}: {rule.format} has no quantization rule {rule.quantization!r}{known}")
+    return rule
+
+
+def recipe_of_format(name: str) -> Recipe:
+    """What `--format NAME` means: every matrix in that format, the router and the vectors kept; all tensors for a plain float.
+
+    Raises BadRecipe for a format that cannot be written.
+    """
+    format = get_format(name)
+    if format.is_float:
+        return Recipe(name, (Rule(name),), f"everything in {name}")
+    if not format.rules:
+        raise BadRecipe(f"{name} can be read but not written; formats to write: {', '.join(writable_formats())}")
+    return Recipe(name, (Rule(KEEP, role="router"), Rule(name)), f"every matrix but the router in {name}")
+
+
+def writable_formats() -> list[str]:
+    """Formats that `convert` can produce."""
+    from oss_tools.formats import all_formats
+
+    return sorted(f.name for f in all_formats().values() if f.rules or f.is_float)
+
+
+KEEP_ALL = Recipe("keep", (), "every tensor in the format it has")

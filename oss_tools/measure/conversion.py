@@ -1,0 +1,210 @@
+"""How fast conversion is, beside `cp` and llama.cpp's quantizer: `python -m oss_tools.measure.conversion --help`.
+
+Every figure is the median of interleaved runs (A B A B …) of whole child processes, files flushed to disk, sources dropped
+from the page cache beforehand; peak memory is the operating system's own accounting of the child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oss_tools.measure.machine import machine, versions
+
+SCHEMA = 1
+
+LLAMA_QUANTIZE = """
+import ctypes, sys, llama_cpp
+source, target, file_type, threads = sys.argv[1:]
+llama_cpp.llama_log_set(ctypes.cast(None, llama_cpp.llama_log_callback), None)
+parameters = llama_cpp.llama_model_quantize_default_params()
+parameters.nthread, parameters.ftype = int(threads), int(file_type)
+status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(parameters))
+with open(target, "rb") as file:
+    import os
+    os.fsync(file.fileno())
+sys.exit(status)
+"""
+LLAMA_FILE_TYPES = {"q8_0": 7, "mxfp4-q8": 38}  # llama_ftype: MOSTLY_Q8_0, MOSTLY_MXFP4_MOE
+
+
+@dataclass(frozen=True)
+class Run:
+    """One child process: wall seconds and peak resident bytes."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def child(command: list[str]) -> Run:
+    """Runs a command to its end. Raises CalledProcessError with what it printed."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr
+    printed = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=printed.decode(errors="replace"))
+    return Run(time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def forget(path: Path) -> None:
+    """Drops a file's, or a folder's files', pages from the page cache, so that every run reads from the disk."""
+    for file in [path] if path.is_file() else [f for f in path.iterdir() if f.is_file()]:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.with_name(path.name + ".manifest.json").unlink(missing_ok=True)
+
+
+def interleaved(runs: dict[str, Callable[[], Run]], repeat: int) -> dict[str, list[Run]]:
+    """A B C A B C …: so that a machine that slows down slows all of them."""
+    results: dict[str, list[Run]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            results[name].append(run())
+            print(f"  {name}: {results[name][-1].seconds:.1f} s", file=sys.stderr)
+    return results
+
+
+def figures(runs: list[Run], gigabytes: float) -> dict[str, Any]:
+    seconds = [run.seconds for run in runs]
+    return {
+        "seconds": [round(s, 2) for s in seconds],
+        "median_GBps": round(gigabytes / statistics.median(seconds), 3),
+        "peak_GiB": round(max(run.peak_bytes for run in runs) / 2**30, 3),
+    }
+
+
+def ratios(of: list[Run], to: list[Run]) -> dict[str, Any]:
+    """How many times as fast, pair by pair, with the median."""
+    pairs = [b.seconds / a.seconds for a, b in zip(of, to, strict=True)]
+    return {"pairs": [round(p, 2) for p in pairs], "median": round(statistics.median(pairs), 2)}
+
+
+def tool(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "oss_tools.cli.main", *arguments]
+
+
+def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
+    """A synthetic checkpoint from Hugging Face's layout to GGUF, MXFP4 moved, beside `cp` of the same bytes to the same disk."""
+    source, target, copy = scratch / "source", scratch / "target.gguf", scratch / "copy"
+    _synthesize(shape, layers, source, [])
+    size = sum(f.stat().st_size for f in source.glob("*.safetensors"))
+
+    def convert(*options: str) -> Run:
+        forget(source)
+        run = child(tool("convert", str(source), str(target), "--container", "gguf", "--quiet", *options))
+        remove(target)
+        return run
+
+    def cp() -> Run:
+        forget(source)
+        run = child(["sh", "-c", f'cp -r "{source}" "{copy}" && sync "{copy}"/*'])
+        remove(copy)
+        return run
+
+    runs = interleaved(
+        {"cp": cp, "convert": lambda: convert("--no-verify"), "convert and verify": convert},
+        repeat,
+    )
+    remove(source)
+    result = {"bytes": size} | {name: figures(r, size / 1e9) for name, r in runs.items()}
+    return result | {f"{name} / cp": ratios(runs[name], runs["cp"]) for name in ("convert", "convert and verify")}
+
+
+def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, threads: int) -> dict[str, Any]:
+    """Requantizing a GGUF of 16-bit floats, plain rule and search, beside llama.cpp's `llama_model_quantize`."""
+    source, target = scratch / "source.gguf", scratch / "target.gguf"
+    result: dict[str, Any] = {"threads": threads}
+    _synthesize(shape, layers, source, ["--container", "gguf", "--format", "bf16"])
+    size = source.stat().st_size
+
+    def ours(recipe: str, rule: str) -> Run:
+        forget(source)
+        command = ["requantize", str(source), str(target), "--recipe", recipe, "--rule", rule, "--jobs", str(threads)]
+        run = child(tool(*command, "--no-verify", "--quiet"))
+        remove(target)
+        return run
+
+    def llama(recipe: str) -> Run:
+        forget(source)
+        command = [str(source), str(target), str(LLAMA_FILE_TYPES[recipe]), str(threads)]
+        run = child([sys.executable, "-c", LLAMA_QUANTIZE, *command])
+        remove(target)
+        return run
+
+    def measured(recipe: str, plain: str) -> dict[str, Any]:
+        contenders = {
+            "llama.cpp": lambda: llama(recipe),
+            "plain": lambda: ours(recipe, plain),
+            "search": lambda: ours(recipe, "search"),
+        }
+        runs = interleaved(contenders, repeat)
+        figured = {name: figures(r, size / 1e9) for name, r in runs.items()}
+        return figured | {f"{name} / llama.cpp": ratios(runs[name], runs["llama.cpp"]) for name in ("plain", "search")}
+
+    result["bytes"] = size
+    for recipe, plain in (("mxfp4-q8", "floor"), ("q8_0", "plain")):
+        print(f"requantize to {recipe}", file=sys.stderr)
+        result[recipe] = measured(recipe, plain)
+    remove(source)
+    return result
+
+
+def _synthesize(shape: str, layers: int | None, target: Path, options: list[str]) -> None:
+    remove(target)
+    print(f"synthesize {shape}", file=sys.stderr)
+    child(tool("synth", shape, str(target), "--quiet", *(["--layers", str(layers)] if layers else []), *options))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m oss_tools.measure.conversion", description=__doc__)
+    parser.add_argument("--shape", default="gpt-oss-20b", help="a shape of configs/models")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for the container part")
+    parser.add_argument("--quantize-layers", type=int, default=1, help="layers of the 16-bit model that is requantized")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(), help="where temporary checkpoints may lie (the shape's size twice)"
+    )
+    parser.add_argument("--skip", choices=["container", "quantization"], action="append", default=[])
+    parser.add_argument("--output", type=Path, help="write the record here as well")
+    options = parser.parse_args()
+    record: dict[str, Any] = {"schema": SCHEMA, "kind": "conversion", "shape": options.shape, "layers": options.layers}
+    record |= {"machine": machine(), "versions": versions("numpy", "numba", "gguf", "llama-cpp-python")}
+    with tempfile.TemporaryDirectory(prefix="conversion-", dir=options.scratch) as folder:
+        scratch = Path(folder)
+        if "container" not in options.skip:
+            record["hf to gguf"] = measure_container(scratch, options.shape, options.layers, options.repeat)
+        if "quantization" not in options.skip:
+            arguments = (scratch, options.shape, options.quantize_layers, options.repeat, options.threads)
+            record["requantize"] = measure_quantization(*arguments)
+    text = json.dumps(record, indent=1)
+    if options.output:
+        options.output.write_text(text + "\n", "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Recipes: which rule decides, what a bad file says."""
+
+import pytest
+
+from oss_tools.convert.recipe import KEEP, Recipe, Rule, load_recipe, recipe_names, recipe_of_format, writable_formats
+from oss_tools.errors import BadRecipe
+from oss_tools.models import TensorSpec
+
+EXPERT = TensorSpec("model.layers.3.mlp.experts.down_proj", (4, 64, 32), "experts.down", 3)
+QUERY = TensorSpec("model.layers.3.self_attn.q_proj.weight", (64, 64), "attention.q", 3)
+ROUTER = TensorSpec("model.layers.3.mlp.router.weight", (4, 64), "router", 3)
+NORM = TensorSpec("model.norm.weight", (64,), "norm")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_leaves_vectors_to_floats(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.rules
+    assert recipe.description
+    assert recipe.rule_for(NORM).format in (KEEP, "bf16", "f16", "f32")
+
+
+def test_openai_recipe_touches_only_experts_of_a_mixture() -> None:
+    recipe = load_recipe("mxfp4")
+    assert recipe.rule_for(EXPERT).format == "mxfp4"
+    assert recipe.rule_for(QUERY).format == KEEP
+    assert recipe.rule_for(ROUTER).format == KEEP
+
+
+def test_first_matching_rule_decides() -> None:
+    recipe = Recipe("r", (Rule("q8_0", name="model.layers.3.*"), Rule("mxfp4", role="experts.*"), Rule("q4_0")))
+    assert recipe.rule_for(EXPERT).format == "q8_0"
+    other = TensorSpec("model.layers.4.mlp.experts.down_proj", (4, 64, 32), "experts.down", 4)
+    assert recipe.rule_for(other).format == "mxfp4"
+
+
+def test_modules_to_not_convert_come_first() -> None:
+    recipe = recipe_of_format("q4_0").keeping(("model.layers.*.self_attn", "lm_head"))
+    assert recipe.rule_for(QUERY).format == KEEP
+    assert recipe.rule_for(EXPERT).format == "q4_0"
+
+
+def test_a_quantized_format_leaves_the_router_alone_and_a_float_takes_everything() -> None:
+    assert recipe_of_format("q8_0").rule_for(ROUTER).format == KEEP
+    assert recipe_of_format("f16").rule_for(ROUTER).format == "f16"
+    assert recipe_of_format("f16").rule_for(NORM).format == "f16"
+
+
+def test_readable_only_formats_are_refused() -> None:
+    with pytest.raises(BadRecipe, match="read but not written"):
+        recipe_of_format("q4_k")
+    assert "q4_k" not in writable_formats()
+    assert {"mxfp4", "int8", "q8_0", "bf16"} <= set(writable_formats())
+
+
+def test_quantization_rule_applies_where_it_is_known() -> None:
+    recipe = load_recipe("mxfp4-q8").quantizing_by("floor")
+    assert recipe.rule_for(EXPERT).quantization == "floor"
+    assert recipe.rule_for(QUERY).quantization is None
+    with pytest.raises(BadRecipe, match="no format of recipe q8_0"):
+        load_recipe("q8_0").quantizing_by("floor")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("- 1", "mapping with a list"),
+        ("rules: {}", "mapping with a list"),
+        ("rules: [{format: mxfp5}]", "no number format named 'mxfp5'"),
+        ("rules: [{format: q4_k}]", "read but not written"),
+        ("rules: [{role: norm}]", "format is missing"),
+        ("rules: [{format: 4}]", "format is missing, or a field is not text"),
+        ("rules: [{format: mxfp4, quantization: best}]", "no quantization rule 'best'"),
+        ("rules: [{format: mxfp4, roles: experts}]", "a rule is a mapping of"),
+        ("rules: []\nmodules: []", "unknown field 'modules'"),
+        ("rules: []\nmodules_to_not_convert: lm_head", "is a list of names"),
+        ("rules: [", "cannot be read"),
+        ("rules: [" + "[" * 5000, "cannot be read"),
+    ],
+)
+def test_bad_recipes_get_one_line_that_names_the_file(tmp_path, text: str, complaint: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(BadRecipe, match=complaint) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+    assert "mine.yaml" in str(caught.value) or "mxfp5" in str(caught.value)
+
+
+def test_unknown_recipe_lists_what_there_is() -> None:
+    with pytest.raises(BadRecipe, match=r"no recipe named 'q9'.*mxfp4-q8"):
+        load_recipe("q9")
