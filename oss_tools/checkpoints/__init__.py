@@ -1,27 +1,31 @@
-"""How tensors lie in files. One reader and one writer per container (hf, original, gguf); a new file here is a new container."""
+"""How tensors lie in files. One reader and one writer per container; a new file here is a new container."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
+from typing import TypeVar
 
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.errors import BadCheckpoint, BadRecipe
 
 __all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
 
+Class = TypeVar("Class", type[Reader], type[Writer])
 
-def _subclasses(base: type) -> dict[str, type]:
+
+def _subclasses(base: Class) -> dict[str, Class]:
     """The containers' classes by container name; each module of this package may define a Reader and a Writer."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    found: dict[str, type] = {}
+    found: dict[str, Class] = {}
     pending = [base]
     while pending:
         for cls in pending.pop().__subclasses__():
             pending.append(cls)
-            if getattr(cls, "container", None):
+            if not inspect.isabstract(cls):
                 found[cls.container] = cls
     return found
 

@@ -1,1 +1,1 @@
-"""From one checkpoint to another: a recipe chooses formats, a plan names every step, the pipeline streams, and proves the result."""
+"""From one checkpoint to another: a recipe chooses formats, a plan names every step, the pipeline streams and proves."""

@@ -1,4 +1,4 @@
-"""Runs a plan: streams every tensor from the source to files under a temporary folder, proves them, and gives them their names.
+"""Runs a plan: streams every tensor into files under a temporary folder, proves them, and gives them their names.
 
 Memory stays flat: a worker holds one chunk of one tensor. A run that is killed leaves `DST.partial` with a journal of the
 tensors that are complete; the next run with the same plan goes on behind it and ends with the same bytes.

@@ -1,4 +1,4 @@
-"""The plan of a conversion: for every tensor its source format, target format, places and bytes, before anything is written."""
+"""The plan of a conversion: every tensor's source and target format, places and bytes, before anything is written."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
     architecture = source.architecture
     if container not in architecture.containers:
         raise BadRecipe(
-            f"container {container} has no layout for {architecture.model_type}; possible: {', '.join(architecture.containers)}"
+            f"container {container} has no layout for {architecture.model_type}; "
+            f"possible: {', '.join(architecture.containers)}"
         )
     steps = tuple(_step(source, entry, container, recipe) for entry in source.entries.values())
     return Plan(source, container, recipe, _one_format_per_stored(steps), architecture.derived_tensors(container))
@@ -141,7 +142,7 @@ def _step(source: Checkpoint, entry: Entry, container: str, recipe: Recipe) -> S
     if rule.format == KEEP:
         return _keeping(source, entry, container)
     asked = get_format(rule.format)
-    notes = []
+    notes: list[str] = []
     for format in (asked, *map(get_format, rule.otherwise)):
         held, columns = writer.holds(format, entry.spec.role, model_type), entry.spec.matrices[2]
         if held and format.fits(columns):

@@ -1,4 +1,4 @@
-"""Recipes: ordered rules that say which tensor gets which number format. YAML in configs/recipes, or a file of the user's."""
+"""Recipes: ordered rules that say which tensor gets which number format, in YAML (configs/recipes, or a user's file)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Rule:
         role: pattern (`*` and `?`) on the tensor's role, e.g. `experts.*`; None matches every role.
         name: pattern on the tensor's canonical name; None matches every name.
         quantization: the format's quantization rule (`search`, `plain`, `floor`, …), or None for its default.
-        otherwise: formats to try in turn where the first cannot be had (rows do not divide into blocks, or the container has no
-            place for it); the plan says so for every tensor that needs one.
+        otherwise: formats to try in turn where the first cannot be had (rows do not divide into blocks, or the container
+            has no place for it); the plan says so for every tensor that needs one.
     """
 
     format: str
@@ -154,7 +154,7 @@ def _parse_rule(content: Any, where: str) -> Rule:
 
 
 def recipe_of_format(name: str) -> Recipe:
-    """What `--format NAME` means: every matrix in that format, the router and the vectors kept; all tensors for a plain float.
+    """What `--format NAME` means: every matrix but the router in that format; every tensor for a plain float.
 
     Raises BadRecipe for a format that cannot be written.
     """

@@ -107,7 +107,7 @@ def tool(*arguments: str) -> list[str]:
 
 
 def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
-    """A synthetic checkpoint from Hugging Face's layout to GGUF, MXFP4 moved, beside `cp` of the same bytes to the same disk."""
+    """A synthetic checkpoint from Hugging Face's layout to GGUF, MXFP4 moved, beside `cp` of the same bytes."""
     source, target, copy = scratch / "source", scratch / "target.gguf", scratch / "copy"
     _synthesize(shape, layers, source, [])
     size = sum(f.stat().st_size for f in source.glob("*.safetensors"))

@@ -199,7 +199,7 @@ def rope_factors(config: LlamaConfig) -> np.ndarray:
     scaling = config.rope_scaling or {}
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     context = float(scaling["original_max_position_embeddings"])
-    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2, np.float64) / config.head_dim)
+    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
     smooth = np.clip((context / wavelength - low) / (high - low), 0, 1)
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
