@@ -1,0 +1,109 @@
+"""Small files from strangers, read with care: JSON and text beside the tensors. And writing them durably."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from oss_tools.errors import BadCheckpoint, NoRoom
+
+MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it names a file in the folder itself: no separator, no `..`, no control character."""
+    return name not in ("", ".", "..") and len(name) < 256 and not set(name) & set("/\\:") and name.isprintable()
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """A regular file's bytes, at most `limit` of them. Raises BadCheckpoint."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadCheckpoint(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        raise BadCheckpoint(f"{path}: larger than the {limit} bytes such a file may have")
+    return data
+
+
+def read_text(path: Path, limit: int) -> str:
+    """A UTF-8 file. Raises BadCheckpoint."""
+    try:
+        return read_small(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises BadCheckpoint."""
+    return parse_json(read_small(path, limit), str(path))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object without duplicate keys, from UTF-8. Raises BadCheckpoint, its message beginning with `where`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise BadCheckpoint(f"{where}: the key {twice[:80]!r} occurs twice")
+        return found
+
+    try:
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"{where}: not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise BadCheckpoint(f"{where}: JSON nested too deeply") from None
+    except ValueError as error:
+        raise BadCheckpoint(f"{where}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{where}: not a JSON object")
+    return content
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON as Hugging Face writes it: indented by two, UTF-8, a newline at the end."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can express
+        return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a small file and flushes it to disk. Raises NoRoom."""
+    with full_disk_is_no_room(path), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's entries to disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def full_disk_is_no_room(path: Path) -> Iterator[None]:
+    """Turns a full disk, an exceeded quota or file size limit into NoRoom."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NoRoom(f"{path}: {error.strerror}; free some space and run the same command again") from None
+        raise

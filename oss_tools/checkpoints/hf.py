@@ -1,0 +1,92 @@
+"""Hugging Face folders: config.json, safetensors in one file or in shards with an index, tokenizer and companions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oss_tools.checkpoints import companions
+from oss_tools.checkpoints.base import StoredTensor
+from oss_tools.checkpoints.compressed_tensors import SCHEMES, Layout, assemble, check_method, lay_out, quantization_config
+from oss_tools.checkpoints.files import json_bytes, read_json
+from oss_tools.checkpoints.safetensors import RawTensor
+from oss_tools.checkpoints.shards import INDEX, SINGLE, ShardedReader, ShardedWriter, float_dtype_name
+from oss_tools.errors import BadCheckpoint
+from oss_tools.formats import Format
+
+VECTOR_ROLES = ("norm", "bias", "sinks", "rope")
+TORCH_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+
+class HfReader(ShardedReader):
+    """A Hugging Face folder, or a lone .safetensors file with config.json beside it."""
+
+    container = "hf"
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return looks_like_safetensors(path) and not has_original_config(path)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.model_type = self._raw_config.get("model_type")  # type: ignore[assignment]
+        if not isinstance(self.model_type, str):
+            self.close()
+            raise BadCheckpoint(f"{self.folder / 'config.json'}: model_type is {self.model_type!r}, expected a name")
+
+    def _shard_names(self) -> list[str]:
+        if (self.folder / SINGLE).exists():
+            return [SINGLE]
+        names = sorted(p.name for p in self.folder.glob("*.safetensors"))
+        if len(names) > 1:
+            raise BadCheckpoint(f"{self.folder}: {len(names)} .safetensors files, but no {INDEX} and no {SINGLE}")
+        return names
+
+    def _assemble(self, raw: dict[str, RawTensor]) -> dict[str, Layout]:
+        where = str(self.folder)
+        check_method(self._raw_config, f"{where}/config.json")
+        return assemble(raw, self._raw_config, where)
+
+
+class HfWriter(ShardedWriter):
+    """A Hugging Face folder that transformers loads."""
+
+    container = "hf"
+    shard_name = "model-{number:05d}-of-{count:05d}.safetensors"
+
+    @classmethod
+    def holds(cls, format: Format, role: str, model_type: str) -> bool:
+        return format.is_float or (format.name in SCHEMES and role not in VECTOR_ROLES)
+
+    @classmethod
+    def lay_out(cls, tensor: StoredTensor) -> Layout:
+        return lay_out(tensor)
+
+    def small_files(self) -> dict[str, bytes]:
+        return {"config.json": json_bytes(self._config()), **companions.companion_files(self.metadata)}
+
+    def _config(self) -> dict[str, Any]:
+        """The model's config with the dtype and the quantization that these files have."""
+        config = {key: value for key, value in self.metadata.config.items() if key != "quantization_config"}
+        dtype_key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+        config[dtype_key] = float_dtype_name(self.tensors, TORCH_DTYPES.__getitem__)
+        quantization = quantization_config(self.tensors)
+        return {**config, "quantization_config": quantization} if quantization else config
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether it is a .safetensors file, or a folder with config.json and such files or their index."""
+    if path.is_file():
+        return path.suffix == ".safetensors"
+    has_tensors = (path / INDEX).exists() or any(path.glob("*.safetensors"))
+    return has_tensors and (path / "config.json").exists()
+
+
+def has_original_config(path: Path) -> bool:
+    """Whether config.json is in the terms of OpenAI's own program: `num_experts`, and no `model_type`."""
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        fields = read_json(config, companions.MAX_CONFIG)
+    except BadCheckpoint:  # opening it as a Hugging Face folder says what is wrong with it
+        return False
+    return "num_experts" in fields and "experts_per_token" in fields and "model_type" not in fields

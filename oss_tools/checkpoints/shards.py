@@ -1,0 +1,245 @@
+"""A folder of safetensors files, with or without an index: what the containers `hf` and `original` have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from oss_tools.checkpoints import companions
+from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
+from oss_tools.checkpoints.compressed_tensors import NUMPY, Layout, Piece, decode
+from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, sync_folder, write_file
+from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter
+from oss_tools.errors import BadCheckpoint
+from oss_tools.formats import QTensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD_SIZE = 5_000_000_000  # bytes
+MAX_SHARDS = 4096
+
+
+class ShardedReader(Reader):
+    """Tensors from the safetensors files of a folder, or from one such file with config.json beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path if path.is_dir() else path.parent
+        self._raw_config = read_json(self.folder / "config.json", companions.MAX_CONFIG)
+        self._shards: list[SafetensorsFile] = []
+        try:
+            raw, self._file_of = self._open_shards(path)
+            self._layouts = self._assemble(raw)
+        except BaseException:
+            self.close()
+            raise
+        self.tensors = {name: layout.tensor for name, layout in self._layouts.items()}
+        self._raw = raw
+
+    @abstractmethod
+    def _assemble(self, raw: dict[str, RawTensor]) -> dict[str, Layout]:
+        """The stored tensors that the safetensors tensors make up. Raises BadCheckpoint."""
+
+    @abstractmethod
+    def _shard_names(self) -> list[str]:
+        """The folder's safetensors files, where no index names them."""
+
+    def _open_shards(self, path: Path) -> tuple[dict[str, RawTensor], dict[str, SafetensorsFile]]:
+        """All tensors of all files by name, and the file of each."""
+        weight_map: dict[str, str] = {}
+        if not path.is_dir():
+            names = [path.name]
+        elif not (self.folder / SINGLE).exists() and (self.folder / INDEX).exists():
+            weight_map = self._read_index()
+            names = sorted(set(weight_map.values()))
+        else:
+            names = self._shard_names()
+        if len(names) > MAX_SHARDS:
+            raise BadCheckpoint(f"{self.folder}: {len(names)} safetensors files, more than the {MAX_SHARDS} allowed")
+        raw: dict[str, RawTensor] = {}
+        file_of: dict[str, SafetensorsFile] = {}
+        for name in names:
+            shard = SafetensorsFile(self.folder / name)
+            self._shards.append(shard)
+            for tensor in shard.tensors.values():
+                if tensor.name in raw:
+                    raise BadCheckpoint(f"{shard.path}: tensor {tensor.name} is in {file_of[tensor.name].path.name} as well")
+                if weight_map and weight_map.get(tensor.name) != name:
+                    raise BadCheckpoint(f"{shard.path}: tensor {tensor.name} is not listed there by {INDEX}")
+                raw[tensor.name], file_of[tensor.name] = tensor, shard
+        missing = next((name for name in weight_map if name not in raw), None)
+        if missing is not None:
+            raise BadCheckpoint(f"{self.folder / weight_map[missing]}: tensor {missing} is missing; {INDEX} lists it there")
+        return raw, file_of
+
+    def _read_index(self) -> dict[str, str]:
+        path = self.folder / INDEX
+        weight_map = read_json(path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BadCheckpoint(f"{path}: weight_map is not an object with entries")
+        for tensor, shard in weight_map.items():
+            if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(".safetensors"):
+                raise BadCheckpoint(
+                    f"{path}: tensor {tensor[:80]!r} is said to lie in {str(shard)[:80]!r}, which is not the name of a "
+                    ".safetensors file in this folder"
+                )
+        return weight_map
+
+    def read(self, name: str, start: int, stop: int, columns: int) -> QTensor:
+        layout = self._layouts[name]
+        tensor = layout.tensor
+        if not tensor.format.is_float and columns != tensor.shape[-1]:
+            raise ValueError(f"{name} is read in rows of {tensor.shape[-1]}, not {columns}")
+        planes = {}
+        for piece in layout.pieces:
+            width = _bytes_per_row(piece, tensor, columns)
+            first, last = (0, width) if piece.shared else (start * width, stop * width)
+            shard = self._file_of[piece.name]
+            data = shard.read(self._raw[piece.name], first, last)
+            planes[piece.plane] = decode(data, piece, tensor.format, stop - start, columns, str(shard.path))
+        return QTensor(tensor.format, (stop - start, columns), planes)
+
+    @property
+    def raw_config(self) -> dict[str, Any]:
+        return self._raw_config
+
+    def metadata(self, config: dict[str, Any]) -> Metadata:
+        return companions.read_metadata(self.folder, config)
+
+    def files(self) -> list[Path]:
+        return [shard.path for shard in self._shards]
+
+    def close(self) -> None:
+        for shard in self._shards:
+            shard.close()
+
+
+def _bytes_per_row(piece: Piece, tensor: StoredTensor, columns: int) -> int:
+    """Bytes that a row of `columns` values has in a piece; all bytes of a shared one."""
+    if tensor.format.is_float:
+        return columns * DTYPES[piece.dtype] // 8
+    size = int(np.prod(piece.shape, dtype=object))
+    return (size if piece.shared else size // tensor.rows) * DTYPES[piece.dtype] // 8
+
+
+class ShardedWriter(Writer):
+    """Tensors into safetensors files of a folder; one file where `shard_size` allows it, else shards and an index."""
+
+    extension = ""
+    shard_name: ClassVar[str]  # with fields `number` and `count`
+
+    @classmethod
+    @abstractmethod
+    def lay_out(cls, tensor: StoredTensor) -> Layout:
+        """The safetensors tensors that a stored tensor becomes."""
+
+    @abstractmethod
+    def small_files(self) -> dict[str, bytes]:
+        """The small files beside the tensors, without the index: name -> content."""
+
+    @classmethod
+    def total_bytes(cls, tensors: list[StoredTensor]) -> int:
+        return sum(_layout_bytes(cls.lay_out(tensor)) for tensor in tensors)
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.metadata = metadata
+        self.container_config = container_config
+        self.tensors = tensors
+        self._layouts = {tensor.name: self.lay_out(tensor) for tensor in tensors}
+        shards = _distribute(list(self._layouts.values()), shard_size or SHARD_SIZE)
+        self._file_of: dict[str, SafetensorsWriter] = {}
+        self._shards: list[SafetensorsWriter] = []
+        try:
+            for number, layouts in enumerate(shards, 1):
+                file = SINGLE if len(shards) == 1 else self.shard_name.format(number=number, count=len(shards))
+                pieces = [piece for layout in layouts for piece in layout.pieces]
+                shard = SafetensorsWriter(folder / file, [(p.name, p.dtype, p.shape) for p in pieces])
+                self._shards.append(shard)
+                self._file_of |= {piece.name: shard for piece in pieces}
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, name: str, start: int, rows: QTensor) -> None:
+        layout = self._layouts[name]
+        if rows.format != layout.tensor.format:
+            raise ValueError(f"{name} is laid out as {layout.tensor.format.name}, not {rows.format.name}")
+        for piece in layout.pieces:
+            values = rows.planes[piece.plane].astype(_plane_dtype(piece), copy=False)
+            if piece.shared:
+                self._file_of[piece.name].write(piece.name, 0, _shared_value(values, piece))
+                continue
+            width = _bytes_per_row(piece, layout.tensor, rows.columns)
+            self._file_of[piece.name].write(piece.name, start * width, values)
+
+    def finish(self) -> list[Path]:
+        for shard in self._shards:
+            shard.sync()
+        small = self.small_files()
+        if len(self._shards) > 1:
+            small[INDEX] = self._index()
+        for name, content in small.items():
+            write_file(self.folder / name, content)
+        sync_folder(self.folder)
+        return [*(shard.path for shard in self._shards), *(self.folder / name for name in small)]
+
+    def _index(self) -> bytes:
+        weight_map = {name: shard.path.name for name, shard in sorted(self._file_of.items())}
+        return json_bytes({"metadata": {"total_size": self.total_bytes(self.tensors)}, "weight_map": weight_map})
+
+    def close(self) -> None:
+        for shard in self._shards:
+            shard.close()
+
+
+def _plane_dtype(piece: Piece) -> np.dtype:
+    return NUMPY[piece.dtype]
+
+
+def _shared_value(values: np.ndarray, piece: Piece) -> np.ndarray:
+    """The one value of a plane whose rows all have the same, as the file holds it."""
+    if np.any(values != values.flat[0]):
+        raise ValueError(f"the rows of {piece.name} have different values, which this container cannot hold")
+    value = values.reshape(-1)[:1]
+    return (1 / value).astype(value.dtype) if piece.reciprocal else value
+
+
+def _layout_bytes(layout: Layout) -> int:
+    return sum(int(np.prod(piece.shape, dtype=object)) * DTYPES[piece.dtype] // 8 for piece in layout.pieces)
+
+
+def _distribute(layouts: list[Layout], shard_size: int) -> list[list[Layout]]:
+    """Tensors in order, as many in each shard as fit; at least one."""
+    shards: list[list[Layout]] = [[]]
+    filled = 0
+    for layout in layouts:
+        nbytes = _layout_bytes(layout)
+        if shards[-1] and filled + nbytes > shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(layout)
+        filled += nbytes
+    return shards
+
+
+def float_dtype_name(tensors: list[StoredTensor], names: Callable[[str], str]) -> str:
+    """The plain float format that holds most values, named by `names`; BF16 if there is none."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.format.is_float:
+            sizes[tensor.format.name] = sizes.get(tensor.format.name, 0) + tensor.size
+    return names(max(sizes, key=lambda kind: sizes[kind], default="bf16"))
