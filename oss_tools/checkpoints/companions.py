@@ -48,7 +48,7 @@ def read_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
 
 
 def _carried_files(folder: Path) -> dict[str, bytes]:
-    files = {}
+    files: dict[str, bytes] = {}
     for path in sorted(folder.iterdir()):
         wanted = CARRIED.fullmatch(path.name) and not path.name.lower().endswith(REFUSED)
         if wanted and path.is_file() and path.stat().st_size <= MAX_COMPANION and len(files) < MAX_COMPANIONS:
@@ -87,7 +87,7 @@ def _front_matter(card: str) -> dict[str, Any]:
 
 def companion_files(metadata: Metadata) -> dict[str, bytes]:
     """The companions as files: name -> content. config.json is not among them. Raises BadCheckpoint for a bad name."""
-    files = {}
+    files: dict[str, bytes] = {}
     for name, content in metadata.files.items():
         if not is_plain_name(name) or name in PARSED or name.lower().endswith(REFUSED):
             raise BadCheckpoint(f"companion file {name[:80]!r} cannot be written: its name is reserved or leaves the folder")

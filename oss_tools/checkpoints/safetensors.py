@@ -119,12 +119,14 @@ class SafetensorsFile:
         where = f"{self.path}: tensor {name}"
         if not isinstance(entry, dict):
             raise BadCheckpoint(f"{where}: its entry is not an object")
-        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        dtype = entry.get("dtype")
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise BadCheckpoint(f"{where}: unknown dtype {str(dtype)[:40]!r}")
-        if not _is_sizes(shape) or len(shape) > MAX_AXES:
+        shape = _sizes(entry.get("shape"))
+        if shape is None or len(shape) > MAX_AXES:
             raise BadCheckpoint(f"{where}: its shape is not a list of at most {MAX_AXES} sizes")
-        if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        offsets = _sizes(entry.get("data_offsets"))
+        if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise BadCheckpoint(f"{where}: data_offsets are not two ascending offsets")
         bits = _product(shape) * DTYPES[dtype]
         if bits != 8 * (offsets[1] - offsets[0]):
@@ -153,7 +155,7 @@ class SafetensorsFile:
         done = 0
         while done < nbytes:
             try:
-                count = os.preadv(self._fd, [memoryview(data)[done:]], offset + done)
+                count = os.preadv(self._fd, [data.data[done:]], offset + done)
             except OSError as error:
                 raise BadCheckpoint(f"{self.path}: cannot be read: {error.strerror}") from None
             if not count:
@@ -198,7 +200,7 @@ class SafetensorsWriter:
                 raise
 
     def _pwrite(self, offset: int, data: np.ndarray) -> None:
-        view = memoryview(data)
+        view = data.data
         done = 0
         while done < len(view):
             done += os.pwrite(self._fd, view[done:], offset + done)
@@ -246,8 +248,10 @@ def _lay_out(tensors: list[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, di
     return len(text).to_bytes(8, "little") + text, raw, base + end
 
 
-def _is_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
+def _sizes(values: Any) -> list[int] | None:
+    """A list of non-negative integers; None if it is something else."""
+    fine = isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in values)
+    return values if fine else None
 
 
 def _product(shape: Iterable[int]) -> int:
