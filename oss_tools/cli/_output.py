@@ -45,44 +45,51 @@ def remark(text: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr over `total` bytes, with rate and time left; yields a function to call with bytes done.
+def progress(totals: dict[str, int], *, quiet: bool = False) -> Iterator[Callable[[str, int], None]]:
+    """Progress on stderr through stages of so many bytes each; yields a function to call with a stage and bytes just done.
 
-    Where stderr is no terminal, a plain line every ten seconds. The function may be called from threads.
+    On a terminal a bar for each stage with rate and time left, elsewhere a plain line every ten seconds. The function may be
+    called from threads.
     """
     if quiet:
-        yield lambda nbytes: None
+        yield lambda stage, nbytes: None
     elif sys.stderr.isatty():
-        with _bar(title, total) as advance:
+        with _bars(totals) as advance:
             yield advance
     else:
-        yield _lines(title, total)
+        yield _lines(totals)
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bars(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {stage: bars.add_task(stage, total=total, start=False) for stage, total in totals.items()}
+
+        def advance(stage: str, nbytes: int) -> None:
+            bars.start_task(tasks[stage])
+            bars.advance(tasks[stage], nbytes)
+
+        yield advance
 
 
-def _lines(title: str, total: int) -> Callable[[int], None]:
-    start = last = time.monotonic()
-    done = 0
+def _lines(totals: dict[str, int]) -> Callable[[str, int], None]:
+    done = dict.fromkeys(totals, 0)
+    begun: dict[str, float] = {}
+    last = time.monotonic()
 
-    def advance(nbytes: int) -> None:
-        nonlocal done, last
-        done += nbytes
+    def advance(stage: str, nbytes: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - last >= PLAIN_INTERVAL:
+        start = begun.setdefault(stage, now)
+        done[stage] += nbytes
+        if now - last >= PLAIN_INTERVAL and now > start:
             last = now
-            rate = done / (now - start)
-            left = (total - done) / rate if rate else 0
-            share = f"{100 * done // total if total else 100} %"
-            print(f"{title}: {share} of {format_size(total)}, {format_size(rate)}/s, {left:.0f} s left", file=sys.stderr)
+            rate, total = done[stage] / (now - start), totals[stage]
+            share = f"{100 * done[stage] // max(total, 1)} % of {format_size(total)}"
+            print(f"{stage}: {share}, {format_size(rate)}/s, {(total - done[stage]) / rate:.0f} s left", file=sys.stderr)
 
     return advance

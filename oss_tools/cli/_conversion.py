@@ -1,0 +1,186 @@
+"""What `convert` and `requantize` share: their options, the plan's table, the run with its progress."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._options import format_size
+from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark
+
+if TYPE_CHECKING:
+    from oss_tools.convert.manifest import Manifest
+    from oss_tools.convert.pipeline import Options
+    from oss_tools.convert.plan import Plan
+    from oss_tools.convert.recipe import Recipe
+    from oss_tools.models import Checkpoint
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf or a .safetensors file.")]
+Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")]
+Format = Annotated[
+    str, typer.Option("--format", "-f", metavar="FORMAT", help="Every matrix but the router in this number format.")
+]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", metavar="RECIPE", help="A recipe's name or a .yaml file.")]
+Container = Annotated[
+    str,
+    typer.Option("--container", "-c", metavar="hf|original|gguf", help="[default: gguf for DST.gguf, else as SRC, else hf]"),
+]
+Importance = Annotated[
+    Path | None,
+    typer.Option("--importance", metavar="FILE", help="Importance weights: llama.cpp's imatrix, or safetensors."),
+]
+Rule = Annotated[
+    str, typer.Option("--rule", metavar="RULE", help="How to round, where the format knows it: search, plain, floor, …")
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="MODULE", help="Leave this module (a pattern) as it is; may be repeated."),
+]
+Fallback = Annotated[
+    list[str] | None,
+    typer.Option("--fallback", metavar="FORMAT", help="For tensors that cannot have the recipe's format; may be repeated."),
+]
+OnNonfinite = Annotated[
+    str, typer.Option("--on-nonfinite", metavar="refuse|clamp", help="What to do with NaN and infinity.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Finish an interrupted run, to the same bytes.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, or start an interrupted run anew.")]
+Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Read the output back and compare its hashes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+
+
+def choose_recipe(format: str, recipe: str, rule: str, keep: Sequence[str] | None, fallback: Sequence[str] | None) -> Recipe:
+    """The recipe that the options describe; keeping everything if they name neither format nor recipe."""
+    from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
+
+    if format and recipe:
+        raise typer.BadParameter("--format and --recipe exclude each other")
+    chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else KEEP_ALL
+    if fallback:
+        chosen = chosen.falling_back(tuple(fallback))
+    if rule:
+        chosen = chosen.quantizing_by(rule)
+    return chosen.keeping(tuple(keep)) if keep else chosen
+
+
+def check_on_nonfinite(choice: str) -> str:
+    if choice not in ("refuse", "clamp"):
+        raise typer.BadParameter(f"{choice!r} is not one of refuse, clamp", param_hint="--on-nonfinite")
+    return choice
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished conversion: its plan, the plan as JSON, the manifest beside the output, and the time it took."""
+
+    plan: Plan
+    record: dict[str, Any]
+    manifest: Manifest
+    seconds: float
+
+
+def carry_out(
+    source: Path,
+    destination: Path,
+    container: str,
+    recipe: Recipe,
+    options: Options,
+    *,
+    importance: Path | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> Outcome | None:
+    """Plans, prints the plan and stops (dry run), or writes, with a progress bar for writing and one for reading back.
+
+    An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf.
+    """
+    from oss_tools.convert import pipeline
+    from oss_tools.convert.importance import load_importance
+    from oss_tools.convert.plan import make_plan
+    from oss_tools.models import open_checkpoint
+
+    with open_checkpoint(source) as checkpoint:
+        plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
+        record = plan_record(plan, destination)
+        if dry_run:
+            print_json(record) if as_json else print_plan(plan, destination)
+            return None
+        remark_fallbacks(plan)
+        if importance:
+            options = replace(options, importance=load_importance(importance, checkpoint))
+        totals = {"write": plan.source_bytes}
+        if options.verify:
+            totals["verify"] = sum(step.target.nbytes for step in plan.steps)
+        start = time.perf_counter()
+        with progress(totals, quiet=quiet) as advance:
+            manifest = pipeline.run(plan, destination, options, lambda stage, tensor, nbytes: advance(stage, nbytes))
+        return Outcome(plan, record, manifest, time.perf_counter() - start)
+
+
+def _usual_container(source: Checkpoint, destination: Path) -> str:
+    if destination.suffix == ".gguf":
+        return "gguf"
+    return "hf" if source.container == "gguf" else source.container
+
+
+def remark_fallbacks(plan: Plan) -> None:
+    """Says on stderr which tensors do not get what the recipe asks for, and why."""
+    for row in plan.by_role():
+        if row.note:
+            remark(f"{row.tensors} × {row.role} in {row.target_format}: {row.note}")
+
+
+def plan_record(plan: Plan, destination: Path) -> dict[str, Any]:
+    """The plan as JSON."""
+    rows = [vars(row) for row in plan.by_role()]
+    return {
+        "source": {"path": str(plan.source.path), "container": plan.source.container, "bytes": plan.source_bytes},
+        "target": {"path": str(destination), "container": plan.container, "bytes": plan.target_bytes},
+        "recipe": plan.recipe.name,
+        "lossless": plan.lossless,
+        "free_disk_bytes": free_disk(destination),
+        "roles": rows,
+    }
+
+
+def print_plan(plan: Plan, destination: Path) -> None:
+    """The plan as a table: per role the formats and bytes before and after."""
+    rows: list[tuple[str, ...]] = [
+        (
+            row.role,
+            f"{row.tensors:,}",
+            row.source_format,
+            row.target_format,
+            row.action,
+            f"{row.source_bytes:,}",
+            f"{row.target_bytes:,}",
+            row.note,
+        )
+        for row in plan.by_role()
+    ]
+    total = (sum(row.source_bytes for row in plan.by_role()), sum(row.target_bytes for row in plan.by_role()))
+    rows.append(("total", f"{len(plan.steps):,}", "", "", "", f"{total[0]:,}", f"{total[1]:,}", ""))
+    headers: tuple[str, ...] = ("role", "tensors", "from", "to", "action", "bytes before", "bytes after", "note")
+    if not any(row[-1] for row in rows):
+        rows, headers = [row[:-1] for row in rows], headers[:-1]
+    print_facts(
+        {
+            "source": f"{plan.source.path} ({plan.source.container})",
+            "target": f"{destination} ({plan.container})",
+            "recipe": f"{plan.recipe.name}: {plan.recipe.description}" if plan.recipe.description else plan.recipe.name,
+        }
+    )
+    print_table(rows, headers, title="Plan", right=(1, 5, 6))
+    print(f"\n{format_size(plan.target_bytes)} to write, {format_size(free_disk(destination))} free")
+
+
+def free_disk(destination: Path) -> int:
+    """Free bytes on the disk that the destination will lie on."""
+    return shutil.disk_usage(next(p for p in destination.absolute().parents if p.exists())).free

@@ -1,0 +1,76 @@
+"""Move a checkpoint into another container or number format.
+
+Streams: memory stays flat whatever the model's size, and an interrupted run goes on with --resume. Nothing has its
+final name before it is complete and read back. A manifest with the hash of every tensor before and after lies beside
+the output.
+
+Without --format or --recipe every tensor keeps its format and no value changes.
+"""
+
+from __future__ import annotations
+
+from oss_tools.cli import _conversion as shared
+from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size
+from oss_tools.cli._output import print_facts, print_json
+
+EXAMPLES = """
+oss-tools convert gpt-oss-20b/ gpt-oss-20b.gguf
+oss-tools convert gpt-oss-20b.gguf gpt-oss-20b-original/ --container original
+oss-tools convert fine-tune-bf16/ fine-tune-mxfp4/ --recipe mxfp4
+oss-tools convert gpt-oss-20b/ smaller.gguf --recipe mxfp4-q8 --dry-run
+"""
+
+
+def run(
+    source: shared.Source,
+    destination: shared.Destination,
+    container: shared.Container = "",
+    format: shared.Format = "",
+    recipe: shared.RecipeName = "",
+    rule: shared.Rule = "",
+    keep: shared.Keep = None,
+    fallback: shared.Fallback = None,
+    importance: shared.Importance = None,
+    shard_size: ShardSize = None,
+    on_nonfinite: shared.OnNonfinite = "refuse",
+    resume: shared.Resume = False,
+    overwrite: shared.Overwrite = False,
+    verify: shared.Verify = True,
+    dry_run: shared.DryRun = False,
+    jobs: Jobs = 0,
+    quiet: QuietFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.convert.pipeline import Options
+
+    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback)
+    options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
+    done = shared.carry_out(
+        source,
+        destination,
+        container,
+        chosen,
+        options,
+        importance=importance,
+        dry_run=dry_run,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    if done is None:
+        return
+    plan, tensors = done.plan, done.manifest.tensors
+    unchanged = sum(tensor.proven_equal for tensor in tensors)
+    if as_json:
+        counts = {"tensors": len(tensors), "tensors_with_equal_hashes": unchanged}
+        print_json(done.record | {"seconds": done.seconds} | counts)
+        return
+    print_facts(
+        {
+            "made": destination,
+            "container": f"{plan.source.container} → {plan.container}",
+            "bytes": f"{format_size(plan.source_bytes)} → {format_size(plan.target_bytes)}",
+            "tensors": f"{len(tensors)}, {unchanged} of them with equal hashes before and after",
+            "read back": "every hash as written" if verify else "no",
+            "time": f"{done.seconds:.1f} s, {format_size(plan.source_bytes / done.seconds)}/s of input",
+        }
+    )

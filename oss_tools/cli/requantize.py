@@ -1,0 +1,129 @@
+"""Round a checkpoint to another number format; say what it cost.
+
+Like convert with --format or --recipe. Prints for every rounded tensor, worst first, the relative error
+‖rounded − original‖ / ‖original‖, the signal-to-quantization-noise ratio (SQNR) in dB, the largest error and the share of
+clipped values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli import _conversion as shared
+from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size
+from oss_tools.cli._output import print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from oss_tools.convert.manifest import Manifest, TensorError
+
+EXAMPLES = """
+oss-tools requantize model-bf16/ model-mxfp4/ --recipe mxfp4
+oss-tools requantize model.gguf model-q8_0.gguf --format q8_0 --report errors.json
+oss-tools requantize model.gguf model-q4_0.gguf --format q4_0 --importance imatrix.gguf --show 0
+"""
+
+
+def run(
+    source: shared.Source,
+    destination: shared.Destination,
+    container: shared.Container = "",
+    format: shared.Format = "",
+    recipe: shared.RecipeName = "",
+    rule: shared.Rule = "",
+    keep: shared.Keep = None,
+    fallback: shared.Fallback = None,
+    importance: shared.Importance = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the errors as JSON.")] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Tensors to list; 0 lists all.")] = 20,
+    shard_size: ShardSize = None,
+    on_nonfinite: shared.OnNonfinite = "refuse",
+    resume: shared.Resume = False,
+    overwrite: shared.Overwrite = False,
+    verify: shared.Verify = True,
+    dry_run: shared.DryRun = False,
+    jobs: Jobs = 0,
+    quiet: QuietFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.convert.pipeline import Options
+
+    if not (format or recipe):
+        raise typer.BadParameter("name the target: --format or --recipe")
+    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback)
+    options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
+    done = shared.carry_out(
+        source,
+        destination,
+        container,
+        chosen,
+        options,
+        importance=importance,
+        dry_run=dry_run,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    if done is None:
+        return
+    record = done.record | {"seconds": done.seconds} | errors_record(done.manifest)
+    if report:
+        report.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if as_json:
+        print_json(record)
+        return
+    print_errors(done.manifest, show)
+    print()
+    print_facts(
+        {
+            "made": destination,
+            "bytes": f"{format_size(done.plan.source_bytes)} → {format_size(done.plan.target_bytes)}",
+            "time": f"{done.seconds:.1f} s, {format_size(done.plan.source_bytes / done.seconds)}/s of input",
+            "report": report,
+        }
+    )
+
+
+def worst_first(manifest: Manifest) -> list[tuple[str, str, str, str, TensorError]]:
+    """(name, role, source format, format, error) of every rounded tensor, the largest relative error first."""
+    rounded = [(t.name, t.role, t.source_format, t.format, t.error) for t in manifest.tensors if t.error]
+    return sorted(rounded, key=lambda row: -row[4].relative_error)
+
+
+def errors_record(manifest: Manifest) -> dict[str, Any]:
+    """The errors as JSON: per tensor, worst first, and in total."""
+    from oss_tools.convert.manifest import TensorError
+
+    rounded = worst_first(manifest)
+    return {
+        "tensors": [
+            {"name": name, "role": role, "source_format": before, "format": after, **asdict(error)}
+            for name, role, before, after, error in rounded
+        ],
+        "total": asdict(TensorError.total([row[4] for row in rounded])),
+        "tensors_not_rounded": sum(t.error is None for t in manifest.tensors),
+    }
+
+
+def print_errors(manifest: Manifest, show: int) -> None:
+    """The errors as a table, worst first, and their total."""
+    from oss_tools.convert.manifest import TensorError
+
+    rounded = worst_first(manifest)
+    rows: list[tuple[str, ...]] = [
+        (name, f"{before} → {after}", *_figures(error)) for name, _, before, after, error in rounded[: show or None]
+    ]
+    if len(rounded) > len(rows):
+        rows.append((f"… {len(rounded) - len(rows)} more with smaller errors (--show 0 lists all)", *[""] * 5))
+    rows.append((f"total of {len(rounded)} rounded tensors", "", *_figures(TensorError.total([row[4] for row in rounded]))))
+    headers = ("tensor", "format", "relative error", "SQNR dB", "largest error", "clipped")
+    print_table(rows, headers, title="What rounding cost, worst first", right=(2, 3, 4, 5))
+    print(f"{len(manifest.tensors) - len(rounded)} tensors were not rounded")
+
+
+def _figures(error: TensorError) -> tuple[str, str, str, str]:
+    sqnr = "exact" if error.sqnr_db is None else f"{error.sqnr_db:.2f}"
+    return f"{error.relative_error:.3e}", sqnr, f"{error.max_error:.3e}", f"{error.clipped:.3%}"

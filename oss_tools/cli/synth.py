@@ -1,0 +1,92 @@
+"""Make a checkpoint of random weights in a named shape.
+
+The result loads wherever a real checkpoint of that architecture does, with a byte-level tokenizer; activations stay finite.
+The same seed makes the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size, threads
+from oss_tools.cli._output import print_facts, print_json, progress, remark
+
+EXAMPLES = """
+oss-tools synth gpt-oss-tiny tiny/
+oss-tools synth gpt-oss-20b fake-20b/ --seed 7
+oss-tools synth gpt-oss-20b one-layer.gguf --layers 1
+oss-tools synth path/to/config.json fake/ --format bf16
+"""
+
+
+def run(
+    shape: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A name in configs/models, a .yaml file of that kind, or a config.json.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")],
+    seed: Annotated[int, typer.Option("--seed", help="Of all random numbers.")] = 0,
+    format: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORMAT", help="Every matrix but the router in this format.")
+    ] = "",
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", "-r", metavar="RECIPE", help="A recipe's name or file. [default: what the shape names]"),
+    ] = "",
+    container: Annotated[
+        str, typer.Option("--container", "-c", metavar="hf|original|gguf", help="[default: gguf for DST.gguf, else hf]")
+    ] = "",
+    layers: Annotated[
+        int, typer.Option("--layers", min=0, help="Another number of layers than the shape's.", show_default=False)
+    ] = 0,
+    shard_size: ShardSize = None,
+    jobs: Jobs = 0,
+    quiet: QuietFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.convert import synth
+    from oss_tools.convert.recipe import load_recipe, recipe_of_format
+
+    if format and recipe:
+        raise typer.BadParameter("--format and --recipe exclude each other")
+    model = synth.load_shape(shape)
+    if layers:
+        model = model.with_layers(layers)
+    chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else None
+    container = container or ("gguf" if destination.suffix == ".gguf" else "hf")
+    synthesis = synth.plan_synthesis(model, container, chosen, seed)
+    for name, note in synthesis.notes:
+        remark(f"{name}: {note}")
+    start = time.perf_counter()
+    with progress({"synth": synthesis.nbytes}, quiet=quiet) as advance:
+        made = synth.synthesize(
+            synthesis,
+            destination,
+            threads=threads(jobs),
+            shard_size=shard_size,
+            advance=lambda nbytes: advance("synth", nbytes),
+        )
+    seconds = time.perf_counter() - start
+    record = {
+        "path": str(made),
+        "shape": model.name,
+        "container": container,
+        "parameters": sum(entry.spec.size for entry in synthesis.entries),
+        "bytes": synthesis.nbytes,
+        "seed": seed,
+        "seconds": seconds,
+    }
+    if as_json:
+        print_json(record)
+        return
+    print_facts(
+        {
+            "made": made,
+            "shape": f"{model.name}, {record['parameters']:,} parameters",
+            "tensor bytes": f"{synthesis.nbytes:,} ({format_size(synthesis.nbytes)})",
+            "time": f"{seconds:.1f} s, {format_size(synthesis.nbytes / seconds)}/s",
+        }
+    )

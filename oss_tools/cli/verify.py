@@ -1,0 +1,117 @@
+"""Compare two checkpoints value by value, in any container.
+
+Exit status 0 if architecture, configuration and all values agree, 1 if not; the first differences are named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._options import JsonFlag, QuietFlag
+from oss_tools.cli._output import print_facts, print_json, print_table, progress
+
+if TYPE_CHECKING:
+    from oss_tools.convert.verify import TensorDifference, Verification
+
+EXAMPLES = """
+oss-tools verify gpt-oss-20b/ gpt-oss-20b.gguf
+oss-tools verify model-bf16/ model-q8_0.gguf --tolerance 0.01
+"""
+
+
+def run(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The reference checkpoint.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The checkpoint under test.")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Largest ‖b − a‖ / ‖a‖ of a tensor; 0 asks for equal values.")
+    ] = 0.0,
+    show: Annotated[int, typer.Option("--show", min=0, help="Differences to list; 0 lists all.")] = 10,
+    quiet: QuietFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.convert.verify import verify
+    from oss_tools.models import open_checkpoint
+
+    with (
+        open_checkpoint(a) as first,
+        open_checkpoint(b) as second,
+        progress({"verify": first.parameters}, quiet=quiet) as advance,
+    ):
+        found = verify(first, second, tolerance, lambda name, values: advance("verify", values))
+    if as_json:
+        print_json(to_record(found, a, b))
+    else:
+        print_verification(found, a, b, show)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+def to_record(found: Verification, a: Path, b: Path) -> dict[str, Any]:
+    """The outcome as JSON."""
+    return {
+        "a": str(a),
+        "b": str(b),
+        "equal": found.equal,
+        "tolerance": found.tolerance,
+        "tensors_compared": found.compared,
+        "tensors_identical": found.identical,
+        "largest_relative_error": found.largest_relative_error,
+        "config_differences": [{"field": name, "a": x, "b": y} for name, x, y in found.config_differences],
+        "differences": [_difference_record(d) for d in found.differences],
+    }
+
+
+def _difference_record(difference: TensorDifference) -> dict[str, Any]:
+    first = difference.first
+    return {
+        "tensor": difference.name,
+        "reason": difference.reason,
+        "differing_values": difference.differing,
+        "values": difference.values,
+        "relative_error": _number(difference.relative_error),
+        "max_difference": _number(difference.max_difference),
+        "first": {"index": list(first[0]), "a": _number(first[1]), "b": _number(first[2])} if first else None,
+    }
+
+
+def _number(value: float) -> float | str:
+    """JSON knows no NaN and no infinity; those become text."""
+    import math
+
+    return value if math.isfinite(value) else str(value)
+
+
+def print_verification(found: Verification, a: Path, b: Path, show: int) -> None:
+    """The outcome in words, and the differences as tables."""
+    if found.config_differences:
+        print_table(found.config_differences, ("field", str(a), str(b)), title="Configurations differ")
+    if found.differences:
+        rows = [_row(d) for d in found.differences[: show or None]]
+        more = len(found.differences) - len(rows)
+        print_table(
+            rows, ("tensor", "difference", "relative error", "first at", "A", "B"), title="Tensors differ", right=(2, 4, 5)
+        )
+        if more:
+            print(f"… and {more} more (--show 0 lists all)")
+        print()
+    verdict = "equal" if found.equal else "NOT equal"
+    within = f" within a tolerance of {found.tolerance:g}" if found.tolerance else ""
+    print_facts(
+        {
+            "verdict": verdict + within,
+            "tensors": f"{found.compared} compared, {found.identical} identical",
+            "largest relative error": f"{found.largest_relative_error:.3e}" if found.largest_relative_error else None,
+        }
+    )
+
+
+def _row(difference: TensorDifference) -> tuple[str, ...]:
+    if difference.reason:
+        return (difference.name, difference.reason, "", "", "", "")
+    count = f"{difference.differing:,} of {difference.values:,} values"
+    index, x, y = difference.first or ((), 0.0, 0.0)
+    where = "[" + ", ".join(map(str, index)) + "]"
+    return (difference.name, count, f"{difference.relative_error:.3e}", where, f"{x:g}", f"{y:g}")

@@ -1,0 +1,319 @@
+"""Checkpoints of random weights in a named shape: any size, any format, made at the speed of the disk.
+
+A value depends on the seed, its tensor's name and its place alone, so the bytes do not depend on threads or chunks. Weights
+are scaled by 1 / sqrt(inputs), those that write to the residual stream by 1 / sqrt(2 · layers) more; so activations
+stay near 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
+from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
+from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom
+from oss_tools.formats import QTensor, get_format
+from oss_tools.models import Architecture, TensorSpec, architecture_of
+from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.resources import resource
+
+MAX_BYTES = 1 << 20  # of a shape's file
+SPARE_BYTES = 64 << 20  # free disk beyond the tensors
+MXFP4_DEVIATION = 68.5**0.5 / 8**0.5  # root mean square of the 16 codes' values, equally likely
+RESIDUAL_WRITERS = ("attention.out", "experts.down", "mlp.down")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model without weights: a name, Hugging Face's config.json, and the recipe that says its formats."""
+
+    name: str
+    config: dict[str, Any]
+    recipe: str
+
+    def with_layers(self, layers: int) -> Shape:
+        """The same shape with another number of layers."""
+        config = self.config | {"num_hidden_layers": layers}
+        kinds = config.get("layer_types")
+        if kinds:
+            config["layer_types"] = [kinds[layer % len(kinds)] for layer in range(layers)]
+        return replace(self, config=config)
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What `synthesize` will write, decided before the first byte.
+
+    Attributes:
+        architecture: the model.
+        container: the container's name.
+        entries: tensors with their formats and places in the container.
+        notes: (tensor, why it does not get the format that the recipe asked for).
+        metadata: config, tokenizer and companions.
+        seed: of all random numbers.
+    """
+
+    architecture: Architecture
+    container: str
+    entries: tuple[Entry, ...]
+    notes: tuple[tuple[str, str], ...]
+    metadata: Metadata
+    seed: int
+
+    @property
+    def derived(self) -> dict[str, np.ndarray]:
+        return self.architecture.derived_tensors(self.container)
+
+    @property
+    def stored(self) -> list[StoredTensor]:
+        """Everything the files will hold, in order."""
+        derived = [StoredTensor(name, get_format("f32"), values.shape) for name, values in self.derived.items()]
+        return stored_tensors(list(self.entries)) + derived
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data."""
+        return sum(tensor.nbytes for tensor in self.stored)
+
+
+def shape_names() -> list[str]:
+    """The shapes that travel with the program."""
+    return sorted(path.stem for path in resource("configs/models").glob("*.yaml"))
+
+
+def load_shape(name: str | Path) -> Shape:
+    """A shape by its name in configs/models, by a .yaml file of that kind, or by a config.json. Raises BadCheckpoint."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        path = resource("configs/models") / f"{name}.yaml"
+        if not path.exists():
+            raise BadCheckpoint(f"no shape named {str(name)!r}; there are {', '.join(shape_names())}; or give a config.json")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadCheckpoint(f"{path}: larger than {MAX_BYTES} bytes, not a model's configuration")
+        text = path.read_text("utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise BadCheckpoint(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if path.suffix == ".json":
+        content = {"name": path.absolute().parent.name, "config": content}
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BadCheckpoint(f"{path}: holds no model configuration with a model_type")
+    config = {k: v for k, v in config.items() if k != "quantization_config"}
+    usual = "mxfp4" if config["model_type"] == "gpt_oss" else "bf16"
+    return Shape(str(content.get("name", path.stem)), config, str(content.get("recipe", usual)))
+
+
+def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, seed: int = 0) -> Synthesis:
+    """Decides every tensor's format and place. What the recipe keeps is bf16, or f32 where the container wants it.
+
+    Raises BadCheckpoint for an impossible shape, BadRecipe or BadTensor where the recipe cannot be followed.
+    """
+    architecture = architecture_of(shape.config["model_type"]).from_config("hf", shape.config)
+    if container not in architecture.containers:
+        raise BadRecipe(f"container {container} has no layout for {architecture.model_type}")
+    recipe = recipe or load_recipe(shape.recipe)
+    entries, notes = [], []
+    for spec in architecture.tensors():
+        if spec.optional and spec.role == "output":
+            continue  # tied to the embedding
+        format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
+        placements = architecture.placements(container, spec, get_format(format).is_float)
+        entries.append(Entry(spec, get_format(format), tuple(placements)))
+        if note:
+            notes.append((spec.name, note))
+    return Synthesis(architecture, container, tuple(entries), tuple(notes), _metadata(shape, architecture), seed)
+
+
+def _format(spec: TensorSpec, recipe: Recipe, writer: type[Writer], model_type: str) -> tuple[str, str]:
+    """The name of a tensor's format, and a note if it is not the recipe's."""
+    rule = recipe.rule_for(spec)
+    asked = [] if rule.format == KEEP else [rule.format, *rule.otherwise]
+    notes = []
+    for name in asked:
+        format = get_format(name)
+        if not writer.holds(format, spec.role, model_type):
+            notes.append(f"{writer.container} has no {name} for {spec.role}")
+        elif format.fits(spec.matrices[2]):
+            return name, "; ".join(notes)
+        else:
+            notes.append(f"{name}: {spec.matrices[2]} columns are no multiple of {format.block}")
+    if asked and writer.holds(get_format(asked[0]), spec.role, model_type):
+        get_format(asked[0]).check(spec.shape, spec.name)
+    floats = [name for name in ("bf16", "f32") if writer.holds(get_format(name), spec.role, model_type)]
+    if not floats:
+        raise BadRecipe(f"{spec.name}: container {writer.container} has no plain float format for {spec.role}")
+    return floats[0], "; ".join(notes)
+
+
+def _metadata(shape: Shape, architecture: Architecture) -> Metadata:
+    config = architecture.hf_config()
+    tokenizer = byte_tokenizer(architecture.model_type, int(config["vocab_size"]))
+    if tokenizer is None:
+        return Metadata(config, general={"name": shape.name})
+    return Metadata(
+        config | tokenizer.ids,
+        tokenizer=tokenizer.content,
+        tokenizer_config=tokenizer.config,
+        generation_config=tokenizer.generation,
+        general={"name": shape.name},
+    )
+
+
+def synthesize(
+    synthesis: Synthesis,
+    destination: Path,
+    *,
+    threads: int = 1,
+    shard_size: int | None = None,
+    advance: Callable[[int], None] = lambda nbytes: None,
+) -> Path:
+    """Writes the checkpoint under a temporary name beside the destination, then renames it. Returns its path.
+
+    Args:
+        synthesis: what to write.
+        destination: a folder, or a .gguf file, that does not exist yet.
+        threads: how many draw and write at a time; each holds one chunk in memory.
+        shard_size: bytes per file at most, or None for the container's default.
+        advance: called, also from threads, with the bytes just written.
+
+    Raises:
+        BadRecipe: the destination exists, or has the wrong extension.
+        NoRoom: the disk is too small.
+    """
+    kind = writer_for(synthesis.container)
+    _check_destination(destination, kind, synthesis)
+    partial = destination.with_name(f".{destination.name}.synth.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
+    partial.mkdir(parents=True)
+    try:
+        writer = kind(
+            partial,
+            destination.stem if kind.extension else destination.name,
+            synthesis.stored,
+            synthesis.metadata,
+            synthesis.architecture.container_config(synthesis.container),
+            shard_size=shard_size,
+        )
+        try:
+            _write_all(synthesis, writer, threads, advance)
+            files = writer.finish()
+        finally:
+            writer.close()
+        return _give_names(partial, destination, kind, files)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_destination(destination: Path, kind: type[Writer], synthesis: Synthesis) -> None:
+    if destination.exists():
+        raise BadRecipe(f"{destination} exists; choose another name, or remove it first")
+    if (destination.suffix == ".gguf") != (kind.extension == ".gguf"):
+        form = f"a {kind.extension} file" if kind.extension else "a folder"
+        raise BadRecipe(f"{destination}: a {kind.container} checkpoint is {form}")
+    parent = next(p for p in destination.absolute().parents if p.exists())
+    needed, free = kind.total_bytes(synthesis.stored) + SPARE_BYTES, shutil.disk_usage(parent).free
+    if needed > free:
+        raise NoRoom(f"{parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; choose another disk")
+
+
+def _give_names(partial: Path, destination: Path, kind: type[Writer], files: list[Path]) -> Path:
+    if not kind.extension:
+        os.replace(partial, destination)
+        return destination
+    for file in files:
+        os.replace(file, destination.with_name(file.name))
+    return destination.with_name(files[0].name)
+
+
+def _write_all(synthesis: Synthesis, writer: Writer, threads: int, advance: Callable[[int], None]) -> None:
+    for name, values in synthesis.derived.items():
+        column = np.ascontiguousarray(values, np.float32).reshape(-1, 1)
+        writer.write(name, 0, QTensor(get_format("f32"), column.shape, {"values": column}))
+
+    def write(entry: Entry) -> None:
+        for matrix, start, stop in chunks([entry]):
+            rows = draw(entry, synthesis.architecture, synthesis.seed, matrix, start, stop)
+            write_rows(writer, entry, matrix, start, rows)
+            advance(rows.nbytes)
+
+    with ThreadPoolExecutor(threads) as pool:
+        largest_first = sorted(synthesis.entries, key=lambda entry: -entry.nbytes)
+        done, _ = wait([pool.submit(write, entry) for entry in largest_first], return_when=FIRST_EXCEPTION)
+        pool.shutdown(cancel_futures=True)
+        for future in done:
+            future.result()
+
+
+# ---- drawing --------------------------------------------------------------------------------------------------------
+
+
+def draw(entry: Entry, architecture: Architecture, seed: int, matrix: int, start: int, stop: int) -> QTensor:
+    """Rows [start, stop) of one matrix of a tensor: random, in the tensor's format, [stop - start, columns]."""
+    from numba_kernels.codec import synthetic
+
+    _, rows, columns = entry.spec.matrices
+    mean, deviation = distribution(entry.spec, architecture)
+    first, count = (matrix * rows + start) * columns, (stop - start) * columns
+    format, shape = entry.format, (stop - start, columns)
+    if format.name == "mxfp4":
+        return _draw_mxfp4(entry, seed, first, shape, deviation)
+    key = stream_key(seed, entry.name, "values")
+    if format.name == "bf16":
+        bits = np.empty(count, np.uint16)
+        synthetic.bell_bf16(bits, key, first, mean, deviation)
+        return QTensor(format, shape, {"values": bits.reshape(shape)})
+    values = np.empty(count, np.float32)
+    synthetic.bell_f32(values, key, first, mean, deviation)
+    amax = abs(mean) + deviation * synthetic.BELL_LIMIT if format.needs_amax else None
+    rule = "plain" if "plain" in format.rules else None  # nothing is lost that anyone wanted
+    return format.quantize(values.reshape(shape), rule=rule, amax=amax)
+
+
+def _draw_mxfp4(entry: Entry, seed: int, first: int, shape: tuple[int, int], deviation: float) -> QTensor:
+    """Random codes; each block's scale is one of the two powers of two around the one that gives the deviation."""
+    from numba_kernels.codec import synthetic
+
+    planes = entry.format.planes(shape[1])
+    blocks = np.empty((shape[0], planes["blocks"].columns), np.uint8)
+    scales = np.empty((shape[0], planes["scales"].columns), np.uint8)
+    synthetic.random_words(blocks.reshape(-1).view(np.uint64), stream_key(seed, entry.name, "blocks"), first // 16)
+    low = int(np.floor(np.log2(deviation / MXFP4_DEVIATION)))
+    share = ((deviation / MXFP4_DEVIATION / 2.0**low) ** 2 - 1) / 3  # of blocks with the upper scale
+    key = stream_key(seed, entry.name, "scales")
+    synthetic.random_steps(scales.reshape(-1), key, first // 32, low + 127, round(256 * share))
+    return QTensor(entry.format, shape, {"blocks": blocks, "scales": scales})
+
+
+def distribution(spec: TensorSpec, architecture: Architecture) -> tuple[float, float]:
+    """(mean, standard deviation) of a tensor's values."""
+    config = architecture.hf_config()
+    if spec.role == "norm":
+        return 1.0, 0.1
+    if spec.is_vector:
+        return 0.0, 1.0 if spec.role == "sinks" else 0.02
+    inputs = spec.matrices[2]
+    if spec.role == "embedding":
+        return 0.0, inputs**-0.5 if config.get("tie_word_embeddings") else 1.0
+    if spec.role in RESIDUAL_WRITERS:
+        return 0.0, (inputs * 2 * config["num_hidden_layers"]) ** -0.5
+    return 0.0, inputs**-0.5
+
+
+def stream_key(seed: int, tensor: str, plane: str) -> np.uint64:
+    """The key of one plane's random stream."""
+    digest = hashlib.sha256(f"{seed}/{tensor}/{plane}".encode()).digest()
+    return np.uint64(int.from_bytes(digest[:8], "little"))
