@@ -18,6 +18,7 @@ import numpy as np
 
 from oss_tools.checkpoints import Reader
 from oss_tools.errors import BadCheckpoint
+from oss_tools.models.operations import Heads, Operations, Value
 
 VECTOR_ROLES = ("norm", "bias", "sinks", "rope")  # last axis is the row axis: see TensorSpec.matrices
 
@@ -152,6 +153,25 @@ class Architecture(ABC):
         """Parameters that one token's forward pass reads (the chosen experts only, one row of the embedding's table counted
         as the published model cards do)."""
 
+    # ---- forward pass -----------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """The most positions that the model was made for."""
+
+    @abstractmethod
+    def attention_layers(self) -> list[Heads]:
+        """The shape of each layer's attention, and so of its KV cache."""
+
+    @abstractmethod
+    def forward(self, ops: Operations[Value]) -> Value:
+        """The final hidden states, normed, of the batch that `ops` holds: [T, hidden]."""
+
+    def logits(self, ops: Operations[Value], hidden: Value) -> Value:
+        """The next token's logits from hidden states: [T, vocabulary]."""
+        return ops.linear(hidden, "lm_head")
+
 
 _REGISTRY: dict[str, type[Architecture]] = {}
 
@@ -165,11 +185,12 @@ def architectures() -> dict[str, type[Architecture]]:
 
 
 def architecture_of(model_type: str) -> type[Architecture]:
-    """The architecture with this model_type. Raises BadCheckpoint with the names there are."""
+    """The architecture with this model_type, or this name in GGUF. Raises BadCheckpoint with the names there are."""
     known = architectures()
-    if model_type not in known:
-        raise BadCheckpoint(f"architecture {model_type!r} is not supported; supported: {', '.join(sorted(known))}")
-    return known[model_type]
+    for architecture in known.values():
+        if model_type in (architecture.model_type, architecture.gguf_name):
+            return architecture
+    raise BadCheckpoint(f"architecture {model_type!r} is not supported; supported: {', '.join(sorted(known))}")
 
 
 def whole(name: str, shape: tuple[int, ...], spec: TensorSpec, **options: Any) -> list[Placement]:
@@ -180,9 +201,17 @@ def whole(name: str, shape: tuple[int, ...], spec: TensorSpec, **options: Any) -
 
 def field(raw: Mapping[str, Any], key: str, kind: type, where: str, low: float, high: float) -> Any:
     """A required number of a configuration, checked: its type and low <= value <= high. Raises BadCheckpoint."""
-    value = raw.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise BadCheckpoint(f"{where}: {key} is {value!r}, expected {'a number' if kind is float else 'an integer'}")
-    if not low <= value <= high:
-        raise BadCheckpoint(f"{where}: {key} is {value}, outside {low}..{high}")
-    return kind(value)
+    value: Any = raw.get(key)
+    expected = (int, float) if kind is float else (kind,)
+    if isinstance(value, bool) or not isinstance(value, expected):
+        wanted = "a number" if kind is float else "an integer"
+        raise BadCheckpoint(f"{where}: {key} is {shown(value)}, expected {wanted}")
+    number: Any = value
+    if not low <= number <= high:
+        raise BadCheckpoint(f"{where}: {key} is {shown(value)}, outside {low}..{high}")
+    return kind(number)
+
+
+def shown(value: Any) -> str:
+    """A value from a strange file as a message may show it: on one line, and not all of a long one."""
+    return repr(value)[:80]

@@ -12,6 +12,8 @@ from typing import Any
 from oss_tools.checkpoints import Reader
 from oss_tools.models import base
 from oss_tools.models.base import Architecture, Placement, TensorSpec, whole
+from oss_tools.models.operations import Heads, Operations, Rope, Value
+from oss_tools.models.rope import yarn
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,14 @@ LIMITS: dict[str, tuple[type, float, float]] = {
     "head_dim": (int, 2, 65536),
     "vocab_size": (int, 1, 1 << 28),
     "sliding_window": (int, 1, 1 << 30),
+    "max_position_embeddings": (int, 1, 1 << 30),
+    "swiglu_limit": (float, 0, 1e6),
     "rms_norm_eps": (float, 0, 1),
     "rope_theta": (float, 1e-3, 1e12),
+    "rope_factor": (float, 1e-3, 1e6),
+    "rope_original_context": (int, 1, 1 << 30),
+    "rope_beta_fast": (float, 0, 1e6),
+    "rope_beta_slow": (float, 0, 1e6),
 }
 
 # original config.json field -> ours
@@ -148,7 +156,7 @@ class GptOss(Architecture):
             "hidden_size": c.hidden_size,
             "initial_context_length": c.rope_original_context,
             "intermediate_size": c.intermediate_size,
-            "layer_types": ["full_attention" if layer % 2 else "sliding_attention" for layer in range(c.num_hidden_layers)],
+            "layer_types": _layer_types(c.num_hidden_layers),
             "max_position_embeddings": c.max_position_embeddings,
             "num_attention_heads": c.num_attention_heads,
             "num_experts_per_tok": c.num_experts_per_tok,
@@ -169,9 +177,11 @@ class GptOss(Architecture):
     def container_config(self, container: str) -> dict[str, Any]:
         c = self.config
         if container == "original":
+            self._refuse_what_original_cannot_say()
             return {theirs: getattr(c, ours) for theirs, ours in ORIGINAL_FIELDS.items()}
         if container == "gguf":
-            keys = {f"gpt-oss.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
+            keys = {"general.architecture": self.gguf_name}
+            keys |= {f"gpt-oss.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
             keys["gpt-oss.attention.value_length"] = c.head_dim
             keys["gpt-oss.feed_forward_length"] = c.intermediate_size
             if c.rope_factor != 1.0:
@@ -180,6 +190,14 @@ class GptOss(Architecture):
                 keys = {k: v for k, v in keys.items() if ".rope.scaling." not in k}
             return keys
         return {}
+
+    def _refuse_what_original_cannot_say(self) -> None:
+        c = self.config
+        for key, only in (("rms_norm_eps", 1e-5), ("tie_word_embeddings", False)):
+            if getattr(c, key) != only:
+                raise base.BadCheckpoint(
+                    f"the container original cannot hold this model: {key} is {getattr(c, key)}, always {only} there"
+                )
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
 
@@ -264,6 +282,52 @@ class GptOss(Architecture):
             total += spec.size * c.num_experts_per_tok // c.num_local_experts if expert else spec.size
         return total - c.vocab_size * c.hidden_size  # the embedding is looked up, not multiplied
 
+    # ---- forward pass -----------------------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> int:
+        return self.config.max_position_embeddings
+
+    def rope(self) -> Rope:
+        c = self.config
+        return yarn(
+            c.head_dim, c.rope_theta, c.rope_factor, c.rope_original_context, c.rope_beta_fast, c.rope_beta_slow
+        )
+
+    def attention_layers(self) -> list[Heads]:
+        c = self.config
+        return [
+            Heads(
+                layer,
+                c.num_attention_heads,
+                c.num_key_value_heads,
+                c.head_dim,
+                window=None if layer % 2 else c.sliding_window,
+                sinks=f"model.layers.{layer}.self_attn.sinks",
+            )
+            for layer in range(c.num_hidden_layers)
+        ]
+
+    def forward(self, ops: Operations[Value]) -> Value:
+        rope = self.rope()
+        x = ops.embed("model.embed_tokens.weight")
+        for layer, heads in enumerate(self.attention_layers()):
+            at = f"model.layers.{layer}"
+            x = ops.add(x, self._attention(ops, x, at, heads, rope))
+            x = ops.add(x, self._experts(ops, x, at))
+        return ops.rms_norm(x, "model.norm.weight", self.config.rms_norm_eps)
+
+    def _attention(self, ops: Operations[Value], x: Value, at: str, heads: Heads, rope: Rope) -> Value:
+        normed = ops.rms_norm(x, f"{at}.input_layernorm.weight", self.config.rms_norm_eps)
+        query, key, value = ops.linears(normed, tuple(f"{at}.self_attn.{letter}_proj" for letter in "qkv"))
+        query, key = ops.rope(query, heads.queries, rope), ops.rope(key, heads.keys, rope)
+        return ops.linear(ops.attention(query, key, value, heads), f"{at}.self_attn.o_proj")
+
+    def _experts(self, ops: Operations[Value], x: Value, at: str) -> Value:
+        normed = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", self.config.rms_norm_eps)
+        routing = ops.route(normed, f"{at}.mlp.router", self.config.num_experts_per_tok)
+        return ops.experts(normed, routing, f"{at}.mlp.experts", self.config.swiglu_limit)
+
 
 ORIGINAL_NAMES = {
     "model.embed_tokens.weight": "embedding.weight",
@@ -297,11 +361,18 @@ GGUF_NAMES = {
 }
 
 
+def _layer_types(layers: int) -> list[str]:
+    return ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+
+
 def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
     fields = {key: raw.get(key) for key in LIMITS}
+    types = raw.get("layer_types")
+    if types and (not isinstance(types, list) or types != _layer_types(len(types))):
+        raise base.BadCheckpoint("config.json: layer_types do not alternate, sliding_attention first, as gpt-oss's do")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise base.BadCheckpoint(f"config.json: rope_scaling is {rope!r}, expected an object")
+        raise base.BadCheckpoint(f"config.json: rope_scaling is {base.shown(rope)}, expected an object")
     yarn = rope.get("rope_type", rope.get("type")) == "yarn"
     fields["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta"))
     fields |= {
@@ -321,11 +392,17 @@ def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _from_original(raw: Mapping[str, Any]) -> dict[str, Any]:
     defaults = GptOssConfig()
     fields = {ours: raw.get(theirs, getattr(defaults, ours)) for theirs, ours in ORIGINAL_FIELDS.items()}
-    return fields | {"rms_norm_eps": defaults.rms_norm_eps}
+    context, factor = fields["rope_original_context"], fields["rope_factor"]
+    if isinstance(context, int) and isinstance(factor, (int, float)) and 1 <= factor <= LIMITS["rope_factor"][2]:
+        fields["max_position_embeddings"] = int(context * factor)
+    return {"max_position_embeddings": context} | fields | {"rms_norm_eps": defaults.rms_norm_eps}
 
 
 def _from_gguf(raw: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {ours: raw[f"gpt-oss.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"gpt-oss.{theirs}" in raw}
+    defaults = GptOssConfig()
+    optional = ("rope_factor", "rope_original_context", "rope_beta_fast", "rope_beta_slow", "max_position_embeddings")
+    fields = {key: getattr(defaults, key) for key in ("swiglu_limit", *optional)}
+    fields |= {ours: raw[f"gpt-oss.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"gpt-oss.{theirs}" in raw}
     if "rope.scaling.type" not in {k.removeprefix("gpt-oss.") for k in raw}:
         fields["rope_factor"] = 1.0
     fields.setdefault("vocab_size", len(raw.get("tokenizer.ggml.tokens", ())) or None)

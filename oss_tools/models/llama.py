@@ -16,6 +16,8 @@ import numpy as np
 from oss_tools.checkpoints import Reader
 from oss_tools.models import base
 from oss_tools.models.base import Architecture, Placement, TensorSpec, whole
+from oss_tools.models.operations import Heads, Operations, Rope, Value
+from oss_tools.models.rope import plain
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ LIMITS: dict[str, tuple[type, float, float]] = {
     "rms_norm_eps": (float, 0, 1),
     "max_position_embeddings": (int, 1, 1 << 30),
     "rope_theta": (float, 1e-3, 1e12),
+}
+
+ROPE_LIMITS: dict[str, tuple[type, float, float]] = {
+    "factor": (float, 1, 1e6),
+    "low_freq_factor": (float, 1e-3, 1e6),
+    "high_freq_factor": (float, 1e-3, 1e6),
+    "original_max_position_embeddings": (int, 1, 1 << 30),
 }
 
 # GGUF key, after "llama." -> ours
@@ -104,6 +113,9 @@ class Llama(Architecture):
                 f"{where}: {fields['num_attention_heads']} query heads do not divide over "
                 f"{fields['num_key_value_heads']} key-value heads"
             )
+        if fields.get("rope_scaling"):
+            for key, (kind, low, high) in ROPE_LIMITS.items():
+                base.field(fields["rope_scaling"], key, kind, f"{where}: rope_scaling", low, high)
         return cls(LlamaConfig(**fields, hf=dict(raw) if container == "hf" else {}))
 
     def hf_config(self) -> dict[str, Any]:
@@ -137,7 +149,8 @@ class Llama(Architecture):
         if container != "gguf":
             return {}
         c = self.config
-        keys = {f"llama.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
+        keys = {"general.architecture": self.gguf_name}
+        keys |= {f"llama.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
         keys["llama.attention.key_length"] = keys["llama.attention.value_length"] = c.head_dim
         return keys
 
@@ -190,6 +203,42 @@ class Llama(Architecture):
         table = c.vocab_size * c.hidden_size
         return sum(spec.size for spec in self.tensors()) - table  # the embedding is looked up, not multiplied
 
+    # ---- forward pass -----------------------------------------------------------------------------------------------
+
+    @property
+    def context(self) -> int:
+        return self.config.max_position_embeddings
+
+    def rope(self) -> Rope:
+        c = self.config
+        return plain(c.head_dim, c.rope_theta, rope_factors(c) if c.rope_scaling else None)
+
+    def attention_layers(self) -> list[Heads]:
+        c = self.config
+        return [
+            Heads(layer, c.num_attention_heads, c.num_key_value_heads, c.head_dim) for layer in range(c.num_hidden_layers)
+        ]
+
+    def forward(self, ops: Operations[Value]) -> Value:
+        rope = self.rope()
+        x = ops.embed("model.embed_tokens.weight")
+        for layer, heads in enumerate(self.attention_layers()):
+            at = f"model.layers.{layer}"
+            x = ops.add(x, self._attention(ops, x, at, heads, rope))
+            x = ops.add(x, self._mlp(ops, x, at))
+        return ops.rms_norm(x, "model.norm.weight", self.config.rms_norm_eps)
+
+    def _attention(self, ops: Operations[Value], x: Value, at: str, heads: Heads, rope: Rope) -> Value:
+        normed = ops.rms_norm(x, f"{at}.input_layernorm.weight", self.config.rms_norm_eps)
+        query, key, value = ops.linears(normed, tuple(f"{at}.self_attn.{letter}_proj" for letter in "qkv"))
+        query, key = ops.rope(query, heads.queries, rope), ops.rope(key, heads.keys, rope)
+        return ops.linear(ops.attention(query, key, value, heads), f"{at}.self_attn.o_proj")
+
+    def _mlp(self, ops: Operations[Value], x: Value, at: str) -> Value:
+        normed = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", self.config.rms_norm_eps)
+        gate, up = ops.linears(normed, (f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"))
+        return ops.linear(ops.silu_gate(gate, up), f"{at}.mlp.down_proj")
+
 
 def rope_factors(config: LlamaConfig) -> np.ndarray:
     """Llama 3's frequency divisors, float32 [head_dim / 2] (the `rope_freqs` tensor of GGUF files).
@@ -208,10 +257,14 @@ def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
     fields = {key: raw.get(key) for key in LIMITS}
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise base.BadCheckpoint(f"config.json: rope_scaling is {rope!r}, expected an object")
+        raise base.BadCheckpoint(f"config.json: rope_scaling is {base.shown(rope)}, expected an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-        raise base.BadCheckpoint(f"config.json: rope_type {kind!r} is not supported for llama; supported: default, llama3")
+        supported = "supported: default, llama3"
+        raise base.BadCheckpoint(f"config.json: rope_type {base.shown(kind)} is not supported for llama; {supported}")
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        act = base.shown(raw["hidden_act"])
+        raise base.BadCheckpoint(f"config.json: hidden_act {act} is not supported for llama; supported: silu")
     heads = raw.get("num_attention_heads")
     if fields["head_dim"] is None and isinstance(heads, int) and isinstance(raw.get("hidden_size"), int) and heads > 0:
         fields["head_dim"] = raw["hidden_size"] // heads
