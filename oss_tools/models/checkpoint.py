@@ -49,10 +49,8 @@ def chunks(entries: list[Entry], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tup
     """Pieces (matrix, start, stop) of a tensor, in order, that suit all given entries of it (source and target)."""
     count, rows, columns = entries[0].spec.matrices
     unit = int(np.lcm.reduce([e.row_unit for e in entries]))
-    if any(e.needs_whole_matrix for e in entries):
-        step = rows
-    else:
-        step = max(chunk_bytes // (4 * columns) // unit, 1) * unit
+    whole = any(e.needs_whole_matrix for e in entries)
+    step = rows if whole else max(chunk_bytes // (4 * columns) // unit, 1) * unit
     for matrix in range(count):
         for start in range(0, rows, step):
             yield matrix, start, min(start + step, rows)
@@ -113,8 +111,8 @@ class Checkpoint:
         """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
         entry = self.entries[name]
         _, _, columns = entry.spec.matrices
-        parts = [(p, self._read_part(p, matrix, start, stop, columns)) for p in entry.placements]
-        parts = [(p, part) for p, part in parts if part is not None]
+        read = ((p, self._read_part(p, matrix, start, stop, columns)) for p in entry.placements)
+        parts = [(p, part) for p, part in read if part is not None]
         if entry.mixed:
             f32 = entry.format
             parts = [(p, QTensor(f32, q.shape, {"values": q.dequantize()})) for p, q in parts]
@@ -150,7 +148,7 @@ class Checkpoint:
     def read_tensor(self, name: str) -> QTensor:
         """A whole tensor, in its canonical shape (a vector's shape is [..., n] as well)."""
         entry = self.entries[name]
-        count, rows, columns = entry.spec.matrices
+        count, rows, _ = entry.spec.matrices
         whole = concatenate([self.read(name, m, 0, rows) for m in range(count)])
         if entry.spec.is_vector:
             return QTensor(whole.format, entry.spec.shape, {"values": whole.planes["values"].reshape(entry.spec.shape)})
