@@ -180,7 +180,7 @@ class GptOss(Architecture):
             self._refuse_what_original_cannot_say()
             return {theirs: getattr(c, ours) for theirs, ours in ORIGINAL_FIELDS.items()}
         if container == "gguf":
-            keys = {"general.architecture": self.gguf_name}
+            keys: dict[str, Any] = {"general.architecture": self.gguf_name}
             keys |= {f"gpt-oss.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
             keys["gpt-oss.attention.value_length"] = c.head_dim
             keys["gpt-oss.feed_forward_length"] = c.intermediate_size
@@ -290,9 +290,7 @@ class GptOss(Architecture):
 
     def rope(self) -> Rope:
         c = self.config
-        return yarn(
-            c.head_dim, c.rope_theta, c.rope_factor, c.rope_original_context, c.rope_beta_fast, c.rope_beta_slow
-        )
+        return yarn(c.head_dim, c.rope_theta, c.rope_factor, c.rope_original_context, c.rope_beta_fast, c.rope_beta_slow)
 
     def attention_layers(self) -> list[Heads]:
         c = self.config

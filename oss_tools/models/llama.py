@@ -149,7 +149,7 @@ class Llama(Architecture):
         if container != "gguf":
             return {}
         c = self.config
-        keys = {"general.architecture": self.gguf_name}
+        keys: dict[str, Any] = {"general.architecture": self.gguf_name}
         keys |= {f"llama.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
         keys["llama.attention.key_length"] = keys["llama.attention.value_length"] = c.head_dim
         return keys
