@@ -69,7 +69,7 @@ class Reader(ABC):
         container: its kind, e.g. `hf`.
         path: what was opened.
         tensors: stored name -> StoredTensor, in file order.
-        model_type: the architecture's model_type as config.json would name it.
+        model_type: the architecture's name as config.json has it, or GGUF's `general.architecture`.
     """
 
     container: ClassVar[str]

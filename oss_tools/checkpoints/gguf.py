@@ -1,0 +1,427 @@
+"""GGUF: the file of llama.cpp and its relatives, whole or split into `name-00001-of-00003.gguf` parts.
+
+Headers are read by our own parser (`gguf_header`) and written by the gguf package; tensor data is read with pread and
+written with pwrite. Axes are listed slowest first, as everywhere in this program; GGUF lists them fastest first.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys, LlamaFileType
+from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFWriter, WriterState
+from gguf.utility import size_label
+
+from oss_tools.checkpoints import gguf_tokenizer
+from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
+from oss_tools.checkpoints.files import full_disk_is_no_room, sync_folder
+from oss_tools.checkpoints.gguf_header import MAGIC, Header, StringArray, TensorInfo, read_header
+from oss_tools.errors import BadCheckpoint
+from oss_tools.formats import Format, QTensor, format_of_ggml
+
+PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+QUANTIZATION_VERSION = 2  # of the block formats' layout; llama.cpp knows no other
+FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router")  # float32 in every file that llama.cpp makes
+FLOAT_KEYS = (  # ends of keys whose value is a float even where it is a whole number
+    "epsilon",
+    ".freq_base",
+    ".scaling.factor",
+    ".attn_factor",
+    ".yarn_ext_factor",
+    ".yarn_attn_factor",
+    ".yarn_beta_fast",
+    ".yarn_beta_slow",
+    ".yarn_log_multiplier",
+)
+FACTS_OF_THE_FILE = ("architecture", "type", "alignment", "file_type", "quantization_version", "size_label")
+FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "iq4_nl": LlamaFileType.MOSTLY_IQ4_NL,
+    "mxfp4": LlamaFileType.MOSTLY_MXFP4_MOE,
+    "nvfp4": LlamaFileType.MOSTLY_NVFP4,
+}
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """One open GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise BadCheckpoint(
+                f"{path}: {'not a regular file' if path.exists() else 'this part of a split file is missing'}"
+            )
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadCheckpoint(f"{path}: cannot be opened: {error.strerror}") from None
+        try:
+            self.header: Header = read_header(self._descriptor, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def split(self) -> tuple[int, int]:
+        """(this part's number from 0, how many parts there are). Raises BadCheckpoint."""
+        count, number = (
+            self.header.keys.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1),
+            self.header.keys.get(Keys.Split.LLM_KV_SPLIT_NO, 0),
+        )
+        if type(count) is not int or type(number) is not int or not 0 <= number < max(count, 1):
+            raise BadCheckpoint(f"{self.path}: split.no is {number!r} of split.count {count!r}")
+        return number, max(count, 1)
+
+    def pread(self, offset: int, nbytes: int) -> np.ndarray:
+        """Bytes of the file, freshly allocated: uint8 [nbytes]. Raises BadCheckpoint."""
+        data = np.empty(nbytes, np.uint8)
+        done = 0
+        while done < nbytes:
+            try:
+                count = os.preadv(self._descriptor, [data.data[done:]], offset + done)
+            except OSError as error:
+                raise BadCheckpoint(f"{self.path}: cannot be read: {error.strerror}") from None
+            if not count:
+                raise BadCheckpoint(f"{self.path}: ended at byte {offset + done} while it was read; did it change?")
+            done += count
+        return data
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class GgufReader(Reader):
+    """An open GGUF file, with all its parts. `model_type` is `general.architecture`, e.g. `gpt-oss`."""
+
+    container = "gguf"
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        if path.is_dir():
+            return not (path / "config.json").exists() and any(path.glob("*.gguf"))
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == MAGIC
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._parts = _open_parts(_only_model(path) if path.is_dir() else path)
+        try:
+            self._places: dict[str, tuple[_Part, TensorInfo]] = {}
+            self.tensors = {}
+            for part in self._parts:
+                for info in part.header.tensors:
+                    self._add(part, info)
+            self.model_type = self._architecture()
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, part: _Part, info: TensorInfo) -> None:
+        if info.name in self._places:
+            raise BadCheckpoint(f"{part.path}: tensor {info.name} is in an earlier part too")
+        found = format_of_ggml(info.ggml_type)
+        if found is None:
+            raise BadCheckpoint(
+                f"{part.path}: tensor {info.name} has the format {info.ggml_type.name}, which is not supported"
+            )
+        self._places[info.name] = (part, info)
+        self.tensors[info.name] = StoredTensor(info.name, found, info.shape)
+
+    def _architecture(self) -> str:
+        name = self.raw_config.get(Keys.General.ARCHITECTURE)
+        if not isinstance(name, str):
+            raise BadCheckpoint(f"{self.path}: key {Keys.General.ARCHITECTURE} is missing or no text")
+        return name
+
+    @property
+    def raw_config(self) -> dict[str, Any]:
+        return self._parts[0].header.keys
+
+    def read(self, name: str, start: int, stop: int, columns: int) -> QTensor:
+        part, info = self._places[name]
+        tensor = self.tensors[name]
+        if columns != info.shape[-1] and not (tensor.format.is_float and tensor.size % columns == 0):
+            raise ValueError(f"{name}: rows of {columns} values, the tensor's have {info.shape[-1]}")
+        if not 0 <= start <= stop <= tensor.size // columns:
+            raise IndexError(f"{name}: rows {start}..{stop} of {tensor.size // columns}")
+        row = _row_bytes(info.ggml_type, columns)
+        data = part.pread(info.offset + start * row, (stop - start) * row)
+        return tensor.format.unpack_ggml(data.reshape(stop - start, row), columns)
+
+    def metadata(self, config: dict[str, Any]) -> Metadata:
+        return gguf_tokenizer.to_hf(self.raw_config, config, _general(self.raw_config), str(self.path))
+
+    def files(self) -> list[Path]:
+        return [part.path for part in self._parts]
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def _only_model(folder: Path) -> Path:
+    """The GGUF file, or a split one's first part, that is alone in a folder. Raises BadCheckpoint."""
+    models: dict[tuple[str, ...], Path] = {}
+    for path in sorted(folder.glob("*.gguf")):
+        match = PART_NAME.fullmatch(path.name)
+        models.setdefault((match[1], match[3]) if match else (path.name,), path)
+    if len(models) != 1:
+        names = ", ".join(p.name for p in models.values())
+        raise BadCheckpoint(f"{folder}: holds {len(models)} GGUF models ({names[:200]}); name one of them")
+    return next(iter(models.values()))
+
+
+def _open_parts(path: Path) -> list[_Part]:
+    """All parts of a GGUF file, in order, given any of them. Raises BadCheckpoint."""
+    opened = _Part(path)
+    parts: list[_Part] = []
+    try:
+        number, count = opened.split()
+        for index in range(count):
+            parts.append(opened if index == number else _Part(_sibling(path, number, index, count)))
+            if parts[index].split() != (index, count):
+                raise BadCheckpoint(f"{parts[index].path}: split.no and split.count do not say part {index + 1} of {count}")
+        total = sum(len(part.header.tensors) for part in parts)
+        claimed = parts[0].header.keys.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, total)
+        if count > 1 and claimed != total:
+            raise BadCheckpoint(f"{path}: the parts hold {total} tensors, split.tensors.count says {claimed!r}")
+        return parts
+    except BaseException:
+        for part in [opened, *parts]:
+            part.close()
+        raise
+
+
+def _sibling(path: Path, number: int, index: int, count: int) -> Path:
+    match = PART_NAME.fullmatch(path.name)
+    if not match or (int(match[2]), int(match[3])) != (number + 1, count):
+        raise BadCheckpoint(
+            f"{path}: part {number + 1} of {count} of a split file, but not named so; its name must end in "
+            f"-{number + 1:05d}-of-{count:05d}.gguf"
+        )
+    return path.with_name(SHARD_NAME_FORMAT.format(match[1], index + 1, count))
+
+
+def _general(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The descriptive `general.*` keys, without that prefix."""
+    found = {}
+    for key, value in keys.items():
+        name = key.removeprefix("general.")
+        if name != key and name not in FACTS_OF_THE_FILE:
+            found[name] = list(value) if isinstance(value, StringArray) else value
+    return {name: value for name, value in found.items() if not isinstance(value, np.ndarray)}
+
+
+def _row_bytes(ggml_type: int, columns: int) -> int:
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
+    return columns // block * size
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor goes: file, first byte, and what it is."""
+
+    descriptor: int
+    path: Path
+    offset: int
+    tensor: StoredTensor
+
+
+class GgufWriter(Writer):
+    """A GGUF file being written, or several parts of one if `shard_size` asks for it."""
+
+    container = "gguf"
+    extension = ".gguf"
+
+    @classmethod
+    def holds(cls, format: Format, role: str, model_type: str) -> bool:
+        if role in FLOAT_ROLES:
+            return format.name == "f32"
+        # NVFP4's per-tensor scale is a tensor of its own there, and llama.cpp applies it in few architectures.
+        return format.ggml_type is not None and format.ggml_type != GGMLQuantizationType.NVFP4
+
+    @classmethod
+    def total_bytes(cls, tensors: list[StoredTensor]) -> int:
+        return sum(_padded(_nbytes(t)) for t in tensors)
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        keys = _all_keys(name, tensors, metadata, container_config)
+        self._folder = folder
+        self._places: dict[str, _Place] = {}
+        self._descriptors: list[int] = []
+        by_name = {t.name: t for t in tensors}
+        headers = _make_headers(tensors, keys, shard_size)
+        try:
+            for index, (header, names) in enumerate(headers):
+                part = f"{name}.gguf" if len(headers) == 1 else SHARD_NAME_FORMAT.format(name, index + 1, len(headers))
+                self._open(folder / part, header, [by_name[n] for n in names])
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, header: bytes, tensors: list[StoredTensor]) -> None:
+        offset = len(header)
+        size = offset + self.total_bytes(tensors)
+        _lay_out(path, header, size)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._descriptors.append(descriptor)
+        for tensor in tensors:
+            self._places[tensor.name] = _Place(descriptor, path, offset, tensor)
+            offset += _padded(_nbytes(tensor))
+
+    def write(self, name: str, start: int, rows: QTensor) -> None:
+        place = self._places[name]
+        if rows.format != place.tensor.format:
+            raise ValueError(f"{name}: rows in {rows.format.name} for a tensor in {place.tensor.format.name}")
+        data = np.ascontiguousarray(rows.format.pack_ggml(rows))
+        first = start * data.shape[1]
+        if not 0 <= first <= first + data.nbytes <= _nbytes(place.tensor):
+            raise IndexError(f"{name}: rows {start}..{start + len(data)} are not all inside the tensor")
+        view = data.reshape(-1).data
+        with full_disk_is_no_room(place.path):
+            while view:
+                written = os.pwrite(place.descriptor, view, place.offset + first)
+                first += written
+                view = view[written:]
+
+    def finish(self) -> list[Path]:
+        paths = list(dict.fromkeys(place.path for place in self._places.values()))
+        with full_disk_is_no_room(self._folder):
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            sync_folder(self._folder)
+        return paths
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+class _HeaderWriter(GGUFWriter):
+    """gguf's writer, its files in memory: one header for every part."""
+
+    def open_output_file(self, path: Path | None = None) -> None:
+        self.fout = [io.BytesIO() for _ in self.tensors]
+        self.state = WriterState.EMPTY
+
+
+def _make_headers(
+    tensors: list[StoredTensor], keys: dict[str, Any], shard_size: int | None
+) -> list[tuple[bytes, list[str]]]:
+    """For each part its header, padded to where the data begins, and the names of its tensors."""
+    splits = shard_size is not None and len(tensors) > 1 and sum(map(_nbytes, tensors)) > shard_size
+    writer = _HeaderWriter(None, keys[Keys.General.ARCHITECTURE], split_max_size=shard_size if splits else 0)
+    for tensor in tensors:
+        kind = GGMLQuantizationType(tensor.format.ggml_type)
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), _nbytes(tensor), raw_dtype=kind)
+    keys.setdefault(Keys.General.SIZE_LABEL, size_label(*writer.get_total_parameter_count()))
+    for key, value in keys.items():
+        if key != Keys.General.ARCHITECTURE:  # gguf's writer has it from the start
+            _add_key(writer, key, value)
+    names = [list(part) for part in writer.tensors]
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+    except UnicodeEncodeError as error:
+        raise BadCheckpoint(f"a token or other text is not Unicode: {error.object[:40]!r}") from None
+    writer.write_ti_data_to_file()
+    headers = [file.getvalue() for file in writer.fout]
+    return [(h + bytes(_padded(len(h)) - len(h)), n) for h, n in zip(headers, names, strict=True)]
+
+
+def _add_key(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Adds a key-value with the type that llama.cpp expects: counts are u32, real numbers f32, ids in arrays i32."""
+    if isinstance(value, bool | np.bool_):
+        writer.add_bool(key, bool(value))
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float) or (isinstance(value, int) and key.endswith(FLOAT_KEYS)):
+        writer.add_float32(key, float(value))
+    elif isinstance(value, int):
+        (writer.add_uint32 if 0 <= value < 1 << 32 else writer.add_int64)(key, value)
+    elif isinstance(value, np.ndarray):
+        writer.add_array(key, value.tolist())
+    elif isinstance(value, Sequence):
+        writer.add_array(key, list(value))
+    elif value is not None:
+        raise BadCheckpoint(f"key {key}: GGUF has no type for {value!r}")
+
+
+def _all_keys(name: str, tensors: list[StoredTensor], metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of the file, in order."""
+    architecture = config[Keys.General.ARCHITECTURE]
+    general = {f"general.{key}": value for key, value in metadata.general.items() if key not in FACTS_OF_THE_FILE}
+    return {
+        Keys.General.ARCHITECTURE: architecture,  # first, as readers expect it
+        Keys.General.TYPE: "model",
+        Keys.General.NAME: name,
+        **general,
+        **config,
+        Keys.General.FILE_TYPE: int(_file_type(tensors)),
+        **gguf_tokenizer.from_hf(metadata, architecture),
+        Keys.General.QUANTIZATION_VERSION: QUANTIZATION_VERSION,
+    }
+
+
+def _file_type(tensors: list[StoredTensor]) -> LlamaFileType:
+    """llama.cpp's word for the format that most values have."""
+    values: dict[str, int] = {}
+    for tensor in tensors:
+        values[tensor.format.name] = values.get(tensor.format.name, 0) + tensor.size
+    return FILE_TYPES.get(max(values, key=lambda n: values[n], default="f32"), LlamaFileType.GUESSED)
+
+
+def _lay_out(path: Path, header: bytes, size: int) -> None:
+    """Makes the file in full length, header and zeros; an existing file of these bytes is kept as it is."""
+    if path.exists():
+        with path.open("rb") as file:
+            if path.stat().st_size != size or file.read(len(header)) != header:
+                raise BadCheckpoint(f"{path}: left by another conversion; remove {path.parent} and start anew")
+        return
+    new = path.with_name(path.name + ".new")
+    with full_disk_is_no_room(path), new.open("wb") as file:
+        file.write(header)
+        file.truncate(size)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def _nbytes(tensor: StoredTensor) -> int:
+    return tensor.rows * _row_bytes(tensor.format.ggml_type or 0, tensor.shape[-1])
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
