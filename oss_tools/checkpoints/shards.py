@@ -11,7 +11,7 @@ import numpy as np
 
 from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
-from oss_tools.checkpoints.compressed_tensors import NUMPY, Layout, Piece, decode
+from oss_tools.checkpoints.compressed_tensors import Layout, Piece, decode
 from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, sync_folder, write_file
 from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter
 from oss_tools.errors import BadCheckpoint
@@ -179,7 +179,7 @@ class ShardedWriter(Writer):
         if rows.format != layout.tensor.format:
             raise ValueError(f"{name} is laid out as {layout.tensor.format.name}, not {rows.format.name}")
         for piece in layout.pieces:
-            values = rows.planes[piece.plane].astype(_plane_dtype(piece), copy=False)
+            values = rows.planes[piece.plane]
             if piece.shared:
                 self._file_of[piece.name].write(piece.name, 0, _shared_value(values, piece))
                 continue
@@ -204,10 +204,6 @@ class ShardedWriter(Writer):
     def close(self) -> None:
         for shard in self._shards:
             shard.close()
-
-
-def _plane_dtype(piece: Piece) -> np.dtype:
-    return NUMPY[piece.dtype]
 
 
 def _shared_value(values: np.ndarray, piece: Piece) -> np.ndarray:
