@@ -281,6 +281,7 @@ class GgufWriter(Writer):
         self._folder = folder
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
+        self._paths: list[Path] = []
         by_name = {t.name: t for t in tensors}
         headers = _make_headers(tensors, keys, shard_size)
         try:
@@ -297,6 +298,7 @@ class GgufWriter(Writer):
         _lay_out(path, header, size)
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._descriptors.append(descriptor)
+        self._paths.append(path)
         for tensor in tensors:
             self._places[tensor.name] = _Place(descriptor, path, offset, tensor)
             offset += _padded(_nbytes(tensor))
@@ -317,12 +319,11 @@ class GgufWriter(Writer):
                 view = view[written:]
 
     def finish(self) -> list[Path]:
-        paths = list(dict.fromkeys(place.path for place in self._places.values()))
         with full_disk_is_no_room(self._folder):
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
             sync_folder(self._folder)
-        return paths
+        return list(self._paths)
 
     def close(self) -> None:
         while self._descriptors:

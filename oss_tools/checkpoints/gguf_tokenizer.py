@@ -1,8 +1,8 @@
 """Tokenizers between Hugging Face (tokenizer.json and its companions) and GGUF (`tokenizer.ggml.*` keys), both ways.
 
 Two kinds exist in both: byte-level BPE (GGUF's model `gpt2`) and SentencePiece-style BPE with byte fallback (`llama`). GGUF
-says by a name (`tokenizer.ggml.pre`) how text is split before merging, where tokenizer.json spells it out; `SPLITTERS` holds
-the pairs. Keys and conventions after llama.cpp (`src/llama-vocab.cpp`, `conversion/base.py`).
+says by a name how text is split before merging, where tokenizer.json spells it out: see `gguf_splitters`. Keys and conventions
+after llama.cpp (`src/llama-vocab.cpp`, `conversion/base.py`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from gguf.constants import Keys, TokenType
 
 from oss_tools.checkpoints.base import Metadata
 from oss_tools.checkpoints.gguf_header import StringArray
+from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level, pre_name, splitter_named
 from oss_tools.errors import BadCheckpoint
 
-PRE_HINT = "gguf_pre"  # in tokenizer_config.json: the name of the splitter, where several mean the same or none is known
 SPACE = "\u2581"  # how SentencePiece writes a space
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 USER_DEFINED_SCORE, PADDING_SCORE = -1000.0, -10000.0  # never looked at; the values that llama.cpp's converter writes
@@ -36,160 +36,6 @@ SPECIAL = {
     "eot_token": Keys.Tokenizer.EOT_ID,
     "eom_token": Keys.Tokenizer.EOM_ID,
 }
-
-# ---- how text is split before merging -------------------------------------------------------------------------------
-
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-DIGIT = r"\p{N}"
-_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL
-QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL
-_LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-TEKKEN = rf"{_LOWER}|{_UPPER}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
-O200K = rf"{_LOWER}{CONTRACTIONS}?|{_UPPER}{CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
-DEEPSEEK3 = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"""
-    + _TAIL
-)
-CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-_CASED = (  # the letters that DeepSeek LLM's splitter names one by one: those that have an upper and a lower case
-    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼ"
-    "ℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
-)
-
-
-@dataclass(frozen=True)
-class Splitter:
-    """How a byte-level BPE splits text before it merges.
-
-    Attributes:
-        names: what GGUF calls it; the first is the one that is written.
-        steps: regular expressions (Oniguruma), each of which cuts the pieces of the one before into matches and what lies
-            between them.
-        ignore_merges: whether a piece that is a token is taken whole, whatever the merges say.
-        nfc: whether published tokenizers with it normalize text to NFC first. llama.cpp never does.
-    """
-
-    names: tuple[str, ...]
-    steps: tuple[str, ...]
-    ignore_merges: bool = False
-    nfc: bool = False
-
-    def pre_tokenizer(self) -> dict[str, Any]:
-        """As tokenizer.json says it."""
-        if self.steps[-1] == GPT2:
-            digits = [{"type": "Digits", "individual_digits": True} if s == DIGIT else _split(s) for s in self.steps[:-1]]
-            parts = [*digits, _byte_level(use_regex=True)]
-        else:
-            parts = [*map(_split, self.steps), _byte_level(use_regex=False)]
-        return parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts}
-
-
-SPLITTERS = (
-    Splitter(
-        (
-            *("gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum"),
-            *("modern-bert", "mpt", "olmo", "jais", "trillion", "granite-docling"),
-        ),
-        (GPT2,),
-    ),
-    Splitter(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), (DIGIT, GPT2)),
-    Splitter(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
-        (LLAMA3,),
-        ignore_merges=True,
-    ),
-    Splitter(("smaug-bpe", "dbrx"), (LLAMA3,)),
-    Splitter(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (O200K,)),
-    Splitter(
-        ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "stablelm2", "hunyuan", "solar-open", "megrez"), (QWEN2,), nfc=True
-    ),
-    Splitter(
-        ("deepseek-llm",),
-        (r"[\r\n]", rf"\s?[{_CASED}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK, DIGIT),
-    ),
-    Splitter(("deepseek-coder",), (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, DIGIT)),
-    Splitter(
-        ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
-        (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK3),
-    ),
-    Splitter(("tekken",), (TEKKEN,), ignore_merges=True),
-    Splitter(("default",), (r"[\p{P}\$\+<=>\^~\|]+", GPT2.removesuffix(r"|\s+"), r"\p{N}+", "[0-9][0-9][0-9]")),
-)
-
-
-def splitter_named(name: str) -> Splitter | None:
-    """The splitter that GGUF calls so, or None."""
-    return next((s for s in SPLITTERS if name in s.names), None)
-
-
-def _split(regex: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _steps_of(pre_tokenizer: Any) -> tuple[str, ...] | None:
-    """The regular expressions that a byte-level pre-tokenizer of tokenizer.json amounts to; None for other kinds."""
-    parts = [pre_tokenizer]
-    steps: list[str] = []
-    byte_level = False
-    while parts:
-        part = parts.pop(0)
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if byte_level or kind is None:
-            return None
-        if kind == "Sequence" and isinstance(part.get("pretokenizers"), list):
-            parts = part["pretokenizers"] + parts
-        elif kind == "Digits" and part.get("individual_digits"):
-            steps.append(DIGIT)
-        elif kind == "Split" and _regex_of(part):
-            steps.append(_regex_of(part))
-        elif kind == "ByteLevel" and not part.get("add_prefix_space", True):
-            byte_level = True
-            steps += [GPT2] if part.get("use_regex", True) else []
-        else:
-            return None
-    return tuple(steps) if byte_level else None
-
-
-def _regex_of(part: Mapping[str, Any]) -> str:
-    """The regular expression by which a Split isolates its matches, in one spelling of several; "" for other splits."""
-    pattern = part.get("pattern")
-    regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
-    if not isinstance(regex, str) or (part.get("behavior"), part.get("invert", False)) not in (
-        ("Isolated", False),
-        ("Removed", True),  # drops what lies between matches; these expressions match everything
-    ):
-        return ""
-    regex = regex.replace("\r", r"\r").replace("\n", r"\n")
-    for spelling in (r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", r"'(?i:[sdmt]|ll|ve|re)"):
-        regex = regex.replace(spelling, CONTRACTIONS)
-    for greedy in ("?", "+"):  # possessive; what follows it in these expressions cannot match what it has taken
-        regex = regex.replace(f"]{greedy}+", f"]{greedy}")
-    return regex
-
-
-def _pre_name(tokenizer: Mapping[str, Any], hint: Any) -> str:
-    """What GGUF calls the way in which a byte-level BPE splits text. Raises BadCheckpoint if it has no name."""
-    steps = _steps_of(tokenizer.get("pre_tokenizer"))
-    ignores = bool(tokenizer["model"].get("ignore_merges"))
-    same = [s for s in SPLITTERS if s.steps == steps]
-    exact = [s for s in same if s.ignore_merges == ignores or s.steps == (O200K,)]  # o200k's merges reach every token
-    if isinstance(hint, str) and hint and (splitter_named(hint) is None or splitter_named(hint) in exact):
-        return hint
-    if not exact:
-        what = "takes whole tokens before merging (ignore_merges)" if same else "splits text in a way"
-        raise BadCheckpoint(
-            f"tokenizer.json: its pre_tokenizer {what} that llama.cpp has no known name for; if you know that name, set "
-            f'"{PRE_HINT}" to it in tokenizer_config.json'
-        )
-    return exact[0].names[0]
-
 
 # ---- from Hugging Face to GGUF --------------------------------------------------------------------------------------
 
@@ -243,7 +89,7 @@ def _byte_level_keys(metadata: Metadata, tokenizer: Mapping[str, Any]) -> tuple[
         raise BadCheckpoint(f"tokenizer.json: the merge {spaced} holds a space, which GGUF cannot express")
     keys = {
         Keys.Tokenizer.MODEL: "gpt2",
-        Keys.Tokenizer.PRE: _pre_name(tokenizer, metadata.tokenizer_config.get(PRE_HINT)),
+        Keys.Tokenizer.PRE: pre_name(tokenizer, metadata.tokenizer_config.get(PRE_HINT)),
         Keys.Tokenizer.LIST: source.tokens,
         Keys.Tokenizer.TOKEN_TYPE: source.types,
         Keys.Tokenizer.MERGES: [f"{left} {right}" for left, right in pairs],
@@ -532,7 +378,7 @@ def _byte_level_tokenizer(keys: _Keys, tokens: list[str], types: np.ndarray) -> 
         normalizer={"type": "NFC"} if splitter.nfc else None,
         pre_tokenizer=splitter.pre_tokenizer(),
         post_processor=None,
-        decoder=_byte_level(use_regex=True),
+        decoder=byte_level(use_regex=True),
         model=_bpe(merges, ignore_merges=splitter.ignore_merges),
     )
     return tokenizer, splitter.ignore_merges  # the same splitters imply bos in llama.cpp
@@ -585,7 +431,7 @@ def merges_of_scores(tokens: Sequence[str], types: np.ndarray, scores: np.ndarra
 def _post_processor(
     tokenizer: Mapping[str, Any], tokens: Sequence[str], special: Mapping[str, int], bos: bool, eos: bool
 ) -> dict[str, Any] | None:
-    plain = _byte_level(use_regex=True) if not _sentencepiece(tokenizer) else None
+    plain = byte_level(use_regex=True) if not _sentencepiece(tokenizer) else None
     if not bos and not eos:
         return plain
     before, after = ["bos_token"] * bos, ["eos_token"] * eos
