@@ -85,7 +85,7 @@ def byte_tokenizer(model_type: str, vocabulary: int) -> ByteTokenizer | None:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {token: token_id for token, token_id in vocab.items() if token not in special},
+            "vocab": vocab,  # special tokens too: the tokenizers library numbers others by itself
             "merges": [merge.split(" ") for merge in MERGES],
         },
     }

@@ -248,19 +248,26 @@ def _largest(plan: Plan, step: Step) -> float:
 
 
 def _round(step: Step, rows: QTensor, matrix: int, amax: float | None, options: Options, sums: ErrorSums) -> QTensor:
-    from numba_kernels.codec import finite
-
     values = rows.dequantize()
-    if step.action == "quantize" and finite.nonfinite_count(values):
-        if options.on_nonfinite == "refuse":
-            raise BadTensor(f"{step.name}: holds NaN or infinity; mend the source, or --on-nonfinite clamp")
-        values = finite.clamp_nonfinite(values)
+    if step.action == "quantize":
+        values = _finite(values, step.name, options.on_nonfinite)
     format = step.target.format
     importance = _importance(options, step, matrix)
     result = format.quantize(values, rule=step.quantization, importance=importance, amax=amax)
     if step.action == "quantize":
         sums.add(values, result, step.name)
     return result
+
+
+def _finite(values: np.ndarray, name: str, on_nonfinite: str) -> np.ndarray:
+    """The values if all are finite; else, where asked for, with NaN as 0 and infinity as the largest finite magnitude."""
+    from numba_kernels.codec import finite
+
+    if not finite.nonfinite_count(values):
+        return values
+    if on_nonfinite == "refuse":
+        raise BadTensor(f"{name}: holds NaN or infinity; mend the source, or --on-nonfinite clamp")
+    return finite.clamp_nonfinite(values, np.abs(values[np.isfinite(values)]).max(initial=0))
 
 
 def _importance(options: Options, step: Step, matrix: int) -> np.ndarray | None:

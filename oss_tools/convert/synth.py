@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -244,18 +245,25 @@ def _write_all(synthesis: Synthesis, writer: Writer, threads: int, advance: Call
         column = np.ascontiguousarray(values, np.float32).reshape(-1, 1)
         writer.write(name, 0, QTensor(get_format("f32"), column.shape, {"values": column}))
 
+    stop = threading.Event()
+
     def write(entry: Entry) -> None:
-        for matrix, start, stop in chunks([entry]):
-            rows = draw(entry, synthesis.architecture, synthesis.seed, matrix, start, stop)
+        for matrix, start, end in chunks([entry]):
+            if stop.is_set():
+                return
+            rows = draw(entry, synthesis.architecture, synthesis.seed, matrix, start, end)
             write_rows(writer, entry, matrix, start, rows)
             advance(rows.nbytes)
 
+    largest_first = sorted(synthesis.entries, key=lambda entry: -entry.nbytes)
     with ThreadPoolExecutor(threads) as pool:
-        largest_first = sorted(synthesis.entries, key=lambda entry: -entry.nbytes)
-        done, _ = wait([pool.submit(write, entry) for entry in largest_first], return_when=FIRST_EXCEPTION)
-        pool.shutdown(cancel_futures=True)
-        for future in done:
-            future.result()
+        try:
+            done, _ = wait([pool.submit(write, entry) for entry in largest_first], return_when=FIRST_EXCEPTION)
+        finally:  # after an error, or Ctrl-C, the others stop at their next chunk
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    for future in done:
+        future.result()
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------
