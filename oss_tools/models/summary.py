@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from oss_tools.checkpoints.files import MAX_JSON, read_json, read_text
+from oss_tools.errors import BadCheckpoint
 from oss_tools.models.checkpoint import Checkpoint, Entry
 
 HIGHLIGHTS = (
@@ -23,6 +29,8 @@ HIGHLIGHTS = (
     "rope_theta",
     "tie_word_embeddings",
 )
+GGUF_CONTROL = 3  # the type of special tokens in GGUF (gguf.TokenType.CONTROL)
+GGUF_KINDS = {"gpt2": "BPE", "llama": "SentencePiece"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,6 @@ def summarize(checkpoint: Checkpoint) -> Summary:
             _count(by_format, format, parameters, part_bytes)
         formats = "+".join(dict.fromkeys(format for format, _, _ in parts))
         tensors.append(TensorFacts(entry.name, entry.spec.role, entry.spec.shape, formats, nbytes))
-    metadata = checkpoint.metadata()
     return Summary(
         path=checkpoint.path,
         container=checkpoint.container,
@@ -106,9 +113,9 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         by_format=_largest_first(by_format),
         by_role=_largest_first(by_role),
         tensors=tuple(tensors),
-        config=_highlights(metadata.config),
-        tokenizer=_tokenizer(metadata.tokenizer),
-        chat_template=bool(metadata.chat_template or metadata.tokenizer_config.get("chat_template")),
+        config=_highlights(checkpoint.architecture.hf_config()),
+        tokenizer=_tokenizer(checkpoint),
+        chat_template=_has_chat_template(checkpoint),
         files=tuple((file.name, file.stat().st_size) for file in checkpoint.reader.files()),
     )
 
@@ -145,12 +152,47 @@ def _highlights(config: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _tokenizer(tokenizer: dict[str, Any] | None) -> TokenizerFacts | None:
-    if not tokenizer:
-        return None
-    model, added = tokenizer.get("model") or {}, tokenizer.get("added_tokens") or []
-    vocabulary = model.get("vocab") or {}
-    known = set(vocabulary) if isinstance(vocabulary, dict) else {piece[0] for piece in vocabulary}
-    known |= {token["content"] for token in added}
-    special = sum(bool(token.get("special")) for token in added)
-    return TokenizerFacts(str(model.get("type", "unknown")), len(known), special)
+def _tokenizer(checkpoint: Checkpoint) -> TokenizerFacts | None:
+    raw = checkpoint.reader.raw_config
+    if checkpoint.container == "gguf":
+        if "tokenizer.ggml.tokens" not in raw:
+            return None
+        kind = str(raw.get("tokenizer.ggml.model"))
+        control = int(np.count_nonzero(np.asarray(raw.get("tokenizer.ggml.token_type", ())) == GGUF_CONTROL))
+        return TokenizerFacts(GGUF_KINDS.get(kind, kind), len(raw["tokenizer.ggml.tokens"]), control)
+    file = _folder(checkpoint) / "tokenizer.json"
+    return tokenizer_facts(read_text(file, MAX_JSON), file) if file.exists() else None
+
+
+def tokenizer_facts(text: str, file: Path) -> TokenizerFacts:
+    """What a tokenizer.json says, without parsing its merges, which are most of it. Raises BadCheckpoint."""
+    kind = re.search(r'"model"\s*:\s*\{.*?"type"\s*:\s*"(\w+)"', text, re.DOTALL)
+    vocabulary, added = _value_of("vocab", text, file), _value_of("added_tokens", text, file) or []
+    try:
+        known = set(vocabulary or ()) if not isinstance(vocabulary, list) else {piece[0] for piece in vocabulary}
+        known |= {token["content"] for token in added}
+        special = sum(bool(token.get("special")) for token in added)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise BadCheckpoint(f"{file}: not a tokenizer: {error!r}") from None
+    return TokenizerFacts(kind[1] if kind else "unknown", len(known), special)
+
+
+def _value_of(key: str, text: str, file: Path) -> Any:
+    """The first object or array under this key; a token named so has a number under it."""
+    found = re.search(rf'"{key}"\s*:\s*(?=[{{\[])', text)
+    try:
+        return json.JSONDecoder().raw_decode(text, found.end())[0] if found else None
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{file}: cannot be parsed: {error}") from None
+
+
+def _has_chat_template(checkpoint: Checkpoint) -> bool:
+    if checkpoint.container == "gguf":
+        return "tokenizer.chat_template" in checkpoint.reader.raw_config
+    folder = _folder(checkpoint)
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").exists() or (config.exists() and "chat_template" in read_json(config))
+
+
+def _folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
