@@ -19,6 +19,10 @@ class BadRecipe(OssToolsError):
     """A recipe, format name or quantization rule that does not exist or cannot be applied."""
 
 
+class BadRequest(OssToolsError):
+    """What is asked of a model cannot be done: a prompt longer than its context, a token outside its vocabulary."""
+
+
 class NoRoom(OssToolsError):
     """The machine lacks disk or memory for what was asked. Exit status 3."""
 

@@ -1,0 +1,1 @@
+"""Conversations to prompts and back: chat templates, the harmony format, the tool loop."""

@@ -1,0 +1,123 @@
+"""What carries out a forward pass: one backend per device and library, found by being in this package (`*_backend.py`)."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from oss_tools.errors import BadRecipe
+from oss_tools.models import Architecture, Checkpoint
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is to be run.
+
+    Attributes:
+        threads: threads that share the work; 0 is every core this process may use.
+        activations: "int8" quantizes the inputs of linear layers per 32 values, "f32" keeps them whole.
+        context: the most positions that a sequence may have.
+        say: is told, in a line, what the user should know (a conversion on load, kernels being compiled).
+    """
+
+    threads: int = 0
+    activations: str = "int8"
+    context: int = 4096
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+
+@dataclass
+class Run:
+    """Tokens that continue one sequence: positions start, start + 1, … of `cache`."""
+
+    cache: Any
+    tokens: np.ndarray  # int32 [n], n >= 1
+    start: int
+
+
+class Backend(ABC):
+    """A model on a device.
+
+    Attributes:
+        name: on the command line.
+        extra: the extra of oss-tools that brings its packages, or "".
+        chunk: the most tokens in one `run`.
+        rows: the most rows in one `logits`.
+        vocabulary: tokens that have a logit.
+    """
+
+    name: ClassVar[str] = ""
+    chunk: int
+    rows: int
+    vocabulary: int
+
+    @abstractmethod
+    def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
+        """Loads the weights; calls progress(stored bytes done). Does not keep the checkpoint."""
+
+    @classmethod
+    @abstractmethod
+    def weight_bytes(cls, checkpoint: Checkpoint, options: Options) -> int:
+        """Bytes of memory that the weights of this checkpoint will take."""
+
+    @classmethod
+    @abstractmethod
+    def position_bytes(cls, architecture: Architecture) -> int:
+        """Bytes of memory that the keys and values of one position take, in layers that keep all positions."""
+
+    @abstractmethod
+    def open(self, capacity: int) -> Any:
+        """A cache for one sequence of at most `capacity` positions."""
+
+    @abstractmethod
+    def grow(self, cache: Any, capacity: int) -> None:
+        """Makes room for more positions; what is cached stays."""
+
+    @abstractmethod
+    def run(self, runs: list[Run]) -> None:
+        """One forward pass over the tokens of all runs (together at most `chunk`, each of another cache)."""
+
+    @abstractmethod
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Logits float32 [n, vocabulary] after the tokens of the last `run` at these rows, counted over all its runs.
+        The array is overwritten by the next call."""
+
+    @abstractmethod
+    def read_cache(self, cache: Any, start: int, stop: int) -> np.ndarray:
+        """A copy of the keys and values of positions [start, stop), [stop − start, …]; they must be among the last
+        `chunk` positions written."""
+
+    @abstractmethod
+    def write_cache(self, cache: Any, start: int, block: np.ndarray) -> None:
+        """Puts back what `read_cache` gave, at the same positions."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a record of a measurement should say: kernel path, threads, bytes of weights by format."""
+
+    def close(self) -> None:
+        """Ends threads, frees memory."""
+
+
+def backends() -> dict[str, str]:
+    """Module of each backend by name."""
+    package = importlib.import_module("oss_tools.engine")
+    modules = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name.endswith("_backend")]
+    return {name.removesuffix("_backend"): f"oss_tools.engine.{name}" for name in modules}
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The backend of this name. Raises BadRecipe with the names there are, MissingPackage if its package is missing."""
+    known = backends()
+    if name not in known:
+        raise BadRecipe(f"no backend named {name!r}; there are {', '.join(sorted(known))}")
+    module = importlib.import_module(known[name])
+    return next(c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Backend) and c.name == name)

@@ -1,0 +1,83 @@
+"""How much memory this process may still take, and the refusal of what does not fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from oss_tools.errors import NoRoom
+
+WORK_BYTES = 200_000_000  # interpreter, libraries, activations and tables of the largest known model
+
+
+def available_memory() -> int:
+    """Bytes that can still be allocated: what the system has free, and what the limits of the process and its group leave."""
+    limits = [_system_free(), _address_space_left(), *_group_left()]
+    return max(min(limit for limit in limits if limit is not None), 0)
+
+
+def require(weights: int, cache: int, context: int, per_position: float) -> None:
+    """Raises NoRoom with the numbers if the weights and the cache of `context` positions do not fit into free memory."""
+    free = available_memory()
+    if weights + cache + WORK_BYTES <= free:
+        return
+    room = free - weights - WORK_BYTES
+    if per_position and room // per_position >= 256:
+        advice = f"--context {int(room // per_position)} would fit"
+    else:
+        advice = f"weights of at most {max(free - cache - WORK_BYTES, 0) / 1e9:.1f} GB would fit: requantize to fewer bits"
+    raise NoRoom(
+        f"the model needs {(weights + cache + WORK_BYTES) / 1e9:.1f} GB of memory (weights {weights / 1e9:.2f} GB, "
+        f"KV cache of {context} tokens {cache / 1e9:.2f} GB, the rest {WORK_BYTES / 1e9:.1f} GB), "
+        f"{free / 1e9:.1f} GB are free; {advice}"
+    )
+
+
+def _system_free() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: the physical memory is what can be known
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _address_space_left() -> int:
+    """What RLIMIT_AS leaves of the address space."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or not sys.platform.startswith("linux"):
+        return sys.maxsize
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return limit - used
+
+
+def _group_left() -> list[int]:
+    """What the memory limits of the control groups leave (version 2, then version 1)."""
+    left = []
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most = Path(folder, limit).read_text().strip()
+            if most.isdigit():
+                left.append(int(most) - int(Path(folder, used).read_text()) + _reclaimable(Path(folder, "memory.stat")))
+        except OSError:
+            continue
+    return left
+
+
+def _reclaimable(stat: Path) -> int:
+    """File pages that count as used but can be dropped."""
+    for line in stat.read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0

@@ -1,0 +1,99 @@
+"""How the next token is chosen from logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from oss_tools.errors import BadRecipe
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The rule for choosing tokens. The steps are applied in the order of the attributes.
+
+    Attributes:
+        repetition_penalty: logits of tokens already in the text are divided by it if positive, else multiplied
+            (https://arxiv.org/abs/1909.05858); 1 is off.
+        temperature: divides the logits; 0 chooses the likeliest token.
+        top_k: only so many of the likeliest; 0 is off.
+        top_p: only the likeliest that together reach this probability (https://arxiv.org/abs/1904.09751); 1 is off.
+        min_p: only tokens at least this probable relative to the likeliest (https://arxiv.org/abs/2407.01082); 0 is off.
+        seed: the same seed gives the same tokens; None draws one.
+    """
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("repetition_penalty", self.repetition_penalty, 1e-3, 1e3),
+            ("temperature", self.temperature, 0, 1e3),
+            ("top_k", self.top_k, 0, 1 << 31),
+            ("top_p", self.top_p, 0, 1),
+            ("min_p", self.min_p, 0, 1),
+        ):
+            if not low <= value <= high:
+                raise BadRecipe(f"sampling: {name} is {value}, outside {low:g}..{high:g}")
+
+
+@dataclass
+class Sampler:
+    """A rule with the state that one sequence needs: its random numbers and the tokens seen."""
+
+    sampling: Sampling
+    seen: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.sampling.seed)
+
+    def __call__(self, logits: np.ndarray) -> int:
+        """The next token from logits float32 [vocabulary], which are not changed."""
+        s = self.sampling
+        if s.repetition_penalty != 1.0 and self.seen:
+            logits = penalized(logits, self.seen, s.repetition_penalty)
+        if s.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            candidates, shares = distribution(logits, s)
+            token = int(candidates[min(np.searchsorted(shares.cumsum(), self._random.random()), len(shares) - 1)])
+        self.seen.add(token)
+        return token
+
+
+def penalized(logits: np.ndarray, seen: set[int], penalty: float) -> np.ndarray:
+    """A copy of logits in which the tokens seen are less likely."""
+    logits = logits.copy()
+    index = np.fromiter(seen, np.int64)
+    logits[index] = np.where(logits[index] > 0, logits[index] / penalty, logits[index] * penalty)
+    return logits
+
+
+def distribution(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that may be drawn, likeliest first, and their probabilities (float64, sum 1). Needs a temperature > 0."""
+    if s.top_k and s.top_k < len(logits):
+        candidates = np.argpartition(logits, -s.top_k)[-s.top_k :]
+    else:
+        candidates = np.arange(len(logits))
+    candidates = candidates[np.lexsort((candidates, -logits[candidates]))]
+    scaled = logits[candidates].astype(np.float64) / s.temperature
+    shares = np.exp(scaled - scaled[0])
+    shares /= shares.sum()
+    keep = len(shares)
+    if s.top_p < 1:
+        keep = int(np.searchsorted(shares.cumsum(), s.top_p)) + 1
+    if s.min_p > 0:
+        keep = min(keep, int((shares >= s.min_p * shares[0]).sum()))
+    shares = shares[: max(keep, 1)]
+    return candidates[: len(shares)], shares / shares.sum()
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural logarithms of the probabilities, float32 [..., vocabulary]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)

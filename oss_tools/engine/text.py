@@ -1,0 +1,93 @@
+"""Text to tokens and back: the checkpoint's own tokenizer, text as it streams, stop strings across token borders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from oss_tools.checkpoints import Metadata
+from oss_tools.errors import BadCheckpoint
+
+# Names under which vocabularies hold the tokens that end a turn or a text
+END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+class Text:
+    """A tokenizer.
+
+    Attributes:
+        stop_tokens: ids that end a text: the checkpoint's eos_token_id and special tokens known to end a turn.
+    """
+
+    def __init__(self, metadata: Metadata) -> None:
+        """Raises BadCheckpoint if the checkpoint has no tokenizer, or a broken one."""
+        from tokenizers import Tokenizer
+
+        if metadata.tokenizer is None:
+            raise BadCheckpoint("the checkpoint has no tokenizer (tokenizer.json); only token ids can be given to it")
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(metadata.tokenizer))
+        except Exception as error:  # the library raises bare Exception
+            raise BadCheckpoint(f"the checkpoint's tokenizer.json is damaged: {error}") from None
+        self.stop_tokens = self._find_stop_tokens(metadata)
+
+    def _find_stop_tokens(self, metadata: Metadata) -> frozenset[int]:
+        found: set[int] = set()
+        for source in (metadata.generation_config, metadata.config):
+            ids = source.get("eos_token_id")
+            found |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
+        names = [token_text(metadata.tokenizer_config.get("eos_token")), *END_TOKENS]
+        special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        return frozenset(found | {special[name] for name in names if name in special})
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
+
+    def stream(self, stop: Iterable[str] = ()) -> TextStream:
+        """A decoder for tokens that come one at a time."""
+        return TextStream(self._tokenizer, tuple(s for s in stop if s))
+
+
+class TextStream:
+    """Tokens to text, one at a time. Text that may be the beginning of a stop string is held back until that is known."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer, self._stop = tokenizer, stop
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._held = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """The text that is certain after this token; sets `stopped` if a stop string is complete (it is cut off)."""
+        self._held += self._decoder.step(self._tokenizer, token) or ""
+        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def flush(self) -> str:
+        """What was held back, when the text ends without a stop string."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def token_text(token: Any) -> str | None:
+    """A special token of tokenizer_config.json, which stands there as a string or as an object."""
+    return token.get("content") if isinstance(token, dict) else token
