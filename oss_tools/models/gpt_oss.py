@@ -368,6 +368,8 @@ def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
     types = raw.get("layer_types")
     if types and (not isinstance(types, list) or types != _layer_types(len(types))):
         raise base.BadCheckpoint("config.json: layer_types do not alternate, sliding_attention first, as gpt-oss's do")
+    if raw.get("swiglu_alpha", 1.702) != 1.702:
+        raise base.BadCheckpoint(f"config.json: swiglu_alpha is {base.shown(raw['swiglu_alpha'])}, always 1.702 in gpt-oss")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise base.BadCheckpoint(f"config.json: rope_scaling is {base.shown(rope)}, expected an object")

@@ -1,0 +1,112 @@
+"""Small random models, written into any container and format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from oss_tools.checkpoints import Metadata, Writer, writer_for
+from oss_tools.formats import QTensor, get_format
+from oss_tools.models.base import Architecture
+from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.models.gpt_oss import GptOss, GptOssConfig
+from oss_tools.models.llama import Llama, LlamaConfig
+
+GPT_OSS = GptOss(
+    GptOssConfig(
+        num_hidden_layers=2,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        hidden_size=64,
+        intermediate_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=40,
+        sliding_window=8,
+    )
+)
+LLAMA = Llama(
+    LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=128,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=40,
+    )
+)
+EXPERTS = ("experts.gate_up", "experts.down")
+LINEARS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
+
+
+def random_values(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+    """float32 values by canonical name, each exactly a bfloat16."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for spec in architecture.tensors():
+        bits = (rng.standard_normal(spec.shape) * 0.05).astype(np.float32).view(np.uint32) & 0xFFFF0000
+        values[spec.name] = bits.view(np.float32)
+    return values
+
+
+def placed(architecture: Architecture, container: str, formats: dict[str, str]) -> list[Entry]:
+    """Every tensor in the format given for its role or name, else bf16."""
+    entries = []
+    for spec in architecture.tensors():
+        form = get_format(formats.get(spec.name, formats.get(spec.role, "bf16")))
+        entries.append(Entry(spec, form, tuple(architecture.placements(container, spec, form.is_float))))
+    return entries
+
+
+def quantized(values: dict[str, np.ndarray], entries: list[Entry]) -> dict[str, QTensor]:
+    """Each tensor as a QTensor [matrices · rows, columns] in its entry's format."""
+    return {e.name: e.format.quantize(values[e.name].reshape(-1, e.spec.matrices[2])) for e in entries}
+
+
+def open_writer(
+    architecture: Architecture,
+    container: str,
+    folder: Path,
+    entries: list[Entry],
+    metadata: Metadata | None = None,
+    shard_size: int | None = None,
+) -> Writer:
+    folder.mkdir(exist_ok=True)
+    return writer_for(container)(
+        folder,
+        "model",
+        stored_tensors(entries),
+        metadata or Metadata(architecture.hf_config()),
+        architecture.container_config(container),
+        shard_size=shard_size,
+    )
+
+
+def write_all(writer: Writer, entries: list[Entry], tensors: dict[str, QTensor], chunk_bytes: int = 1 << 20) -> None:
+    for entry in entries:
+        _, rows, _ = entry.spec.matrices
+        for matrix, start, stop in chunks([entry], chunk_bytes):
+            write_rows(
+                writer, entry, matrix, start, tensors[entry.name].rows(slice(matrix * rows + start, matrix * rows + stop))
+            )
+
+
+def save(
+    architecture: Architecture,
+    container: str,
+    folder: Path,
+    formats: dict[str, str] | None = None,
+    metadata: Metadata | None = None,
+    shard_size: int | None = None,
+) -> dict[str, QTensor]:
+    """Writes a random model and returns what was written, by canonical name."""
+    entries = placed(architecture, container, formats or {})
+    tensors = quantized(random_values(architecture), entries)
+    writer = open_writer(architecture, container, folder, entries, metadata, shard_size)
+    write_all(writer, entries, tensors)
+    writer.finish()
+    writer.close()
+    return tensors
