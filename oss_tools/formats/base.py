@@ -108,7 +108,6 @@ class Format(ABC):
     def planes(self, columns: int) -> dict[str, Plane]:
         """The planes of a tensor whose rows have `columns` values."""
 
-    @abstractmethod
     def quantize(
         self,
         values: np.ndarray,
@@ -123,17 +122,56 @@ class Format(ABC):
         Args:
             values: float32, finite.
             rule: one of `rules`; None is the default.
-            importance: float32 weights of the squared error, broadcastable to values' shape (usually [K]), or None.
+            importance: float32 weights of the squared error, finite and not negative, broadcastable to values' shape
+                (usually [K]), or None. Only rules that search use them.
             amax: the whole tensor's largest magnitude, for formats that `needs_amax`; None takes it from values.
             threads: how many threads share the work.
-        """
 
-    @abstractmethod
+        Raises BadTensor if K is not a multiple of the block, BadRecipe if there is no such rule.
+        """
+        if not self.rules:
+            raise BadRecipe(f"{self.name} can be read but not written; choose another format")
+        if rule is not None and rule not in self.rules:
+            raise BadRecipe(f"{self.name} has no rule named {rule!r}; there are {', '.join(self.rules)}")
+        self.check(values.shape, "values")
+        columns = values.shape[-1]
+        rows = np.ascontiguousarray(values, np.float32).reshape(-1, columns)
+        weights = np.ones((1, columns), np.float32)
+        if importance is not None:
+            shape = (1, columns) if importance.size <= columns else values.shape
+            weights = np.ascontiguousarray(np.broadcast_to(importance.astype(np.float32), shape)).reshape(-1, columns)
+        if self.needs_amax and amax is None:
+            amax = float(max(rows.max(initial=0), -rows.min(initial=0)))
+        planes = {name: np.empty((len(rows), p.columns), p.dtype) for name, p in self.planes(columns).items()}
+        self.quantize_rows(rows, weights, planes, rule or self.rules[0], amax or 0.0, threads)
+        return QTensor(self, rows.shape, planes).reshape(*values.shape)
+
     def dequantize(self, tensor: QTensor, *, threads: int = 1) -> np.ndarray:
         """The values as float32 [..., K]."""
+        planes = {name: np.ascontiguousarray(p).reshape(-1, p.shape[-1]) for name, p in tensor.planes.items()}
+        rows = np.empty((len(next(iter(planes.values()))), tensor.columns), np.float32)
+        self.dequantize_rows(planes, rows, threads)
+        return rows.reshape(tensor.shape)
+
+    def quantize_rows(
+        self,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        planes: dict[str, np.ndarray],
+        rule: str,
+        amax: float,
+        threads: int,
+    ) -> None:
+        """Fills the planes [R, …] from rows, float32 [R, K]; weights: float32 [R or 1, K]. All are C-contiguous."""
+        raise NotImplementedError(f"{self.name} has rules but no quantize_rows")
+
+    @abstractmethod
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        """Fills out, float32 [R, K], from the planes [R, …]. All are C-contiguous."""
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray] | None:
-        """The lowest and highest value that each block's scale can express, as float32 [rows, blocks]; None if unbounded."""
+        """The lowest and highest value that each block's scale rounds without clipping, half a step beyond the outermost
+        codes, as two float32 [rows, blocks]; None if unbounded."""
         return None
 
     def pack_ggml(self, tensor: QTensor) -> np.ndarray:

@@ -1,0 +1,243 @@
+"""MXFP4: 32 values share a power-of-two scale (e8m0); each is a 4-bit e2m1 float.
+
+Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5.3.3 (e2m1), 5.4.1 (e8m0) and 6.3 (conversion).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from numba_kernels.codec.bits import bits_of, from_bits, inline
+from numba_kernels.codec.nibbles import join_halves, split_halves
+
+FLOOR, CEIL, OCP, SEARCH = 0, 1, 2, 3  # rules
+
+VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)  # of the 16 codes
+MIDPOINTS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)  # between neighbouring magnitudes
+BELOW = np.nextafter(MIDPOINTS, np.float32(0))
+
+
+def _ties(up: list[bool]) -> np.ndarray:
+    """Thresholds, float32 [7]: a magnitude's code is how many of them it exceeds. `up`: which midpoints go to the larger."""
+    return np.where(up, BELOW, MIDPOINTS)
+
+
+TIES_DOWN = _ties([False] * 7)  # ggml: the first of the equally near codes
+TIES_EVEN = _ties([False, True, False, True, False, True, False])  # IEEE; torchao
+TIES_AWAY = _ties([True] * 7)  # Triton's kernels
+LANES = 4  # exponents that the search tries: 2 and 1 below the floor rule's, that one, and 1 above
+SURE = np.float32(1 - 1e-5)  # an error must be smaller by more than float32 sums of it can be off
+
+
+def _log2_rounds_up() -> np.ndarray:
+    """For each biased exponent, the least mantissa from which log2, rounded to float32, is the next integer: int32 [256].
+
+    ggml and gguf-py take floor(log2(x)) in float32, which is one too high just below a power of two.
+    """
+    mantissas = np.arange(2**23 - 128, 2**23, dtype=np.int32)
+    least = np.full(256, 2**23, np.int32)
+    for exponent in range(1, 255):
+        values = ((exponent << 23) | mantissas).astype(np.int32).view(np.float32)
+        up = np.log2(values.astype(np.float64)).astype(np.float32) >= exponent - 126
+        if up.any():
+            least[exponent] = mantissas[up.argmax()]
+    return least
+
+
+LOG2_ROUNDS_UP = _log2_rounds_up()
+
+
+@inline
+def top_bits(bits: np.ndarray, row: int, start: int, count: int) -> np.int32:
+    """Bits of the largest magnitude of `count` floats, which order as integers do."""
+    top = np.int32(0)
+    for i in range(count):
+        top = max(top, np.int32(bits[row, start + i] & np.int32(0x7FFFFFFF)))
+    return top
+
+
+@inline
+def floor_exponent(top: np.int32) -> np.int32:
+    """Biased exponent of the scale by the OCP rule: that of the largest magnitude, less that of e2m1's largest, 4."""
+    return max(np.int32((top >> np.int32(23)) - np.int32(2)), np.int32(0))
+
+
+@inline
+def ceil_exponent(top: np.int32) -> np.int32:
+    """Biased exponent of the least scale for which nothing exceeds e2m1's largest value, 6 = 1.5 · 4."""
+    above = np.int32((top & np.int32(0x7FFFFF)) > np.int32(0x400000))
+    return max(np.int32((top >> np.int32(23)) - np.int32(2) + above), np.int32(0))
+
+
+@inline
+def scale_of(exponent: np.int32) -> np.float32:
+    """2^(exponent − 127)."""
+    return from_bits(np.int32(exponent << np.int32(23))) if exponent > np.int32(0) else from_bits(np.int32(0x400000))
+
+
+@inline
+def inverse_of(exponent: np.int32) -> np.float32:
+    """2^(127 − exponent), for exponent ≤ 254."""
+    return scale_of(np.int32(254) - exponent)
+
+
+@inline
+def magnitude_code(
+    a: np.float32,
+    t0: np.float32,
+    t1: np.float32,
+    t2: np.float32,
+    t3: np.float32,
+    t4: np.float32,
+    t5: np.float32,
+    t6: np.float32,
+) -> np.int32:
+    """e2m1 code 0…7 of a magnitude in units of the scale."""
+    code = np.int32(a > t0) + np.int32(a > t1) + np.int32(a > t2) + np.int32(a > t3)
+    return np.int32(code + np.int32(a > t4) + np.int32(a > t5) + np.int32(a > t6))
+
+
+@njit(cache=True, nogil=True)
+def quantize(
+    values: np.ndarray,
+    importance: np.ndarray,
+    blocks: np.ndarray,
+    scales: np.ndarray,
+    rule: int,
+    ties: np.ndarray,
+    signed_zero: bool,
+) -> None:
+    """Rounds rows to MXFP4.
+
+    Args:
+        values: float32 [R, K], finite.
+        importance: float32 [R or 1, K], weights of the squared error for SEARCH.
+        blocks: uint8 [R, K/2], filled with two codes a byte, the lower nibble first.
+        scales: uint8 [R, K/32], filled with e8m0 scales.
+        rule: FLOOR, CEIL, OCP or SEARCH.
+        ties: TIES_DOWN, TIES_EVEN or TIES_AWAY.
+        signed_zero: whether a negative value that rounds to zero keeps its sign.
+    """
+    bits = values.view(np.int32)
+    errors = np.empty(LANES, np.float32)
+    t0, t1, t2, t3, t4, t5, t6 = ties[0], ties[1], ties[2], ties[3], ties[4], ties[5], ties[6]
+    for r in range(values.shape[0]):
+        w = r if importance.shape[0] > 1 else 0
+        for b in range(values.shape[1] // 32):
+            top = top_bits(bits, r, 32 * b, 32)
+            if rule == OCP:
+                exponent = floor_exponent(top)
+            elif rule == CEIL:
+                exponent = ceil_exponent(top)
+            else:
+                exponent = ggml_exponent(top)
+            if rule == SEARCH:
+                exponent = best_exponent(values, r, importance, w, 32 * b, exponent, errors)
+            scales[r, b] = exponent
+            inverse = inverse_of(exponent)
+            for i in range(16):
+                x = values[r, 32 * b + 2 * i] * inverse
+                y = values[r, 32 * b + 2 * i + 1] * inverse
+                low = with_sign(magnitude_code(abs(x), t0, t1, t2, t3, t4, t5, t6), x, signed_zero)
+                high = with_sign(magnitude_code(abs(y), t0, t1, t2, t3, t4, t5, t6), y, signed_zero)
+                blocks[r, 16 * b + i] = np.uint8(low | np.int32(high << np.int32(4)))
+
+
+@inline
+def with_sign(code: np.int32, x: np.float32, signed_zero: bool) -> np.int32:
+    """The code with x's sign; a code of zero only gets one if zeros are signed."""
+    sign = np.int32((bits_of(x) >> np.int32(28)) & np.int32(8))
+    return np.int32(code | sign) if signed_zero or code > np.int32(0) else code
+
+
+@inline
+def ggml_exponent(top: np.int32) -> np.int32:
+    """The floor rule as ggml computes it: through a float32 logarithm."""
+    exponent = np.int32(top >> np.int32(23))
+    up = np.int32(np.int32(top & np.int32(0x7FFFFF)) >= LOG2_ROUNDS_UP[exponent])
+    return max(np.int32(exponent - np.int32(2) + up), np.int32(0))
+
+
+@inline
+def best_exponent(
+    values: np.ndarray,
+    row: int,
+    importance: np.ndarray,
+    weight_row: int,
+    start: int,
+    plain: np.int32,
+    errors: np.ndarray,
+) -> np.int32:
+    """The scale with the least weighted squared error among two below the plain rule's to one above it.
+
+    Scales further up represent no value that these do not; further down they clip more than half of the range.
+    """
+    inverse = inverse_of(plain)
+    for c in range(LANES):
+        errors[c] = np.float32(0)
+    for i in range(32):
+        x = abs(values[row, start + i]) * inverse
+        weight = importance[weight_row, start + i]
+        for c in range(LANES):
+            unit = from_bits(np.int32((np.int32(c) + np.int32(125)) << np.int32(23)))  # 2^(c − 2)
+            per_unit = from_bits(np.int32((np.int32(129) - np.int32(c)) << np.int32(23)))
+            difference = x - round_e2m1(x * per_unit) * unit
+            errors[c] += weight * (difference * difference)
+    best = 2
+    for c in (3, 1, 0):
+        if errors[c] < errors[best] * SURE and 0 <= plain + c - 2 <= 254:
+            best = c
+    return np.int32(plain + best - 2)
+
+
+@inline
+def round_e2m1(x: np.float32) -> np.float32:
+    """The nearest e2m1 value of a magnitude, ties to even."""
+    rounder = np.float32(6291456)  # 1.5 · 2^22: leaves steps of 1/2, as there are below 2
+    rounder = np.float32(12582912) if x > np.float32(2) else rounder
+    rounder = np.float32(25165824) if x > np.float32(4) else rounder
+    return min((x + rounder) - rounder, np.float32(6))
+
+
+@njit(cache=True, nogil=True)
+def dequantize(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    """uint8 [R, K/2] and uint8 [R, K/32] -> float32 [R, K]. Scale 255 makes NaN; products beyond float32 are infinite."""
+    for r in range(blocks.shape[0]):
+        for b in range(scales.shape[1]):
+            exponent = np.int32(scales[r, b])
+            scale = scale_of(exponent) if exponent < np.int32(255) else np.float32(np.nan)
+            for i in range(16):
+                byte = np.int32(blocks[r, 16 * b + i])
+                out[r, 32 * b + 2 * i] = decode_e2m1(np.int32(byte & np.int32(15))) * scale
+                out[r, 32 * b + 2 * i + 1] = decode_e2m1(np.int32(byte >> np.int32(4))) * scale
+
+
+@inline
+def decode_e2m1(code: np.int32) -> np.float32:
+    """The value of an e2m1 code, by placing its bits in a float32 of the same exponent, 126 lower, and scaling up."""
+    magnitude = from_bits(np.int32((code & np.int32(7)) << np.int32(22))) * np.float32(2.0**126)
+    return from_bits(bits_of(magnitude) | np.int32((code & np.int32(8)) << np.int32(28)))
+
+
+@njit(cache=True, nogil=True)
+def pack_ggml(blocks: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    """Moves codes and scales into ggml's 17-byte blocks: uint8 [R, 17·K/32], all arrays C-contiguous.
+
+    There the scale comes first, and byte j holds values j (lower nibble) and j + 16.
+    """
+    source, target = blocks.reshape(-1), out.reshape(-1)
+    exponents = scales.reshape(-1)
+    for b in range(exponents.size):
+        target[17 * b] = exponents[b]
+        split_halves(source, 16 * b, target, 17 * b + 1)
+
+
+@njit(cache=True, nogil=True)
+def unpack_ggml(data: np.ndarray, blocks: np.ndarray, scales: np.ndarray) -> None:
+    """The inverse of `pack_ggml`."""
+    source, target = data.reshape(-1), blocks.reshape(-1)
+    exponents = scales.reshape(-1)
+    for b in range(exponents.size):
+        exponents[b] = source[17 * b]
+        join_halves(source, 17 * b + 1, target, 16 * b)

@@ -1,0 +1,143 @@
+"""ggml's simple block formats, stored in ggml's own bytes. Source: ggml's `ggml-common.h`, `ggml-quants.c` and gguf-py."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oss_tools.formats.base import Format, Plane, QTensor
+
+
+class _Block32(Format):
+    """32 values share a half-precision scale, or a scale and a minimum.
+
+    Plane: `blocks` uint8 [.., block bytes · K/32].
+
+    Rules: search tries some dozens of scales (and minima) and keeps those of least weighted squared error as stored, the
+    plain ones unless others are better; plain makes gguf-py's bytes. Where a scale exceeds half precision, both
+    take the largest there is.
+    """
+
+    block = 32
+    rules = ("search", "plain")
+    block_bytes: int
+    code_range: tuple[float, float]
+    has_minimum = False
+
+    def planes(self, columns: int) -> dict[str, Plane]:
+        return {"blocks": Plane(np.dtype(np.uint8), columns // 32 * self.block_bytes)}
+
+    def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
+        blocks = tensor.planes["blocks"].reshape(-1, tensor.columns // 32, self.block_bytes)
+        header = np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float32)
+        minimum = header[..., 1] if self.has_minimum else np.float32(0)
+        ends = [header[..., 0] * np.float32(code) + minimum for code in self.code_range]
+        return np.minimum(*ends), np.maximum(*ends)
+
+
+class Q8_0(_Block32):
+    name = "q8_0"
+    summary = "ggml: 8-bit integers, a scale for 32 values"
+    ggml_type = 8
+    block_bytes = 34
+    code_range = (-127.5, 127.5)
+
+    def quantize_rows(
+        self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
+    ) -> None:
+        from numba_kernels.codec import ggml
+        from numba_kernels.parallel import over_rows
+
+        parameters = (rule == "search", ggml.STEPS_8_BITS)
+        over_rows(ggml.quantize_q8_0, [rows, weights], [planes["blocks"]], parameters, threads)
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        from numba_kernels.codec import ggml
+        from numba_kernels.parallel import over_rows
+
+        over_rows(ggml.dequantize_q8_0, [planes["blocks"]], [out], threads=threads)
+
+
+class _Nibbles(_Block32):
+    """q4_0, q4_1, q5_0, q5_1."""
+
+    bits: int
+
+    def quantize_rows(
+        self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
+    ) -> None:
+        from numba_kernels.codec import ggml
+        from numba_kernels.parallel import over_rows
+
+        kernel = ggml.quantize_minimum if self.has_minimum else ggml.quantize_symmetric
+        steps = (ggml.STEPS_MINIMUM if self.has_minimum else ggml.STEPS_SYMMETRIC)[self.bits]
+        over_rows(kernel, [rows, weights], [planes["blocks"]], (self.bits, rule == "search", steps), threads)
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        from numba_kernels.codec import ggml
+        from numba_kernels.parallel import over_rows
+
+        over_rows(ggml.dequantize_nibbles, [planes["blocks"]], [out], (self.bits, self.has_minimum), threads)
+
+
+class Q4_0(_Nibbles):
+    name = "q4_0"
+    summary = "ggml: 4-bit integers, a scale for 32 values"
+    ggml_type = 2
+    block_bytes = 18
+    bits = 4
+    code_range = (-8.5, 7.5)
+
+
+class Q4_1(_Nibbles):
+    name = "q4_1"
+    summary = "ggml: 4-bit integers, a scale and a minimum for 32 values"
+    ggml_type = 3
+    block_bytes = 20
+    bits = 4
+    has_minimum = True
+    code_range = (-0.5, 15.5)
+
+
+class Q5_0(_Nibbles):
+    name = "q5_0"
+    summary = "ggml: 5-bit integers, a scale for 32 values"
+    ggml_type = 6
+    block_bytes = 22
+    bits = 5
+    code_range = (-16.5, 15.5)
+
+
+class Q5_1(_Nibbles):
+    name = "q5_1"
+    summary = "ggml: 5-bit integers, a scale and a minimum for 32 values"
+    ggml_type = 7
+    block_bytes = 24
+    bits = 5
+    has_minimum = True
+    code_range = (-0.5, 31.5)
+
+
+class IQ4NL(_Block32):
+    """Codes are indices into a fixed table of 16 values, denser near zero. The plain rule is ggml's
+    `quantize_row_iq4_nl_ref`, bit for bit where the C compiler fuses no multiply and add."""
+
+    name = "iq4_nl"
+    summary = "ggml: 4-bit codes of a non-linear table, a scale for 32 values"
+    ggml_type = 20
+    block_bytes = 18
+    code_range = (-138.5, 125.0)
+
+    def quantize_rows(
+        self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
+    ) -> None:
+        from numba_kernels.codec import ggml
+        from numba_kernels.parallel import over_rows
+
+        parameters = (rule == "search", ggml.STEPS_IQ4_NL)
+        over_rows(ggml.quantize_iq4_nl, [rows, weights], [planes["blocks"]], parameters, threads)
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        from numba_kernels.codec import ggml
+        from numba_kernels.parallel import over_rows
+
+        over_rows(ggml.dequantize_iq4_nl, [planes["blocks"]], [out], threads=threads)

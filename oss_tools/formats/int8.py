@@ -1,0 +1,73 @@
+"""Symmetric 8-bit integers with bfloat16 scales, as compressed-tensors stores them: `weight` int8, `weight_scale` bf16."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oss_tools.formats.base import Format, Plane, QTensor
+
+
+class _Int8(Format):
+    """Codes −127 … 127 times a scale for each group of values.
+
+    Planes: `codes` int8 [.., K]; `scales` uint16 [.., groups], bfloat16 bits. Values round to nearest, ties to even.
+
+    Rules: search tries multiples of the plain scale and keeps the one of least weighted squared error; plain takes the
+    scale at which the largest magnitude is 127.
+    """
+
+    rules = ("search", "plain")
+    power_of_two = False
+
+    def planes(self, columns: int) -> dict[str, Plane]:
+        groups = columns // self.block if self.block else 1
+        return {"codes": Plane(np.dtype(np.int8), columns), "scales": Plane(np.dtype(np.uint16), groups)}
+
+    def quantize_rows(
+        self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
+    ) -> None:
+        from numba_kernels.codec import integer
+        from numba_kernels.parallel import over_rows
+
+        steps = integer.STEPS_POWER_OF_TWO if self.power_of_two else integer.STEPS
+        parameters = (self.power_of_two, rule == "search", steps)
+        values, importance, codes = (self._grouped(a) for a in (rows, weights, planes["codes"]))
+        over_rows(integer.quantize, [values, importance], [codes, planes["scales"]], parameters, threads)
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        from numba_kernels.codec import integer
+        from numba_kernels.parallel import over_rows
+
+        over_rows(
+            integer.dequantize, [self._grouped(planes["codes"]), planes["scales"]], [self._grouped(out)], threads=threads
+        )
+
+    def _grouped(self, rows: np.ndarray) -> np.ndarray:
+        """[R, K] as [R, groups, values of a group]."""
+        return rows.reshape(len(rows), -1, self.block or rows.shape[-1])
+
+    def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
+        scales = tensor.planes["scales"]
+        high = (scales.reshape(-1, scales.shape[-1]).astype(np.uint32) << 16).view(np.float32) * np.float32(127.5)
+        return -high, high
+
+
+class Int8(_Int8):
+    name = "int8"
+    summary = "8-bit integers, one bf16 scale a row (per channel)"
+    block = 0
+
+
+class Int8Group128(_Int8):
+    name = "int8_g128"
+    summary = "8-bit integers, a bf16 scale for 128 values"
+    block = 128
+
+
+class Int8Group32(_Int8):
+    """Scales are powers of two, so MXFP4's values are held exactly: its 4-bit floats are multiples of half a scale."""
+
+    name = "int8_g32"
+    summary = "8-bit integers, a power-of-two scale for 32 values; holds MXFP4 without loss"
+    block = 32
+    power_of_two = True
