@@ -24,10 +24,11 @@ def is_plain_name(name: str) -> bool:
 def read_small(path: Path, limit: int) -> bytes:
     """A regular file's bytes, at most `limit` of them. Raises BadCheckpoint."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise BadCheckpoint(f"{path}: not a regular file")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            data = file.read(min(status.st_size, limit) + 1)
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > limit:
