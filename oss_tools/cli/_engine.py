@@ -1,0 +1,54 @@
+"""What the verbs that run a model share: its options, and loading it with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oss_tools.cli._output import progress, remark
+
+if TYPE_CHECKING:
+    from oss_tools.engine.engine import Engine
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf or a .safetensors file.")]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0 uses every core.", show_default=False)]
+BackendName = Annotated[str, typer.Option("--backend", help="numba (the kernels) or torch (the plain path, float32).")]
+Activations = Annotated[
+    str, typer.Option("--activations", help="int8 quantizes what linear layers are given, per 32 values; f32 does not.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
+]
+
+
+@contextmanager
+def loaded(
+    path: Path,
+    *,
+    backend: str = "numba",
+    threads: int = 0,
+    context: int | None = None,
+    activations: str = "int8",
+    quiet: bool = False,
+) -> Iterator[Engine]:
+    """The model, loaded with a progress bar; closed at the end."""
+    from oss_tools.engine.engine import Engine
+    from oss_tools.models import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint, progress({"load": checkpoint.nbytes}, quiet=quiet) as advance:
+        engine = Engine.load(
+            checkpoint,
+            backend=backend,
+            threads=threads,
+            context=context,
+            activations=activations,
+            progress=lambda nbytes: advance("load", nbytes),
+            say=(lambda line: None) if quiet else remark,
+        )
+    with engine:
+        yield engine
