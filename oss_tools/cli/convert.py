@@ -59,9 +59,9 @@ def run(
     if done is None:
         return
     plan, tensors = done.plan, done.manifest.tensors
-    unchanged = sum(tensor.proven_equal for tensor in tensors)
+    moved, decoded, rounded = (sum(t.action == action for t in tensors) for action in ("move", "decode", "quantize"))
     if as_json:
-        counts = {"tensors": len(tensors), "tensors_with_equal_hashes": unchanged}
+        counts = {"tensors_moved": moved, "tensors_decoded": decoded, "tensors_rounded": rounded}
         print_json(done.record | {"seconds": done.seconds} | counts)
         return
     print_facts(
@@ -69,7 +69,7 @@ def run(
             "made": destination,
             "container": f"{plan.source.container} → {plan.container}",
             "bytes": f"{format_size(plan.source_bytes)} → {format_size(plan.target_bytes)}",
-            "tensors": f"{len(tensors)}, {unchanged} of them with equal hashes before and after",
+            "tensors": f"{len(tensors)}: {moved} moved as they are, {decoded} decoded without loss, {rounded} rounded",
             "read back": "every hash as written" if verify else "no",
             "time": f"{done.seconds:.1f} s, {format_size(plan.source_bytes / done.seconds)}/s of input",
         }

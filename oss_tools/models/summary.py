@@ -96,13 +96,12 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     by_role: dict[str, Share] = {}
     tensors = []
     for entry in checkpoint.entries.values():
-        parts = _parts(checkpoint, entry)
-        nbytes = sum(part_bytes for _, _, part_bytes in parts)
+        parts = _by_format(checkpoint, entry)
+        nbytes = sum(part_bytes for _, part_bytes in parts.values())
         _count(by_role, entry.spec.role, entry.spec.size, nbytes)
-        for format, parameters, part_bytes in parts:
+        for format, (parameters, part_bytes) in parts.items():
             _count(by_format, format, parameters, part_bytes)
-        formats = "+".join(dict.fromkeys(format for format, _, _ in parts))
-        tensors.append(TensorFacts(entry.name, entry.spec.role, entry.spec.shape, formats, nbytes))
+        tensors.append(TensorFacts(entry.name, entry.spec.role, entry.spec.shape, "+".join(parts), nbytes))
     return Summary(
         path=checkpoint.path,
         container=checkpoint.container,
@@ -120,16 +119,17 @@ def summarize(checkpoint: Checkpoint) -> Summary:
     )
 
 
-def _parts(checkpoint: Checkpoint, entry: Entry) -> list[tuple[str, int, int]]:
-    """(format, values, bytes) of each stretch of a tensor; one, unless the container splits it."""
+def _by_format(checkpoint: Checkpoint, entry: Entry) -> dict[str, tuple[int, int]]:
+    """Values and bytes of a tensor in each format that it is stored in; one, unless the container splits it."""
     matrices, _, columns = entry.spec.matrices
-    parts = []
+    found: dict[str, tuple[int, int]] = {}
     for placement in entry.placements:
         stored = checkpoint.reader.tensors[placement.stored].format
         rows = matrices * placement.count
         nbytes = rows * columns * stored.bytes_per_row(1) if stored.is_float else rows * stored.bytes_per_row(columns)
-        parts.append((stored.name, rows * columns, nbytes))
-    return parts
+        values, total = found.get(stored.name, (0, 0))
+        found[stored.name] = (values + rows * columns, total + nbytes)
+    return found
 
 
 def _count(shares: dict[str, Share], name: str, parameters: int, nbytes: int) -> None:
