@@ -22,7 +22,7 @@ from gguf.utility import size_label
 from oss_tools.checkpoints import gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.files import full_disk_is_no_room, sync_folder
-from oss_tools.checkpoints.gguf_header import MAGIC, Header, StringArray, TensorInfo, read_header
+from oss_tools.checkpoints.gguf_header import MAGIC, MAX_NAME, Header, StringArray, TensorInfo, read_header
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, format_of_ggml
 
@@ -65,9 +65,7 @@ class _Part:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise BadCheckpoint(
-                f"{path}: {'not a regular file' if path.exists() else 'this part of a split file is missing'}"
-            )
+            raise BadCheckpoint(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -85,7 +83,7 @@ class _Part:
             self.header.keys.get(Keys.Split.LLM_KV_SPLIT_NO, 0),
         )
         if type(count) is not int or type(number) is not int or not 0 <= number < max(count, 1):
-            raise BadCheckpoint(f"{self.path}: split.no is {number!r} of split.count {count!r}")
+            raise BadCheckpoint(f"{self.path}: split.no is {str(number)[:20]!r}, split.count {str(count)[:20]!r}")
         return number, max(count, 1)
 
     def pread(self, offset: int, nbytes: int) -> np.ndarray:
@@ -149,8 +147,8 @@ class GgufReader(Reader):
 
     def _architecture(self) -> str:
         name = self.raw_config.get(Keys.General.ARCHITECTURE)
-        if not isinstance(name, str):
-            raise BadCheckpoint(f"{self.path}: key {Keys.General.ARCHITECTURE} is missing or no text")
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+            raise BadCheckpoint(f"{self.path}: key {Keys.General.ARCHITECTURE} is missing or no name")
         return name
 
     @property
@@ -204,7 +202,7 @@ def _open_parts(path: Path) -> list[_Part]:
         total = sum(len(part.header.tensors) for part in parts)
         claimed = parts[0].header.keys.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, total)
         if count > 1 and claimed != total:
-            raise BadCheckpoint(f"{path}: the parts hold {total} tensors, split.tensors.count says {claimed!r}")
+            raise BadCheckpoint(f"{path}: the parts hold {total} tensors, split.tensors.count says {str(claimed)[:20]!r}")
         return parts
     except BaseException:
         for part in [opened, *parts]:
@@ -219,7 +217,10 @@ def _sibling(path: Path, number: int, index: int, count: int) -> Path:
             f"{path}: part {number + 1} of {count} of a split file, but not named so; its name must end in "
             f"-{number + 1:05d}-of-{count:05d}.gguf"
         )
-    return path.with_name(SHARD_NAME_FORMAT.format(match[1], index + 1, count))
+    sibling = path.with_name(SHARD_NAME_FORMAT.format(match[1], index + 1, count))
+    if not sibling.exists():
+        raise BadCheckpoint(f"{sibling}: this part of the split file {path.name} is missing")
+    return sibling
 
 
 def _general(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ CHUNK = 4 << 20  # bytes read at a time
 MAX_HEADER = 256 << 20  # bytes; the largest published headers are some 20 MB of vocabulary
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 20
-MAX_KEY = (1 << 16) - 1  # bytes of a key's name
+MAX_KEY = 1024  # bytes of a key's name
 MAX_NAME = 64  # bytes of a tensor's name
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
@@ -181,6 +181,13 @@ class _Cursor:
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8")
 
+    def name(self, what: str, limit: int) -> str:
+        """A short printable string."""
+        found = self.string(what, limit)
+        if not found or not found.isprintable():
+            self.fail(f"{what} is {found[:80]!r}, expected printable text")
+        return found
+
     def skip_strings(self, count: int, what: str) -> bytes:
         """Walks over an array of strings and returns its bytes, lengths included."""
         start = position = self.position
@@ -202,9 +209,9 @@ def read_header(descriptor: int, path: Path) -> Header:
     version, tensor_count, key_count = _read_start(cursor)
     keys: dict[str, Any] = {}
     for index in range(key_count):
-        key = cursor.string(f"the name of key {index}", MAX_KEY)
-        if not key or key in keys:
-            cursor.fail(f"key {index} has {'the same name as another: ' + repr(key) if key else 'no name'}")
+        key = cursor.name(f"the name of key {index}", MAX_KEY)
+        if key in keys:
+            cursor.fail(f"two keys are named {key}")
         keys[key] = _read_value(cursor, f"key {key}")
     alignment = _alignment(cursor, keys)
     infos = [_read_info(cursor, index) for index in range(tensor_count)]
@@ -273,13 +280,13 @@ def _read_array(cursor: _Cursor, what: str) -> np.ndarray | StringArray:
 def _alignment(cursor: _Cursor, keys: dict[str, Any]) -> int:
     alignment = keys.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        cursor.fail(f"key {Keys.General.ALIGNMENT} is {alignment!r}, expected a power of two")
+        cursor.fail(f"key {Keys.General.ALIGNMENT} is {str(alignment)[:80]!r}, expected a power of two")
     return alignment
 
 
 def _read_info(cursor: _Cursor, index: int) -> TensorInfo:
     """One tensor's entry; its offset is still counted from the data's start."""
-    name = cursor.string(f"the name of tensor {index}", MAX_NAME)
+    name = cursor.name(f"the name of tensor {index}", MAX_NAME)
     what = f"tensor {name}"
     dims = cursor.scalar(_U32, what)
     if dims > MAX_DIMS:
@@ -305,8 +312,8 @@ def _check_places(cursor: _Cursor, infos: list[TensorInfo], start: int, alignmen
     names: set[str] = set()
     end = 0
     for info in infos:
-        if not info.name or info.name in names:
-            cursor.fail(f"two tensors are named {info.name!r}" if info.name else "a tensor has no name")
+        if info.name in names:
+            cursor.fail(f"two tensors are named {info.name}")
         names.add(info.name)
         if info.offset % alignment:
             cursor.fail(f"tensor {info.name} begins at offset {info.offset}, no multiple of the alignment {alignment}")

