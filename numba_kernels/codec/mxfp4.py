@@ -26,7 +26,10 @@ def _ties(up: list[bool]) -> np.ndarray:
 TIES_DOWN = _ties([False] * 7)  # ggml: the first of the equally near codes
 TIES_EVEN = _ties([False, True, False, True, False, True, False])  # IEEE; torchao
 TIES_AWAY = _ties([True] * 7)  # Triton's kernels
-LANES = 4  # exponents that the search tries: 2 and 1 below the floor rule's, that one, and 1 above
+CANDIDATES = 4  # exponents that the search tries: 2 and 1 below the floor rule's, that one, and 1 above
+UNITS = np.array([0.25, 0.5, 1, 2], np.float32)
+PER_UNIT = 1 / UNITS
+HALVES = (8, 4, 2, 1)
 SURE = np.float32(1 - 1e-5)  # an error must be smaller by more than float32 sums of it can be off
 
 
@@ -120,7 +123,7 @@ def quantize(
         signed_zero: whether a negative value that rounds to zero keeps its sign.
     """
     bits = values.view(np.int32)
-    errors = np.empty(LANES, np.float32)
+    errors = np.empty((CANDIDATES, 16), np.float32)
     t0, t1, t2, t3, t4, t5, t6 = ties[0], ties[1], ties[2], ties[3], ties[4], ties[5], ties[6]
     for r in range(values.shape[0]):
         w = r if importance.shape[0] > 1 else 0
@@ -174,21 +177,27 @@ def best_exponent(
     Scales further up represent no value that these do not; further down they clip more than half of the range.
     """
     inverse = inverse_of(plain)
-    for c in range(LANES):
-        errors[c] = np.float32(0)
-    for i in range(32):
-        x = abs(values[row, start + i]) * inverse
-        weight = importance[weight_row, start + i]
-        for c in range(LANES):
-            unit = from_bits(np.int32((np.int32(c) + np.int32(125)) << np.int32(23)))  # 2^(c − 2)
-            per_unit = from_bits(np.int32((np.int32(129) - np.int32(c)) << np.int32(23)))
-            difference = x - round_e2m1(x * per_unit) * unit
-            errors[c] += weight * (difference * difference)
+    for c in range(CANDIDATES):
+        for i in range(16):
+            first = squared_error(values[row, start + i] * inverse, importance[weight_row, start + i], c)
+            second = squared_error(values[row, start + 16 + i] * inverse, importance[weight_row, start + 16 + i], c)
+            errors[c, i] = first + second
+    for half in HALVES:
+        for c in range(CANDIDATES):
+            for i in range(half):
+                errors[c, i] += errors[c, i + half]
     best = 2
     for c in (3, 1, 0):
-        if errors[c] < errors[best] * SURE and 0 <= plain + c - 2 <= 254:
+        if errors[c, 0] < errors[best, 0] * SURE and 0 <= plain + c - 2 <= 254:
             best = c
     return np.int32(plain + best - 2)
+
+
+@inline
+def squared_error(x: np.float32, weight: np.float32, candidate: int) -> np.float32:
+    """Weighted squared error of x, in units of the plain scale, with a candidate's scale."""
+    difference = abs(x) - round_e2m1(abs(x) * PER_UNIT[candidate]) * UNITS[candidate]
+    return weight * (difference * difference)
 
 
 @inline

@@ -209,7 +209,8 @@ _REGISTRY: dict[str, Format] = {}
 def _load_all() -> None:
     package = importlib.import_module("oss_tools.formats")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"oss_tools.formats.{module.name}")
+        if not module.name.startswith("_"):
+            importlib.import_module(f"oss_tools.formats.{module.name}")
 
 
 def all_formats() -> dict[str, Format]:

@@ -1,0 +1,60 @@
+"""FP8 e4m3 (1 sign, 4 exponent, 3 mantissa bits, no infinity, largest value 448) with a bfloat16 scale for every row.
+
+Source: OCP 8-bit Floating Point Specification (OFP8) 1.0; https://arxiv.org/abs/2209.05433.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from numba_kernels.codec.bits import as_bfloat16, bfloat16_to_float, bits_of, float_to_bfloat16, from_bits, inline
+
+TOP = np.float32(448)
+LEAST_NORMAL = np.float32(2.0**-6)
+DENORMAL_ROUNDER = np.float32(2.0**14)  # whose last place is the step of the denormals, 2^-9
+
+
+@inline
+def encode_e4m3(x: np.float32) -> np.uint8:
+    """The nearest code, ties to even; beyond ±448 the largest."""
+    magnitude = min(abs(x), TOP)
+    bits = bits_of(magnitude)
+    odd = np.int32((bits >> np.int32(20)) & np.int32(1))
+    normal = np.int32((bits + np.int32(0x7FFFF) + odd - np.int32(120 << 23)) >> np.int32(20))
+    small = np.int32(bits_of(magnitude + DENORMAL_ROUNDER) - bits_of(DENORMAL_ROUNDER))
+    code = small if magnitude < LEAST_NORMAL else normal
+    return np.uint8(code | np.int32((bits_of(x) >> np.int32(24)) & np.int32(0x80)))
+
+
+@inline
+def decode_e4m3(code: np.uint8) -> np.float32:
+    """The value of a code, by placing its bits in a float32 of an exponent 120 lower and scaling up; 127 and 255 are NaN."""
+    bits = np.int32(code)
+    magnitude = from_bits(np.int32((bits & np.int32(0x7F)) << np.int32(20))) * np.float32(2.0**120)
+    magnitude = np.float32(np.nan) if (bits & np.int32(0x7F)) == np.int32(0x7F) else magnitude
+    return from_bits(bits_of(magnitude) | np.int32((bits & np.int32(0x80)) << np.int32(24)))
+
+
+@njit(cache=True, nogil=True)
+def quantize(values: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:
+    """float32 [R, K] -> e4m3 codes uint8 [R, K] and scales, bfloat16 bits uint16 [R, 1], by which a row's largest is 448."""
+    bits = values.view(np.int32)
+    for r in range(values.shape[0]):
+        top = np.int32(0)
+        for i in range(values.shape[1]):
+            top = max(top, np.int32(bits[r, i] & np.int32(0x7FFFFFFF)))
+        scale = as_bfloat16(np.int32(top).view(np.float32) / TOP)
+        scales[r, 0] = float_to_bfloat16(scale)
+        divisor = scale if scale > np.float32(0) else np.float32(np.inf)
+        for i in range(values.shape[1]):
+            codes[r, i] = encode_e4m3(values[r, i] / divisor)
+
+
+@njit(cache=True, nogil=True)
+def dequantize(codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    """uint8 [R, K] and bfloat16 bits, uint16 [R, 1] -> float32 [R, K]."""
+    for r in range(codes.shape[0]):
+        scale = bfloat16_to_float(scales[r, 0])
+        for i in range(codes.shape[1]):
+            out[r, i] = decode_e4m3(codes[r, i]) * scale

@@ -1,0 +1,57 @@
+"""ggml's other formats (k-quants, i-quants, ternary ones, its NVFP4): readable, one format per type that gguf-py decodes.
+
+Named after ggml's types in lower case; its NVFP4, whose blocks differ from `nvfp4`'s, is `ggml_nvfp4`.
+Source: gguf-py's `constants.py` (block sizes) and `quants.py` (decoding).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from oss_tools.formats import float as _float  # noqa: F401  (these three register the types that are also written)
+from oss_tools.formats import ggml as _ggml  # noqa: F401
+from oss_tools.formats import mxfp4 as _mxfp4  # noqa: F401
+from oss_tools.formats.base import _REGISTRY, Format, Plane
+
+NAMES = {"NVFP4": "ggml_nvfp4"}
+
+
+class ReadOnly(Format):
+    """A ggml type that gguf-py decodes. Plane: `blocks` uint8 [.., block bytes · K / block], ggml's own bytes."""
+
+    type: GGMLQuantizationType
+    block_bytes: int
+
+    def planes(self, columns: int) -> dict[str, Plane]:
+        return {"blocks": Plane(np.dtype(np.uint8), columns // self.block * self.block_bytes)}
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        threads = max(min(threads, len(out)), 1)
+        bounds = [len(out) * i // threads for i in range(threads + 1)]
+
+        def decode(part: int) -> None:
+            start, stop = bounds[part], bounds[part + 1]
+            with np.errstate(all="ignore"):
+                if stop > start:
+                    out[start:stop] = quants.dequantize(planes["blocks"][start:stop], self.type)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(decode, range(threads)))
+
+
+def _register() -> None:
+    """Makes a class of every type in gguf-py's table of decoders that has no format yet."""
+    known = {format.ggml_type for format in _REGISTRY.values()}
+    for kind in quants._type_traits:
+        block, size = GGML_QUANT_SIZES[kind]
+        if kind.value not in known:
+            summary = f"ggml: {kind.name}, {8 * size / block:.4g} bits a weight; read only"
+            attributes = {"block": block, "block_bytes": size, "type": kind, "ggml_type": kind.value, "summary": summary}
+            type(kind.name, (ReadOnly,), {"name": NAMES.get(kind.name, kind.name.lower()), **attributes})
+
+
+_register()

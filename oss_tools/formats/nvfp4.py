@@ -1,0 +1,65 @@
+"""NVFP4 as compressed-tensors stores it: `weight_packed`, `weight_scale` e4m3, `weight_global_scale` = 1 / tensor scale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oss_tools.formats.base import Format, Plane, QTensor
+
+TOP = np.float32(6 * 448)  # the largest e2m1 value times the largest e4m3 scale
+
+
+class NVFP4(Format):
+    """value = e2m1 code · (block's e4m3 scale · tensor scale).
+
+    Planes: `blocks` uint8 [.., K/2], two codes a byte, value 2i in the lower nibble; `scales` uint8 [.., K/16], e4m3fn bits;
+    `tensor_scale` float32 [.., 1], the same in every row.
+
+    Rules: search tries 15 neighbours of the plain scale and keeps the one of least weighted squared error; plain takes
+    the scale at which a block's largest magnitude is 6. The tensor scale makes the largest block scale 448.
+    """
+
+    name = "nvfp4"
+    summary = "4-bit floats, an e4m3 scale for 16 values, one f32 scale a tensor"
+    block = 16
+    rules = ("search", "plain")
+    needs_amax = True
+
+    def planes(self, columns: int) -> dict[str, Plane]:
+        return {
+            "blocks": Plane(np.dtype(np.uint8), columns // 2),
+            "scales": Plane(np.dtype(np.uint8), columns // 16),
+            "tensor_scale": Plane(np.dtype(np.float32), 1),
+        }
+
+    def quantize_rows(
+        self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
+    ) -> None:
+        from numba_kernels.codec import nvfp4
+        from numba_kernels.parallel import over_rows
+
+        scale = tensor_scale(amax)
+        planes["tensor_scale"][:] = scale
+        outputs = [planes["blocks"], planes["scales"]]
+        over_rows(nvfp4.quantize, [rows, weights], outputs, (scale, rule == "search"), threads)
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        from numba_kernels.codec import nvfp4
+        from numba_kernels.parallel import over_rows
+
+        over_rows(nvfp4.dequantize, [planes[name] for name in ("blocks", "scales", "tensor_scale")], [out], threads=threads)
+
+    def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
+        codes = tensor.planes["scales"].reshape(-1, tensor.columns // 16).astype(np.int32)
+        exponent, mantissa = codes >> 3, codes & 7
+        scales = np.ldexp(np.where(exponent > 0, 8 + mantissa, mantissa), np.maximum(exponent, 1) - 10)
+        high = (scales * tensor.planes["tensor_scale"].reshape(-1, 1) * 7).astype(np.float32)
+        return -high, high
+
+
+def tensor_scale(amax: float) -> np.float32:
+    """The scale of a tensor whose largest magnitude is amax. Files hold its reciprocal."""
+    global_scale = TOP / np.float32(max(amax, np.finfo(np.float32).tiny))
+    if not np.isfinite(global_scale):
+        return np.float32(1)
+    return np.float32(1) / global_scale
