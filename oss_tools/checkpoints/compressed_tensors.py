@@ -4,7 +4,7 @@ Dense weights follow compressed-tensors (https://github.com/vllm-project/compres
 OpenAI's MXFP4 on the hub (transformers: `integrations/mxfp4.py`). Stacked experts in other formats have no convention in the
 field; they get the suffixes of compressed-tensors and the quantization method `oss-tools`.
 
-With N the product of the leading axes and a weight [..., K]:
+For a weight [..., K]:
 
     format               planes (name suffix, dtype, shape)
     mxfp4, experts       _blocks U8 [..., K/32, 16]   _scales U8 [..., K/32]
@@ -167,7 +167,7 @@ def _compressed_tensors_config(tensors: list[StoredTensor]) -> dict[str, Any]:
         if is_dense(tensor.name) and len(tensor.shape) == 2:
             if not tensor.format.is_float:
                 modules.setdefault(tensor.format.name, []).append(module)
-            elif not _is_embedding(module):
+            elif not module.endswith("embed_tokens"):
                 ignore.append(module)
     if "lm_head.weight" not in {t.name for t in tensors}:  # tied: a Linear of the model without a tensor of its own
         ignore.append("lm_head")
@@ -175,7 +175,7 @@ def _compressed_tensors_config(tensors: list[StoredTensor]) -> dict[str, Any]:
     for number, (kind, names) in enumerate(modules.items()):
         scheme, weights = SCHEMES[kind]
         groups[f"group_{number}"] = {
-            "targets": names if len(modules) > 1 else ["Linear", *filter(_is_embedding, names)],
+            "targets": names if len(modules) > 1 else ["Linear"],
             "weights": {**weights, "symmetric": True, "dynamic": False},
             "input_activations": None,
             "output_activations": None,
@@ -189,10 +189,6 @@ def _compressed_tensors_config(tensors: list[StoredTensor]) -> dict[str, Any]:
         "config_groups": groups,
         "ignore": ignore if len(modules) == 1 else [],
     }
-
-
-def _is_embedding(module: str) -> bool:
-    return module.endswith("embed_tokens")
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.base import StoredTensor
 from oss_tools.checkpoints.compressed_tensors import SCHEMES, Layout, assemble, check_method, lay_out, quantization_config
 from oss_tools.checkpoints.files import json_bytes, read_json
-from oss_tools.checkpoints.safetensors import RawTensor
+from oss_tools.checkpoints.safetensors import RawTensor, is_sane_name
 from oss_tools.checkpoints.shards import INDEX, SINGLE, ShardedReader, ShardedWriter, float_dtype_name
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 
-VECTOR_ROLES = ("norm", "bias", "sinks", "rope")
+FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router", "embedding")  # what transformers has no quantized layer for
 TORCH_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -29,10 +29,11 @@ class HfReader(ShardedReader):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.model_type = self._raw_config.get("model_type")  # type: ignore[assignment]
-        if not isinstance(self.model_type, str):
+        model_type = self._raw_config.get("model_type")
+        if not isinstance(model_type, str) or not is_sane_name(model_type):
             self.close()
-            raise BadCheckpoint(f"{self.folder / 'config.json'}: model_type is {self.model_type!r}, expected a name")
+            raise BadCheckpoint(f"{self.folder / 'config.json'}: model_type is {repr(model_type)[:80]}, expected a name")
+        self.model_type = model_type
 
     def _shard_names(self) -> list[str]:
         if (self.folder / SINGLE).exists():
@@ -56,7 +57,7 @@ class HfWriter(ShardedWriter):
 
     @classmethod
     def holds(cls, format: Format, role: str, model_type: str) -> bool:
-        return format.is_float or (format.name in SCHEMES and role not in VECTOR_ROLES)
+        return format.is_float or (format.name in SCHEMES and role not in FLOAT_ROLES)
 
     @classmethod
     def lay_out(cls, tensor: StoredTensor) -> Layout:

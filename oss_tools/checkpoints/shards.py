@@ -13,8 +13,8 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.compressed_tensors import Layout, Piece, decode
 from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, sync_folder, write_file
-from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter
-from oss_tools.errors import BadCheckpoint
+from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter, is_sane_name
+from oss_tools.errors import BadCheckpoint, BadTensor
 from oss_tools.formats import QTensor
 
 INDEX = "model.safetensors.index.json"
@@ -82,9 +82,11 @@ class ShardedReader(Reader):
         if not isinstance(weight_map, dict) or not weight_map:
             raise BadCheckpoint(f"{path}: weight_map is not an object with entries")
         for tensor, shard in weight_map.items():
+            if not is_sane_name(tensor):
+                raise BadCheckpoint(f"{path}: tensor name {tensor[:80]!r} is empty, too long or unprintable")
             if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(".safetensors"):
                 raise BadCheckpoint(
-                    f"{path}: tensor {tensor[:80]!r} is said to lie in {str(shard)[:80]!r}, which is not the name of a "
+                    f"{path}: tensor {tensor} is said to lie in {str(shard)[:80]!r}, which is not the name of a "
                     ".safetensors file in this folder"
                 )
         return weight_map
@@ -211,7 +213,11 @@ def _shared_value(values: np.ndarray, piece: Piece) -> np.ndarray:
     if np.any(values != values.flat[0]):
         raise ValueError(f"the rows of {piece.name} have different values, which this container cannot hold")
     value = values.reshape(-1)[:1]
-    return (1 / value).astype(value.dtype) if piece.reciprocal else value
+    if not piece.reciprocal:
+        return value
+    if 1 / (1 / value) != value:
+        raise BadTensor(f"{piece.name}: the scale {value[0]} is no number's reciprocal, as which this container stores it")
+    return 1 / value
 
 
 def _layout_bytes(layout: Layout) -> int:

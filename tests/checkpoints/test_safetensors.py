@@ -1,5 +1,6 @@
 """The safetensors file: against the safetensors library, and against files made to break it."""
 
+import errno
 import json
 import os
 import struct
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import numpy as library
 
 from oss_tools.checkpoints.safetensors import MAX_HEADER, SafetensorsFile, SafetensorsWriter
-from oss_tools.errors import BadCheckpoint, OssToolsError
+from oss_tools.errors import BadCheckpoint, NoRoom, OssToolsError
 
 ARRAYS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -111,6 +112,19 @@ def test_ranges_outside_a_tensor_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         file.read(file.tensors["a"], 0, 5)
     file.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path, monkeypatch, code: int) -> None:
+    writer = SafetensorsWriter(tmp_path / "x", [("a", "U8", (4,))])
+
+    def full(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NoRoom, match="free some space"):
+        writer.write("a", 0, np.zeros(4, np.uint8))
+    writer.close()
 
 
 F32 = entry("F32", [2], 0, 8)

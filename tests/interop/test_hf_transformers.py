@@ -191,9 +191,17 @@ def test_transformers_loads_quantized_llama_through_compressed_tensors(tmp_path:
         assert torch.equal(state[name], rounded), name
 
 
-def test_transformers_loads_several_formats_at_once(tmp_path: Path) -> None:
-    llama(tmp_path / "a")
-    formats = {**dict.fromkeys(LINEARS, "int8"), "mlp.down": "int8_g32", "attention.out": "bf16"}
+RUNS = {
+    "int8": (llama, {**dict.fromkeys(LINEARS, "int8"), "output": "int8"}),
+    "several": (llama, {**dict.fromkeys(LINEARS, "int8"), "mlp.down": "int8_g32", "attention.out": "bf16"}),
+    "gpt_oss": (gpt_oss, dict.fromkeys(LINEARS, "int8_g32")),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_transformers_runs_what_we_quantized(tmp_path: Path, case: str) -> None:
+    make, formats = RUNS[case]
+    make(tmp_path / "a")
     values = rewrite(tmp_path / "a", tmp_path / "b", "hf", formats)
     model = load(tmp_path / "b")
     tokens = torch.arange(12).reshape(1, -1)
