@@ -106,5 +106,5 @@ def full_disk_is_no_room(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise NoRoom(f"{path}: {error.strerror}; free some space and run the same command again") from None
+            raise NoRoom(f"{path}: {error.strerror}; free some space") from None
         raise

@@ -6,7 +6,6 @@ tensors that are complete; the next run with the same plan goes on behind it and
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import glob
 import hashlib
@@ -162,10 +161,8 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
         )
         if options.verify:
             _verify(plan, manifest, files, options, progress)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(f"{partial}: the disk is full; make room, then go on with --resume") from error
-        raise
+    except NoRoom as error:
+        raise NoRoom(f"{error}, then go on with --resume") from None
     finally:
         journal.close()
     return manifest

@@ -86,9 +86,7 @@ def test_every_format_can_be_written_and_its_error_is_what_the_values_say(synthe
     source = synthetic("llama-tiny")
     container = "gguf" if get_format(format).ggml_type is not None and format != "nvfp4" else "hf"
     target = tmp_path / f"out{EXTENSION[container]}"
-    recipe = recipe_of_format(format)
-    if not get_format(format).is_float and container == "hf":
-        recipe = recipe.keeping(("model.embed_tokens", "lm_head"))
+    recipe = recipe_of_format(format).falling_back(("bf16",))  # rows of 64 are no multiple of int8_g128's block
     manifest = convert(source, target, container, recipe)
     with open_checkpoint(source) as a, open_checkpoint(target) as b:
         assert {e.format.name for e in b.entries.values()} >= {format}
@@ -100,7 +98,7 @@ def test_every_format_can_be_written_and_its_error_is_what_the_values_say(synthe
             relative = np.linalg.norm(decoded - original) / np.linalg.norm(original)
             assert record.error.relative_error == pytest.approx(relative, rel=1e-4)
             assert record.error.max_error == pytest.approx(np.abs(decoded - original).max(), rel=1e-4)
-            assert (record.error.sqnr_db or 0) >= SQNR_AT_LEAST.get(format, 30)
+            assert record.error.sqnr_db is None or record.error.sqnr_db >= SQNR_AT_LEAST.get(format, 30)
     assert any(r.error for r in manifest.tensors) == (format not in ("bf16", "f32"))
 
 
@@ -276,7 +274,7 @@ def test_a_full_disk_is_one_line_and_resumable(synthetic, tmp_path: Path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
-        with pytest.raises(NoRoom, match=r"disk is full.*--resume"):
+        with pytest.raises(NoRoom, match=r"No space left.*free some space, then go on with --resume"):
             convert(source, target, "hf")
     assert not target.exists()
     convert(source, target, "hf", resume=True)
