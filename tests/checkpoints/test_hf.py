@@ -11,9 +11,11 @@ from safetensors import safe_open
 
 from oss_tools.checkpoints import Metadata, StoredTensor, open_container
 from oss_tools.checkpoints.hf import HfReader, HfWriter
+from oss_tools.checkpoints.original import OriginalWriter
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
-from oss_tools.models.checkpoint import Checkpoint, open_checkpoint
+from oss_tools.models.checkpoint import Checkpoint, open_checkpoint, stored_tensors
+from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from tests.checkpoints.small_models import (
     EXPERTS,
     GPT_OSS,
@@ -98,6 +100,13 @@ def test_total_bytes_are_those_of_the_files(tmp_path: Path) -> None:
     writer.close()
     header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
     assert (tmp_path / "model.safetensors").stat().st_size == 8 + header + announced
+
+
+@pytest.mark.parametrize(("layers", "experts", "published"), [(24, 32, 13_761_264_768), (36, 128, 65_248_815_744)])
+def test_gpt_oss_takes_the_bytes_of_the_published_files(layers: int, experts: int, published: int) -> None:
+    model = GptOss(GptOssConfig(num_hidden_layers=layers, num_local_experts=experts))
+    for container, writer in (("hf", HfWriter), ("original", OriginalWriter)):
+        assert writer.total_bytes(stored_tensors(placed(model, container, MXFP4_EXPERTS))) == published
 
 
 def test_the_bytes_do_not_depend_on_the_order_of_writing_nor_on_a_restart(tmp_path: Path) -> None:

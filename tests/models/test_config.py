@@ -38,6 +38,22 @@ def test_gpt_oss_has_the_published_number_of_parameters(model: GptOss, total: in
     assert model.active_parameters() == pytest.approx(active, rel=2e-3)
 
 
+def test_llama_has_the_published_number_of_parameters() -> None:
+    llama_3_2_1b = LlamaConfig(
+        num_hidden_layers=16,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        vocab_size=128256,
+        tie_word_embeddings=True,
+    )
+    model = Llama(llama_3_2_1b)
+    assert sum(spec.size for spec in model.tensors() if not spec.optional) == 1_235_814_400
+    assert model.active_parameters() == 1_235_814_400
+
+
 def test_gpt_oss_names_in_the_original_layout() -> None:
     stored = {p.stored: p.stored_shape for s in GPT_OSS_20B.tensors() for p in GPT_OSS_20B.placements("original", s, False)}
     last = {name.removeprefix("block.23."): shape for name, shape in stored.items() if name.startswith("block.23.")}
