@@ -116,8 +116,8 @@ class TorchOperations(Operations[Tensor]):
         shares = logits.softmax(-1)[..., : cache.shape[1]]
         return torch.einsum("nhgm,mhd->nhgd", shares, cache[1]).reshape(query.shape)
 
-    def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        return torch.nn.functional.silu(gate) * up
+    def gated(self, x: Tensor, gate: str, up: str) -> Tensor:
+        return torch.nn.functional.silu(self.linear(x, gate)) * self.linear(x, up)
 
     def route(self, x: Tensor, name: str, chosen: int) -> Tensor:
         """Weights [T, experts], zero for the experts not chosen."""

@@ -236,8 +236,7 @@ class Llama(Architecture):
 
     def _mlp(self, ops: Operations[Value], x: Value, at: str) -> Value:
         normed = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", self.config.rms_norm_eps)
-        gate, up = ops.linears(normed, (f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"))
-        return ops.linear(ops.silu_gate(gate, up), f"{at}.mlp.down_proj")
+        return ops.linear(ops.gated(normed, f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"), f"{at}.mlp.down_proj")
 
 
 def rope_factors(config: LlamaConfig) -> np.ndarray:

@@ -83,8 +83,8 @@ class Operations(ABC, Generic[Value]):
         """Appends key and value to the layer's cache, then attends over each token's own sequence: [T, queries · size]."""
 
     @abstractmethod
-    def silu_gate(self, gate: Value, up: Value) -> Value:
-        """gate · σ(gate) · up."""
+    def gated(self, x: Value, gate: str, up: str) -> Value:
+        """g · σ(g) · u with g and u the projections of x by `gate` and `up`: [T, out]. Source: https://arxiv.org/abs/2002.05202."""
 
     @abstractmethod
     def route(self, x: Value, name: str, chosen: int) -> Value:
