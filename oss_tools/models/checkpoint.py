@@ -14,6 +14,7 @@ from oss_tools.formats import Format, QTensor, concatenate, get_format
 from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of
 
 CHUNK_BYTES = 16 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
+TRANSPOSED_ROWS = 256  # in one strip
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Checkpoint:
             size = columns * p.stored_rows
             stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)
             values = stored.planes["values"].reshape(columns, size // columns)[:, p.offset + first : p.offset + last]
-            return QTensor(stored.format, (last - first, columns), {"values": np.ascontiguousarray(values.T)})
+            return QTensor(stored.format, (last - first, columns), {"values": _transposed(values)})
         base = matrix * p.stored_rows + p.offset
         if not p.rotary:
             return self.reader.read(p.stored, base + first, base + last, columns)
@@ -177,6 +178,14 @@ class Checkpoint:
         self.close()
 
 
+def _transposed(matrix: np.ndarray) -> np.ndarray:
+    """A contiguous copy of the transpose, made in strips that stay in the cache: several times as fast as in one piece."""
+    result = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, matrix.shape[0], TRANSPOSED_ROWS):
+        result[:, start : start + TRANSPOSED_ROWS] = matrix[start : start + TRANSPOSED_ROWS].T
+    return result
+
+
 def _covered(p: Placement, start: int, stop: int) -> tuple[int, int]:
     """Which of a placement's rows, counted from its first, lie in the canonical range [start, stop)."""
     first = max(-(-(start - p.first) // p.step), 0)
@@ -212,7 +221,7 @@ def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTen
         begin = p.first + first * p.step - start
         part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
         if p.transposed:
-            values = np.ascontiguousarray(part.planes["values"].T)  # [in, out]
+            values = _transposed(part.planes["values"])  # [in, out]
             stored = QTensor(part.format, values.shape, {"values": values})
             writer.write(p.stored, matrix * part.columns, stored)
             continue
