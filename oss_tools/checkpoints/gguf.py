@@ -19,12 +19,12 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFWriter, WriterState
 from gguf.utility import size_label
 
-from oss_tools.checkpoints import gguf_tokenizer
+from oss_tools.checkpoints import gguf_nvfp4, gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.files import full_disk_is_no_room, sync_folder
 from oss_tools.checkpoints.gguf_header import MAGIC, MAX_NAME, Header, StringArray, TensorInfo, read_header
 from oss_tools.errors import BadCheckpoint
-from oss_tools.formats import Format, QTensor, format_of_ggml
+from oss_tools.formats import Format, QTensor, format_of_ggml, get_format
 
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 QUANTIZATION_VERSION = 2  # of the block formats' layout; llama.cpp knows no other
@@ -115,10 +115,13 @@ class GgufReader(Reader):
     def recognizes(cls, path: Path) -> bool:
         if path.is_dir():
             return not (path / "config.json").exists() and any(path.glob("*.gguf"))
-        if not path.is_file():
+        if path.suffix == ".gguf" or not path.is_file():
+            return path.suffix == ".gguf"
+        try:
+            with path.open("rb") as file:
+                return file.read(4) == MAGIC
+        except OSError:
             return False
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,6 +132,7 @@ class GgufReader(Reader):
             for part in self._parts:
                 for info in part.header.tensors:
                     self._add(part, info)
+            self._nvfp4_scales = self._take_scales()
             self.model_type = self._architecture()
         except BaseException:
             self.close()
@@ -137,13 +141,28 @@ class GgufReader(Reader):
     def _add(self, part: _Part, info: TensorInfo) -> None:
         if info.name in self._places:
             raise BadCheckpoint(f"{part.path}: tensor {info.name} is in an earlier part too")
-        found = format_of_ggml(info.ggml_type)
+        nvfp4 = info.ggml_type == GGMLQuantizationType.NVFP4
+        found = get_format("nvfp4") if nvfp4 else format_of_ggml(info.ggml_type)
         if found is None:
             raise BadCheckpoint(
                 f"{part.path}: tensor {info.name} has the format {info.ggml_type.name}, which is not supported"
             )
         self._places[info.name] = (part, info)
         self.tensors[info.name] = StoredTensor(info.name, found, info.shape)
+
+    def _take_scales(self) -> dict[str, str]:
+        """NVFP4 tensor -> the tensor that holds its scale, one for all or one for each expert. They are not listed."""
+        found = {}
+        for name, tensor in list(self.tensors.items()):
+            if tensor.format.name != "nvfp4":
+                continue
+            scale, input_scale = (self.tensors.pop(companion, None) for companion in gguf_nvfp4.companions(name))
+            for companion in (scale, input_scale):
+                if companion and (companion.format.name != "f32" or companion.size not in (1, tensor.shape[0])):
+                    raise BadCheckpoint(f"{self.path}: tensor {companion.name} is not the scale of {name}")
+            if scale:
+                found[name] = scale.name
+        return found
 
     def _architecture(self) -> str:
         name = self.raw_config.get(Keys.General.ARCHITECTURE)
@@ -163,8 +182,18 @@ class GgufReader(Reader):
         if not 0 <= start <= stop <= tensor.size // columns:
             raise IndexError(f"{name}: rows {start}..{stop} of {tensor.size // columns}")
         row = _row_bytes(info.ggml_type, columns)
-        data = part.pread(info.offset + start * row, (stop - start) * row)
-        return tensor.format.unpack_ggml(data.reshape(stop - start, row), columns)
+        data = part.pread(info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
+        if tensor.format.name == "nvfp4":
+            return QTensor(tensor.format, (stop - start, columns), gguf_nvfp4.unpack(data, self._scales(name, start, stop)))
+        return tensor.format.unpack_ggml(data, columns)
+
+    def _scales(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The tensor scale of each of an NVFP4 tensor's rows: float32 [stop - start]."""
+        if name not in self._nvfp4_scales:
+            return np.ones(stop - start, np.float32)
+        part, info = self._places[self._nvfp4_scales[name]]
+        scales = part.pread(info.offset, info.nbytes).view("<f4")
+        return scales[np.arange(start, stop) * len(scales) // self.tensors[name].rows]
 
     def metadata(self, config: dict[str, Any]) -> Metadata:
         return gguf_tokenizer.to_hf(self.raw_config, config, _general(self.raw_config), str(self.path))

