@@ -86,7 +86,7 @@ def rewrite(source: Path, target: Path, container: str, formats: dict[str, str],
         entries, tensors, values = [], {}, {}
         for name, entry in checkpoint.entries.items():
             tensor = checkpoint.read_tensor(name)
-            form = get_format(formats.get(entry.spec.role, entry.format.name))
+            form = get_format(formats.get(name, formats.get(entry.spec.role, entry.format.name)))
             if form != tensor.format:
                 tensor = form.quantize(tensor.dequantize())
             placements = tuple(model.placements(container, entry.spec, form.is_float))
@@ -154,6 +154,13 @@ def test_transformers_loads_gpt_oss_as_we_write_it(tmp_path: Path, experts: str,
 
 def mxfp4_dequantized():
     return transformers.Mxfp4Config(dequantize=True)
+
+
+def test_transformers_loads_a_layer_left_in_bf16(tmp_path: Path) -> None:
+    gpt_oss(tmp_path / "a")
+    kept = {f"model.layers.1.mlp.experts.{part}_proj": "bf16" for part in ("gate_up", "down")}
+    values = rewrite(tmp_path / "a", tmp_path / "b", "hf", dict.fromkeys(EXPERTS, "mxfp4") | kept)
+    assert_same(load(tmp_path / "b", quantization_config=mxfp4_dequantized()), values)
 
 
 def test_gpt_oss_goes_through_openais_layout(tmp_path: Path) -> None:
