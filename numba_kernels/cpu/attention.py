@@ -1,0 +1,366 @@
+"""Attention over a paged bfloat16 KV cache: rotary embedding and storing of new keys, and the attention itself.
+
+A page holds P positions of one layer. For every key-value head it has the keys, in panels of LANES positions as a bf16
+weight matrix has rows, and then the values, a row of head_dim (padded to a multiple of LANES) for every position. A
+sequence's position p is in page table[p // P mod `ring`]: with `ring` pages a sliding window needs no more than its own
+memory, and sequences that begin alike can share pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cpu.blocks import UNIT, accumulate
+from numba_kernels.cpu.experts import exp_one
+from numba_kernels.cpu.op import Op, inner, op, specialize
+from numba_kernels.cpu.packing import empty_bytes
+from numba_kernels.cpu.rows import load_part
+from numba_kernels.cpu.team import take
+from numba_kernels.simd.values import (
+    LANES,
+    TILES,
+    add_outer,
+    atomic_add,
+    atomic_store,
+    exp,
+    get_f32,
+    get_i32,
+    get_u32,
+    keep_between,
+    load_bf16,
+    load_floats,
+    load_tile,
+    max_lanes,
+    maximum,
+    row_addresses,
+    set_f32,
+    set_i32,
+    set_u16,
+    spill,
+    splat,
+    stack,
+    store_first,
+    store_floats,
+    store_tile,
+    sum_lanes,
+    zero_tile,
+)
+
+SEGMENT = 128  # positions whose scores are held at a time
+MAX_HEAD = 256
+PAIR = 4 * LANES  # bytes of two columns of a key panel
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The geometry of a layer's KV pages.
+
+    Attributes:
+        kv_heads, head_dim: of the layer; head_dim a multiple of 8, at most 256.
+        positions: of a page, a multiple of LANES.
+    """
+
+    kv_heads: int
+    head_dim: int
+    positions: int = 64
+
+    def __post_init__(self) -> None:
+        if self.head_dim % UNIT or not 0 < self.head_dim <= MAX_HEAD:
+            raise ValueError(f"head_dim is {self.head_dim}; the kernels take multiples of {UNIT} up to {MAX_HEAD}")
+        if self.positions % LANES or self.positions < LANES:
+            raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
+
+    @property
+    def key_bytes(self) -> int:
+        """Keys of one head in a page."""
+        return self.positions * self.head_dim * 2
+
+    @property
+    def value_stride(self) -> int:
+        """Bytes between the values of two positions."""
+        return -(-self.head_dim // LANES) * LANES * 2
+
+    @property
+    def head_bytes(self) -> int:
+        """Keys and values of one head in a page."""
+        return self.key_bytes + self.positions * self.value_stride
+
+    @property
+    def nbytes(self) -> int:
+        return self.kv_heads * self.head_bytes
+
+    def allocate(self, count: int) -> np.ndarray:
+        """Zeroed memory for `count` pages, uint8 [count, nbytes]."""
+        return empty_bytes(count * self.nbytes).reshape(count, self.nbytes)
+
+
+@inner
+def page_of(position, pages, page_bytes, page_positions, table, ring):  # type: ignore[no-untyped-def]
+    """The address of the page that holds a position."""
+    return pages + get_i32(table + 4 * (position // page_positions % ring)) * page_bytes
+
+
+@inner
+def bf16_at(address):  # type: ignore[no-untyped-def]
+    """The float32 at an address as bfloat16 bits, rounded to nearest even."""
+    bits = get_u32(address)
+    if (bits & 0x7FFFFFFF) > 0x7F800000:
+        return 0x7FC0
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+@inner
+def rotate(at, cos, sin, half, factor):  # type: ignore[no-untyped-def]
+    """Rotary embedding of one head in place, halves paired, times a factor."""
+    f = splat(factor)
+    for i in range(0, half, LANES):
+        left = half - i
+        c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
+        x, y = load_part(at + 4 * i, left), load_part(at + 4 * (half + i), left)
+        u, v = (x * c - y * s) * f, (y * c + x * s) * f
+        if left >= LANES:
+            store_floats(at + 4 * i, u)
+            store_floats(at + 4 * (half + i), v)
+        else:
+            store_first(at + 4 * i, u, left)
+            store_first(at + 4 * (half + i), v, left)
+
+
+@op
+def rotate_and_store(  # type: ignore[no-untyped-def]
+    qkv, stride, rows, heads, kv_heads, head_dim, positions, sequence, cos, sin, scale: float,
+    pages, page_bytes, page_positions, tables, table_stride, ring, team, thread,
+):  # fmt: skip
+    """Rotates queries (in place, times `scale`) and keys, and stores keys and values in their pages.
+
+    qkv: float32 rows, heads + 2 · kv_heads of head_dim values each, `stride` bytes apart; positions, sequence: int32 [rows];
+    cos, sin: float32 [positions, head_dim / 2], the rotary table (a YaRN concentration is part of it); pages: the layer's
+    pages, page_bytes each; tables: int32 page numbers, one row of table_stride bytes for each sequence. A piece of work
+    is one head of one row.
+    """
+    half = head_dim // 2
+    value_stride = (head_dim + LANES - 1) // LANES * LANES * 2
+    head_bytes = page_positions * (head_dim * 2 + value_stride)
+    item = take(team)
+    while item < rows * (heads + 2 * kv_heads):
+        row = item // (heads + 2 * kv_heads)
+        head = item - row * (heads + 2 * kv_heads)
+        position = get_i32(positions + 4 * row)
+        at = qkv + row * stride + head * head_dim * 4
+        angle = position * half * 4
+        if head < heads:
+            rotate(at, cos + angle, sin + angle, half, scale)
+        else:
+            table = tables + get_i32(sequence + 4 * row) * table_stride
+            page = page_of(position, pages, page_bytes, page_positions, table, ring)
+            slot = position % page_positions
+            if head < heads + kv_heads:
+                rotate(at, cos + angle, sin + angle, half, np.float32(1))
+                panel = page + (head - heads) * head_bytes + slot // LANES * LANES * head_dim * 2 + slot % LANES * 4
+                for i in range(head_dim):
+                    set_u16(panel + i // 2 * PAIR + i % 2 * 2, bf16_at(at + 4 * i))
+            else:
+                keys = page_positions * head_dim * 2
+                to = page + (head - heads - kv_heads) * head_bytes + keys + slot * value_stride
+                for i in range(head_dim):
+                    set_u16(to + 2 * i, bf16_at(at + 4 * i))
+        item = take(team)
+
+
+ROWS = 8  # rows (query tokens × heads of one key-value head) in a tile
+
+
+@inner
+def first_key(position, window):  # type: ignore[no-untyped-def]
+    """The first key that a query at this position sees."""
+    return max(position - window + 1, 0) if window > 0 else 0
+
+
+def scores_of(  # type: ignore[no-untyped-def]
+    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
+):
+    """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen."""
+    begin = low // LANES * LANES
+    for first in range(begin, high, LANES):
+        slot = first % page_positions
+        keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * 2
+        tile = zero_tile(ROWS)
+        for k in range(head_dim // UNIT):
+            tile = accumulate("bf16", "f32", tile, keys + k * (UNIT // 2) * PAIR, 0, queries, k * UNIT * 4)
+        results = spill(tile)
+        for t in range(ROWS):
+            seen = keep_between(first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(results + t * LANES * 4))
+            store_floats(scores + (t * (SEGMENT + LANES) + first - begin) * 4, seen)
+
+
+def soften(scores, count, area, stride):  # type: ignore[no-untyped-def]
+    """Turns scores into e^(score − maximum) with the running maximum, and rescales what has been summed under an older one.
+
+    area: for each row, `stride` bytes apart: the running maximum and sum, then from byte 4 · LANES on the summed values.
+    """
+    for t in range(ROWS):
+        row = scores + t * (SEGMENT + LANES) * 4
+        state = area + t * stride
+        before = get_f32(state)
+        top = splat(before)
+        for i in range(0, count, LANES):
+            top = maximum(load_floats(row + 4 * i), top)
+        largest = max_lanes(top)
+        reference = largest if largest > np.float32(-1e30) else np.float32(0)
+        total = splat(np.float32(0))
+        for i in range(0, count, LANES):
+            share = exp(load_floats(row + 4 * i) - splat(reference))
+            store_floats(row + 4 * i, share)
+            total = total + share
+        factor = exp_one(before - reference)
+        set_f32(state, largest)
+        set_f32(state + 4, get_f32(state + 4) * factor + sum_lanes(total))
+        if factor != np.float32(1):
+            for at in range(state + 4 * LANES, state + stride, 4 * LANES):
+                store_floats(at, load_floats(at) * splat(factor))
+
+
+def add_values(  # type: ignore[no-untyped-def]
+    scores, sums, stride, padded, low, high, pages, page_bytes, page_positions, table, ring, offset
+):
+    """sums[t] += Σ_p shares[t, p] · v[p] for p in [low, high); sums `stride` bytes apart."""
+    begin = low // LANES * LANES
+    for d in range(0, padded, LANES):
+        tile = load_tile(ROWS, sums + 4 * d, stride)
+        p = low
+        while p < high:
+            slot = p % page_positions
+            stop = min(high, p - slot + page_positions)
+            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d - (p - slot) * padded * 2
+            for q in range(p, stop):
+                tile = add_outer(tile, load_bf16(values + q * padded * 2), scores + (q - begin) * 4, (SEGMENT + LANES) * 4)
+            p = stop
+        store_tile(sums + 4 * d, stride, tile)
+
+
+@inner
+def finish_row(at, part, parts, part_stride, head_dim, sink):  # type: ignore[no-untyped-def]
+    """One row of the result from the areas of its parts; a sink's logit joins the softmax and brings no value."""
+    largest = get_f32(sink) if sink else np.float32(-np.inf)
+    for j in range(parts):
+        largest = max(largest, get_f32(part + j * part_stride))
+    total = exp_one(get_f32(sink) - largest) if sink else np.float32(0)
+    for j in range(parts):
+        total += get_f32(part + j * part_stride + 4) * exp_one(get_f32(part + j * part_stride) - largest)
+    for d in range(0, head_dim, LANES):
+        value = splat(np.float32(0))
+        for j in range(parts):
+            share = exp_one(get_f32(part + j * part_stride) - largest) / total
+            value = value + load_floats(part + j * part_stride + 4 * (LANES + d)) * splat(share)
+        if head_dim - d >= LANES:
+            store_floats(at + 4 * d, value)
+        else:
+            store_first(at + 4 * d, value, head_dim - d)
+
+
+score_keys: Any = None  # the compiled forms of the three steps above, for ROWS rows; set by `attention_op`
+soften_scores: Any = None
+sum_values: Any = None
+
+
+def attention(  # type: ignore[no-untyped-def]
+    qkv, stride, out, out_stride, sequences, first_row, row_count, positions, heads, kv_heads, head_dim, window, sinks,
+    pages, page_bytes, page_positions, tables, table_stride, ring, splits, areas, counters, team, thread,
+):  # fmt: skip
+    """Causal attention of rotated and scaled queries over the stored keys, the rows' own among them.
+
+    qkv: as `rotate_and_store` left it; out: float32 rows [heads · head_dim], out_stride bytes apart; sequences: how many,
+    each with its rows first_row[s] … + row_count[s] (int32) at consecutive positions (int32, per row); window: a key is seen
+    when query − key < window, 0 for all; sinks: float32 [heads] or 0; pages … ring: as there. The keys of a tile of ROWS rows
+    are divided into `splits` pieces of work; with more than one, areas (`attention_scratch`) holds what they found and
+    counters (int64, zeros) how many are done.
+    """
+    group = heads // kv_heads
+    padded = (head_dim + LANES - 1) // LANES * LANES
+    head_bytes = page_positions * (head_dim + padded) * 2
+    area_stride = (LANES + padded) * 4
+    own = stack(AREA)
+    scores = stack(SCORES)
+    index = stack(64)
+    sees = stack(128)
+    item = take(team)
+    done = 0
+    s = 0
+    while s < sequences:
+        rows = get_i32(row_count + 4 * s) * group
+        tiles = (rows + ROWS - 1) // ROWS
+        work = tiles * kv_heads * splits
+        if item >= done + work:
+            done += work
+            s += 1
+            continue
+        tile = tiles - 1 - (item - done) // (kv_heads * splits)  # the longest first
+        head = (item - done) // splits % kv_heads
+        split = (item - done) % splits
+        begin = get_i32(first_row + 4 * s)
+        last = min(tile * ROWS + ROWS, rows) - 1
+        for t in range(ROWS):
+            r = min(tile * ROWS + t, last)
+            row = begin + r // group
+            position = get_i32(positions + 4 * row)
+            set_i32(index + 4 * t, row * (stride // (4 * head_dim)) + head * group + r % group)
+            set_i32(sees + 8 * t, first_key(position, window))
+            set_i32(sees + 8 * t + 4, position + 1)
+        low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
+        share = ((high - low // LANES * LANES + LANES - 1) // LANES + splits - 1) // splits * LANES
+        from_key = max(low, low // LANES * LANES + split * share)
+        to_key = min(high, low // LANES * LANES + split * share + share)
+        area = own if splits == 1 else areas + item * ROWS * area_stride
+        for t in range(ROWS):
+            for i in range(0, area_stride, 4 * LANES):
+                store_floats(area + t * area_stride + i, splat(np.float32(0)))
+            set_f32(area + t * area_stride, np.float32(-np.inf))
+        queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv, 4 * head_dim)
+        table = tables + s * table_stride
+        keys = head * head_bytes
+        values = keys + page_positions * head_dim * 2
+        segment = from_key
+        while segment < to_key:
+            stop = min(segment // LANES * LANES + SEGMENT, to_key)
+            score_keys(scores, queries, sees, head_dim, segment, stop, pages, page_bytes, page_positions, table, ring, keys)
+            soften_scores(scores, stop - segment // LANES * LANES, area, area_stride)
+            sum_values(scores, area + 4 * LANES, area_stride, padded, segment, stop,
+                       pages, page_bytes, page_positions, table, ring, values)  # fmt: skip
+            segment = stop
+        counter = counters + 8 * (item // splits)
+        is_last = splits == 1
+        if not is_last and atomic_add(counter, 1) == splits - 1:
+            atomic_store(counter, 0)
+            is_last = True
+        if is_last:
+            parts = area - split * ROWS * area_stride
+            for t in range(last + 1 - tile * ROWS):
+                r = tile * ROWS + t
+                query = head * group + r % group
+                finish_row(out + (begin + r // group) * out_stride + query * head_dim * 4, parts + t * area_stride, splits,
+                           ROWS * area_stride, head_dim, sinks + 4 * query if sinks else 0)  # fmt: skip
+        item = take(team)
+
+
+AREA = ROWS * (LANES + MAX_HEAD) * 4
+SCORES = ROWS * (SEGMENT + LANES) * 4
+
+
+@lru_cache
+def attention_op(rows: int) -> Op:
+    """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens)."""
+    size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
+    constants = {"ROWS": size, "AREA": size * (LANES + MAX_HEAD) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
+    steps = {"score_keys": scores_of, "soften_scores": soften, "sum_values": add_values}
+    compiled = {name: inner(specialize(f, f"{name}_{size}", **constants)) for name, f in steps.items()}
+    return Op(attention, **constants, **compiled)
+
+
+def attention_scratch(tiles: int, splits: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The memory that divided attention needs: areas and counters for `tiles` tiles (over sequences and key-value heads)."""
+    padded = -(-head_dim // LANES) * LANES
+    return np.zeros(tiles * splits * max(TILES) * (LANES + padded), np.float32), np.zeros(tiles, np.int64)

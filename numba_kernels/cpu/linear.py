@@ -1,0 +1,234 @@
+"""Matrix × vector and matrix × matrix on packed weights, for one matrix or for a stack of experts.
+
+Every case is the same work list: groups of activation rows, each group with the matrix it meets. A dense layer is one group; an
+expert layer has a group for each expert that was chosen, so every expert's weights are read once. A piece of work is a run of panels of
+one group; inside it, register tiles of up to max(TILES) tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, UNIT, accumulate
+from numba_kernels.cpu.op import Op, inner, specialize
+from numba_kernels.cpu.packing import Packed, kernel_format
+from numba_kernels.cpu.team import Program, take
+from numba_kernels.simd.values import (
+    LANES,
+    TILES,
+    get_i32,
+    load_first,
+    load_floats,
+    row_addresses,
+    spill,
+    store_first,
+    store_floats,
+    zero_tile,
+)
+
+FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
+CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes of a step's codes, scales and activations; steps in a block
+
+
+def multiply_panels(  # type: ignore[no-untyped-def]
+    matrix, panel_bytes, scales_at, blocks, shift, height, low, high,
+    index, first, last, x, x_stride, bias, residual, out, out_stride,
+):  # fmt: skip
+    """Panels [low, high) of a matrix times the activation rows index[first … last], at most TOKENS of them."""
+    rows = row_addresses(TOKENS, index, first, last, x, x_stride)
+    for p in range(low, high):
+        codes = matrix + p * panel_bytes
+        scales = codes + scales_at
+        tile = zero_tile(TOKENS)
+        for k in range(blocks * STEPS):
+            tile = accumulate(FORMAT, ACTIVATIONS, tile, codes + k * CODES, scales + (k >> shift) * SCALES, rows, k * STEP)
+        results = spill(tile)
+        column = p * LANES * 4
+        present = min(LANES, height - p * LANES)
+        for t in range(last + 1 - first):
+            value = load_floats(results + t * LANES * 4)
+            target = (first + t) * out_stride + column
+            if present == LANES:
+                if bias:
+                    value = value + load_floats(bias + column)
+                if residual:
+                    value = value + load_floats(residual + target)
+                store_floats(out + target, value)
+            else:
+                if bias:
+                    value = value + load_first(bias + column, present)
+                if residual:
+                    value = value + load_first(residual + target, present)
+                store_first(out + target, value, present)
+
+
+# The four tile sizes, ascending, and the functions for them; `linear_op` sets them.
+SIZE_A, SIZE_B, SIZE_C, SIZE_D = 1, 1, 1, 1
+multiply_a: Any = multiply_panels
+multiply_b: Any = multiply_panels
+multiply_c: Any = multiply_panels
+multiply_d: Any = multiply_panels
+
+
+def linear(  # type: ignore[no-untyped-def]
+    weights, matrix_bytes, panel_bytes, scales_at, blocks, shift, height, panels_at_once,
+    groups, group_matrix, group_start, index, x, x_stride, bias, bias_stride, residual, out, out_stride, team, thread,
+):  # fmt: skip
+    """out[i] = W[matrix of i's group] · x[index[i]] (+ bias[matrix]) (+ residual[i]), for all rows i of all groups.
+
+    weights … height: a Packed and its geometry; panels_at_once: the panels of a piece of work.
+    groups: int32, how many; group_matrix: int32 [groups]; group_start: int32 [groups + 1], rows in order of their groups.
+    index: int32, the row of x for each i; x: rows of activations, x_stride bytes apart (records of `blocks` or float32).
+    bias: float32 [matrices, height], bias_stride bytes apart, or 0; residual, out: float32, rows out_stride bytes apart.
+    """
+    count = get_i32(groups)
+    panels = (height + LANES - 1) // LANES
+    pieces = (panels + panels_at_once - 1) // panels_at_once
+    item = take(team)
+    while item < count * pieces:
+        group = item // pieces
+        low = (item - group * pieces) * panels_at_once
+        high = min(low + panels_at_once, panels)
+        number = get_i32(group_matrix + 4 * group)
+        matrix = weights + number * matrix_bytes
+        its_bias = bias + number * bias_stride if bias else 0
+        row = get_i32(group_start + 4 * group)
+        stop = get_i32(group_start + 4 * group + 4)
+        while row < stop:
+            left = stop - row
+            if left > SIZE_C:
+                multiply_d(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                           min(row + SIZE_D, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += SIZE_D
+            elif left > SIZE_B:
+                multiply_c(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                           min(row + SIZE_C, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += SIZE_C
+            elif left > SIZE_A:
+                multiply_b(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                           min(row + SIZE_B, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += SIZE_B
+            else:
+                multiply_a(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                           row, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += 1
+        item = take(team)
+
+
+@lru_cache
+def linear_op(format_name: str, activations: str = "int8", many: bool = True) -> Op:
+    """The operation `linear` for a format.
+
+    Args:
+        format_name: as `packing.all_formats` names it.
+        activations: "int8" for rows of records, "f32" for rows of float32; float formats take float32 in either case.
+        many: whether groups may have more than one row; without it, less is compiled.
+    """
+    name = kernel_format(format_name)
+    layout = LAYOUTS[name]
+    if layout.decode is None:
+        activations, step, steps = "f32", UNIT * 4, BLOCK // UNIT
+    else:
+        step, steps = (RECORD if activations == "int8" else BLOCK * 4), 1
+    sizes = list(TILES if many else TILES[:1])
+    sizes += sizes[-1:] * (4 - len(sizes))
+    functions = {
+        size: inner(
+            specialize(
+                multiply_panels, f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
+                CODES=layout.code_bytes * LANES // steps, SCALES=layout.scale_bytes * LANES, STEP=step, STEPS=steps,
+            )
+        )
+        for size in sorted(set(sizes))
+    }  # fmt: skip
+    constants: dict[str, Any] = {"FORMAT": name, "ACTIVATIONS": activations, "MANY": "many" if many else "one"}
+    for letter, size in zip("abcd", sizes, strict=True):
+        constants[f"SIZE_{letter.upper()}"] = size
+        constants[f"multiply_{letter}"] = functions[size]
+    return Op(linear, **constants)
+
+
+def panels_at_once(packed: Packed, threads: int, rows: int) -> int:
+    """Panels of a piece of work: several pieces for every thread, yet large ones."""
+    least = 1 if rows > 1 else max(1, (1 << 15) // packed.panel_bytes)
+    most = max(1, packed.panels // (4 * threads))
+    return min(max(least, min(most, 4 if rows > 1 else most)), max(1, -(-packed.panels // threads)))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows of activations meet which matrix: the work list of `linear`.
+
+    Attributes:
+        count: int32 [1], how many groups.
+        matrix: int32, the matrix of each group.
+        start: int32, where each group's rows begin in `index`; one more entry at the end.
+        index: int32, the row of activations for each row of the result.
+        rows: rows of the result; for experts, tokens times experts per token.
+    """
+
+    count: np.ndarray
+    matrix: np.ndarray
+    start: np.ndarray
+    index: np.ndarray
+    rows: int
+
+
+def one_group(rows: int) -> Groups:
+    """All rows with the first matrix: a dense layer."""
+    whole = np.array([0, rows], np.int32)
+    return Groups(np.ones(1, np.int32), np.zeros(1, np.int32), whole, np.arange(rows, dtype=np.int32), rows)
+
+
+def expert_groups(tokens: int, top: int, experts: int) -> Groups:
+    """Memory for the groups that `group_by_expert` writes."""
+    sizes = (1, experts, experts + 1, tokens * top)
+    count, matrix, start, index = (np.zeros(size, np.int32) for size in sizes)
+    return Groups(count, matrix, start, index, tokens * top)
+
+
+def add_linear(
+    program: Program,
+    packed: Packed,
+    groups: Groups,
+    x: np.ndarray,
+    out: np.ndarray,
+    *,
+    activations: str = "int8",
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+    single: bool | None = None,
+    threads: int,
+) -> int:
+    """Records out = x · Wᵀ (+ bias) (+ residual) for all rows of the groups.
+
+    Args:
+        program: to which it is added.
+        packed: the weights.
+        groups: which rows meet which matrix.
+        x: rows of activations: float32 [n, columns padded to 32] or records (`rows.empty_records`), as `activations` says;
+            float formats take float32 always.
+        out: float32 [groups.rows, packed.rows] or wider.
+        activations: "int8" or "f32".
+        bias: float32 [matrices, rows], or [rows] for one matrix.
+        residual: rows like those of `out`; may be `out`.
+        index: another index than the groups' (an expert layer's second projection takes the rows in their order).
+        single: whether no group has more than one row (less to compile); by default when there is one row.
+        threads: of the team that will run it.
+
+    Returns:
+        The operation's number in the program.
+    """
+    operation = linear_op(packed.format, activations, not (groups.rows == 1 if single is None else single))
+    return program.add(
+        operation, weights=packed.data, matrix_bytes=packed.matrix_bytes, panel_bytes=packed.panel_bytes,
+        scales_at=packed.scales_at, blocks=packed.blocks, shift=packed.shift, height=packed.rows,
+        panels_at_once=panels_at_once(packed, threads, groups.rows), groups=groups.count, group_matrix=groups.matrix,
+        group_start=groups.start, index=groups.index if index is None else index, x=x, x_stride=x.strides[0], bias=bias,
+        bias_stride=packed.rows * 4, residual=residual, out=out, out_stride=out.strides[0],
+    )  # fmt: skip

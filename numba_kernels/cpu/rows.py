@@ -1,0 +1,209 @@
+"""Operations on rows of activations: normalize, quantize, gate, look up, with the passes fused that read the same row.
+
+Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; their records of int8 (see
+`blocks`) take 44 bytes for every 32 columns. Where an operation has both outputs, either may be 0.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, SCALE, START, SUM, UNIT, decode_row
+from numba_kernels.cpu.op import Op, inner, op
+from numba_kernels.cpu.packing import kernel_format
+from numba_kernels.cpu.team import take
+from numba_kernels.simd.path import ACTIVE
+from numba_kernels.simd.values import (
+    LANES,
+    absolute,
+    evens,
+    exp,
+    fma,
+    get_i32,
+    load_first,
+    load_floats,
+    max_lanes,
+    maximum,
+    minimum,
+    odds,
+    round_to_words,
+    set_f32,
+    set_i32,
+    splat,
+    stack,
+    store_as_bytes,
+    store_floats,
+    sum_lanes,
+    sum_words,
+)
+
+OFFSET = ACTIVE.offset
+FORMAT, CODES, SCALES, STEPS = "bf16", 0, 0, 1
+CHUNK = 8 * BLOCK  # columns of a piece of work where a row is divided
+
+
+def record_bytes(columns: int) -> int:
+    """Bytes between rows of records; never a multiple of 512, so that equal columns of rows do not share cache sets."""
+    size = -(-columns // BLOCK) * RECORD
+    return size + 64 - size % 64 if size % 512 == 0 else -(-size // 4) * 4
+
+
+def empty_records(rows: int, columns: int) -> np.ndarray:
+    """Memory for quantized rows: uint8 [rows, record_bytes(columns)]."""
+    return np.zeros((rows, record_bytes(columns)), np.uint8)
+
+
+@inner
+def load_part(address, count):  # type: ignore[no-untyped-def]
+    """LANES float32, of which those from `count` on are zero and not read."""
+    if count >= LANES:
+        return load_floats(address)
+    return load_first(address, max(count, 0))
+
+
+@inner
+def write_record(record, source):  # type: ignore[no-untyped-def]
+    """Quantizes 32 float32: scale = max |x| / 127 (NaN if any x is not finite), codes rounded to nearest even."""
+    largest = splat(np.float32(0))
+    broken = splat(np.float32(0))
+    for i in range(0, BLOCK, LANES):
+        x = load_floats(source + 4 * i)
+        largest = maximum(absolute(x), largest)
+        broken = broken + x * splat(np.float32(0))
+    top = max_lanes(largest)
+    inverse = np.float32(127) / top if top > np.float32(1e-36) else np.float32(0)
+    scale = top / np.float32(127) if top > np.float32(1e-36) else np.float32(0)
+    scale = scale + sum_lanes(broken)
+    total = 0
+    for i in range(0, BLOCK, LANES):
+        codes = round_to_words(load_floats(source + 4 * i) * splat(inverse))
+        total += sum_words(codes)
+        store_as_bytes(record + i, codes)
+    set_f32(record + SCALE, scale)
+    set_i32(record + START, -OFFSET * total)
+    set_f32(record + SUM, scale * np.float32(total))
+
+
+@op
+def rms_norm(  # type: ignore[no-untyped-def]
+    x, x_stride, weight, out, out_stride, records, record_stride, rows, columns, eps: float, team, thread
+):
+    """out = x / √(mean x² + eps) · weight, as float32 and as records; a piece of work is a row."""
+    scratch = stack(128)
+    row = take(team)
+    while row < rows:
+        at = x + row * x_stride
+        squares = splat(np.float32(0))
+        for i in range(0, columns, LANES):
+            v = load_part(at + 4 * i, columns - i)
+            squares = fma(v, v, squares)
+        mean = sum_lanes(squares) / np.float32(columns)
+        factor = splat(np.float32(1) / np.sqrt(mean + eps))
+        for first in range(0, columns, BLOCK):
+            for i in range(first, first + BLOCK, LANES):
+                left = columns - i
+                v = load_part(at + 4 * i, left) * factor * load_part(weight + 4 * i, left)
+                store_floats(scratch + 4 * (i - first), v)
+                if out:
+                    store_floats(out + row * out_stride + 4 * i, v)
+            if records:
+                write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
+        row = take(team)
+
+
+@op
+def quantize(x, x_stride, records, record_stride, rows, columns, team, thread):  # type: ignore[no-untyped-def]
+    """float32 rows as records; a piece of work is CHUNK columns of a row."""
+    scratch = stack(128)
+    pieces = (columns + CHUNK - 1) // CHUNK
+    item = take(team)
+    while item < rows * pieces:
+        row = item // pieces
+        begin = (item - row * pieces) * CHUNK
+        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+            for i in range(first, first + BLOCK, LANES):
+                store_floats(scratch + 4 * (i - first), load_part(x + row * x_stride + 4 * i, columns - i))
+            write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
+        item = take(team)
+
+
+@inner
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^−x)."""
+    one = splat(np.float32(1))
+    return one / (one + exp(splat(np.float32(0)) - x))
+
+
+@inner
+def clamped_swiglu(gate, up, limit, alpha):  # type: ignore[no-untyped-def]
+    """gpt-oss: gate = min(gate, limit), up in ±limit; gate · σ(alpha · gate) · (up + 1)."""
+    top = splat(limit)
+    gate = minimum(top, gate)
+    up = minimum(top, maximum(splat(-limit), up))
+    return gate * sigmoid(gate * splat(alpha)) * (up + splat(np.float32(1)))
+
+
+@inner
+def silu(gate, up, limit, alpha):  # type: ignore[no-untyped-def]
+    """gate · σ(gate) · up."""
+    return gate * sigmoid(gate) * up
+
+
+activate = silu
+
+
+def gated(  # type: ignore[no-untyped-def]
+    x, x_stride, out, out_stride, records, record_stride, rows, columns, limit: float, alpha: float, team, thread
+):
+    """`columns` outputs from rows of interleaved gate and up values (2 · columns); a piece of work is CHUNK columns of a row."""
+    scratch = stack(128)
+    pieces = (columns + CHUNK - 1) // CHUNK
+    item = take(team)
+    while item < rows * pieces:
+        row = item // pieces
+        begin = (item - row * pieces) * CHUNK
+        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+            for i in range(first, first + BLOCK, LANES):
+                at = x + row * x_stride + 8 * i
+                low = load_part(at, 2 * (columns - i))
+                high = load_part(at + 4 * LANES, 2 * (columns - i) - LANES)
+                v = activate(evens(low, high), odds(low, high), limit, alpha)
+                store_floats(scratch + 4 * (i - first), v)
+                if out:
+                    store_floats(out + row * out_stride + 4 * i, v)
+            if records:
+                write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
+        item = take(team)
+
+
+@lru_cache
+def gated_op(activation: str) -> Op:
+    """The operation `gated` with `swiglu` (gpt-oss's, clamped) or `silu`."""
+    return Op(gated, ACTIVATION=activation, activate={"swiglu": clamped_swiglu, "silu": silu}[activation])
+
+
+def embedding(  # type: ignore[no-untyped-def]
+    weights, panel_bytes, scales_at, blocks, shift, tokens, rows, out, out_stride, team, thread
+):
+    """out[i] = row tokens[i] (int32) of a packed matrix, as float32."""
+    i = take(team)
+    while i < rows:
+        token = get_i32(tokens + 4 * i)
+        codes = weights + token // LANES * panel_bytes
+        target = out + i * out_stride
+        for k in range(blocks * STEPS):
+            scales = codes + scales_at + (k >> shift) * SCALES
+            decode_row(FORMAT, codes + k * CODES, scales, token % LANES, target + k * (BLOCK // STEPS) * 4)
+        i = take(team)
+
+
+@lru_cache
+def embedding_op(format_name: str) -> Op:
+    """The operation `embedding` for a format."""
+    name = kernel_format(format_name)
+    layout = LAYOUTS[name]
+    steps = BLOCK // UNIT if layout.decode is None else 1
+    codes, scales = layout.code_bytes * LANES // steps, layout.scale_bytes * LANES
+    return Op(embedding, FORMAT=name, CODES=codes, SCALES=scales, STEPS=steps)

@@ -1,0 +1,228 @@
+"""Every operation of a forward pass in plain NumPy, float32: the definition that the kernels are tested against.
+
+Written to be read, not to be fast. Weights are dequantized float32, shapes are [rows, columns]; a token is a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """x [n, K] times weight [N, K], plus bias [N]: float32 [n, N]."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Activations [n, K] (K a multiple of 32) as int8 codes [n, K] and float32 scales [n, K / 32] = max |x| / 127."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32).astype(np.float32)
+    top = np.abs(blocks).max(-1)
+    codes = np.rint(blocks * (np.float32(127) / np.where(top > 0, top, 1))[..., None]).astype(np.int8)
+    return codes.reshape(x.shape), (top / np.float32(127)).astype(np.float32)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """x / √(mean of x² + eps) · weight, over the last axis (https://arxiv.org/abs/1910.07467)."""
+    return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
+
+
+def embedding(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The rows of table [vocabulary, K] for tokens [n]."""
+    return table[tokens]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# ---- rotary embedding -----------------------------------------------------------------------------------------------
+
+
+def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Radians per position of each pair of dimensions: float64 [head_dim / 2] (https://arxiv.org/abs/2104.09864)."""
+    return theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+def llama3_frequencies(
+    frequencies: np.ndarray, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int
+) -> np.ndarray:
+    """Llama 3's scaling: long waves are stretched by `factor`, short ones kept, those between blended."""
+    turns = original_context * frequencies / (2 * np.pi)  # over the original context
+    blend = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    return frequencies * (blend + (1 - blend) / factor)
+
+
+def yarn_frequencies(
+    frequencies: np.ndarray, factor: float, beta_fast: float, beta_slow: float, original_context: int, theta: float
+) -> tuple[np.ndarray, float]:
+    """YaRN (https://arxiv.org/abs/2309.00071) without truncation, as gpt-oss uses it: frequencies and concentration."""
+    pairs = len(frequencies)
+
+    def pair_with(turns: float) -> float:
+        return pairs * np.log(original_context / (turns * 2 * np.pi)) / np.log(theta)
+
+    low, high = max(pair_with(beta_fast), 0), min(pair_with(beta_slow), 2 * pairs - 1)
+    stretched = np.clip((np.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
+    return frequencies * (1 - stretched + stretched / factor), 0.1 * float(np.log(factor)) + 1.0
+
+
+def rope_table(frequencies: np.ndarray, positions: int, concentration: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of every angle times the concentration: float32 [positions, head_dim / 2] each."""
+    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
+    return (np.cos(angles) * concentration).astype(np.float32), (np.sin(angles) * concentration).astype(np.float32)
+
+
+def apply_rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotates x [n, heads, head_dim], dimension i with i + head_dim / 2, by cos and sin [n, head_dim / 2]."""
+    first, second = np.split(x, 2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    first: int,
+    *,
+    scale: float,
+    window: int = 0,
+    sinks: np.ndarray | None = None,
+) -> np.ndarray:
+    """Causal attention with grouped heads.
+
+    Args:
+        queries: [n, heads, head_dim] at positions first, first + 1, …
+        keys, values: [m, kv_heads, head_dim] at positions 0, 1, …; heads are consecutive within a key-value head.
+        scale: of the scores.
+        window: a key is seen when query − key < window; 0 for no limit.
+        sinks: a logit per head that joins the softmax and is dropped after it.
+
+    Returns:
+        [n, heads, head_dim].
+    """
+    n, heads, _ = queries.shape
+    m, kv_heads, _ = keys.shape
+    keys, values = (np.repeat(a, heads // kv_heads, 1) for a in (keys, values))
+    scores = np.einsum("nhd,mhd->hnm", queries, keys) * np.float32(scale)
+    distance = (first + np.arange(n))[:, None] - np.arange(m)
+    seen = (distance >= 0) & ((distance < window) if window else True)
+    scores = np.where(seen, scores, -np.inf)
+    if sinks is not None:
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (heads, n, 1))], -1)
+    return np.einsum("hnm,mhd->nhd", softmax(scores)[..., :m], values)
+
+
+# ---- feed-forward layers --------------------------------------------------------------------------------------------
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^−x)."""
+    return 1 / (1 + np.exp(-x))
+
+
+def silu_gate(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """gate · σ(gate) · up, elementwise (https://arxiv.org/abs/2002.05202)."""
+    return gate * sigmoid(gate) * up
+
+
+def clamped_swiglu(gate: np.ndarray, up: np.ndarray, limit: float = 7.0, alpha: float = 1.702) -> np.ndarray:
+    """gpt-oss: gate · σ(alpha · gate) · (up + 1) after gate ≤ limit and −limit ≤ up ≤ limit."""
+    gate, up = np.minimum(gate, np.float32(limit)), np.clip(up, np.float32(-limit), np.float32(limit))
+    return gate * sigmoid(np.float32(alpha) * gate) * (up + 1)
+
+
+def silu_mlp(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Llama's feed-forward layer: x [n, K]; gate, up [inner, K]; down [K, inner]."""
+    return linear(silu_gate(linear(x, gate), linear(x, up)), down)
+
+
+def route(logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` largest of logits [n, experts], largest first, lower numbers first among equals: ids [n, top], and their softmax."""
+    ids = np.argsort(-logits, -1, kind="stable")[:, :top]
+    return ids, softmax(np.take_along_axis(logits, ids, -1))
+
+
+def expert_mlp(
+    x: np.ndarray,
+    ids: np.ndarray,
+    shares: np.ndarray,
+    gate_up: np.ndarray,
+    gate_up_bias: np.ndarray,
+    down: np.ndarray,
+    down_bias: np.ndarray,
+    limit: float = 7.0,
+) -> np.ndarray:
+    """gpt-oss's expert layer.
+
+    Args:
+        x: [n, K].
+        ids, shares: the chosen experts of each token and their weights, [n, top].
+        gate_up: [experts, 2 · inner, K], even rows the gate and odd rows the up projection; its bias [experts, 2 · inner].
+        down: [experts, K, inner]; its bias [experts, K].
+        limit: of the clamp.
+    """
+    out = np.zeros_like(x)
+    for token in range(len(x)):
+        for expert, share in zip(ids[token], shares[token], strict=True):
+            both = gate_up[expert] @ x[token] + gate_up_bias[expert]
+            out[token] += share * (down[expert] @ clamped_swiglu(both[0::2], both[1::2], limit) + down_bias[expert])
+    return out
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def repetition_penalty(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Logits [V] with those of the tokens `seen` divided by the penalty where positive, multiplied where negative."""
+    out = logits.copy()
+    tokens = np.unique(seen)
+    out[tokens] = np.where(out[tokens] > 0, out[tokens] / penalty, out[tokens] * penalty)
+    return out
+
+
+def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """All but the k largest logits set to −infinity; equals of the k-th stay. k = 0 keeps all."""
+    if not 0 < k < len(logits):
+        return logits
+    return np.where(logits >= np.partition(logits, -k)[-k], logits, -np.inf)
+
+
+def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
+    """The most probable tokens that together have at least probability p; the others −infinity. p = 1 keeps all."""
+    if p >= 1:
+        return logits
+    order = np.argsort(-logits, kind="stable")
+    shares = softmax(logits[order])
+    kept = order[np.cumsum(shares) - shares < p]  # the first always
+    out = np.full_like(logits, -np.inf)
+    out[kept] = logits[kept]
+    return out
+
+
+def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
+    """Tokens at least p times as probable as the most probable one; the others −infinity. p = 0 keeps all."""
+    return np.where(logits >= logits.max() + np.log(p), logits, -np.inf) if p > 0 else logits
+
+
+def sample(
+    logits: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> int:
+    """A token from logits [V]: temperature, then top-k, top-p and min-p; temperature 0 takes the largest logit."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    kept = keep_min_p(keep_top_p(keep_top_k(logits / np.float32(temperature), top_k), top_p), min_p)
+    cumulated = np.cumsum(softmax(kept.astype(np.float64)))
+    return int(np.searchsorted(cumulated, generator.random() * cumulated[-1], side="right"))

@@ -1,0 +1,11 @@
+"""SIMD registers and instructions as Numba values: the vocabulary in which the CPU kernels are written once.
+
+Kernels see vectors of LANES 32-bit lanes, whatever the machine's own registers hold. Four paths give the names a
+meaning: `avx512` (VNNI), `avx2`, `neon` (Arm with the dot-product extension) and `portable` (plain LLVM vectors). The best path
+that the CPU has is chosen at import; OSS_TOOLS_SIMD=avx512|avx2|neon|portable forces a lower one.
+"""
+
+from numba_kernels.simd.path import ACTIVE, executable_paths, path
+from numba_kernels.simd.values import *  # noqa: F403
+
+__all__ = ["ACTIVE", "executable_paths", "path"]

@@ -1,0 +1,319 @@
+"""What each path emits: LLVM IR for the operations that differ between instruction sets, and those built upon them.
+
+A function here takes an llvmlite builder and LLVM values and returns an LLVM value. Vectors are as wide as the kernels
+want them; LLVM splits plain operations to the machine's registers, and `in_parts` does so for target intrinsics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from llvmlite import ir
+from numba.core import cgutils
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+Value = Any  # an llvmlite value; llvmlite has no type stubs
+Builder = Any
+
+
+def vector(element: ir.Type, count: int) -> ir.VectorType:
+    return ir.VectorType(element, count)
+
+
+def constant(element: ir.Type, values: Sequence[float]) -> Value:
+    return ir.Constant(vector(element, len(values)), list(values))
+
+
+def same(kind: ir.VectorType, value: float) -> Value:
+    """A constant vector whose lanes are all `value`."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def call(b: Builder, name: str, result: ir.Type, arguments: Sequence[Value]) -> Value:
+    """A call of an LLVM intrinsic or C function by name."""
+    signature = ir.FunctionType(result, [a.type for a in arguments])
+    return b.call(cgutils.get_or_insert_function(b.module, signature, name), arguments)
+
+
+def shuffle(b: Builder, x: Value, y: Value, lanes: Sequence[int]) -> Value:
+    return b.shuffle_vector(x, y, constant(I32, lanes))
+
+
+def splat(b: Builder, scalar: Value, count: int) -> Value:
+    """All lanes of a vector set to a scalar."""
+    empty = ir.Constant(vector(scalar.type, count), ir.Undefined)
+    return shuffle(b, b.insert_element(empty, scalar, I32(0)), empty, [0] * count)
+
+
+def in_parts(b: Builder, size: int, operation: Callable[..., Value], *vectors: Value) -> Value:
+    """Applies an operation on `size`-byte registers to wider vectors of equal width, part by part."""
+    width = vectors[0].type.count * vectors[0].type.element.width // 8
+    if width == size:
+        return operation(*vectors)
+    parts = []
+    for part in range(width // size):
+        pieces = []
+        for v in vectors:
+            each = v.type.count * size // width
+            pieces.append(shuffle(b, v, v, range(part * each, (part + 1) * each)))
+        parts.append(operation(*pieces))
+    while len(parts) > 1:
+        parts = [
+            shuffle(b, low, high, range(low.type.count * 2)) for low, high in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return parts[0]
+
+
+def pointer(b: Builder, address: Value, kind: ir.Type) -> Value:
+    return b.inttoptr(address, kind.as_pointer())
+
+
+def load(b: Builder, address: Value, kind: ir.Type, align: int = 1) -> Value:
+    value = b.load(pointer(b, address, kind))
+    value.align = align
+    return value
+
+
+def store(b: Builder, value: Value, address: Value, align: int = 1) -> None:
+    b.store(value, pointer(b, address, value.type)).align = align
+
+
+def advance(b: Builder, address: Value, offset: int) -> Value:
+    return b.add(address, I64(offset)) if offset else address
+
+
+def byte_of_words(b: Builder, words: Value, shift: int) -> Value:
+    """Byte `shift / 8` of each 32-bit lane, sign-extended."""
+    if shift < 24:
+        words = b.shl(words, same(words.type, 24 - shift))
+    return b.ashr(words, same(words.type, 24))
+
+
+class Portable:
+    """Plain LLVM vectors: any CPU. The other paths replace what their machine has an instruction for.
+
+    Attributes:
+        name: as OSS_TOOLS_SIMD names it.
+        architecture, features: where it can be executed.
+        baseline: the LLVM CPU whose code is generated when the path is forced on a better machine.
+        lanes: 32-bit lanes of a vector; also the rows of a weight panel.
+        tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
+        offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
+        biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
+    """
+
+    name: ClassVar[str] = "portable"
+    architecture: ClassVar[str] = "any"
+    features: ClassVar[frozenset[str]] = frozenset()
+    baseline: ClassVar[str] = "generic"
+    lanes: ClassVar[int] = 16
+    tiles: ClassVar[tuple[int, ...]] = (1, 4)
+    offset: ClassVar[int] = 16
+    biased_bytes: ClassVar[bool] = False
+
+    def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""
+        return self.dot_signed(b, sums, codes, x)
+
+    def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        """The same for signed codes; x is never −128."""
+        codes, x = b.bitcast(codes, sums.type), b.bitcast(x, sums.type)
+        for shift in (0, 8, 16, 24):
+            sums = b.add(sums, b.mul(byte_of_words(b, codes, shift), byte_of_words(b, x, shift)))
+        return sums
+
+    def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
+        """table[code] for byte vectors of codes 0..15; the table has 16 entries that fit a byte."""
+        kind = codes.type
+        level = [same(kind, v & 255) for v in table]
+        for bit in range(4):
+            mask = b.and_(codes, same(kind, 1 << bit))
+            is_set = b.icmp_unsigned("!=", mask, same(kind, 0))
+            level = [b.select(is_set, high, low) for low, high in zip(level[::2], level[1::2], strict=True)]
+        return level[0]
+
+    def half_to_float(self, b: Builder, halves: Value) -> Value:
+        """IEEE half-precision bits (i16 lanes) as float32, subnormals, infinities and NaN included."""
+        count = halves.type.count
+        words, floats = vector(I32, count), vector(F32, count)
+        wide = b.zext(halves, words)
+        sign = b.shl(b.and_(wide, same(words, 0x8000)), same(words, 16))
+        magnitude = b.shl(b.and_(wide, same(words, 0x7FFF)), same(words, 13))
+        # 2^112 moves the exponent's bias from 15 to 127; subnormals become normal on the way.
+        scaled = b.bitcast(b.fmul(b.bitcast(magnitude, floats), same(floats, 2.0**112)), words)
+        special = b.icmp_unsigned(">=", magnitude, same(words, 0x7C00 << 13))
+        scaled = b.select(special, b.or_(magnitude, same(words, 0x7F800000)), scaled)
+        return b.bitcast(b.or_(scaled, sign), floats)
+
+    def fma(self, b: Builder, x: Value, y: Value, z: Value) -> Value:
+        """x · y + z, rounded once where the machine can."""
+        return call(b, f"llvm.fmuladd.v{x.type.count}f32", x.type, [x, y, z])
+
+    def pause(self, b: Builder) -> None:
+        """Tells the core that this is a spinning wait."""
+        b.fence("seq_cst")
+
+
+class X86(Portable):
+    """What the x86 paths share."""
+
+    architecture = "x86"
+
+    def fma(self, b: Builder, x: Value, y: Value, z: Value) -> Value:
+        return call(b, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
+
+    def half_to_float(self, b: Builder, halves: Value) -> Value:
+        count = halves.type.count
+        return b.fpext(b.bitcast(halves, vector(F16, count)), vector(F32, count))
+
+    def pause(self, b: Builder) -> None:
+        call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+
+
+class Avx512(X86):
+    """64-byte registers and vpdpbusd: 64 products of unsigned and signed bytes a cycle and port, without saturation."""
+
+    name = "avx512"
+    features = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"})
+    baseline = ""
+    lanes = 16
+    tiles = (1, 4, 8, 12)
+    offset = 128
+    biased_bytes = True
+
+    def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        return in_parts(
+            b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x
+        )
+
+    def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        flip = same(codes.type, 128)
+        raised = self.dot_unsigned(b, sums, b.xor(codes, flip), x)
+        return b.sub(raised, self.dot_unsigned(b, same(sums.type, 0), flip, x))
+
+    def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
+        def part(c: Value) -> Value:
+            return call(b, "llvm.x86.avx512.pshuf.b.512", c.type, [constant(I8, [v & 255 for v in table] * 4), c])
+
+        return in_parts(b, 64, part, codes)
+
+
+class Avx2(X86):
+    """32-byte registers; pmaddubsw sums pairs in 16 bits with saturation, which the ranges of our codes never reach."""
+
+    name = "avx2"
+    features = frozenset({"avx2", "fma", "f16c"})
+    baseline = "haswell"
+    lanes = 8
+    tiles = (1, 4, 6)
+
+    def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), [c, v])
+            quads = call(b, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), [pairs, same(pairs.type, 1)])
+            return b.add(s, quads)
+
+        return in_parts(b, 32, part, sums, codes, x)
+
+    def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        # |codes| ≤ 128 and |x| ≤ 127, so a pair's sum is at most 32512 and cannot saturate.
+        magnitude = call(b, f"llvm.abs.v{codes.type.count}i8", codes.type, [codes, I1(0)])
+        moved = in_parts(b, 32, lambda v, c: call(b, "llvm.x86.avx2.psign.b", v.type, [v, c]), x, codes)
+        return self.dot_unsigned(b, sums, magnitude, moved)
+
+    def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
+        def part(c: Value) -> Value:
+            return call(b, "llvm.x86.avx2.pshuf.b", c.type, [constant(I8, [v & 255 for v in table] * 2), c])
+
+        return in_parts(b, 32, part, codes)
+
+
+class Neon(Portable):
+    """Arm's 16-byte registers, 32 of them; sdot multiplies signed bytes, tbl looks 16 entries up."""
+
+    name = "neon"
+    architecture = "arm"
+    features = frozenset({"neon", "dotprod"})
+    baseline = ""
+    lanes = 8
+    tiles = (1, 4, 8)
+
+    def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", s.type, [s, c, v])
+
+        return in_parts(b, 16, part, sums, codes, x)
+
+    def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
+        def part(c: Value) -> Value:
+            entries = constant(I8, [v & 255 for v in table])
+            return call(b, "llvm.aarch64.neon.tbl1.v16i8", c.type, [entries, c])
+
+        return in_parts(b, 16, part, codes)
+
+    def half_to_float(self, b: Builder, halves: Value) -> Value:
+        count = halves.type.count
+        return b.fpext(b.bitcast(halves, vector(F16, count)), vector(F32, count))
+
+    def fma(self, b: Builder, x: Value, y: Value, z: Value) -> Value:
+        return call(b, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
+
+    def pause(self, b: Builder) -> None:
+        call(b, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])
+
+
+# ---- built upon the above -------------------------------------------------------------------------------------------
+
+
+def bf16_to_float(b: Builder, halves: Value) -> Value:
+    """bfloat16 bits (i16 lanes) as float32."""
+    count = halves.type.count
+    wide = b.zext(halves, vector(I32, count))
+    return b.bitcast(b.shl(wide, same(wide.type, 16)), vector(F32, count))
+
+
+def larger(b: Builder, x: Value, y: Value) -> Value:
+    """The larger of each lane; y where x is NaN."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def reduce(b: Builder, x: Value, combine: Callable[[Value, Value], Value]) -> Value:
+    """All lanes combined, halves upon halves."""
+    count = x.type.count
+    while count > 1:
+        count //= 2
+        x = combine(shuffle(b, x, x, range(count)), shuffle(b, x, x, range(count, 2 * count)))
+    return b.extract_element(x, I32(0))
+
+
+MAGIC = 1.5 * 2**23  # adding it leaves a float's nearest integer in the low bits
+
+
+def round_to_words(b: Builder, x: Value) -> Value:
+    """The nearest integers of float lanes, ties to even, for |x| < 2^22."""
+    words = vector(I32, x.type.count)
+    return b.sub(b.bitcast(b.fadd(x, same(x.type, MAGIC)), words), same(words, 0x4B400000))
+
+
+# e^r on |r| <= ln 2 / 2: the Taylor polynomial of degree 7, whose next term is below 2^-27
+EXP = [1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0]
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+
+
+def exp(b: Builder, path: Portable, x: Value) -> Value:
+    """e^x of float lanes; 0 below −87.3, e^88.3 above 88.3."""
+    kind, words = x.type, vector(I32, x.type.count)
+    high, low = same(kind, 88.3), same(kind, -87.3)
+    clipped = b.select(b.fcmp_ordered(">", x, high), high, x)
+    clipped = b.select(b.fcmp_ordered("<", clipped, low), low, clipped)
+    power = round_to_words(b, b.fmul(clipped, same(kind, 1.4426950408889634)))
+    whole = b.sitofp(power, kind)
+    rest = path.fma(b, whole, same(kind, -LN2_HIGH), clipped)
+    rest = path.fma(b, whole, same(kind, -LN2_LOW), rest)
+    result = same(kind, EXP[0])
+    for coefficient in EXP[1:]:
+        result = path.fma(b, result, rest, same(kind, coefficient))
+    scaled = b.bitcast(b.add(b.bitcast(result, words), b.shl(power, same(words, 23))), kind)
+    return b.select(b.fcmp_ordered("<", x, low), same(kind, 0.0), scaled)

@@ -1,0 +1,69 @@
+"""Which instruction set the kernels are compiled for. Decided once, before anything is compiled.
+
+LLVM aborts the process when it meets an instruction that the target CPU lacks, so the choice is made from the features that
+Numba will compile for, and a wish that they do not cover is refused here.
+"""
+
+from __future__ import annotations
+
+import os
+
+import llvmlite.binding as llvm
+from numba.core import config
+
+from numba_kernels.simd.instructions import Avx2, Avx512, Neon, Portable
+
+PATHS = {path.name: path for path in (Avx512, Avx2, Neon, Portable)}
+VARIABLE = "OSS_TOOLS_SIMD"
+
+
+class UnsupportedPath(RuntimeError):
+    """OSS_TOOLS_SIMD names a path that does not exist, or that this CPU cannot execute."""
+
+
+def _target_features() -> set[str]:
+    """The features of the CPU that Numba compiles for, with LLVM's names."""
+    if config.CPU_FEATURES is not None:
+        return {word[1:] for word in config.CPU_FEATURES.split(",") if word.startswith("+")}
+    if config.CPU_NAME not in (None, "host"):  # a CPU named without its features: assume nothing of it
+        return set()
+    return {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+
+def _architecture() -> str:
+    machine = llvm.get_process_triple().split("-")[0]
+    return {"x86_64": "x86", "amd64": "x86", "i686": "x86", "aarch64": "arm", "arm64": "arm"}.get(machine, machine)
+
+
+def executable_paths() -> list[str]:
+    """The names of the paths that this machine can execute, fastest first."""
+    features, architecture = _target_features(), _architecture()
+    return [
+        path.name
+        for path in PATHS.values()
+        if path.architecture in ("any", architecture) and features.issuperset(path.features)
+    ]
+
+
+def _choose() -> Portable:
+    possible = executable_paths()
+    wish = os.environ.get(VARIABLE, "").strip().lower()
+    if not wish or wish == possible[0]:
+        return PATHS[possible[0]]()
+    if wish not in PATHS:
+        raise UnsupportedPath(f"{VARIABLE}={wish}: no such path; there are {', '.join(PATHS)}")
+    if wish not in possible:
+        raise UnsupportedPath(f"{VARIABLE}={wish}: this CPU cannot execute it; it can execute {', '.join(possible)}")
+    chosen = PATHS[wish]()
+    if chosen.baseline and config.CPU_NAME is None and config.CPU_FEATURES is None:
+        # What a lower path is measured and tested on is the code that a lesser CPU would get.
+        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, ""
+    return chosen
+
+
+ACTIVE = _choose()
+
+
+def path() -> str:
+    """The name of the path in use."""
+    return ACTIVE.name

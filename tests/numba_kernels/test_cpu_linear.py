@@ -1,0 +1,160 @@
+"""Matrix × vector and matrix × matrix of every format against float64 on the values that other code dequantized."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from problems import FORMATS, padded, records, weights
+
+from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
+from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.team import Program
+
+TOLERANCE = 3e-6  # of the largest result: float32 sums over the blocks of a row
+
+
+def packed_of(name, rows, columns, rng, threads=1):
+    planes, values = weights(name, rows, columns, rng)
+    packed = Packed(name, 1, rows, columns)
+    pack(packed, planes, threads=threads)
+    return packed, values
+
+
+def multiply(team, packed, x, activations, **options):
+    """The kernel's result on poisoned memory, and the activations that it was given."""
+    given, meant = records(team, x) if activations == "int8" and packed.layout.decode else (padded(x), padded(x))
+    out = np.full((len(x), packed.rows), np.nan, np.float32)
+    program = Program()
+    add_linear(program, packed, one_group(len(x)), given, out, activations=activations, threads=team.threads, **options)
+    team.run(program)
+    return out, meant[:, : packed.columns]
+
+
+def close(out, expected, tolerance=TOLERANCE):
+    return np.abs(out - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_vector(team, name, activations):
+    rng = np.random.default_rng(1)
+    for rows, columns in ((77, 256), (16, 128), (5, 384)):
+        packed, values = packed_of(name, rows, columns, rng)
+        out, x = multiply(team, packed, rng.normal(size=(1, columns)).astype(np.float32), activations)
+        assert close(out, x.astype(np.float64) @ values.T)
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_matrix(team, name, activations):
+    rng = np.random.default_rng(2)
+    packed, values = packed_of(name, 83, 256, rng, threads=2)
+    for tokens in (2, 3, 5, 7, 12, 13, 29):
+        out, x = multiply(team, packed, rng.normal(size=(tokens, 256)).astype(np.float32), activations)
+        assert close(out, x.astype(np.float64) @ values.T), tokens
+
+
+@pytest.mark.parametrize("name", ["bf16", "f16", "f32", "int8"])
+def test_columns_that_fill_no_block(team, name):
+    rng = np.random.default_rng(3)
+    packed, values = packed_of(name, 20, 77, rng)
+    out, x = multiply(team, packed, rng.normal(size=(3, 77)).astype(np.float32), "int8")
+    assert close(out, x.astype(np.float64) @ values.T)
+
+
+def test_bias_and_residual(team):
+    rng = np.random.default_rng(4)
+    packed, values = packed_of("q8_0", 37, 64, rng)
+    bias, residual = (rng.normal(size=s).astype(np.float32) for s in (37, (5, 37)))
+    out, x = multiply(team, packed, rng.normal(size=(5, 64)).astype(np.float32), "int8", bias=bias, residual=residual)
+    assert close(out, x.astype(np.float64) @ values.T + bias + residual)
+
+
+def test_nothing_is_written_beyond_the_rows(team):
+    rng = np.random.default_rng(5)
+    packed, values = packed_of("mxfp4", 37, 64, rng)
+    given, x = records(team, rng.normal(size=(5, 64)).astype(np.float32))
+    out = np.full((5, 64), np.nan, np.float32)
+    program = Program()
+    add_linear(program, packed, one_group(5), given, out, threads=team.threads)
+    team.run(program)
+    assert close(out[:, :37], x.astype(np.float64) @ values.T)
+    assert np.isnan(out[:, 37:]).all()
+
+
+def test_extreme_codes(team):
+    """The largest products: what would saturate a 16-bit sum."""
+    codes = np.full((16, 64), -128, np.int8)
+    packed = Packed("int8", 1, 16, 64)
+    pack(packed, {"codes": codes, "scales": np.full((16, 1), 0x3F80, np.uint16)})
+    x = np.ones((1, 64), np.float32)
+    x[0, ::2] = -1
+    for sign in (x, np.abs(x), -np.abs(x)):
+        out, meant = multiply(team, packed, sign, "int8")
+        np.testing.assert_allclose(out, meant.astype(np.float64) @ codes.T.astype(np.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_groups_of_experts(team, single):
+    """Each row meets its group's matrix, rows are gathered by the index, and matrices without rows are not touched."""
+    rng = np.random.default_rng(6)
+    packed = Packed("mxfp4", 5, 40, 96)
+    values = []
+    for matrix in range(5):
+        planes, v = weights("mxfp4", 40, 96, rng)
+        pack(packed, planes, matrix=matrix)
+        values.append(v)
+    bias = rng.normal(size=(5, 40)).astype(np.float32)
+    given, x = records(team, rng.normal(size=(6, 96)).astype(np.float32))
+    groups = expert_groups(10, 1, 5)
+    sizes = {0: 1, 2: 1, 4: 1} if single else {0: 3, 2: 1, 4: 6}
+    n = sum(sizes.values())
+    groups.count[0] = len(sizes)
+    groups.matrix[:3] = list(sizes)
+    groups.start[:4] = np.cumsum([0, *sizes.values()])
+    groups.index[:n] = rng.integers(0, 6, n)
+    out = np.full((10, 40), np.nan, np.float32)
+    program = Program()
+    add_linear(program, packed, groups, given, out, bias=bias, single=single, threads=team.threads)
+    team.run(program)
+    for i, matrix in enumerate(m for m, count in sizes.items() for _ in range(count)):
+        assert close(out[i], values[matrix].astype(np.float64) @ x[groups.index[i]] + bias[matrix])
+    assert np.isnan(out[n:]).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_row_ranges_make_the_same_panels(name):
+    rng = np.random.default_rng(7)
+    planes, _ = weights(name, 90, 128, rng)
+    whole, parts = Packed(name, 1, 90, 128), Packed(name, 1, 90, 128)
+    pack(whole, planes)
+    for first, last in ((0, 7), (7, 50), (50, 90)):
+        pack(parts, {k: v[first:last] for k, v in planes.items()}, first=first, threads=2)
+    np.testing.assert_array_equal(whole.data, parts.data)
+    interleaved = Packed(name, 1, 90, 128)
+    for first in (0, 1):
+        pack(interleaved, {k: v[first::2] for k, v in planes.items()}, first=first, step=2)
+    np.testing.assert_array_equal(whole.data, interleaved.data)
+
+
+def test_wrong_planes_are_refused():
+    packed = Packed("mxfp4", 1, 32, 64)
+    rows = {"blocks": np.zeros((4, 32), np.uint8), "scales": np.zeros((4, 2), np.uint8)}
+    with pytest.raises(ValueError, match="do not lie in"):
+        pack(packed, rows, first=30)
+    with pytest.raises(ValueError, match="columns, expected 32"):
+        pack(packed, {**rows, "blocks": np.zeros((4, 31), np.uint8)})
+    with pytest.raises(ValueError, match="no kernels"):
+        Packed("q2_k", 1, 32, 64)
+    with pytest.raises(ValueError, match="no multiple"):
+        Packed("q8_0", 1, 32, 65)
+
+
+def test_activations_that_are_not_finite_show(team):
+    rng = np.random.default_rng(8)
+    packed, _ = packed_of("q8_0", 16, 64, rng)
+    x = rng.normal(size=(3, 64)).astype(np.float32)
+    x[0, 3], x[1, 40] = np.nan, np.inf
+    out, _ = multiply(team, packed, x, "int8")
+    assert np.isnan(out[:2]).all()
+    assert np.isfinite(out[2]).all()
