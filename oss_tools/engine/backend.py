@@ -51,12 +51,14 @@ class Backend(ABC):
         extra: the extra of oss-tools that brings its packages, or "".
         chunk: the most tokens in one `run`.
         rows: the most rows in one `logits`.
+        sequences: the most runs in one `run`.
         vocabulary: tokens that have a logit.
     """
 
     name: ClassVar[str] = ""
     chunk: int
     rows: int
+    sequences: int
     vocabulary: int
 
     @abstractmethod

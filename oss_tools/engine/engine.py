@@ -342,6 +342,7 @@ class Engine:
         pass over the weights, and a request that ends makes room for the next."""
         waiting = list(enumerate(requests))[::-1]
         live: list[_Generation] = []
+        batch = min(batch, self.backend.sequences)
         while waiting or live:
             while waiting and len(live) < batch:
                 generation = _Generation(self, *waiting.pop())

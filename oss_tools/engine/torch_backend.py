@@ -148,6 +148,7 @@ class TorchBackend(Backend):
     name = "torch"
     chunk = 512
     rows = 64
+    sequences = 64
 
     def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
         if options.threads:

@@ -1,0 +1,486 @@
+"""The kernels' backend: a forward pass is recorded once into a program that a team of threads replays without Python.
+
+Two programs are recorded: one for a single token, where every matrix meets one vector, and one for any number of tokens
+up to `CHUNK`. What changes between replays (how many rows, their tokens, positions and pages) lies in arrays that
+the program points to, or in arguments that `Replay` patches.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
+from numba_kernels.cpu.attention import attention_op, attention_scratch, rotate_and_store
+from numba_kernels.cpu.experts import combine, group_by_expert, route
+from numba_kernels.cpu.linear import linear_op, panels_at_once
+from numba_kernels.cpu.op import Op
+from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quantize, rms_norm
+from numba_kernels.cpu.team import Program, Team
+from numba_kernels.simd import path as simd_path
+from oss_tools.engine.backend import Backend, Options, Progress, Run
+from oss_tools.engine.numba_cache import POSITIONS, Cache, Pool
+from oss_tools.engine.numba_weights import Stack, Weights, bytes_by_format, kernel_bytes
+from oss_tools.errors import BadRequest
+from oss_tools.models import Architecture, Checkpoint
+from oss_tools.models.operations import Heads, Operations, Rope
+
+CHUNK = 512  # tokens in one pass
+OUTPUTS = 64  # rows of logits in one pass
+SEQUENCES = 64  # in one pass
+SWIGLU_ALPHA = 1.702  # gpt-oss
+TILES_DIVIDED = 64  # with at most so many tiles of attention, their keys are divided among threads
+KEYS_APART = 256  # in parts of at least so many
+SLOW = 0.5  # seconds after which a kernel was compiled, not loaded
+
+
+@dataclass(eq=False)
+class Value:
+    """A value of the recorded forward pass: float32 rows, and their int8 records where a consumer wants those.
+
+    Attributes:
+        program, producer: the operation that fills it.
+        floats: [rows, columns], padded to 32 columns, or columns of a wider buffer.
+        columns, rows: its width, and its rows for each token (the chosen experts of one, usually 1).
+        records: memory for the quantized rows, or None.
+        on_demand: the producer fills floats and records only when told to.
+        filled: those it was told to fill.
+        rope: a rotation that is still to be carried out.
+    """
+
+    program: Program
+    floats: np.ndarray
+    columns: int
+    rows: int = 1
+    producer: int = -1
+    records: np.ndarray | None = None
+    on_demand: bool = False
+    filled: set[str] = field(default_factory=set)
+    rope: Rope | None = None
+
+    @property
+    def stride(self) -> int:
+        return self.floats.strides[0]
+
+
+@dataclass(eq=False)
+class Routing:
+    """Chosen experts [tokens, chosen], their weights, and the tokens sorted by expert."""
+
+    chosen: int
+    weights: np.ndarray
+    place: np.ndarray
+    groups: dict[str, np.ndarray]
+
+
+class Buffers:
+    """Memory for values, used again when a value is gone. All programs share it, as they never run at the same time."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[str, int, int], list[np.ndarray]] = {}
+
+    def lend(self, value: Value | None, kind: str, rows: int, columns: int) -> np.ndarray:
+        """`floats` [rows, columns padded to 32], zero beyond `columns`, or `records`; comes back when the value is dropped."""
+        free = self._free.setdefault((kind, rows, columns), [])
+        if free:
+            buffer = free.pop()
+        elif kind == "floats":
+            buffer = np.zeros((rows, -(-columns // 32) * 32), np.float32)
+        else:
+            buffer = empty_records(rows, columns)
+        if value is not None:
+            weakref.finalize(value, free.append, buffer)
+        return buffer
+
+
+class State:
+    """What a pass is about, in arrays that the programs point to."""
+
+    def __init__(self, pools: dict[int | None, Pool]) -> None:
+        self.tokens = np.zeros(CHUNK, np.int32)
+        self.positions = np.zeros(CHUNK, np.int32)
+        self.sequence = np.zeros(CHUNK, np.int32)
+        self.first_row = np.zeros(SEQUENCES, np.int32)
+        self.row_count = np.zeros(SEQUENCES, np.int32)
+        self.outputs = np.zeros(OUTPUTS, np.int32)
+        self.tables = {window: np.zeros((SEQUENCES, pool.ring), np.int32) for window, pool in pools.items()}
+        one, zero = np.ones(1, np.int32), np.zeros(1, np.int32)
+        every = np.arange(CHUNK, dtype=np.int32)
+        self.all_rows = {"groups": one, "group_matrix": zero, "group_start": np.zeros(2, np.int32), "index": every}
+        self.output_rows = self.all_rows | {"group_start": np.zeros(2, np.int32), "index": self.outputs}
+
+    def fill(self, runs: list[Run]) -> int:
+        """Takes the runs in; returns the number of rows."""
+        at = 0
+        for s, run in enumerate(runs):
+            n = len(run.tokens)
+            self.tokens[at : at + n] = run.tokens
+            self.positions[at : at + n] = np.arange(run.start, run.start + n)
+            self.sequence[at : at + n] = s
+            self.first_row[s], self.row_count[s] = at, n
+            for table, numbers in zip(self.tables.values(), run.cache.numbers, strict=True):
+                table[s, : len(numbers)] = numbers
+            at += n
+        self.all_rows["group_start"][1] = at
+        return at
+
+
+class Recorder(Operations[Any]):
+    """Records operations on up to `rows` tokens (1 or CHUNK) into a program; loads the weights that they name."""
+
+    def __init__(self, model: NumbaBackend, rows: int) -> None:
+        self.model, self.rows = model, rows
+        self.program = Program()
+        self.dense = model.state.all_rows
+        self.counts: list[tuple[int, int]] = []  # operations with an argument `rows`, and their rows for each token
+        self.attentions: list[tuple[int, Heads]] = []
+
+    # ---- values -----------------------------------------------------------------------------------------------------
+
+    def _value(self, columns: int, rows: int = 1, on_demand: bool = False) -> Value:
+        value = Value(self.program, np.empty((0, 0), np.float32), columns, rows, on_demand=on_demand)
+        value.floats = self.model.buffers.lend(value, "floats", CHUNK * rows, columns)
+        if on_demand:
+            value.records = self.model.buffers.lend(value, "records", CHUNK * rows, columns)
+        return value
+
+    def _add(self, op: Op, rows: int = 1, **arguments: Any) -> int:
+        self.model.compile(op)
+        if "rows" in op.names:
+            self.counts.append((len(self.program.ops), rows))
+            arguments["rows"] = 0
+        return self.program.add(op, **arguments)
+
+    def _demand(self, value: Value, output: str, memory: np.ndarray) -> np.ndarray:
+        if output not in value.filled:
+            value.program.set(value.producer, output, memory)
+            value.filled.add(output)
+        return memory
+
+    def _floats(self, value: Value) -> np.ndarray:
+        """The value's float32 rows."""
+        return self._demand(value, "out", value.floats) if value.on_demand else value.floats
+
+    def _records(self, value: Value) -> np.ndarray:
+        """The value's records, filled by its producer or by an operation of their own."""
+        if value.on_demand:
+            assert value.records is not None
+            return self._demand(value, "records", value.records)
+        if value.records is None:
+            value.records = self.model.buffers.lend(value, "records", CHUNK * value.rows, value.columns)
+            self._add(
+                quantize, value.rows, x=value.floats, x_stride=value.stride, records=value.records,
+                record_stride=value.records.strides[0], columns=value.columns,
+            )  # fmt: skip
+        return value.records
+
+    # ---- operations -------------------------------------------------------------------------------------------------
+
+    def embed(self, name: str) -> Value:
+        (stack,) = self.model.weights.stacks((name.removesuffix(".weight"),))
+        p, out = stack.packed, self._value(stack.packed.columns)
+        self._add(
+            embedding_op(p.format), weights=p.data, panel_bytes=p.panel_bytes, scales_at=p.scales_at, blocks=p.blocks,
+            shift=p.shift, tokens=self.model.state.tokens, out=out.floats, out_stride=out.stride,
+        )  # fmt: skip
+        return out
+
+    def rms_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        out = self._value(x.columns, on_demand=True)
+        assert out.records is not None
+        out.producer = self._add(
+            rms_norm, x=self._floats(x), x_stride=x.stride, weight=self.model.weights.vector(name), out=None,
+            out_stride=out.stride, records=None, record_stride=out.records.strides[0], columns=x.columns, eps=epsilon,
+        )  # fmt: skip
+        return out
+
+    def _multiply(self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray]) -> int:
+        """out = weights · x (+ bias) for the groups' rows; returns the operation's number."""
+        p, bias = stack.packed, stack.bias
+        op = linear_op(p.format, self.model.options.activations, many=self.rows > 1)
+        given = self._records(x) if op.constants["ACTIVATIONS"] == "int8" else self._floats(x)
+        return self._add(
+            op, weights=p.data, matrix_bytes=p.matrix_bytes, panel_bytes=p.panel_bytes, scales_at=p.scales_at,
+            blocks=p.blocks, shift=p.shift, height=p.rows, panels_at_once=panels_at_once(p, self.model.threads, self.rows),
+            **groups, x=given, x_stride=given.strides[0], bias=bias, bias_stride=0 if bias is None else bias.strides[0],
+            residual=None, out=out, out_stride=out.strides[0],
+        )  # fmt: skip
+
+    def linear(self, x: Value, name: str) -> Value:
+        (stack,) = self.model.weights.stacks((name,))
+        out = self._value(stack.packed.rows)
+        out.producer = self._multiply(stack, x, out.floats, self.dense)
+        return out
+
+    def linears(self, x: Value, names: tuple[str, ...]) -> tuple[Value, ...]:
+        heights = self.model.weights.heights(names)
+        whole, at = self._value(sum(heights)), 0
+        for stack in self.model.weights.stacks(names):
+            self._multiply(stack, x, whole.floats[:, at:], self.dense)
+            at += stack.packed.rows
+        edges = [sum(heights[:i]) for i in range(len(heights) + 1)]
+        values = [Value(self.program, whole.floats[:, a:b], b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        for value in values:
+            weakref.finalize(value, id, whole)  # the buffer is lent for as long as any part of it lives
+        return tuple(values)
+
+    def gated(self, x: Value, gate: str, up: str) -> Value:
+        (stack,) = self.model.weights.stacks((gate, up), interleave=True)
+        both = self._value(stack.packed.rows)
+        self._multiply(stack, x, both.floats, self.dense)
+        return self._gate("silu", both, 0.0)
+
+    def _gate(self, activation: str, both: Value, limit: float) -> Value:
+        """From rows that alternate gate and up."""
+        out = self._value(both.columns // 2, both.rows, on_demand=True)
+        assert out.records is not None
+        out.producer = self._add(
+            gated_op(activation), both.rows, x=both.floats, x_stride=both.stride, out=None, out_stride=out.stride,
+            records=None, record_stride=out.records.strides[0], columns=out.columns, limit=limit, alpha=SWIGLU_ALPHA,
+        )  # fmt: skip
+        return out
+
+    def rope(self, x: Value, heads: int, rope: Rope) -> Value:
+        x.rope = rope  # carried out when the keys are stored
+        return x
+
+    def attention(self, query: Value, key: Value, value: Value, heads: Heads) -> Value:
+        if query.rope is None or query.rope is not key.rope:
+            raise TypeError("the kernels rotate queries and keys alike")
+        state, pool = self.model.state, self.model.pools[heads.window]
+        cos, sin = self.model.rope_tables(query.rope)
+        table = state.tables[heads.window]
+        shared = {
+            "qkv": query.floats, "stride": query.stride, "positions": state.positions, "heads": heads.queries,
+            "kv_heads": heads.keys, "head_dim": heads.size, "pages": pool.memory[heads.layer],
+            "page_bytes": pool.pages.nbytes, "page_positions": POSITIONS, "tables": table, "table_stride": table.strides[0],
+            "ring": pool.ring,
+        }  # fmt: skip
+        stored = self._add(
+            rotate_and_store, sequence=state.sequence, cos=cos, sin=sin, scale=1 / math.sqrt(heads.size), **shared
+        )
+        out = self._value(heads.queries * heads.size)
+        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8)
+        areas, counters = self.model.scratch(heads.size)
+        number = self._add(
+            op, out=out.floats, out_stride=out.stride, sequences=0, first_row=state.first_row, row_count=state.row_count,
+            window=heads.window or 0, sinks=self.model.weights.vector(heads.sinks) if heads.sinks else None, splits=1,
+            areas=areas, counters=counters, **shared,
+        )  # fmt: skip
+        self.attentions += [(stored, heads), (number, heads)]
+        return out
+
+    def route(self, x: Value, name: str, chosen: int) -> Routing:
+        logits = self.linear(x, name)
+        pairs, experts = CHUNK * chosen, logits.columns
+        ids, place, index = (np.zeros(pairs, np.int32) for _ in range(3))
+        weights = np.zeros(pairs, np.float32)
+        groups, group_expert, group_start = (np.zeros(n, np.int32) for n in (1, experts, experts + 1))
+        self._add(
+            route, logits=logits.floats, logits_stride=logits.stride, experts=experts, top=chosen, ids=ids, weights=weights
+        )
+        self._add(
+            group_by_expert, ids=ids, top=chosen, experts=experts, groups=groups, group_expert=group_expert,
+            group_start=group_start, index=index, place=place,
+        )  # fmt: skip
+        sorted_rows = {"groups": groups, "group_matrix": group_expert, "group_start": group_start, "index": index}
+        return Routing(chosen, weights, place, sorted_rows)
+
+    def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Value:
+        (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
+        (second,) = self.model.weights.stacks((f"{name}.down_proj",))
+        both = self._value(first.packed.rows, routing.chosen)
+        self._multiply(first, x, both.floats, routing.groups)
+        inner = self._gate("swiglu", both, limit)
+        down = self._value(second.packed.rows, routing.chosen)
+        in_order = {"index": np.arange(CHUNK * routing.chosen, dtype=np.int32)}
+        self._multiply(second, inner, down.floats, routing.groups | in_order)
+        out = self._value(down.columns)
+        out.producer = self._add(
+            combine, x=down.floats, x_stride=down.stride, place=routing.place, weights=routing.weights, top=routing.chosen,
+            columns=down.columns, residual=None, out=out.floats, out_stride=out.stride,
+        )  # fmt: skip
+        return out
+
+    def add(self, x: Value, y: Value) -> Value:
+        if y.producer < 0 or "residual" not in self.program.ops[y.producer].names:
+            raise TypeError("the kernels add only to the output of a linear or expert layer")
+        for argument in ("residual", "out"):
+            self.program.set(y.producer, argument, self._floats(x))
+        return x
+
+
+class Replay:
+    """A recorded program with the arguments that change between replays."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.program = recorder.program
+        ops = self.program.ops
+        cells = [(number, 1 + ops[number].names.index("rows"), each) for number, each in recorder.counts]
+        self._numbers, self._cells, self._each = np.array(cells, np.int64).reshape(-1, 3).T
+        self._attentions = [(number, ops[number].names, heads) for number, heads in recorder.attentions]
+        tiles = [ops[number].constants.get("ROWS", 0) for number, _ in recorder.attentions]
+        self.tile_rows = max(tiles, default=1)
+        self._known: dict[str, Any] = {}
+
+    def set_rows(self, rows: int) -> None:
+        """How many tokens the next replay has."""
+        if self._known.get("rows") != rows:
+            self.program.table[self._numbers, self._cells] = rows * self._each
+            self._known["rows"] = rows
+
+    def set_attention(self, name: str, values: dict[int, int] | int) -> None:
+        """An argument of the attention operations that have it, by layer or for all."""
+        if self._known.get(name) != values:
+            for number, names, heads in self._attentions:
+                if name in names:
+                    value = values if isinstance(values, int) else values[heads.layer]
+                    self.program.table[number, 1 + names.index(name)] = value
+            self._known[name] = values
+
+
+class NumbaBackend(Backend):
+    """The Numba kernels on the CPU."""
+
+    name = "numba"
+    chunk = CHUNK
+    rows = OUTPUTS
+    sequences = SEQUENCES
+
+    def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
+        self.options = options
+        self.architecture = checkpoint.architecture
+        self.layers = self.architecture.attention_layers()
+        self.threads = options.threads or len(os.sched_getaffinity(0))
+        self.buffers = Buffers()
+        self.weights = Weights(checkpoint, self.threads, progress, options.say)
+        self.pools = self._pools()
+        self.state = State(self.pools)
+        self._ropes: dict[int, tuple[Rope, tuple[np.ndarray, np.ndarray]]] = {}
+        self._areas: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._compile_seconds = 0.0
+        self._kept: list[Value] = []
+        self._one, self._one_head = self._record(1)
+        self._many, self._many_head = self._record(CHUNK)
+        self.weights.finish()
+        if self._compile_seconds > SLOW:
+            options.say(f"compiled kernels in {self._compile_seconds:.0f} s; they are kept for the next time")
+        self.team = Team(self.threads)
+        self._last = self._many_head
+
+    def _pools(self) -> dict[int | None, Pool]:
+        windows = dict.fromkeys(h.window for h in self.layers)
+        try:
+            return {
+                w: Pool([h for h in self.layers if h.window == w], self.options.context, CHUNK) for w in windows
+            }
+        except ValueError as error:
+            raise BadRequest(f"{error}: use --backend torch for this model") from None
+
+    def _record(self, rows: int) -> tuple[Replay, Program]:
+        """The programs for passes of one token or of many: to the hidden states, and from them to the logits."""
+        recorder = Recorder(self, rows)
+        hidden = self.architecture.forward(recorder)
+        head = Recorder(self, rows)
+        head.dense = self.state.output_rows
+        logits = self.architecture.logits(head, hidden)
+        self._kept += [hidden, logits]
+        self.vocabulary = logits.columns
+        return Replay(recorder), head.program
+
+    # ---- for the recorder -------------------------------------------------------------------------------------------
+
+    def compile(self, op: Op) -> None:
+        """Has the kernel compiled, or taken from the cache; says so the first time that it takes long."""
+        began = time.perf_counter()
+        if not op.address:
+            raise RuntimeError(f"{op.name} has no address")
+        seconds = time.perf_counter() - began
+        if seconds > SLOW:
+            if not self._compile_seconds:
+                self.options.say("compiling kernels for this machine; this is done once and takes some 20 seconds")
+            self._compile_seconds += seconds
+
+    def rope_tables(self, rope: Rope) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin for all positions of the context."""
+        if id(rope) not in self._ropes:
+            self._ropes[id(rope)] = (rope, rope.tables(self.options.context))
+        return self._ropes[id(rope)][1]
+
+    def scratch(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Memory for attention whose keys are divided."""
+        if size not in self._areas:
+            self._areas[size] = attention_scratch(TILES_DIVIDED, 4 * self.threads, size)
+        return self._areas[size]
+
+    # ---- the backend ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def weight_bytes(cls, checkpoint: Checkpoint, options: Options) -> int:
+        return kernel_bytes(checkpoint)
+
+    @classmethod
+    def position_bytes(cls, architecture: Architecture) -> int:
+        return sum(4 * h.keys * h.size for h in architecture.attention_layers() if h.window is None)
+
+    def open(self, capacity: int) -> Cache:
+        cache = Cache(list(self.pools.values()), [[] for _ in self.pools])
+        self.grow(cache, capacity)
+        return cache
+
+    def grow(self, cache: Cache, capacity: int) -> None:
+        for pool, numbers in zip(cache.pools, cache.numbers, strict=True):
+            numbers += pool.take(pool.needed(capacity) - len(numbers))
+
+    def run(self, runs: list[Run]) -> None:
+        rows = self.state.fill(runs)
+        replay, self._last = (self._one, self._one_head) if rows == 1 else (self._many, self._many_head)
+        replay.set_rows(rows)
+        replay.set_attention("sequences", len(runs))
+        replay.set_attention("splits", self._splits(runs, replay.tile_rows))
+        replay.set_attention("pages", {n: m.ctypes.data for pool in self.pools.values() for n, m in pool.memory.items()})
+        self.team.run(replay.program)
+
+    def _splits(self, runs: list[Run], tile_rows: int) -> int:
+        """Into how many parts the keys of a tile are divided, so that all threads have work."""
+        h = self.layers[0]
+        tiles = sum(-(-len(r.tokens) * (h.queries // h.keys) // tile_rows) for r in runs) * h.keys
+        longest = max(r.start + len(r.tokens) for r in runs)
+        wanted = -(-4 * self.threads // tiles) if tiles % self.threads or tiles < self.threads else 1
+        return max(min(wanted, longest // KEYS_APART), 1) if tiles <= TILES_DIVIDED else 1
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        n = len(rows)
+        self.state.outputs[:n] = rows
+        self.state.output_rows["group_start"][1] = n
+        self.team.run(self._last)
+        logits = self._kept[1 if self._last is self._one_head else 3]
+        return logits.floats[:n, : self.vocabulary]
+
+    def read_cache(self, cache: Cache, start: int, stop: int) -> np.ndarray:
+        parts = [pool.read(n, start, stop) for pool, n in zip(cache.pools, cache.numbers, strict=True)]
+        return np.concatenate(parts, 1)
+
+    def write_cache(self, cache: Cache, start: int, block: np.ndarray) -> None:
+        at = 0
+        for pool, numbers in zip(cache.pools, cache.numbers, strict=True):
+            pool.write(numbers, start, block[:, at : at + pool.width])
+            at += pool.width
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kernels": f"numba {simd_path()}",
+            "threads": self.threads,
+            "activations": self.options.activations,
+            "weight_bytes": bytes_by_format(self.weights.packed),
+            "bytes_per_token": self.weights.bytes_per_token(self.architecture),
+        }
+
+    def close(self) -> None:
+        self.team.close()
