@@ -20,6 +20,7 @@ from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level, pre_name, splitter_named
 from oss_tools.errors import BadCheckpoint
 
+MAX_TOKENS = 1 << 24
 SPACE = "\u2581"  # how SentencePiece writes a space
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 USER_DEFINED_SCORE, PADDING_SCORE = -1000.0, -10000.0  # never looked at; the values that llama.cpp's converter writes
@@ -57,6 +58,11 @@ def from_hf(metadata: Metadata, architecture: str) -> dict[str, Any]:
     """
     tokenizer = metadata.tokenizer
     if tokenizer is None:
+        other = next((name for name in metadata.files if name in ("tokenizer.model", "vocab.json")), None)
+        if other:
+            raise BadCheckpoint(
+                f"{other} alone cannot be written to GGUF: save the tokenizer as tokenizer.json, with transformers"
+            )
         size = metadata.config.get("vocab_size")
         return {Keys.Tokenizer.MODEL: "none", **({f"{architecture}.vocab_size": size} if isinstance(size, int) else {})}
     model = tokenizer.get("model")
@@ -161,7 +167,8 @@ def _read_source(metadata: Metadata, tokenizer: Mapping[str, Any]) -> _Source:
             raise BadCheckpoint("tokenizer.json: an entry of added_tokens is no token")
         if entry.get("lstrip") or entry.get("rstrip") or entry.get("single_word"):
             raise BadCheckpoint(
-                f"tokenizer.json: added token {entry['content']!r} strips spaces or wants whole words, GGUF cannot say so"
+                f"tokenizer.json: added token {entry['content']!r} strips spaces or wants whole words, "
+                "which GGUF cannot say; set lstrip, rstrip and single_word to false if that does no harm"
             )
         numbers[entry["content"]] = entry.get("id")
         kinds[entry["content"]] = TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED
@@ -180,7 +187,7 @@ def _by_number(numbers: Mapping[str, Any], size: Any) -> list[str]:
         raise BadCheckpoint("tokenizer.json: a token's number is no whole number")
     highest = max(numbers.values(), default=-1)
     size = highest + 1 if not isinstance(size, int) else size
-    if highest >= size or not numbers:
+    if highest >= min(size, MAX_TOKENS) or not numbers:
         raise BadCheckpoint(f"tokenizer.json: holds token number {highest}, but config.json has a vocab_size of {size}")
     tokens = [f"[PAD{n}]" for n in range(size)]
     for token, number in numbers.items():
@@ -223,23 +230,31 @@ def _special_numbers(metadata: Metadata, numbers: Mapping[str, int]) -> dict[str
 
 def _added_ends(metadata: Metadata, tokenizer: Mapping[str, Any], source: _Source) -> dict[str, Any]:
     """Whether encoding puts bos before and eos after a text. Said in any case: llama.cpp's defaults vary."""
-    processor = tokenizer.get("post_processor") or {}
-    processors = processor.get("processors", [processor]) if isinstance(processor, Mapping) else []
+    processor = tokenizer.get("post_processor")
+    listed = processor.get("processors", [processor]) if isinstance(processor, Mapping) else []
+    processors = listed if isinstance(listed, list) else []
     templates = [p for p in processors if isinstance(p, Mapping) and p.get("type") == "TemplateProcessing"]
     if not templates:
         bos, eos = (bool(metadata.tokenizer_config.get(f"add_{e}_token", False)) for e in ("bos", "eos"))
         return {Keys.Tokenizer.ADD_BOS: bos} | ({Keys.Tokenizer.ADD_EOS: True} if eos else {})
     pieces = templates[0].get("single")
-    pieces = [p for p in pieces if isinstance(p, Mapping) and p] if isinstance(pieces, list) else []
-    ends = [next(iter(piece)) for piece in pieces]
-    if ends.count("Sequence") != 1 or len(ends) > 3:
+    ends = [_end_of(piece) for piece in pieces] if isinstance(pieces, list) else []
+    if ends.count(None) != 1 or len(ends) > 3:
         raise BadCheckpoint("tokenizer.json: its post_processor does more than add bos and eos, GGUF cannot express it")
-    text = ends.index("Sequence")
-    before, after = ([p["SpecialToken"].get("id") for p in part] for part in (pieces[:text], pieces[text + 1 :]))
+    text = ends.index(None)
+    before, after = ends[:text], ends[text + 1 :]
     names = {name: source.tokens[number] for name, number in source.special.items()}
     if before not in ([], [names.get("bos_token")]) or after not in ([], [names.get("eos_token")]):
         raise BadCheckpoint(f"tokenizer.json: its post_processor adds {before + after}, not bos and eos; GGUF cannot say so")
     return {Keys.Tokenizer.ADD_BOS: bool(before)} | ({Keys.Tokenizer.ADD_EOS: True} if after else {})
+
+
+def _end_of(piece: Any) -> str | None:
+    """The special token that a piece of a template adds; None for the text itself."""
+    if isinstance(piece, Mapping) and "Sequence" in piece:
+        return None
+    token = piece.get("SpecialToken") if isinstance(piece, Mapping) else None
+    return str(token.get("id") if isinstance(token, Mapping) else token)
 
 
 def _template_keys(metadata: Metadata) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf.constants import TokenType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
 from oss_tools.checkpoints.gguf_splitters import O200K, SPLITTERS, Splitter, byte_level, pre_name, splitter_named
 from oss_tools.checkpoints.gguf_tokenizer import from_hf, merges_of_scores
-from oss_tools.errors import BadCheckpoint
+from oss_tools.errors import BadCheckpoint, OssToolsError
 
 CONFIG = {"general.architecture": "llama", "llama.block_count": 1}
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -174,6 +176,12 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     assert through_gguf(tmp_path, Metadata({"vocab_size": 7})).tokenizer is None
 
 
+def test_only_a_sentencepiece_model() -> None:
+    """No file without a vocabulary where there is one, in a form that is not read."""
+    with pytest.raises(BadCheckpoint, match=r"tokenizer.model alone cannot be written"):
+        from_hf(Metadata({"vocab_size": 7}, files={"tokenizer.model": b""}), "llama")
+
+
 def sentencepiece_json(**changes: Any) -> dict[str, Any]:
     """A tokenizer.json in the manner of Llama 2, small."""
     first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -277,3 +285,43 @@ def test_refused(case: str) -> None:
     size = 270 if "byte_fallback" in (tokenizer["model"] or {}) else 10
     with pytest.raises(BadCheckpoint, match=message):
         from_hf(metadata(tokenizer, size, bos_token="<|start|>"), "llama")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 40) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(tree: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The ways to all values of a JSON tree."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [way, *(place for key, value in inner for place in places(value, (*way, key)))]
+
+
+RICH = byte_level_json(
+    pre_tokenizer=splitter_named("llama-bpe").pre_tokenizer(),  # type: ignore[union-attr]
+    post_processor={"type": "Sequence", "processors": [byte_level(True), template("<|start|>", "A", "<|end|>")]},
+)
+SMALL_SENTENCEPIECE = changed("model.vocab", {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "<s>": 4, "▁": 5}, sentencepiece_json())
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_damaged_json(data: st.DataObject) -> None:
+    """Any value of tokenizer.json replaced by any other: converted, or refused by an error of ours."""
+    tokenizer = copy.deepcopy(data.draw(st.sampled_from([RICH, SMALL_SENTENCEPIECE])))
+    for _ in range(data.draw(st.integers(1, 2))):
+        *way, last = data.draw(st.sampled_from(places(tokenizer)[1:]))
+        place: Any = tokenizer
+        for step in way:
+            place = place[step]
+        place[last] = data.draw(JSON)
+    message = ""
+    try:
+        keys = from_hf(metadata(tokenizer, bos_token="<|start|>", eos_token="<|end|>"), "llama")
+        assert len(keys["tokenizer.ggml.tokens"]) == 10
+    except OssToolsError as error:
+        message = str(error)
+    assert "\n" not in message
