@@ -1,0 +1,121 @@
+"""Paged attention against the NumPy reference: chunks, windows, rings, sinks, several sequences, divided work."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, rotate_and_store
+from numba_kernels.cpu.team import Program
+from numba_kernels.reference import ops
+from numba_kernels.simd.values import LANES
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+class Case:
+    """Sequences that grow by chunks through one layer's cache, with the reference beside them."""
+
+    def __init__(self, team, heads, kv_heads, head_dim, *, window=0, sinks=False, ring=16, sequences=1, splits=1, page=32):  # type: ignore[no-untyped-def]
+        self.team, self.rng = team, np.random.default_rng(heads * 1000 + head_dim)
+        self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
+        self.pages = Pages(kv_heads, head_dim, page)
+        self.memory = self.pages.allocate(sequences * ring)
+        self.memory.view(np.uint16)[:] = 0x7FC0  # NaN: what is not written must not be read
+        self.tables = self.rng.permutation(sequences * ring).astype(np.int32).reshape(sequences, ring)
+        self.sinks = self.rng.normal(size=heads).astype(np.float32) if sinks else None
+        self.cos, self.sin = ops.rope_table(ops.rope_frequencies(head_dim, 1e4), 2048)
+        self.keys = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
+        self.values = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
+        self.splits = splits
+
+    def step(self, counts):  # type: ignore[no-untyped-def]
+        """Appends counts[s] tokens to every sequence and compares their attention."""
+        h, k, d, n = self.heads, self.kv_heads, self.head_dim, sum(counts)
+        qkv = self.rng.normal(size=(n, h + 2 * k, d)).astype(np.float32)
+        sequence = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+        positions = np.concatenate([len(self.keys[s]) + np.arange(c) for s, c in enumerate(counts)]).astype(np.int32)
+        expected = []
+        for s, count in enumerate(counts):
+            mine, at = qkv[sequence == s], positions[sequence == s]
+            q, new = (ops.apply_rope(mine[:, a:b], self.cos[at], self.sin[at]) for a, b in ((0, h), (h, h + k)))
+            first = len(self.keys[s])
+            self.keys[s] = np.concatenate([self.keys[s], bf16(new)])
+            self.values[s] = np.concatenate([self.values[s], bf16(mine[:, h + k :])])
+            options = {"scale": d**-0.5, "window": self.window, "sinks": self.sinks}
+            if count:
+                expected.append(ops.attention(q, self.keys[s], self.values[s], first, **options))
+        out = np.full((n, h, d), np.nan, np.float32)
+        work = qkv.copy()
+        op = attention_op(h // k * max(counts))
+        tiles = sum(-(-c * (h // k) // op.constants["ROWS"]) for c in counts) * k
+        areas, counters = attention_scratch(tiles, self.splits, d)
+        areas[:] = np.nan
+        cache = {
+            "pages": self.memory, "page_bytes": self.pages.nbytes, "page_positions": self.pages.positions,
+            "tables": self.tables, "table_stride": self.tables.strides[0], "ring": self.tables.shape[1],
+        }  # fmt: skip
+        program = Program()
+        program.add(
+            rotate_and_store, qkv=work, stride=work.strides[0], rows=n, heads=h, kv_heads=k, head_dim=d, positions=positions,
+            sequence=sequence, cos=self.cos, sin=self.sin, scale=d**-0.5, **cache,
+        )  # fmt: skip
+        program.add(
+            op, qkv=work, stride=work.strides[0], out=out, out_stride=out.strides[0], sequences=len(counts),
+            first_row=np.cumsum([0, *counts[:-1]]).astype(np.int32), row_count=np.array(counts, np.int32),
+            positions=positions, heads=h, kv_heads=k, head_dim=d, window=self.window, sinks=self.sinks, splits=self.splits,
+            areas=areas, counters=counters, **cache,
+        )  # fmt: skip
+        self.team.run(program)
+        assert not counters.any()
+        np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (4, 4), (9, 3)])
+@pytest.mark.parametrize("head_dim", [64, 24, 128])
+def test_prefill_then_decode(team, heads, kv_heads, head_dim):
+    case = Case(team, heads, kv_heads, head_dim)
+    for count in (1, 1, 30, 1, 65, 1, 200, 1):
+        case.step([count])
+
+
+@pytest.mark.parametrize("splits", [1, 3, 40])
+@pytest.mark.parametrize("window", [0, 7, 128])
+def test_window_sinks_and_divided_work(team, window, splits):
+    case = Case(team, 16, 2, 64, window=window, sinks=True, splits=splits)
+    for count in (5, 1, 140, 1, 1, 33, 1):
+        case.step([count])
+
+
+def test_a_ring_needs_only_the_window(team):
+    """A window of 32 and chunks of up to 40 positions turn for ever in 32 + 40 − 1 positions, rounded up to pages and one more."""
+    case = Case(team, 8, 2, 64, window=32, sinks=True, ring=-(-71 // 16) + 1, page=16)
+    for count in (40, 1, 1, 40, 17, 1, 40, 40, 1, 1, 40):
+        case.step([count])
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_several_sequences(team, splits):
+    case = Case(team, 8, 2, 32, sequences=3, splits=splits)
+    for counts in ([3, 50, 1], [1, 1, 1], [20, 1, 0], [1, 0, 1], [1, 1, 1]):
+        case.step(counts)
+
+
+def test_pages_can_be_shared(team):
+    """Two sequences with the same first page read the same memory."""
+    case = Case(team, 4, 1, 16, sequences=2, page=LANES)
+    case.step([LANES, 0])
+    case.tables[1, 0] = case.tables[0, 0]
+    case.keys[1], case.values[1] = case.keys[0].copy(), case.values[0].copy()
+    for counts in ([1, 1], [3, 9], [1, 1]):
+        case.step(counts)
+
+
+def test_impossible_pages_are_refused():
+    with pytest.raises(ValueError, match="head_dim is 20"):
+        Pages(1, 20)
+    with pytest.raises(ValueError, match="does not divide"):
+        Pages(1, 64, LANES + 1)
