@@ -1,4 +1,4 @@
-"""Small files from strangers, read with care: JSON and text beside the tensors. And writing them durably."""
+"""Reading and writing at the edge of the system: whole stretches at an offset, small files from strangers, flushing to disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from oss_tools.errors import BadCheckpoint, NoRoom
 
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
@@ -19,6 +21,31 @@ MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 def is_plain_name(name: str) -> bool:
     """Whether it names a file in the folder itself: no separator, no `..`, no control character."""
     return name not in ("", ".", "..") and len(name) < 256 and not set(name) & set("/\\:") and name.isprintable()
+
+
+def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray:
+    """Bytes of an open file, freshly allocated: uint8 [nbytes]. `path` is for messages. Raises BadCheckpoint."""
+    data = np.empty(nbytes, np.uint8)
+    done = 0
+    while done < nbytes:
+        try:
+            count = os.preadv(descriptor, [data.data[done:]], offset + done)
+        except OSError as error:
+            raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from None
+        if not count:
+            raise BadCheckpoint(f"{path}: ended at byte {offset + done} while being read; did it change?")
+        done += count
+    return data
+
+
+def write_at(descriptor: int, offset: int, data: np.ndarray, path: Path) -> None:
+    """Writes an array's bytes at an offset of an open file. `path` is for messages. Raises NoRoom."""
+    view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    with full_disk_is_no_room(path):
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            offset += written
+            view = view[written:]
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -21,7 +21,7 @@ from gguf.utility import size_label
 
 from oss_tools.checkpoints import gguf_nvfp4, gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
-from oss_tools.checkpoints.files import full_disk_is_no_room, sync_folder
+from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, sync_folder, write_at
 from oss_tools.checkpoints.gguf_header import MAGIC, MAX_NAME, Header, StringArray, TensorInfo, read_header
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, format_of_ggml, get_format
@@ -86,19 +86,9 @@ class _Part:
             raise BadCheckpoint(f"{self.path}: split.no is {str(number)[:20]!r}, split.count {str(count)[:20]!r}")
         return number, max(count, 1)
 
-    def pread(self, offset: int, nbytes: int) -> np.ndarray:
+    def read(self, offset: int, nbytes: int) -> np.ndarray:
         """Bytes of the file, freshly allocated: uint8 [nbytes]. Raises BadCheckpoint."""
-        data = np.empty(nbytes, np.uint8)
-        done = 0
-        while done < nbytes:
-            try:
-                count = os.preadv(self._descriptor, [data.data[done:]], offset + done)
-            except OSError as error:
-                raise BadCheckpoint(f"{self.path}: cannot be read: {error.strerror}") from None
-            if not count:
-                raise BadCheckpoint(f"{self.path}: ended at byte {offset + done} while it was read; did it change?")
-            done += count
-        return data
+        return read_at(self._descriptor, offset, nbytes, self.path)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -182,7 +172,7 @@ class GgufReader(Reader):
         if not 0 <= start <= stop <= tensor.size // columns:
             raise IndexError(f"{name}: rows {start}..{stop} of {tensor.size // columns}")
         row = _row_bytes(info.ggml_type, columns)
-        data = part.pread(info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
+        data = part.read(info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
         if tensor.format.name == "nvfp4":
             return QTensor(tensor.format, (stop - start, columns), gguf_nvfp4.unpack(data, self._scales(name, start, stop)))
         return tensor.format.unpack_ggml(data, columns)
@@ -192,7 +182,7 @@ class GgufReader(Reader):
         if name not in self._nvfp4_scales:
             return np.ones(stop - start, np.float32)
         part, info = self._places[self._nvfp4_scales[name]]
-        scales = part.pread(info.offset, info.nbytes).view("<f4")
+        scales = part.read(info.offset, info.nbytes).view("<f4")
         return scales[np.arange(start, stop) * len(scales) // self.tensors[name].rows]
 
     def metadata(self, config: dict[str, Any]) -> Metadata:
@@ -341,12 +331,7 @@ class GgufWriter(Writer):
         first = start * data.shape[1]
         if not 0 <= first <= first + data.nbytes <= _nbytes(place.tensor):
             raise IndexError(f"{name}: rows {start}..{start + len(data)} are not all inside the tensor")
-        view = data.reshape(-1).data
-        with full_disk_is_no_room(place.path):
-            while view:
-                written = os.pwrite(place.descriptor, view, place.offset + first)
-                first += written
-                view = view[written:]
+        write_at(place.descriptor, place.offset + first, data, place.path)
 
     def finish(self) -> list[Path]:
         with full_disk_is_no_room(self._folder):

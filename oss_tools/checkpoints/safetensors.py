@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json
+from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json, read_at, write_at
 from oss_tools.errors import BadCheckpoint
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -98,12 +98,12 @@ class SafetensorsFile:
     def _parse_header(self, size: int) -> dict[str, RawTensor]:
         if size < 8:
             raise BadCheckpoint(f"{self.path}: {size} bytes are too few for a safetensors file")
-        length = int.from_bytes(self._pread(0, 8).tobytes(), "little")
+        length = int.from_bytes(read_at(self._fd, 0, 8, self.path).tobytes(), "little")
         if length > MAX_HEADER:
             raise BadCheckpoint(f"{self.path}: the header claims {length} bytes, more than the {MAX_HEADER} allowed")
         if 8 + length > size:
             raise BadCheckpoint(f"{self.path}: the header claims {length} bytes, the file has {size}; it is truncated")
-        text = self._pread(8, length).tobytes()
+        text = read_at(self._fd, 8, length, self.path).tobytes()
         if not text.startswith(b"{"):
             raise BadCheckpoint(f"{self.path}: the header does not begin with '{{'; not a safetensors file")
         header = parse_json(text, f"{self.path}: header")
@@ -150,24 +150,11 @@ class SafetensorsFile:
         if start != size:
             raise BadCheckpoint(f"{self.path}: {size - start} bytes follow the last tensor")
 
-    def _pread(self, offset: int, nbytes: int) -> np.ndarray:
-        data = np.empty(nbytes, np.uint8)
-        done = 0
-        while done < nbytes:
-            try:
-                count = os.preadv(self._fd, [data.data[done:]], offset + done)
-            except OSError as error:
-                raise BadCheckpoint(f"{self.path}: cannot be read: {error.strerror}") from None
-            if not count:
-                raise BadCheckpoint(f"{self.path}: ended at byte {offset + done} while being read; did it change?")
-            done += count
-        return data
-
     def read(self, tensor: RawTensor, start: int, stop: int) -> np.ndarray:
         """Bytes [start, stop) of a tensor's data: uint8 [stop - start], freshly allocated."""
         if not 0 <= start <= stop <= tensor.nbytes:
             raise IndexError(f"bytes {start}..{stop} of {tensor.name}, which has {tensor.nbytes}")
-        return self._pread(tensor.offset + start, stop - start)
+        return read_at(self._fd, tensor.offset + start, stop - start, self.path)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -194,24 +181,17 @@ class SafetensorsWriter:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 os.ftruncate(self._fd, size)
-                self._pwrite(0, np.frombuffer(header, np.uint8))
+                write_at(self._fd, 0, np.frombuffer(header, np.uint8), path)
             except BaseException:
                 self.close()
                 raise
-
-    def _pwrite(self, offset: int, data: np.ndarray) -> None:
-        view = data.data
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._fd, view[done:], offset + done)
 
     def write(self, name: str, start: int, data: np.ndarray) -> None:
         """Writes an array's bytes at byte `start` of a tensor's data. Thread-safe. Raises NoRoom."""
         tensor = self.tensors[name]
         if not 0 <= start <= start + data.nbytes <= tensor.nbytes:
             raise IndexError(f"bytes {start}..{start + data.nbytes} of {name}, which has {tensor.nbytes}")
-        with full_disk_is_no_room(self.path):
-            self._pwrite(tensor.offset + start, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        write_at(self._fd, tensor.offset + start, data, self.path)
 
     def sync(self) -> None:
         """Flushes to disk. Raises NoRoom."""

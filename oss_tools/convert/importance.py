@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oss_tools.checkpoints.files import read_at
 from oss_tools.checkpoints.gguf_header import read_header
 from oss_tools.checkpoints.safetensors import SafetensorsFile
 from oss_tools.errors import BadCheckpoint
@@ -79,10 +80,9 @@ def _read_imatrix(path: Path) -> dict[str, np.ndarray]:
             raise BadCheckpoint(f"{path}: not an importance matrix: general.type is {header.keys.get('general.type')!r}")
         tensors = {}
         for info in header.tensors:
-            data = os.pread(descriptor, info.nbytes, info.offset)
-            if info.ggml_type.name != "F32" or len(data) != info.nbytes:
-                raise BadCheckpoint(f"{path}: {info.name} is not a whole float32 tensor")
-            tensors[info.name] = np.frombuffer(data, np.float32)
+            if info.ggml_type.name != "F32":
+                raise BadCheckpoint(f"{path}: {info.name} is {info.ggml_type.name}, importance weights are F32")
+            tensors[info.name] = read_at(descriptor, info.offset, info.nbytes, path).view(np.float32)
         return tensors
     finally:
         os.close(descriptor)
