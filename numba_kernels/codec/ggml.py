@@ -11,39 +11,8 @@ import numpy as np
 from numba import njit
 
 from numba_kernels.codec.bits import as_half, float_to_half, half_to_float, inline, round_away, round_even
-from numba_kernels.codec.search import LANES, least, reciprocal, search_half
-
-HALF_OVERFLOW = np.float32(65520)  # what would round to infinity in half precision
-HALF_MAX = np.float32(65504)
-IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-IQ4_NL_MIDPOINTS = (IQ4_NL[1:] + IQ4_NL[:-1]) / np.float32(2)
-IQ4_NL_LEAST = np.float32(1e-15)  # ggml takes a block with nothing larger for zeros
-
-
-def _scale_steps(low: float, high: float) -> np.ndarray:
-    """Passes of `search_half` for formats without a minimum: a coarse one, then one as far as its neighbours."""
-    coarse = np.linspace(low, high, LANES - 1)
-    fine = np.linspace(1 - (coarse[1] - coarse[0]), 1 + (coarse[1] - coarse[0]), LANES - 1)
-    return np.array([[[1, *factors], np.zeros(LANES)] for factors in (coarse, fine)], np.float32)
-
-
-def _minimum_steps(codes: int, outwards: float, inwards: float) -> np.ndarray:
-    """Passes of `search_half` for formats with a minimum: both ends of the range move, less far in each pass."""
-    middle, reach = (inwards - outwards) / 2, (inwards + outwards) / 2
-    passes = []
-    for centre, width in ((middle, reach), (0, reach / 2.5), (0, reach / 5)):
-        ends = np.linspace(centre - width, centre + width, 4)
-        low, high = np.array([(a, b) for a in ends for b in ends]).T
-        low[0] = high[0] = 0  # keeps what there is
-        passes.append([1 - low - high, low * codes])
-    return np.array(passes, np.float32)
-
-
-# The ranges hold nearly all best scales of Gaussian and of heavy-tailed blocks.
-STEPS_8_BITS = _scale_steps(0.994, 1.05)
-STEPS_SYMMETRIC = {4: _scale_steps(0.84, 1.2), 5: _scale_steps(0.92, 1.25)}
-STEPS_MINIMUM = {4: _minimum_steps(15, 0.02, 0.045), 5: _minimum_steps(31, 0.02, 0.025)}
-STEPS_IQ4_NL = _scale_steps(0.84, 1.2)
+from numba_kernels.codec.search import least, reciprocal, search_scale, search_scale_and_minimum
+from numba_kernels.codec.tables import HALF_MAX, HALF_OVERFLOW, IQ4_NL, IQ4_NL_LEAST, IQ4_NL_MIDPOINTS, LANES
 
 
 @inline
@@ -81,7 +50,7 @@ def largest(values: np.ndarray, row: int, start: int) -> np.float32:
 
 @njit(cache=True, nogil=True)
 def quantize_q8_0(values: np.ndarray, importance: np.ndarray, blocks: np.ndarray, search: bool, steps: np.ndarray) -> None:
-    """float32 [R, K] -> uint8 [R, 34·K/32]. search: whether to search the scale over `steps` (see `search_half`)."""
+    """float32 [R, K] -> uint8 [R, 34·K/32]. search: whether to search the scale over `steps` (see `search_scale`)."""
     scratch = np.empty((4, LANES), np.float32)
     low, high = np.float32(-127), np.float32(127)
     bits = values.view(np.int32)
@@ -94,7 +63,7 @@ def quantize_q8_0(values: np.ndarray, importance: np.ndarray, blocks: np.ndarray
                 top = max(top, np.int32(bits[r, start + i] & np.int32(0x7FFFFFFF)))
             scale = within_half(np.int32(top).view(np.float32) / high)
             if search:
-                scale, _ = search_half(values, r, importance, w, start, scale, np.float32(0), steps, scratch, low, high)
+                scale = search_scale(values, r, importance, w, start, scale, steps, scratch, low, high)
             inverse = reciprocal(scale)
             if search:
                 for i in range(32):
@@ -133,9 +102,7 @@ def quantize_symmetric(
             start = 32 * b
             scale = within_half(largest(values, r, start) / -half)
             if search:
-                scale, _ = search_half(
-                    values, r, importance, w, start, scale, np.float32(0), steps, scratch, -half, half - np.float32(1)
-                )
+                scale = search_scale(values, r, importance, w, start, scale, steps, scratch, -half, half - np.float32(1))
             inverse = reciprocal(scale)
             top = half + half - np.float32(1)
             if search:
@@ -170,8 +137,8 @@ def quantize_minimum(
                 low, high = min(low, values[r, start + i]), max(high, values[r, start + i])
             scale, minimum = within_half((high - low) / top), within_half(low)
             if search:
-                scale, minimum = search_half(
-                    values, r, importance, w, start, scale, minimum, steps, scratch, np.float32(0), top
+                scale, minimum = search_scale_and_minimum(
+                    values, r, importance, w, start, scale, minimum, steps, scratch, top
                 )
             inverse = reciprocal(scale)
             if search:
@@ -288,7 +255,7 @@ def search_iq4_nl(
     steps: np.ndarray,
     scratch: np.ndarray,
 ) -> np.float32:
-    """As `search_half`, for the table's codes. The coarse pass is around the scale that makes the largest value −127."""
+    """As `search_scale`, for the table's codes. The coarse pass is around the scale that makes the largest value −127."""
     scales, inverses, errors = scratch[0], scratch[1], scratch[2]
     centre = within_half(largest(values, row, start) / IQ4_NL[0])
     for p in range(steps.shape[0]):

@@ -6,14 +6,11 @@ import numpy as np
 from numba import njit
 
 from numba_kernels.codec.bits import as_bfloat16, bfloat16_to_float, float_to_bfloat16, inline, round_even
-from numba_kernels.codec.search import LANES, SURE, reciprocal
+from numba_kernels.codec.search import least, reciprocal
+from numba_kernels.codec.tables import LANES
 
 TOP = np.float32(127)
 LEAST_POWER = -133  # of two, in bfloat16's denormals
-
-# Scales tried, as multiples of the plain one; the first is 1. Powers of two have nothing between, so only the next one is.
-STEPS = np.array([1, *np.linspace(0.97, 1.05, LANES - 1)], np.float32)
-STEPS_POWER_OF_TWO = np.array([1, 0.5] + [1] * (LANES - 2), np.float32)
 
 
 @inline
@@ -79,11 +76,7 @@ def best_scale(
         for c in range(LANES):
             difference = x - round_even(min(max(x * inverses[c], -TOP), TOP)) * lanes[c]
             errors[c] += np.float64(weight * (difference * difference))
-    best = 0
-    for c in range(1, LANES):
-        if errors[c] < errors[best]:
-            best = c
-    return lanes[best] if errors[best] < errors[0] * np.float64(SURE) else lanes[0]
+    return lanes[least(errors)]
 
 
 @njit(cache=True, nogil=True)

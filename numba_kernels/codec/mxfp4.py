@@ -10,45 +10,17 @@ from numba import njit
 
 from numba_kernels.codec.bits import bits_of, from_bits, inline
 from numba_kernels.codec.nibbles import join_halves, split_halves
+from numba_kernels.codec.tables import (
+    LOG2_ROUNDS_UP,
+    MXFP4_CANDIDATES,
+    MXFP4_HALVES,
+    MXFP4_PER_UNIT,
+    MXFP4_TOP,
+    MXFP4_UNITS,
+    SURE,
+)
 
 FLOOR, CEIL, OCP, SEARCH = 0, 1, 2, 3  # rules
-
-VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)  # of the 16 codes
-MIDPOINTS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)  # between neighbouring magnitudes
-BELOW = np.nextafter(MIDPOINTS, np.float32(0))
-
-
-def _ties(up: list[bool]) -> np.ndarray:
-    """Thresholds, float32 [7]: a magnitude's code is how many of them it exceeds. `up`: which midpoints go to the larger."""
-    return np.where(up, BELOW, MIDPOINTS)
-
-
-TIES_DOWN = _ties([False] * 7)  # ggml: the first of the equally near codes
-TIES_EVEN = _ties([False, True, False, True, False, True, False])  # IEEE; torchao
-TIES_AWAY = _ties([True] * 7)  # Triton's kernels
-CANDIDATES = 4  # exponents that the search tries: 2 and 1 below the floor rule's, that one, and 1 above
-UNITS = np.array([0.25, 0.5, 1, 2], np.float32)
-PER_UNIT = 1 / UNITS
-HALVES = (8, 4, 2, 1)
-SURE = np.float32(1 - 1e-5)  # an error must be smaller by more than float32 sums of it can be off
-
-
-def _log2_rounds_up() -> np.ndarray:
-    """For each biased exponent, the least mantissa from which log2, rounded to float32, is the next integer: int32 [256].
-
-    ggml and gguf-py take floor(log2(x)) in float32, which is one too high just below a power of two.
-    """
-    mantissas = np.arange(2**23 - 128, 2**23, dtype=np.int32)
-    least = np.full(256, 2**23, np.int32)
-    for exponent in range(1, 255):
-        values = ((exponent << 23) | mantissas).astype(np.int32).view(np.float32)
-        up = np.log2(values.astype(np.float64)).astype(np.float32) >= exponent - 126
-        if up.any():
-            least[exponent] = mantissas[up.argmax()]
-    return least
-
-
-LOG2_ROUNDS_UP = _log2_rounds_up()
 
 
 @inline
@@ -68,9 +40,9 @@ def floor_exponent(top: np.int32) -> np.int32:
 
 @inline
 def ceil_exponent(top: np.int32) -> np.int32:
-    """Biased exponent of the least scale for which nothing exceeds e2m1's largest value, 6 = 1.5 · 4."""
+    """Exponent of the least scale for which nothing exceeds e2m1's largest value, 6 = 1.5 · 4, and none is infinite."""
     above = np.int32((top & np.int32(0x7FFFFF)) > np.int32(0x400000))
-    return max(np.int32((top >> np.int32(23)) - np.int32(2) + above), np.int32(0))
+    return min(max(np.int32((top >> np.int32(23)) - np.int32(2) + above), np.int32(0)), np.int32(MXFP4_TOP))
 
 
 @inline
@@ -123,7 +95,7 @@ def quantize(
         signed_zero: whether a negative value that rounds to zero keeps its sign.
     """
     bits = values.view(np.int32)
-    errors = np.empty((CANDIDATES, 16), np.float32)
+    errors = np.empty((MXFP4_CANDIDATES, 16), np.float32)
     t0, t1, t2, t3, t4, t5, t6 = ties[0], ties[1], ties[2], ties[3], ties[4], ties[5], ties[6]
     for r in range(values.shape[0]):
         w = r if importance.shape[0] > 1 else 0
@@ -177,18 +149,18 @@ def best_exponent(
     Scales further up represent no value that these do not; further down they clip more than half of the range.
     """
     inverse = inverse_of(plain)
-    for c in range(CANDIDATES):
+    for c in range(MXFP4_CANDIDATES):
         for i in range(16):
             first = squared_error(values[row, start + i] * inverse, importance[weight_row, start + i], c)
             second = squared_error(values[row, start + 16 + i] * inverse, importance[weight_row, start + 16 + i], c)
             errors[c, i] = first + second
-    for half in HALVES:
-        for c in range(CANDIDATES):
+    for half in MXFP4_HALVES:
+        for c in range(MXFP4_CANDIDATES):
             for i in range(half):
                 errors[c, i] += errors[c, i + half]
     best = 2
     for c in (3, 1, 0):
-        if errors[c, 0] < errors[best, 0] * SURE and 0 <= plain + c - 2 <= 254:
+        if errors[c, 0] < errors[best, 0] * SURE and 0 <= plain + c - 2 <= MXFP4_TOP:
             best = c
     return np.int32(plain + best - 2)
 
@@ -196,7 +168,7 @@ def best_exponent(
 @inline
 def squared_error(x: np.float32, weight: np.float32, candidate: int) -> np.float32:
     """Weighted squared error of x, in units of the plain scale, with a candidate's scale."""
-    difference = abs(x) - round_e2m1(abs(x) * PER_UNIT[candidate]) * UNITS[candidate]
+    difference = abs(x) - round_e2m1(abs(x) * MXFP4_PER_UNIT[candidate]) * MXFP4_UNITS[candidate]
     return weight * (difference * difference)
 
 

@@ -10,10 +10,10 @@ from numba import njit
 
 from numba_kernels.codec.bits import inline
 from numba_kernels.codec.fp8 import decode_e4m3, encode_e4m3
-from numba_kernels.codec.mxfp4 import TIES_EVEN, decode_e2m1, magnitude_code, round_e2m1, top_bits, with_sign
-from numba_kernels.codec.search import LANES, least, reciprocal
+from numba_kernels.codec.mxfp4 import decode_e2m1, magnitude_code, round_e2m1, top_bits, with_sign
+from numba_kernels.codec.search import least, reciprocal
+from numba_kernels.codec.tables import LANES, NVFP4_STEPS, TIES_EVEN
 
-STEPS = np.array([0, -4, -3, -2, -1, *range(1, 12)], np.int32)  # scale codes tried: 4 to 6 at the top is 4 or 5 codes up
 T0, T1, T2, T3, T4, T5, T6 = TIES_EVEN
 
 
@@ -62,7 +62,7 @@ def quantize(
 @inline
 def neighbour(code: np.int32, lane: int) -> np.int32:
     """The scale code that a lane tries: a positive finite one, but the plain one as it is."""
-    moved = np.int32(code + STEPS[lane])
+    moved = np.int32(code + NVFP4_STEPS[lane])
     return code if lane == 0 else min(max(moved, np.int32(1)), np.int32(126))
 
 

@@ -10,9 +10,7 @@ import numpy as np
 from numba import njit
 
 from numba_kernels.codec.bits import as_half, inline, round_even
-
-LANES = 16
-SURE = np.float32(1 - 1e-5)  # an error must be smaller by more than float32 sums of it can be off
+from numba_kernels.codec.tables import LANES, SURE
 
 
 @inline
@@ -22,19 +20,22 @@ def reciprocal(x: np.float32) -> np.float32:
     return inverse if abs(inverse) <= np.float32(3.4e38) else np.float32(0)
 
 
-@inline
+@njit(nogil=True)
 def squared_error(
     x: np.float32,
     weight: np.float32,
     scale: np.float32,
-    minimum: np.float32,
+    minimum: np.float32 | None,
     inverse: np.float32,
     low: np.float32,
     high: np.float32,
 ) -> np.float32:
-    """Weighted squared error of x rounded to scale · code + minimum."""
-    code = round_even(min(max((x - minimum) * inverse, low), high))
-    difference = x - (scale * code + minimum)
+    """Weighted squared error of x rounded to scale · code, or scale · code + minimum."""
+    if minimum is None:
+        difference = x - scale * round_even(min(max(x * inverse, low), high))
+    else:
+        code = round_even(min(max((x - minimum) * inverse, low), high))
+        difference = x - (scale * code + minimum)
     return weight * (difference * difference)
 
 
@@ -46,16 +47,16 @@ def best_lane(
     weight_row: int,
     start: int,
     scales: np.ndarray,
-    minima: np.ndarray,
+    minima: np.ndarray | None,
     inverses: np.ndarray,
     errors: np.ndarray,
     low: np.float32,
     high: np.float32,
 ) -> int:
-    """The lane whose scale · code + minimum, the code an integer in [low, high], is nearest to a block of 32 values.
+    """The lane whose scale · code (+ minimum), the code an integer in [low, high], is nearest to a block of 32 values.
 
     Lane 0 is kept unless another is surely better. scales, minima, inverses, errors: float32 [LANES]; the last two are
-    scratch.
+    scratch. Four values are added at a time, since each addition waits for the one before.
     """
     for c in range(LANES):
         inverses[c] = reciprocal(scales[c])
@@ -65,7 +66,8 @@ def best_lane(
         w0, w1 = importance[weight_row, i], importance[weight_row, i + 1]
         w2, w3 = importance[weight_row, i + 2], importance[weight_row, i + 3]
         for c in range(LANES):
-            scale, minimum, inverse = scales[c], minima[c], inverses[c]
+            scale, inverse = scales[c], inverses[c]
+            minimum = None if minima is None else minima[c]
             errors[c] += (
                 squared_error(x0, w0, scale, minimum, inverse, low, high)
                 + squared_error(x1, w1, scale, minimum, inverse, low, high)
@@ -78,16 +80,44 @@ def best_lane(
 
 @inline
 def least(errors: np.ndarray) -> int:
-    """The first lane of least error; lane 0 unless another is surely better."""
-    best = 1
-    for c in range(2, errors.size):
+    """The first lane of least error; lane 0 unless another is surely better. NaN is never better."""
+    best = 0
+    for c in range(1, errors.size):
         if errors[c] < errors[best]:
             best = c
     return best if errors[best] < errors[0] * SURE else 0
 
 
 @njit(nogil=True)
-def search_half(
+def search_scale(
+    values: np.ndarray,
+    row: int,
+    importance: np.ndarray,
+    weight_row: int,
+    start: int,
+    scale: np.float32,
+    steps: np.ndarray,
+    scratch: np.ndarray,
+    low: np.float32,
+    high: np.float32,
+) -> np.float32:
+    """A half-precision scale for a block of 32 values, never worse than the given one, rounded.
+
+    Each pass of `steps`, float32 [passes, 2, LANES], tries scale · steps[p, 0] with the best scale so far; lane 0 is 1.
+    scratch: float32 [4, LANES].
+    """
+    scales = scratch[0]
+    for p in range(steps.shape[0]):
+        for c in range(LANES):
+            scales[c] = as_half(scale * steps[p, 0, c])
+        scale = scales[
+            best_lane(values, row, importance, weight_row, start, scales, None, scratch[2], scratch[3], low, high)
+        ]
+    return scale
+
+
+@njit(nogil=True)
+def search_scale_and_minimum(
     values: np.ndarray,
     row: int,
     importance: np.ndarray,
@@ -97,15 +127,11 @@ def search_half(
     minimum: np.float32,
     steps: np.ndarray,
     scratch: np.ndarray,
-    low: np.float32,
     high: np.float32,
 ) -> tuple[np.float32, np.float32]:
-    """A half-precision scale and minimum for a block of 32 values, never worse than those given, rounded.
-
-    Each pass of `steps`, float32 [passes, 2, LANES], tries scale · steps[p, 0] and minimum + scale · steps[p, 1] around the
-    best so far; lane 0 of each is (1, 0). scratch: float32 [4, LANES].
-    """
+    """As `search_scale`, for codes 0 … high with a minimum, which each pass moves by scale · steps[p, 1]."""
     scales, minima = scratch[0], scratch[1]
+    low = np.float32(0)
     for p in range(steps.shape[0]):
         for c in range(LANES):
             scales[c] = as_half(scale * steps[p, 0, c])

@@ -1,4 +1,4 @@
-"""FP8 e4m3 with a bfloat16 scale a row, as compressed-tensors' channel strategy stores it: `weight` e4m3, `weight_scale` bf16.
+"""FP8 e4m3 with a bfloat16 scale a row, as in compressed-tensors' channel strategy: `weight` e4m3, `weight_scale` bf16.
 
 Source: OCP 8-bit Floating Point Specification (OFP8) 1.0.
 """

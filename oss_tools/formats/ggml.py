@@ -44,10 +44,10 @@ class Q8_0(_Block32):
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
     ) -> None:
-        from numba_kernels.codec import ggml
+        from numba_kernels.codec import ggml, tables
         from numba_kernels.parallel import over_rows
 
-        parameters = (rule == "search", ggml.STEPS_8_BITS)
+        parameters = (rule == "search", tables.STEPS_8_BITS)
         over_rows(ggml.quantize_q8_0, [rows, weights], [planes["blocks"]], parameters, threads)
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
@@ -65,11 +65,11 @@ class _Nibbles(_Block32):
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
     ) -> None:
-        from numba_kernels.codec import ggml
+        from numba_kernels.codec import ggml, tables
         from numba_kernels.parallel import over_rows
 
         kernel = ggml.quantize_minimum if self.has_minimum else ggml.quantize_symmetric
-        steps = (ggml.STEPS_MINIMUM if self.has_minimum else ggml.STEPS_SYMMETRIC)[self.bits]
+        steps = (tables.STEPS_MINIMUM if self.has_minimum else tables.STEPS_SYMMETRIC)[self.bits]
         over_rows(kernel, [rows, weights], [planes["blocks"]], (self.bits, rule == "search", steps), threads)
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
@@ -130,10 +130,10 @@ class IQ4NL(_Block32):
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
     ) -> None:
-        from numba_kernels.codec import ggml
+        from numba_kernels.codec import ggml, tables
         from numba_kernels.parallel import over_rows
 
-        parameters = (rule == "search", ggml.STEPS_IQ4_NL)
+        parameters = (rule == "search", tables.STEPS_IQ4_NL)
         over_rows(ggml.quantize_iq4_nl, [rows, weights], [planes["blocks"]], parameters, threads)
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:

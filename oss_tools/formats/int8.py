@@ -26,10 +26,10 @@ class _Int8(Format):
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
     ) -> None:
-        from numba_kernels.codec import integer
+        from numba_kernels.codec import integer, tables
         from numba_kernels.parallel import over_rows
 
-        steps = integer.STEPS_POWER_OF_TWO if self.power_of_two else integer.STEPS
+        steps = tables.STEPS_INT8_POWER_OF_TWO if self.power_of_two else tables.STEPS_INT8
         parameters = (self.power_of_two, rule == "search", steps)
         values, importance, codes = (self._grouped(a) for a in (rows, weights, planes["codes"]))
         over_rows(integer.quantize, [values, importance], [codes, planes["scales"]], parameters, threads)
@@ -44,7 +44,8 @@ class _Int8(Format):
 
     def _grouped(self, rows: np.ndarray) -> np.ndarray:
         """[R, K] as [R, groups, values of a group]."""
-        return rows.reshape(len(rows), -1, self.block or rows.shape[-1])
+        size = self.block or rows.shape[-1]
+        return rows.reshape(len(rows), rows.shape[-1] // size, size)
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
         scales = tensor.planes["scales"]

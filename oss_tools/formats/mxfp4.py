@@ -35,14 +35,14 @@ class MXFP4(Format):
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
     ) -> None:
-        from numba_kernels.codec import mxfp4
+        from numba_kernels.codec import mxfp4, tables
         from numba_kernels.parallel import over_rows
 
         parameters = {
-            "search": (mxfp4.SEARCH, mxfp4.TIES_DOWN, False),
-            "floor": (mxfp4.FLOOR, mxfp4.TIES_DOWN, False),
-            "ceil": (mxfp4.CEIL, mxfp4.TIES_AWAY, True),
-            "ocp": (mxfp4.OCP, mxfp4.TIES_EVEN, True),
+            "search": (mxfp4.SEARCH, tables.TIES_DOWN, False),
+            "floor": (mxfp4.FLOOR, tables.TIES_DOWN, False),
+            "ceil": (mxfp4.CEIL, tables.TIES_AWAY, True),
+            "ocp": (mxfp4.OCP, tables.TIES_EVEN, True),
         }[rule]
         over_rows(mxfp4.quantize, [rows, weights], [planes["blocks"], planes["scales"]], parameters, threads)
 

@@ -59,7 +59,7 @@ class NVFP4(Format):
 
 def tensor_scale(amax: float) -> np.float32:
     """The scale of a tensor whose largest magnitude is amax. Files hold its reciprocal."""
-    global_scale = TOP / np.float32(max(amax, np.finfo(np.float32).tiny))
-    if not np.isfinite(global_scale):
+    global_scale = TOP / np.float64(max(amax, 2.0**-126))
+    if global_scale > np.finfo(np.float32).max:
         return np.float32(1)
-    return np.float32(1) / global_scale
+    return np.float32(1) / np.float32(global_scale)

@@ -1,0 +1,69 @@
+"""The helpers beside the formats: counting and clamping what is not finite, error sums, row ranges in threads."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numba_kernels.codec.error import error_sums
+from numba_kernels.codec.finite import FLOAT32_MAX, clamp_nonfinite, nonfinite_count
+from numba_kernels.parallel import over_rows
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300))
+@settings(deadline=None, max_examples=40)
+def test_nonfinite(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 2**32, (3, size), np.uint32).view(np.float32)
+    values[rng.random(values.shape) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
+    assert nonfinite_count(values) == (~np.isfinite(values)).sum()
+    np.testing.assert_array_equal(
+        clamp_nonfinite(values), np.nan_to_num(values, nan=0, posinf=FLOAT32_MAX, neginf=-FLOAT32_MAX)
+    )
+    np.testing.assert_array_equal(clamp_nonfinite(values, 2.5), np.clip(np.nan_to_num(values, nan=0), -2.5, 2.5))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([1, 7, 32, 96]), st.sampled_from([1, 3]))
+@settings(deadline=None, max_examples=40)
+def test_error_sums(seed: int, rows: int, block: int, blocks: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((rows, block * blocks)).astype(np.float32)
+    decoded = values + rng.standard_normal(values.shape).astype(np.float32) * np.float32(0.01)
+    low, high = -rng.random((rows, blocks), np.float32), rng.random((rows, blocks), np.float32)
+    squared, norm, largest, clipped = error_sums(values, decoded, low, high)
+    error = values.astype(np.float64) - decoded
+    assert squared == pytest.approx((error**2).sum(), rel=1e-12)
+    assert norm == pytest.approx((values.astype(np.float64) ** 2).sum(), rel=1e-12)
+    assert largest == np.abs(error).max()
+    outside = (values < np.repeat(low, block, 1)) | (values > np.repeat(high, block, 1))
+    assert clipped == outside.sum()
+    assert error_sums(values, decoded) == (squared, norm, largest, 0)
+
+
+def test_error_sums_do_not_hide_overflow() -> None:
+    values = np.ones((1, 40), np.float32)
+    for bad in (np.nan, np.inf):
+        for at in (3, 39):
+            decoded = values.copy()
+            decoded[0, at] = bad
+            assert not np.isfinite(error_sums(values, decoded)[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 100])
+def test_over_rows_covers_each_row_once_and_shares_single_rows(threads: int) -> None:
+    def kernel(values: np.ndarray, shared: np.ndarray, out: np.ndarray, factor: int) -> None:
+        assert not values.flags.writeable
+        out += values * shared * factor
+
+    values, out = np.arange(70.0).reshape(7, 10), np.zeros((7, 10))
+    over_rows(kernel, [values, np.full((1, 10), 2.0)], [out], (3,), threads)
+    np.testing.assert_array_equal(out, values * 6)
+    assert values.flags.writeable
+
+
+def test_over_rows_passes_errors_on() -> None:
+    def kernel(values: np.ndarray, out: np.ndarray) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        over_rows(kernel, [np.zeros((4, 1))], [np.zeros((4, 1))], threads=2)
