@@ -21,12 +21,48 @@ if TYPE_CHECKING:
     from oss_tools.convert.recipe import Recipe
     from oss_tools.models import Checkpoint
 
+
+def help_lists() -> dict[str, list[tuple[str, str]]]:
+    """The formats that can be written and the recipes there are, for help texts."""
+    from oss_tools.convert.recipe import load_recipe, recipe_names, writable_formats
+    from oss_tools.formats import get_format
+
+    return {
+        "Formats": [(name, get_format(name).summary) for name in writable_formats()],
+        "Recipes": [(name, load_recipe(name).description) for name in recipe_names()],
+    }
+
+
+def complete_format(incomplete: str) -> list[str]:
+    from oss_tools.convert.recipe import writable_formats
+
+    return [name for name in writable_formats() if name.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    from oss_tools.convert.recipe import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf or a .safetensors file.")]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")]
 Format = Annotated[
-    str, typer.Option("--format", "-f", metavar="FORMAT", help="Every matrix but the router in this number format.")
+    str,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        autocompletion=complete_format,
+        help="Every matrix but the router in this number format.",
+    ),
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", metavar="RECIPE", help="A recipe's name or a .yaml file.")]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe", "-r", metavar="RECIPE", autocompletion=complete_recipe, help="A recipe's name or a .yaml file."
+    ),
+]
 Container = Annotated[
     str,
     typer.Option("--container", "-c", metavar="hf|original|gguf", help="[default: gguf for DST.gguf, else as SRC, else hf]"),
@@ -44,7 +80,12 @@ Keep = Annotated[
 ]
 Fallback = Annotated[
     list[str] | None,
-    typer.Option("--fallback", metavar="FORMAT", help="For tensors that cannot have the recipe's format; may be repeated."),
+    typer.Option(
+        "--fallback",
+        metavar="FORMAT",
+        autocompletion=complete_format,
+        help="For tensors that cannot have the recipe's format; may be repeated.",
+    ),
 ]
 OnNonfinite = Annotated[
     str, typer.Option("--on-nonfinite", metavar="refuse|clamp", help="What to do with NaN and infinity.")

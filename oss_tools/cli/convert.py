@@ -21,6 +21,9 @@ oss-tools convert gpt-oss-20b/ smaller.gguf --recipe mxfp4-q8 --dry-run
 """
 
 
+help_lists = shared.help_lists
+
+
 def run(
     source: shared.Source,
     destination: shared.Destination,

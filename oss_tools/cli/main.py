@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,14 +36,33 @@ def summary(file: Path) -> str:
     return docstring.partition("\n")[0]
 
 
+class VerbCommand(TyperCommand):
+    """A verb, whose help ends with lists (formats, recipes, …) that are made only when it is shown.
+
+    Attributes:
+        lists: returns title -> rows of (name, what it is).
+    """
+
+    lists: Callable[[], dict[str, list[tuple[str, str]]]] = staticmethod(dict)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        for title, rows in self.lists().items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+        super().format_epilog(ctx, formatter)
+
+
 def load(verb: str) -> Any:
     """The click command of a verb; imports its module."""
     module = importlib.import_module(f"oss_tools.cli.{verb.replace('-', '_')}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     examples = "\n".join(f"  {line}" for line in module.EXAMPLES.strip().splitlines())
-    register = app.command(verb, help=module.__doc__, epilog=f"\b\nExamples:\n{examples}", context_settings=SETTINGS)
-    register(module.run)
-    return typer.main.get_command(app)
+    epilog = f"\b\nExamples:\n{examples}"
+    app.command(verb, cls=VerbCommand, help=module.__doc__, epilog=epilog, context_settings=SETTINGS)(module.run)
+    command = typer.main.get_command(app)
+    if hasattr(module, "help_lists"):
+        command.lists = module.help_lists  # type: ignore[attr-defined]
+    return command
 
 
 class VerbGroup(TyperGroup):

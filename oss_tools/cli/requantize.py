@@ -28,6 +28,9 @@ oss-tools requantize model.gguf model-q4_0.gguf --format q4_0 --importance imatr
 """
 
 
+help_lists = shared.help_lists
+
+
 def run(
     source: shared.Source,
     destination: shared.Destination,

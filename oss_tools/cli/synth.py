@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from oss_tools.cli import _conversion as shared
 from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size, threads
 from oss_tools.cli._output import print_facts, print_json, progress, remark
 
@@ -23,19 +24,30 @@ oss-tools synth path/to/config.json fake/ --format bf16
 """
 
 
+def help_lists() -> dict[str, list[tuple[str, str]]]:
+    """The shapes, formats and recipes there are."""
+    from oss_tools.convert.synth import load_shape, shape_names
+
+    return {"Shapes": [(name, load_shape(name).description) for name in shape_names()], **shared.help_lists()}
+
+
+def complete_shape(incomplete: str) -> list[str]:
+    from oss_tools.convert.synth import shape_names
+
+    return [name for name in shape_names() if name.startswith(incomplete)]
+
+
 def run(
     shape: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A name in configs/models, a .yaml file of that kind, or a config.json.")
+        str,
+        typer.Argument(
+            metavar="CONFIG", autocompletion=complete_shape, help="A shape's name, a .yaml file, or a config.json."
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")],
     seed: Annotated[int, typer.Option("--seed", help="Of all random numbers.")] = 0,
-    format: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="Every matrix but the router in this format.")
-    ] = "",
-    recipe: Annotated[
-        str,
-        typer.Option("--recipe", "-r", metavar="RECIPE", help="A recipe's name or file. [default: what the shape names]"),
-    ] = "",
+    format: shared.Format = "",
+    recipe: shared.RecipeName = "",
     container: Annotated[
         str, typer.Option("--container", "-c", metavar="hf|original|gguf", help="[default: gguf for DST.gguf, else hf]")
     ] = "",

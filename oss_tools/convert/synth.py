@@ -43,6 +43,7 @@ class Shape:
     name: str
     config: dict[str, Any]
     recipe: str
+    description: str = ""
 
     def with_layers(self, layers: int) -> Shape:
         """The same shape with another number of layers."""
@@ -115,7 +116,9 @@ def load_shape(name: str | Path) -> Shape:
         raise BadCheckpoint(f"{path}: holds no model configuration with a model_type")
     config = {k: v for k, v in config.items() if k != "quantization_config"}
     usual = "mxfp4" if config["model_type"] == "gpt_oss" else "bf16"
-    return Shape(str(content.get("name", path.stem)), config, str(content.get("recipe", usual)))
+    return Shape(
+        str(content.get("name", path.stem)), config, str(content.get("recipe", usual)), str(content.get("description", ""))
+    )
 
 
 def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, seed: int = 0) -> Synthesis:

@@ -1,5 +1,6 @@
 """The verbs as a person calls them: what they print, their JSON, their exit statuses."""
 
+import errno
 import json
 import os
 import pty
@@ -11,8 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from oss_tools.checkpoints import writer_for
+from oss_tools.cli.main import app
+from oss_tools.convert import pipeline
 from oss_tools.convert.synth import load_shape, plan_synthesis
 
 
@@ -258,3 +262,45 @@ def on_terminal(*args: object) -> str:
     os.close(master)
     assert process.wait() == 0
     return written.decode()
+
+
+# ---- help, interruption ---------------------------------------------------------------------------------------------
+
+
+def test_help_lists_what_there_is() -> None:
+    text = run("convert", "--help").stdout
+    for name in ("mxfp4-q8", "iq4_nl", "bf16", "Formats:", "Recipes:", "Examples:"):
+        assert name in text
+    text = run("synth", "--help").stdout
+    for name in ("gpt-oss-20b", "llama-tiny", "Shapes:"):
+        assert name in text
+
+
+def test_names_are_completed() -> None:
+    def complete(words: str, index: int) -> list[str]:
+        environment = {"_OSS_TOOLS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+        command = [sys.executable, "-m", "oss_tools"]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment).stdout.split()
+
+    assert "mxfp4-q8" in complete("oss-tools convert a b --recipe mx", 5)
+    assert complete("oss-tools convert a b --format nvf", 5) == ["nvfp4"]
+    assert complete("oss-tools synth gpt-oss-1", 2) == ["gpt-oss-120b"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command with --resume goes on from here"),
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "goes on from here"),
+    ],
+)
+def test_an_interrupted_conversion_names_resume(
+    error: BaseException, status: int, line: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", stop)
+    result = CliRunner().invoke(app, ["convert", str(tiny_llama), str(tmp_path / "new")])
+    assert result.exit_code == status
+    assert result.stderr.splitlines()[-1].endswith(line)
