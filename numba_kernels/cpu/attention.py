@@ -1,6 +1,6 @@
-"""Attention over a paged bfloat16 KV cache: rotary embedding and storing of new keys, and the attention itself.
+"""Attention over a paged KV cache of bfloat16 (or float32): rotary embedding and storing of new keys, and the attention itself.
 
-A page holds P positions of one layer. For every key-value head it has the keys, in panels of LANES positions as a bf16
+A page holds P positions of one layer. For every key-value head it has the keys, in panels of LANES positions as a float
 weight matrix has rows, and then the values, a row of head_dim (padded to a multiple of LANES) for every position. A
 sequence's position p is in page table[p // P mod `ring`]: with `ring` pages a sliding window needs no more than its own
 memory, and sequences that begin alike can share pages.
@@ -52,7 +52,14 @@ from numba_kernels.simd.values import (
 
 SEGMENT = 128  # positions whose scores are held at a time
 MAX_HEAD = 256
-PAIR = 4 * LANES  # bytes of two columns of a key panel
+ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
+WIDTH, FORMAT = 2, "bf16"
+load_value: Any = load_bf16
+
+
+def _element(name: str) -> dict[str, Any]:
+    """The constants of a kernel for caches of this element."""
+    return {"WIDTH": ELEMENTS[name], "FORMAT": name, "load_value": {"bf16": load_bf16, "f32": load_floats}[name]}
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,13 @@ class Pages:
     Attributes:
         kv_heads, head_dim: of the layer; head_dim a multiple of 8, at most 256.
         positions: of a page, a multiple of LANES.
+        element: bf16 or f32.
     """
 
     kv_heads: int
     head_dim: int
     positions: int = 64
+    element: str = "bf16"
 
     def __post_init__(self) -> None:
         if self.head_dim % UNIT or not 0 < self.head_dim <= MAX_HEAD:
@@ -77,12 +86,12 @@ class Pages:
     @property
     def key_bytes(self) -> int:
         """Keys of one head in a page."""
-        return self.positions * self.head_dim * 2
+        return self.positions * self.head_dim * ELEMENTS[self.element]
 
     @property
     def value_stride(self) -> int:
         """Bytes between the values of two positions."""
-        return -(-self.head_dim // LANES) * LANES * 2
+        return -(-self.head_dim // LANES) * LANES * ELEMENTS[self.element]
 
     @property
     def head_bytes(self) -> int:
@@ -143,8 +152,8 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
     is one head of one row.
     """
     half = head_dim // 2
-    value_stride = (head_dim + LANES - 1) // LANES * LANES * 2
-    head_bytes = page_positions * (head_dim * 2 + value_stride)
+    value_stride = (head_dim + LANES - 1) // LANES * LANES * WIDTH
+    head_bytes = page_positions * (head_dim * WIDTH + value_stride)
     item = take(team)
     while item < rows * (heads + 2 * kv_heads):
         row = item // (heads + 2 * kv_heads)
@@ -160,15 +169,27 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
             slot = position % page_positions
             if head < heads + kv_heads:
                 rotate(at, cos + angle, sin + angle, half, np.float32(1))
-                panel = page + (head - heads) * head_bytes + slot // LANES * LANES * head_dim * 2 + slot % LANES * 4
+                panel = page + (head - heads) * head_bytes + slot // LANES * LANES * head_dim * WIDTH + slot % LANES * 4
                 for i in range(head_dim):
-                    set_u16(panel + i // 2 * PAIR + i % 2 * 2, bf16_at(at + 4 * i))
+                    if WIDTH == 2:  # pairs of columns in a lane
+                        set_u16(panel + i // 2 * 4 * LANES + i % 2 * 2, bf16_at(at + 4 * i))
+                    else:
+                        set_f32(panel + i * 4 * LANES, get_f32(at + 4 * i))
             else:
-                keys = page_positions * head_dim * 2
+                keys = page_positions * head_dim * WIDTH
                 to = page + (head - heads - kv_heads) * head_bytes + keys + slot * value_stride
                 for i in range(head_dim):
-                    set_u16(to + 2 * i, bf16_at(at + 4 * i))
+                    if WIDTH == 2:
+                        set_u16(to + 2 * i, bf16_at(at + 4 * i))
+                    else:
+                        set_f32(to + 4 * i, get_f32(at + 4 * i))
         item = take(team)
+
+
+@lru_cache
+def store_op(element: str = "bf16") -> Op:
+    """The operation `rotate_and_store` for caches of this element."""
+    return rotate_and_store.bind(**_element(element))
 
 
 ROWS = 8  # rows (query tokens × heads of one key-value head) in a tile
@@ -187,10 +208,10 @@ def scores_of(  # type: ignore[no-untyped-def]
     begin = low // LANES * LANES
     for first in range(begin, high, LANES):
         slot = first % page_positions
-        keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * 2
+        keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
         tile = zero_tile(ROWS)
         for k in range(head_dim // UNIT):
-            tile = accumulate("bf16", "f32", tile, keys + k * (UNIT // 2) * PAIR, 0, queries, k * UNIT * 4)
+            tile = accumulate(FORMAT, "f32", tile, keys + k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
         results = spill(tile)
         for t in range(ROWS):
             seen = keep_between(first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(results + t * LANES * 4))
@@ -235,9 +256,9 @@ def add_values(  # type: ignore[no-untyped-def]
         while p < high:
             slot = p % page_positions
             stop = min(high, p - slot + page_positions)
-            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d - (p - slot) * padded * 2
+            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * padded) * WIDTH
             for q in range(p, stop):
-                tile = add_outer(tile, load_bf16(values + q * padded * 2), scores + (q - begin) * 4, (SEGMENT + LANES) * 4)
+                tile = add_outer(tile, load_value(values + q * padded * WIDTH), scores + (q - begin) * 4, (SEGMENT + LANES) * 4)
             p = stop
         store_tile(sums + 4 * d, stride, tile)
 
@@ -281,7 +302,7 @@ def attention(  # type: ignore[no-untyped-def]
     """
     group = heads // kv_heads
     padded = (head_dim + LANES - 1) // LANES * LANES
-    head_bytes = page_positions * (head_dim + padded) * 2
+    head_bytes = page_positions * (head_dim + padded) * WIDTH
     area_stride = (LANES + padded) * 4
     own = stack(AREA)
     scores = stack(SCORES)
@@ -322,7 +343,7 @@ def attention(  # type: ignore[no-untyped-def]
         queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv, 4 * head_dim)
         table = tables + s * table_stride
         keys = head * head_bytes
-        values = keys + page_positions * head_dim * 2
+        values = keys + page_positions * head_dim * WIDTH
         segment = from_key
         while segment < to_key:
             stop = min(segment // LANES * LANES + SEGMENT, to_key)
@@ -351,12 +372,14 @@ SCORES = ROWS * (SEGMENT + LANES) * 4
 
 
 @lru_cache
-def attention_op(rows: int) -> Op:
-    """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens)."""
+def attention_op(rows: int, element: str = "bf16") -> Op:
+    """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
+    over caches of this element."""
     size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
     constants = {"ROWS": size, "AREA": size * (LANES + MAX_HEAD) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
+    constants |= _element(element)
     steps = {"score_keys": scores_of, "soften_scores": soften, "sum_values": add_values}
-    compiled = {name: inner(specialize(f, f"{name}_{size}", **constants)) for name, f in steps.items()}
+    compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
 
 

@@ -72,7 +72,7 @@ class Backend(ABC):
 
     @classmethod
     @abstractmethod
-    def position_bytes(cls, architecture: Architecture) -> int:
+    def position_bytes(cls, architecture: Architecture, options: Options) -> int:
         """Bytes of memory that the keys and values of one position take, in layers that keep all positions."""
 
     @abstractmethod

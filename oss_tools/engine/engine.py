@@ -146,7 +146,7 @@ class Engine:
             raise BadRequest(f"a context of {context} positions: this model was made for 1..{made_for}")
         options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), say)
         chosen = backend_class(backend)
-        per_position = chosen.position_bytes(path.architecture)
+        per_position = chosen.position_bytes(path.architecture, options)
         weights = chosen.weight_bytes(path, options)
         memory.require(weights, per_position * options.context, options.context, per_position)
         loaded = chosen(path, options, progress)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
-from numba_kernels.cpu.attention import attention_op, attention_scratch, rotate_and_store
+from numba_kernels.cpu.attention import attention_op, attention_scratch, store_op
 from numba_kernels.cpu.experts import combine, group_by_expert, route
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
@@ -263,10 +263,10 @@ class Recorder(Operations[Any]):
             "ring": pool.ring,
         }  # fmt: skip
         stored = self._add(
-            rotate_and_store, sequence=state.sequence, cos=cos, sin=sin, scale=1 / math.sqrt(heads.size), **shared
+            store_op(self.model.element), sequence=state.sequence, cos=cos, sin=sin, scale=1 / math.sqrt(heads.size), **shared
         )
         out = self._value(heads.queries * heads.size)
-        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8)
+        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element)
         areas, counters = self.model.scratch(heads.size)
         number = self._add(
             op, out=out.floats, out_stride=out.stride, sequences=0, first_row=state.first_row, row_count=state.row_count,
@@ -357,6 +357,7 @@ class NumbaBackend(Backend):
         self.options = options
         self.architecture = checkpoint.architecture
         self.layers = self.architecture.attention_layers()
+        self.element = "f32" if options.activations == "f32" else "bf16"  # of the KV cache
         self.threads = options.threads or len(os.sched_getaffinity(0))
         self.buffers = Buffers()
         self.weights = Weights(checkpoint, self.threads, progress, options.say)
@@ -378,7 +379,8 @@ class NumbaBackend(Backend):
         windows = dict.fromkeys(h.window for h in self.layers)
         try:
             return {
-                w: Pool([h for h in self.layers if h.window == w], self.options.context, CHUNK) for w in windows
+                w: Pool([h for h in self.layers if h.window == w], self.options.context, CHUNK, self.element)
+                for w in windows
             }
         except ValueError as error:
             raise BadRequest(f"{error}: use --backend torch for this model") from None
@@ -426,8 +428,9 @@ class NumbaBackend(Backend):
         return kernel_bytes(checkpoint)
 
     @classmethod
-    def position_bytes(cls, architecture: Architecture) -> int:
-        return sum(4 * h.keys * h.size for h in architecture.attention_layers() if h.window is None)
+    def position_bytes(cls, architecture: Architecture, options: Options) -> int:
+        width = 4 if options.activations == "f32" else 2
+        return sum(2 * width * h.keys * h.size for h in architecture.attention_layers() if h.window is None)
 
     def open(self, capacity: int) -> Cache:
         cache = Cache(list(self.pools.values()), [[] for _ in self.pools])

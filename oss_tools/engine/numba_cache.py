@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from numba_kernels.cpu.attention import Pages
-from numba_kernels.simd import ACTIVE
+from numba_kernels.simd.values import LANES
 from oss_tools.models.operations import Heads
 
 POSITIONS = 64  # of a page
@@ -24,9 +24,10 @@ class Pool:
         memory: by layer, uint8 [pages, page bytes].
     """
 
-    def __init__(self, heads: list[Heads], context: int, chunk: int) -> None:
+    def __init__(self, heads: list[Heads], context: int, chunk: int, element: str = "bf16") -> None:
         self.heads = heads
-        self.pages = Pages(heads[0].keys, heads[0].size, POSITIONS)
+        self.pages = Pages(heads[0].keys, heads[0].size, POSITIONS, element)
+        self.dtype = np.dtype(np.float32 if element == "f32" else np.uint16)
         whole = -(-context // POSITIONS)
         window = heads[0].window
         self.ring = whole if window is None else min(-(-(window + chunk) // POSITIONS) + 1, whole)
@@ -58,7 +59,7 @@ class Pool:
         """Pages of a sequence with room for `capacity` positions."""
         return min(-(-capacity // POSITIONS), self.ring)
 
-    # ---- copies of single positions, as [n, layers · 2 · heads · size] bfloat16 bits --------------------------------
+    # ---- copies of single positions, as [n, layers · 2 · heads · size] float32 or bfloat16 bits ---------------------
 
     def read(self, numbers: list[int], start: int, stop: int) -> np.ndarray:
         position = np.arange(start, stop)
@@ -66,7 +67,7 @@ class Pool:
         parts = []
         for h in self.heads:
             keys, values = self._views(self.memory[h.layer])
-            parts.append(keys[page, :, slot // ACTIVE.lanes, :, slot % ACTIVE.lanes].reshape(len(position), -1))
+            parts.append(keys[page, :, slot // LANES, :, slot % LANES].reshape(len(position), -1))
             parts.append(values[page, :, slot, : h.size].reshape(len(position), -1))
         return np.concatenate(parts, 1)
 
@@ -75,11 +76,11 @@ class Pool:
         position = np.arange(start + skip, start + len(block))
         page, slot = self._place(numbers, position)
         h = self.heads[0]
+        together = 4 // self.dtype.itemsize  # columns of a key that lie in one lane
         parts = block[skip:].reshape(len(position), len(self.heads), 2, h.keys, h.size)
         for i, head in enumerate(self.heads):
             keys, values = self._views(self.memory[head.layer])
-            pairs = parts[:, i, 0].reshape(len(position), h.keys, h.size // 2, 2)
-            keys[page, :, slot // ACTIVE.lanes, :, slot % ACTIVE.lanes] = pairs
+            keys[page, :, slot // LANES, :, slot % LANES] = parts[:, i, 0].reshape(len(position), *keys.shape[1:2], -1, together)
             values[page, :, slot, : h.size] = parts[:, i, 1]
 
     @property
@@ -91,16 +92,12 @@ class Pool:
         return np.array(numbers)[position // POSITIONS % self.ring], position % POSITIONS
 
     def _views(self, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keys [pages, heads, panels, size / 2, LANES, 2] and values [pages, heads, POSITIONS, padded size] of a layer."""
-        h, p = self.heads[0], self.pages
-        by_head = memory.reshape(len(memory), h.keys, p.head_bytes).view(np.uint16)
-        keys = by_head[..., : p.key_bytes // 2]
-        values = by_head[..., p.key_bytes // 2 :]
-        lanes = ACTIVE.lanes
-        return (
-            keys.reshape(len(memory), h.keys, POSITIONS // lanes, h.size // 2, lanes, 2),
-            values.reshape(len(memory), h.keys, POSITIONS, p.value_stride // 2),
-        )
+        """Keys [pages, heads, panels, columns, LANES, columns in a lane], values [pages, heads, POSITIONS, padded size]."""
+        h, p, together = self.heads[0], self.pages, 4 // self.dtype.itemsize
+        by_head = memory.reshape(len(memory), h.keys, p.head_bytes).view(self.dtype)
+        split = p.key_bytes // self.dtype.itemsize
+        keys = by_head[..., :split].reshape(len(memory), h.keys, POSITIONS // LANES, h.size // together, LANES, together)
+        return keys, by_head[..., split:].reshape(len(memory), h.keys, POSITIONS, -1)
 
 
 @dataclass(eq=False)

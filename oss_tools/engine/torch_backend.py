@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from oss_tools.engine.backend import Backend, Options, Progress, Run
+from oss_tools.engine.memory import available_memory
 from oss_tools.errors import MissingPackage
 from oss_tools.formats import QTensor
-from oss_tools.engine.memory import available_memory
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Heads, Operations, Rope
 
@@ -168,7 +168,7 @@ class TorchBackend(Backend):
         return min(cls.float_bytes(checkpoint), checkpoint.nbytes)
 
     @classmethod
-    def position_bytes(cls, architecture: Architecture) -> int:
+    def position_bytes(cls, architecture: Architecture, options: Options) -> int:
         return sum(8 * h.keys * h.size for h in architecture.attention_layers())
 
     def open(self, capacity: int) -> Cache:

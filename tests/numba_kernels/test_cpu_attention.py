@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, rotate_and_store
+from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.values import LANES
@@ -19,12 +19,13 @@ def bf16(x: np.ndarray) -> np.ndarray:
 class Case:
     """Sequences that grow by chunks through one layer's cache, with the reference beside them."""
 
-    def __init__(self, team, heads, kv_heads, head_dim, *, window=0, sinks=False, ring=16, sequences=1, splits=1, page=32):  # type: ignore[no-untyped-def]
+    def __init__(self, team, heads, kv_heads, head_dim, *, window=0, sinks=False, ring=16, sequences=1, splits=1, page=32, element="bf16"):  # type: ignore[no-untyped-def]
         self.team, self.rng = team, np.random.default_rng(heads * 1000 + head_dim)
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
-        self.pages = Pages(kv_heads, head_dim, page)
+        self.pages, self.element = Pages(kv_heads, head_dim, page, element), element
+        self.stored = bf16 if element == "bf16" else np.asarray
         self.memory = self.pages.allocate(sequences * ring)
-        self.memory.view(np.uint16)[:] = 0x7FC0  # NaN: what is not written must not be read
+        self.memory.view(np.uint16)[:] = 0x7FC0 if element == "bf16" else 0x7FFF  # NaN: what is not written must not be read
         self.tables = self.rng.permutation(sequences * ring).astype(np.int32).reshape(sequences, ring)
         self.sinks = self.rng.normal(size=heads).astype(np.float32) if sinks else None
         self.cos, self.sin = ops.rope_table(ops.rope_frequencies(head_dim, 1e4), 2048)
@@ -43,14 +44,14 @@ class Case:
             mine, at = qkv[sequence == s], positions[sequence == s]
             q, new = (ops.apply_rope(mine[:, a:b], self.cos[at], self.sin[at]) for a, b in ((0, h), (h, h + k)))
             first = len(self.keys[s])
-            self.keys[s] = np.concatenate([self.keys[s], bf16(new)])
-            self.values[s] = np.concatenate([self.values[s], bf16(mine[:, h + k :])])
+            self.keys[s] = np.concatenate([self.keys[s], self.stored(new)])
+            self.values[s] = np.concatenate([self.values[s], self.stored(mine[:, h + k :])])
             options = {"scale": d**-0.5, "window": self.window, "sinks": self.sinks}
             if count:
                 expected.append(ops.attention(q, self.keys[s], self.values[s], first, **options))
         out = np.full((n, h, d), np.nan, np.float32)
         work = qkv.copy()
-        op = attention_op(h // k * max(counts))
+        op = attention_op(h // k * max(counts), self.element)
         tiles = sum(-(-c * (h // k) // op.constants["ROWS"]) for c in counts) * k
         areas, counters = attention_scratch(tiles, self.splits, d)
         areas[:] = np.nan
@@ -60,7 +61,7 @@ class Case:
         }  # fmt: skip
         program = Program()
         program.add(
-            rotate_and_store, qkv=work, stride=work.strides[0], rows=n, heads=h, kv_heads=k, head_dim=d, positions=positions,
+            store_op(self.element), qkv=work, stride=work.strides[0], rows=n, heads=h, kv_heads=k, head_dim=d, positions=positions,
             sequence=sequence, cos=self.cos, sin=self.sin, scale=d**-0.5, **cache,
         )  # fmt: skip
         program.add(
@@ -79,6 +80,13 @@ class Case:
 def test_prefill_then_decode(team, heads, kv_heads, head_dim):
     case = Case(team, heads, kv_heads, head_dim)
     for count in (1, 1, 30, 1, 65, 1, 200, 1):
+        case.step([count])
+
+
+@pytest.mark.parametrize("head_dim", [64, 24])
+def test_float32_pages(team, head_dim):
+    case = Case(team, 8, 2, head_dim, window=90, sinks=True, element="f32")
+    for count in (1, 30, 1, 65, 1):
         case.step([count])
 
 
