@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+from numba_kernels.codec.tables import FLOAT32_MAX
 
 
 @njit(cache=True, nogil=True)
@@ -28,7 +28,7 @@ def nonfinite_count(values: np.ndarray) -> int:
     return int(_count(np.ascontiguousarray(values, np.float32).reshape(-1).view(np.int32)))
 
 
-def clamp_nonfinite(values: np.ndarray, limit: float = FLOAT32_MAX) -> np.ndarray:
+def clamp_nonfinite(values: np.ndarray, limit: float = float(FLOAT32_MAX)) -> np.ndarray:
     """A float32 copy with NaN as 0 and everything beyond ±limit, infinity too, as ±limit."""
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
     out = np.empty_like(flat)

@@ -9,8 +9,9 @@ import numpy as np
 from numba import njit
 
 from numba_kernels.codec.bits import as_bfloat16, bfloat16_to_float, bits_of, float_to_bfloat16, from_bits, inline
+from numba_kernels.codec.tables import FLOAT32_MAX
 
-TOP = np.float32(448)
+TOP, NEXT_TO_TOP = np.float32(448), np.float32(416)
 LEAST_NORMAL = np.float32(2.0**-6)
 DENORMAL_ROUNDER = np.float32(2.0**14)  # whose last place is the step of the denormals, 2^-9
 
@@ -47,8 +48,9 @@ def quantize(values: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> None:
         scale = as_bfloat16(np.int32(top).view(np.float32) / TOP)
         scales[r, 0] = float_to_bfloat16(scale)
         divisor = scale if scale > np.float32(0) else np.float32(np.inf)
+        limit = TOP if scale <= FLOAT32_MAX / TOP else NEXT_TO_TOP  # so that decoding stays finite
         for i in range(values.shape[1]):
-            codes[r, i] = encode_e4m3(values[r, i] / divisor)
+            codes[r, i] = encode_e4m3(min(max(values[r, i] / divisor, -limit), limit))
 
 
 @njit(cache=True, nogil=True)

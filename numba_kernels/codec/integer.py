@@ -7,7 +7,7 @@ from numba import njit
 
 from numba_kernels.codec.bits import as_bfloat16, bfloat16_to_float, float_to_bfloat16, inline, round_even
 from numba_kernels.codec.search import least, reciprocal
-from numba_kernels.codec.tables import LANES
+from numba_kernels.codec.tables import FLOAT32_MAX, LANES
 
 TOP = np.float32(127)
 LEAST_POWER = -133  # of two, in bfloat16's denormals
@@ -59,8 +59,9 @@ def quantize(
                 scale = best_scale(values[r, g], importance[w, g], lanes, inverses, errors)
             scales[r, g] = float_to_bfloat16(scale)
             divisor = scale if scale > np.float32(0) else np.float32(np.inf)
+            limit = min(TOP, np.floor(FLOAT32_MAX / divisor))  # so that decoding stays finite
             for i in range(values.shape[2]):
-                codes[r, g, i] = np.int8(round_even(min(max(values[r, g, i] / divisor, -TOP), TOP)))
+                codes[r, g, i] = np.int8(round_even(min(max(values[r, g, i] / divisor, -limit), limit)))
 
 
 @njit(nogil=True)

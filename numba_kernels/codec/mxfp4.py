@@ -131,7 +131,7 @@ def ggml_exponent(top: np.int32) -> np.int32:
     """The floor rule as ggml computes it: through a float32 logarithm."""
     exponent = np.int32(top >> np.int32(23))
     up = np.int32(np.int32(top & np.int32(0x7FFFFF)) >= LOG2_ROUNDS_UP[exponent])
-    return max(np.int32(exponent - np.int32(2) + up), np.int32(0))
+    return min(max(np.int32(exponent - np.int32(2) + up), np.int32(0)), np.int32(MXFP4_TOP))
 
 
 @inline

@@ -50,7 +50,7 @@ def quantize(
                     lanes[c] = decode_e4m3(np.uint8(neighbour(code, c))) * tensor_scale
                 code = neighbour(code, best_lane(values, r, importance, w, 16 * b, lanes, inverses, errors))
             scales[r, b] = np.uint8(code)
-            scale = decode_e4m3(np.uint8(code)) * tensor_scale
+            scale = decode_e4m3(np.uint8(code)) / global_scale  # as compressed-tensors: it decides where ties fall
             divisor = scale if scale > np.float32(0) else np.float32(np.inf)
             for i in range(16):
                 x = values[r, 16 * b + i] / divisor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+FLOAT32_MAX = np.finfo(np.float32).max
+
 # ---- all searches ---------------------------------------------------------------------------------------------------
 
 LANES = 16  # candidates tried side by side

@@ -161,8 +161,8 @@ def quantize_nvfp4(values: Array, scale: np.float32, rule: str, importance: Arra
         difference = np.abs(values)[:, None] - _round_e2m1(units) * scales
         errors = (1 if importance is None else importance[:, None]) * (difference * difference)
         codes = tried[np.arange(len(tried)), _least(np.add.accumulate(errors, 2)[..., -1])]
-    scales = (decode_e4m3(codes.astype(np.uint8)) * scale)[:, None]
-    return join_nibbles(encode_e2m1(values / np.where(scales > 0, scales, F32(np.inf)))), codes.astype(np.uint8)
+    divisor = (decode_e4m3(codes.astype(np.uint8)) / (F32(1) / scale))[:, None]
+    return join_nibbles(encode_e2m1(values / np.where(divisor > 0, divisor, F32(np.inf)))), codes.astype(np.uint8)
 
 
 def dequantize_nvfp4(blocks: Array, scales: Array, scale: np.float32) -> Array:
@@ -190,11 +190,13 @@ def encode_e4m3(values: Array) -> Array:
     return np.where(np.signbit(values), codes | 128, codes).astype(np.uint8)
 
 
+@ignoring_overflow
 def quantize_fp8(values: Array) -> tuple[Array, Array]:
     """float32 [R, K] -> e4m3 codes uint8 [R, K], scales as bfloat16 bits uint16 [R]."""
     scales = encode_bfloat16(np.abs(values).max(1) / F32(448))
     divisor = decode_bfloat16(scales)[:, None]
-    return encode_e4m3(values / np.where(divisor > 0, divisor, F32(np.inf))), scales
+    limit = np.where(divisor <= tables.FLOAT32_MAX / F32(448), F32(448), F32(416))
+    return encode_e4m3(np.clip(values / np.where(divisor > 0, divisor, F32(np.inf)), -limit, limit)), scales
 
 
 # ---- int8 -----------------------------------------------------------------------------------------------------------
@@ -220,7 +222,8 @@ def quantize_int8(
         best = _least(np.add.accumulate(errors.astype(np.float64), 2)[..., -1])
         scales = tried[np.arange(len(tried)), best]
     divisor = np.where(scales > 0, scales, F32(np.inf))[:, None]
-    return np.rint(np.clip(values / divisor, -127, 127)).astype(np.int8), encode_bfloat16(scales)
+    limit = np.minimum(F32(127), np.floor(tables.FLOAT32_MAX / divisor))
+    return np.rint(np.clip(values / divisor, -limit, limit)).astype(np.int8), encode_bfloat16(scales)
 
 
 # ---- ggml -----------------------------------------------------------------------------------------------------------

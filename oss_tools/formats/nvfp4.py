@@ -58,8 +58,11 @@ class NVFP4(Format):
 
 
 def tensor_scale(amax: float) -> np.float32:
-    """The scale of a tensor whose largest magnitude is amax. Files hold its reciprocal."""
-    global_scale = TOP / np.float64(max(amax, 2.0**-126))
+    """The scale of a tensor whose largest magnitude is amax. Files hold its reciprocal.
+
+    An amax below 2^-115, whose reciprocal overflows, gets 1; one at the end of float32's range, a little less than it needs.
+    """
+    global_scale = TOP / np.float64(min(max(amax, 2.0**-126), 3.4028e38))
     if global_scale > np.finfo(np.float32).max:
         return np.float32(1)
     return np.float32(1) / np.float32(global_scale)

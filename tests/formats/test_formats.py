@@ -14,6 +14,7 @@ from oss_tools.formats import Format, QTensor, all_formats, concatenate, format_
 WRITABLE = sorted(name for name, format in all_formats().items() if format.rules)
 SEARCHING = [name for name in WRITABLE if "search" in get_format(name).rules]
 PLAIN_RULES = [(name, rule) for name in SEARCHING for rule in get_format(name).rules if rule != "search"]
+FLOAT32_MAX = np.finfo(np.float32).max
 K = 256  # a multiple of every block
 
 
@@ -110,11 +111,12 @@ def test_every_rule_keeps_zeros_and_finite_values_finite(name: str) -> None:
         zeros = np.zeros((3, K), np.float32)
         zeros[1] = -0.0
         assert (format.quantize(zeros, rule=rule).dequantize() == 0).all()
-        for exponent in range(-149, 124, 7):
-            values = np.ldexp(rng.standard_normal((2, K)), exponent).astype(np.float32)
+        for exponent in [*range(-149, 124, 7), 125, 126, 127, 128]:
+            values = np.clip(np.ldexp(rng.uniform(-1, 1, (2, K)), exponent), -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+            values[1, 5] = np.abs(values).max() if exponent < 128 else FLOAT32_MAX
             decoded = format.quantize(values, rule=rule).dequantize()
             assert np.isfinite(decoded).all(), (rule, exponent)
-            assert np.abs(decoded).max() <= 1.35 * np.abs(values).max() + 2.0**-20, (rule, exponent)
+            assert float(np.abs(decoded).max()) <= 1.35 * float(np.abs(values).max()) + 2.0**-20, (rule, exponent)
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"])
