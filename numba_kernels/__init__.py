@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def _cache_folder() -> Path:
     """Where compiled kernels are kept: in the user's cache, since the package's own folder may be read-only."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home folder, as in some containers
+        home = Path(tempfile.gettempdir()) / f"oss-tools-{os.getuid()}"
     if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
+        root = home / "Library" / "Caches"
     else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     try:
         numba_version = version("numba")
     except PackageNotFoundError:

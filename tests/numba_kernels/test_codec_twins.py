@@ -168,9 +168,6 @@ def test_any_ggml_bytes_decode_as_the_twin_says(name: str) -> None:
     data = np.random.default_rng(3).integers(0, 256, (64, format.bytes_per_row(64)), np.uint8)
     decoded = format.unpack_ggml(data, 64).dequantize().reshape(-1, 32)
     packed = data.reshape(-1, format.bytes_per_row(32))
+    decode = {"iq4_nl": twin.dequantize_iq4_nl}.get(name, lambda d: twin.dequantize_ggml(d, int(name[1]), name[3] == "1"))
     with np.errstate(all="ignore"):
-        if name == "iq4_nl":
-            plain = twin.dequantize_iq4_nl(packed)
-        else:
-            plain = twin.dequantize_ggml(packed, int(name[1]), name[3] == "1")
-    np.testing.assert_array_equal(decoded, plain)
+        np.testing.assert_array_equal(decoded, decode(packed))
