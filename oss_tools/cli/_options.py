@@ -48,7 +48,6 @@ Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Threads; 0 uses 
 
 def threads(jobs: int) -> int:
     """The number of threads that --jobs means: 0 is all cores that this process may use."""
-    import os
+    from numba_kernels.parallel import cores
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    return jobs or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return jobs or cores()

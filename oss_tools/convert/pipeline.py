@@ -7,24 +7,24 @@ tensors that are complete; the next run with the same plan goes on behind it and
 from __future__ import annotations
 
 import fcntl
-import glob
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from numba_kernels.parallel import cores
 from oss_tools import __version__
 from oss_tools.checkpoints import Writer, open_container, writer_for
-from oss_tools.convert.manifest import Manifest, TensorError, TensorHash, TensorRecord, manifest_path
+from oss_tools.convert.manifest import Manifest, TensorError, TensorHash, TensorRecord
+from oss_tools.convert.output import check_name, check_room, existing, give_names, manifest_in
 from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe, BadTensor, NoRoom, VerificationFailed
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Checkpoint
@@ -32,7 +32,6 @@ from oss_tools.models.checkpoint import chunks, write_rows
 
 JOURNAL = "oss-tools-journal.jsonl"
 LOCK = "oss-tools-lock"
-SPARE_BYTES = 64 << 20  # free disk beyond the tensors: headers, tokenizer, manifest
 
 Progress = Callable[[str, str, int], None]  # (stage: "write" or "verify", tensor, bytes of that stage's total just done)
 
@@ -59,14 +58,6 @@ class Options:
     on_nonfinite: str = "refuse"
     importance: dict[str, np.ndarray] | None = None
 
-    @property
-    def workers(self) -> int:
-        return (
-            self.jobs or len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else self.jobs or os.cpu_count() or 1
-        )
-
 
 def run(plan: Plan, destination: Path, options: Options, progress: Progress = lambda *_: None) -> Manifest:
     """Carries a plan out and returns the manifest that then lies beside the output.
@@ -80,44 +71,30 @@ def run(plan: Plan, destination: Path, options: Options, progress: Progress = la
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         manifest = _write(plan, destination, partial, options, progress)
-        _give_names(plan, destination, partial, manifest, options)
+        _finish(plan, destination, partial, manifest)
     return manifest
 
 
 def _check_destination(plan: Plan, destination: Path, partial: Path, options: Options) -> None:
-    extension = writer_for(plan.container).extension
-    if destination.suffix != extension and (extension or destination.suffix == ".gguf"):
-        raise BadRecipe(
-            f"{destination}: a {plan.container} checkpoint is {f'a {extension} file' if extension else 'a folder'}"
-        )
+    kind = writer_for(plan.container)
+    check_name(destination, kind)
     source = plan.source.path.resolve()
     if destination.resolve() in (source, *source.parents) or source in destination.resolve().parents:
         raise BadRecipe(f"{destination}: the output cannot lie in, around or over the source {plan.source.path}")
-    parts = destination.parent.glob(f"{glob.escape(destination.stem)}-*-of-*{extension}") if extension else ()
-    existing = next((p for p in (destination, *parts) if p.exists()), None)
-    if existing and not options.overwrite:
-        raise BadRecipe(f"{existing} exists; choose another name, or --overwrite")
-    if destination.exists() and destination.is_dir() and not _is_ours(destination):
-        raise BadRecipe(f"{destination} is a folder that holds no checkpoint; it will not be overwritten")
+    taken = existing(destination, kind)
+    if taken and not options.overwrite:
+        raise BadRecipe(f"{taken} exists; choose another name, or --overwrite")
+    if taken and taken.is_dir() and not _is_ours(taken):
+        raise BadRecipe(f"{taken} is a folder that holds no checkpoint; it will not be overwritten")
     if partial.exists() and not (options.resume or options.overwrite):
         raise BadRecipe(f"{partial} holds an interrupted run; --resume finishes it, --overwrite starts anew")
-    parent = _existing_parent(destination)
     done = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file()) if partial.exists() else 0
-    needed, free = plan.target_bytes + SPARE_BYTES - done, shutil.disk_usage(parent).free
-    if needed > free:
-        raise NoRoom(f"{parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+    check_room(destination, plan.target_bytes - done)
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder is empty or a checkpoint, so that replacing it is what was meant."""
     return not any(folder.iterdir()) or (folder / "config.json").exists()
-
-
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
 
 
 @contextmanager
@@ -182,40 +159,17 @@ def _write_tensors(plan: Plan, writer: Writer, journal: Journal, options: Option
         if step.name in journal.records:
             progress("write", step.name, step.source.nbytes)
     pending = [step for step in steps if step.name not in journal.records]
-    _in_threads(
-        lambda step, stop: journal.add(_write_tensor(plan, step, writer, options, progress, stop)), pending, options.workers
-    )
+    workers = options.jobs or cores()
+    in_threads(lambda step, stop: journal.add(_write_tensor(plan, step, writer, options, progress, stop)), pending, workers)
 
 
-def _in_threads(work: Callable[[Step, threading.Event], None], steps: list[Step], workers: int) -> None:
-    """Runs work on every step in a thread pool; the first error, or Ctrl-C, stops the others at their next chunk."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(workers, thread_name_prefix="convert") as pool:
-        try:
-            futures = [pool.submit(work, step, stop) for step in steps]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = next((f for f in done if f.exception()), None)
-            if failed:
-                raise failed.exception() or RuntimeError("unreachable")
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-
-
-class _Stopped(Exception):
-    """Another worker failed, or the user interrupted: the remaining tensors are left for --resume."""
-
-
-def _write_tensor(
-    plan: Plan, step: Step, writer: Writer, options: Options, progress: Progress, stop: threading.Event
-) -> TensorRecord:
+def _write_tensor(plan: Plan, step: Step, writer: Writer, options: Options, progress: Progress, stop: Stop) -> TensorRecord:
     spec = step.source.spec
     before, after = TensorHash(step.source.format, spec.shape), TensorHash(step.target.format, spec.shape)
     sums = ErrorSums()
     amax = _largest(plan, step) if step.target.format.needs_amax and not step.moves else None
     for matrix, start, end in chunks([step.source, step.target]):
-        if stop.is_set():
-            raise _Stopped
+        stop.check()
         rows = plan.source.read(spec.name, matrix, start, end)
         before.update(rows)
         if not step.moves:
@@ -310,12 +264,11 @@ def _verify(plan: Plan, manifest: Manifest, files: list[Path], options: Options,
     wanted = {record.name: record.sha256 for record in manifest.tensors}
     with Checkpoint(open_container(opened)) as written:
 
-        def check(step: Step, stop: threading.Event) -> None:
+        def check(step: Step, stop: Stop) -> None:
             entry = written.entries[step.name]
             found = TensorHash(entry.format, entry.spec.shape)
             for chunk in chunks([entry]):
-                if stop.is_set():
-                    raise _Stopped
+                stop.check()
                 rows = written.read(step.name, *chunk)
                 found.update(rows)
                 progress("verify", step.name, (chunk[2] - chunk[1]) * entry.format.bytes_per_row(rows.columns))
@@ -324,7 +277,7 @@ def _verify(plan: Plan, manifest: Manifest, files: list[Path], options: Options,
                     f"{step.name}: the bytes on disk are not those that were written; is the disk sound?"
                 )
 
-        _in_threads(check, sorted(plan.steps, key=lambda step: -step.target.nbytes), options.workers)
+        in_threads(check, sorted(plan.steps, key=lambda step: -step.target.nbytes), options.jobs or cores())
 
 
 # ---- the journal of an unfinished run -------------------------------------------------------------------------------
@@ -402,31 +355,10 @@ def _recipe_record(plan: Plan) -> dict:
     }
 
 
-def _give_names(plan: Plan, destination: Path, partial: Path, manifest: Manifest, options: Options) -> None:
-    """Moves the finished files to their final names: a folder by one rename, files by one each, the manifest first."""
+def _finish(plan: Plan, destination: Path, partial: Path, manifest: Manifest) -> None:
+    """Puts the manifest beside the finished files and gives all of them their names."""
+    kind = writer_for(plan.container)
+    manifest.write(manifest_in(partial, destination, kind))
     (partial / JOURNAL).unlink()
-    if writer_for(plan.container).extension:
-        outputs = sorted(p for p in partial.iterdir() if p.name != LOCK)
-        manifest.write(manifest_path(destination))
-        for output in outputs:
-            os.replace(output, destination.with_name(output.name))
-        shutil.rmtree(partial)
-    else:
-        manifest.write(manifest_path(partial))
-        (partial / LOCK).unlink()
-        replaced = destination.with_name(destination.name + ".replaced")
-        if destination.exists():
-            os.replace(destination, replaced)
-        os.replace(partial, destination)
-        if replaced.exists():
-            shutil.rmtree(replaced)
-    _sync(destination.absolute().parent)
-
-
-def _sync(folder: Path) -> None:
-    """Makes renames in a folder survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    (partial / LOCK).unlink()
+    give_names(partial, destination, kind)

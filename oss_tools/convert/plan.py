@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from oss_tools.checkpoints import StoredTensor, Writer, writer_for
-from oss_tools.convert.recipe import KEEP, Recipe
+from oss_tools.convert.recipe import KEEP, Recipe, Rule
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, get_format
-from oss_tools.models import Checkpoint, Entry
+from oss_tools.models import Checkpoint, Entry, TensorSpec
 from oss_tools.models.checkpoint import chunks, stored_tensors
 
 NARROW_BYTES = 64 << 20  # float32 tensors up to this size are read while planning, to see whether bf16 holds them
@@ -141,26 +141,35 @@ def _step(source: Checkpoint, entry: Entry, container: str, recipe: Recipe) -> S
     writer, model_type = writer_for(container), source.architecture.model_type
     if rule.format == KEEP:
         return _keeping(source, entry, container)
-    asked = get_format(rule.format)
-    notes: list[str] = []
-    for format in (asked, *map(get_format, rule.otherwise)):
-        held, columns = writer.holds(format, entry.spec.role, model_type), entry.spec.matrices[2]
-        if held and format.fits(columns):
-            if format == entry.format and not entry.mixed:
-                return Step(entry, _target(source, entry, container, format), note="; ".join(notes))
-            quantization = rule.quantization if format == asked else None
-            return Step(entry, _target(source, entry, container, format), quantization, "; ".join(notes))
-        notes.append(
-            f"{format.name}: {columns} columns are no multiple of {format.block}"
-            if held
-            else f"{container} has no {format.name} for {entry.spec.role}"
-        )
-    if not any(writer.holds(asked, role, model_type) for role in ("experts.down", "mlp.down")):
-        raise BadRecipe(f"container {container} cannot hold {asked.name}; choose another format or --container")
-    if writer.holds(asked, entry.spec.role, model_type):
-        asked.check(entry.spec.shape, entry.name)
+    format, notes = choose_format(rule, entry.spec, writer, model_type)
+    if format:
+        target, note = _target(source, entry, container, format), "; ".join(notes)
+        rounds = format.name == rule.format and (format != entry.format or entry.mixed)
+        return Step(entry, target, rule.quantization if rounds else None, note)
     step = _keeping(source, entry, container)
     return replace(step, note="; ".join(filter(None, [*notes, step.note])))
+
+
+def choose_format(rule: Rule, spec: TensorSpec, writer: type[Writer], model_type: str) -> tuple[Format | None, list[str]]:
+    """The first of a rule's formats that the container holds for such a tensor and that divides its rows, and why those
+    before it do not serve. None if the container has no place for any.
+
+    Raises BadTensor if the container could hold the rule's own format but the rows do not divide, BadRecipe if it holds that
+    format for no tensor at all.
+    """
+    notes: list[str] = []
+    asked, columns = get_format(rule.format), spec.matrices[2]
+    for format in (asked, *map(get_format, rule.otherwise)):
+        held = writer.holds(format, spec.role, model_type)
+        if held and format.fits(columns):
+            return format, notes
+        block = f"{format.name}: {columns} columns are no multiple of {format.block}"
+        notes.append(block if held else f"{writer.container} has no {format.name} for {spec.role}")
+    if not any(writer.holds(asked, role, model_type) for role in ("experts.down", "mlp.down")):
+        raise BadRecipe(f"container {writer.container} cannot hold {asked.name}; choose another format or --container")
+    if writer.holds(asked, spec.role, model_type):
+        asked.check(spec.shape, spec.name)
+    return None, notes
 
 
 def _keeping(source: Checkpoint, entry: Entry, container: str) -> Step:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,17 @@ import yaml
 
 from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.convert.output import check_name, check_room, existing, give_names
+from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
-from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom
-from oss_tools.formats import QTensor, get_format
+from oss_tools.convert.threads import Stop, in_threads
+from oss_tools.errors import BadCheckpoint, BadRecipe
+from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.models import Architecture, TensorSpec, architecture_of
 from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
 from oss_tools.resources import resource
 
 MAX_BYTES = 1 << 20  # of a shape's file
-SPARE_BYTES = 64 << 20  # free disk beyond the tensors
 MXFP4_DEVIATION = 68.5**0.5 / 8**0.5  # root mean square of the 16 codes' values, equally likely
 RESIDUAL_WRITERS = ("attention.out", "experts.down", "mlp.down")
 
@@ -135,32 +134,21 @@ def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, s
         if spec.optional and spec.role == "output":
             continue  # tied to the embedding
         format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
-        placements = architecture.placements(container, spec, get_format(format).is_float)
-        entries.append(Entry(spec, get_format(format), tuple(placements)))
+        placements = architecture.placements(container, spec, format.is_float)
+        entries.append(Entry(spec, format, tuple(placements)))
         if note:
             notes.append((spec.name, note))
     return Synthesis(architecture, container, tuple(entries), tuple(notes), _metadata(shape, architecture), seed)
 
 
-def _format(spec: TensorSpec, recipe: Recipe, writer: type[Writer], model_type: str) -> tuple[str, str]:
-    """The name of a tensor's format, and a note if it is not the recipe's."""
+def _format(spec: TensorSpec, recipe: Recipe, writer: type[Writer], model_type: str) -> tuple[Format, str]:
+    """A tensor's format, and a note if it is not the recipe's."""
     rule = recipe.rule_for(spec)
-    asked = [] if rule.format == KEEP else [rule.format, *rule.otherwise]
-    notes = []
-    for name in asked:
-        format = get_format(name)
-        if not writer.holds(format, spec.role, model_type):
-            notes.append(f"{writer.container} has no {name} for {spec.role}")
-        elif format.fits(spec.matrices[2]):
-            return name, "; ".join(notes)
-        else:
-            notes.append(f"{name}: {spec.matrices[2]} columns are no multiple of {format.block}")
-    if asked and writer.holds(get_format(asked[0]), spec.role, model_type):
-        get_format(asked[0]).check(spec.shape, spec.name)
-    floats = [name for name in ("bf16", "f32") if writer.holds(get_format(name), spec.role, model_type)]
+    format, notes = (None, []) if rule.format == KEEP else choose_format(rule, spec, writer, model_type)
+    floats = [get_format(name) for name in ("bf16", "f32") if writer.holds(get_format(name), spec.role, model_type)]
     if not floats:
         raise BadRecipe(f"{spec.name}: container {writer.container} has no plain float format for {spec.role}")
-    return floats[0], "; ".join(notes)
+    return format or floats[0], "" if spec.is_vector else "; ".join(notes)
 
 
 def _metadata(shape: Shape, architecture: Architecture) -> Metadata:
@@ -199,7 +187,10 @@ def synthesize(
         NoRoom: the disk is too small.
     """
     kind = writer_for(synthesis.container)
-    _check_destination(destination, kind, synthesis)
+    check_name(destination, kind)
+    if taken := existing(destination, kind):
+        raise BadRecipe(f"{taken} exists; choose another name, or remove it first")
+    check_room(destination, kind.total_bytes(synthesis.stored))
     partial = destination.with_name(f".{destination.name}.synth.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir(parents=True)
@@ -214,33 +205,12 @@ def synthesize(
         )
         try:
             _write_all(synthesis, writer, threads, advance)
-            files = writer.finish()
+            writer.finish()
         finally:
             writer.close()
-        return _give_names(partial, destination, kind, files)
+        return give_names(partial, destination, kind)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_destination(destination: Path, kind: type[Writer], synthesis: Synthesis) -> None:
-    if destination.exists():
-        raise BadRecipe(f"{destination} exists; choose another name, or remove it first")
-    if (destination.suffix == ".gguf") != (kind.extension == ".gguf"):
-        form = f"a {kind.extension} file" if kind.extension else "a folder"
-        raise BadRecipe(f"{destination}: a {kind.container} checkpoint is {form}")
-    parent = next(p for p in destination.absolute().parents if p.exists())
-    needed, free = kind.total_bytes(synthesis.stored) + SPARE_BYTES, shutil.disk_usage(parent).free
-    if needed > free:
-        raise NoRoom(f"{parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; choose another disk")
-
-
-def _give_names(partial: Path, destination: Path, kind: type[Writer], files: list[Path]) -> Path:
-    if not kind.extension:
-        os.replace(partial, destination)
-        return destination
-    for file in files:
-        os.replace(file, destination.with_name(file.name))
-    return destination.with_name(files[0].name)
 
 
 def _write_all(synthesis: Synthesis, writer: Writer, threads: int, advance: Callable[[int], None]) -> None:
@@ -248,25 +218,14 @@ def _write_all(synthesis: Synthesis, writer: Writer, threads: int, advance: Call
         column = np.ascontiguousarray(values, np.float32).reshape(-1, 1)
         writer.write(name, 0, QTensor(get_format("f32"), column.shape, {"values": column}))
 
-    stop = threading.Event()
-
-    def write(entry: Entry) -> None:
+    def write(entry: Entry, stop: Stop) -> None:
         for matrix, start, end in chunks([entry]):
-            if stop.is_set():
-                return
+            stop.check()
             rows = draw(entry, synthesis.architecture, synthesis.seed, matrix, start, end)
             write_rows(writer, entry, matrix, start, rows)
             advance(rows.nbytes)
 
-    largest_first = sorted(synthesis.entries, key=lambda entry: -entry.nbytes)
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            done, _ = wait([pool.submit(write, entry) for entry in largest_first], return_when=FIRST_EXCEPTION)
-        finally:  # after an error, or Ctrl-C, the others stop at their next chunk
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-    for future in done:
-        future.result()
+    in_threads(write, sorted(synthesis.entries, key=lambda entry: -entry.nbytes), threads)
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numba_kernels.parallel import cores
 from oss_tools.measure.machine import machine, versions
 
 SCHEMA = 1
@@ -103,7 +104,7 @@ def ratios(of: list[Run], to: list[Run]) -> dict[str, Any]:
 
 
 def tool(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "oss_tools.cli.main", *arguments]
+    return [sys.executable, "-m", "oss_tools", *arguments]
 
 
 def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for the container part")
     parser.add_argument("--quantize-layers", type=int, default=1, help="layers of the 16-bit model that is requantized")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument(
         "--scratch", type=Path, default=Path(), help="where temporary checkpoints may lie (the shape's size twice)"
     )

@@ -341,7 +341,7 @@ def test_an_interrupted_run_is_not_mixed_with_another_plan(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "_give_names", stop)
+        patched.setattr(pipeline, "_finish", stop)
         with pytest.raises(KeyboardInterrupt):
             convert(source, target, "hf")
     with pytest.raises(BadRecipe, match="holds an interrupted run"):

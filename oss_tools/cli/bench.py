@@ -1,0 +1,135 @@
+"""Time prompt processing and token generation.
+
+Each model runs in a process of its own, so that its peak memory is its own. --peer llama.cpp runs the same bytes through
+llama.cpp with the same threads, in turns (A B A B), and prints the ratio; other containers become GGUF for that first.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oss_tools.cli._engine import Activations, BackendName, Threads
+from oss_tools.cli._options import JsonFlag, QuietFlag, format_size
+from oss_tools.cli._output import print_json, print_table, remark
+
+EXAMPLES = """
+oss-tools bench model.gguf
+oss-tools bench gpt-oss-20b/ --prompt 512 --gen 128 --depth 0,4096 --batch 1,4
+oss-tools bench model.gguf --peer llama.cpp --repeat 3 --json > record.json
+"""
+HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "ratio")
+
+
+def run(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Checkpoint folders, .gguf or .safetensors files.")],
+    prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, help="Tokens of the prompt; 0 leaves prompts out.")] = 512,
+    generate: Annotated[int, typer.Option("--gen", "-n", min=0, help="Tokens to generate; 0 leaves that out.")] = 128,
+    depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens that come before, a list such as 0,4096.")] = "0",
+    batch: Annotated[str, typer.Option("--batch", "-b", help="Sequences that generate together, a list such as 1,8.")] = "1",
+    threads: Threads = 0,
+    repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="Timed rounds, after one that is not.")] = 5,
+    peer: Annotated[str | None, typer.Option("--peer", help="A program to compare with: llama.cpp.")] = None,
+    backend: BackendName = "numba",
+    activations: Activations = "int8",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    from oss_tools.measure.bench import Settings, measure
+
+    if peer not in (None, "llama.cpp"):
+        raise typer.BadParameter(f"{peer!r}: the one known peer is llama.cpp", param_hint="--peer")
+    if not prompt and not generate:
+        raise typer.BadParameter("with --prompt 0 and --gen 0 there is nothing to time")
+    settings = Settings(
+        prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peer,
+        backend, activations,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="oss-tools-bench-") as folder:
+        record = measure(models, settings, lambda path: as_gguf(path, Path(folder), quiet), (lambda line: None) if quiet else remark)
+    if as_json:
+        print_json(record)
+    else:
+        print_record(record, markdown)
+
+
+def _numbers(text: str, option: str, least: int) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,4096", param_hint=option) from None
+    if min(numbers) < least:
+        raise typer.BadParameter(f"{min(numbers)} is less than {least}", param_hint=option)
+    return numbers
+
+
+def as_gguf(path: Path, folder: Path, quiet: bool) -> Path:
+    """The path, or a GGUF file made of it, format by format as it is."""
+    from oss_tools.models import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        if checkpoint.container == "gguf":
+            return path
+        target = folder / f"{path.name}.gguf"
+        if not quiet:
+            remark(f"{path} becomes {target} for llama.cpp")
+        convert_to_gguf(checkpoint, target)
+    return target
+
+
+def convert_to_gguf(checkpoint: Any, target: Path) -> None:
+    """Writes a checkpoint as GGUF, every tensor in its own format."""
+    from oss_tools.convert.pipeline import Options
+    from oss_tools.convert.pipeline import run as carry_out
+    from oss_tools.convert.plan import make_plan
+    from oss_tools.convert.recipe import KEEP_ALL
+
+    carry_out(make_plan(checkpoint, "gguf", KEEP_ALL), target, Options(verify=False))
+
+
+def print_record(record: dict[str, Any], markdown: bool) -> None:
+    """The figures as a table, and what else there is to say of each model below it."""
+    rows, notes = [], []
+    for entry in record["models"]:
+        for program, contender in entry["contenders"].items():
+            rows += [_row(entry["model"], program, result) for result in contender["results"]]
+            notes.append(_note(entry, program, contender))
+    if markdown:
+        from tabulate import tabulate
+
+        print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True))
+    else:
+        print_table(rows, HEADERS, right=(3, 4, 5, 6, 7, 8))
+    print()
+    print("\n".join([*notes, f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores"]))
+
+
+def _row(model: str, program: str, result: dict[str, Any]) -> tuple[str, ...]:
+    low, high = result["tokens_per_second_range"]
+    ratio = result.get("ratio")
+    return (
+        model,
+        program,
+        result["case"],
+        f"{result['tokens_per_second']:.1f}",
+        f"{low:.1f}–{high:.1f}",
+        f"{1000 * result.get('step_seconds_p50', result.get('time_to_first_token', 0)):.1f}",
+        f"{1000 * result['step_seconds_p95']:.1f}" if "step_seconds_p95" in result else "",
+        f"{result['bandwidth_share']:.0%}" if "bandwidth_share" in result else "",
+        f"{ratio['median']:.2f} ({ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})" if ratio else "",
+    )
+
+
+def _note(entry: dict[str, Any], program: str, contender: dict[str, Any]) -> str:
+    facts = contender["facts"]
+    parts = [f"loaded in {contender['load_seconds']:.1f} s", f"peak memory {format_size(contender['peak_bytes'])}"]
+    if facts.get("bytes_per_token"):
+        parts.append(f"{format_size(facts['bytes_per_token'])} of weights per token")
+        parts.append(f"memory reads {format_size(entry['read_bandwidth'])}/s")
+    if program == "oss-tools":
+        parts.append(f"{facts['kernels']}, {facts['threads']} threads")
+    return f"{entry['model']}, {program}: {', '.join(parts)}"

@@ -1,0 +1,111 @@
+"""A contender of a benchmark in a process of its own, so that memory and threads of several do not mix.
+
+The parent writes a request a line (JSON) to the child's stdin and reads a reply a line from its stdout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+from oss_tools.errors import OssToolsError
+
+CONTENDERS = {"oss-tools": "oss_tools.measure.bench:EngineContender", "llama.cpp": "oss_tools.measure.peer:LlamaCpp"}
+
+
+class Contender(ABC):
+    """A program that runs a model. Made with the model loaded; the time that takes is measured around it."""
+
+    @abstractmethod
+    def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None: ...
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What the record should say of the program and of what it loaded."""
+
+    @abstractmethod
+    def prompt(self, tokens: list[int], depth: int) -> float:
+        """Seconds to process `tokens` and have the logits after the last, behind `depth` others (not timed)."""
+
+    @abstractmethod
+    def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
+        """Seconds of each step that takes one token in each of `batch` sequences, behind `depth` others (not timed)."""
+
+
+class ContenderFailed(OssToolsError):
+    """A contender's process ended, or answered with an error."""
+
+
+class Child:
+    """The parent's end of a contender."""
+
+    def __init__(self, kind: str, **arguments: Any) -> None:
+        """Starts the process, which loads the model. Raises ContenderFailed."""
+        self.kind = kind
+        command = [sys.executable, "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready: dict[str, Any] = self._reply()
+        self.peak_bytes = 0
+
+    def ask(self, what: str, **arguments: Any) -> Any:
+        """A method of the contender, called there."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._reply()
+
+    def _reply(self) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise ContenderFailed(f"{self.kind}: the process ended with status {self._process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            self._process.wait()
+            raise ContenderFailed(f"{self.kind}: {answer['error']}")
+        return answer["result"]
+
+    def close(self) -> None:
+        """Ends the process; `peak_bytes` is then the largest resident size it had."""
+        if self._process.stdin and not self._process.stdin.closed:
+            self._process.stdin.close()
+            _, status, usage = os.wait4(self._process.pid, 0)
+            self._process.returncode = os.waitstatus_to_exitcode(status)
+            self.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(kind: str, arguments: dict[str, Any]) -> None:
+    """The child's end. Whatever libraries print goes to stderr."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def reply(**answer: Any) -> None:
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+    try:
+        module, _, name = CONTENDERS[kind].partition(":")
+        began = time.perf_counter()
+        contender = getattr(importlib.import_module(module), name)(**arguments)
+        reply(result={"load_seconds": time.perf_counter() - began, "facts": contender.facts()})
+        for line in sys.stdin:
+            request = json.loads(line)
+            reply(result=getattr(contender, request.pop("do"))(**request))
+    except (OssToolsError, MemoryError, OSError) as error:
+        reply(error=str(error) or type(error).__name__)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], json.loads(sys.argv[2]))
