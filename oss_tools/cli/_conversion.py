@@ -72,7 +72,10 @@ Importance = Annotated[
     typer.Option("--importance", metavar="FILE", help="Importance weights: llama.cpp's imatrix, or safetensors."),
 ]
 Rule = Annotated[
-    str, typer.Option("--rule", metavar="RULE", help="How to round, where the format knows it: search, plain, floor, …")
+    list[str] | None,
+    typer.Option(
+        "--rule", metavar="RULE", help="How to round, where the format knows it: search, plain, floor, …; may be repeated."
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -96,7 +99,9 @@ Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Read the out
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 
 
-def choose_recipe(format: str, recipe: str, rule: str, keep: Sequence[str] | None, fallback: Sequence[str] | None) -> Recipe:
+def choose_recipe(
+    format: str, recipe: str, rules: Sequence[str] | None, keep: Sequence[str] | None, fallback: Sequence[str] | None
+) -> Recipe:
     """The recipe that the options describe; keeping everything if they name neither format nor recipe."""
     from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
 
@@ -105,7 +110,7 @@ def choose_recipe(format: str, recipe: str, rule: str, keep: Sequence[str] | Non
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else KEEP_ALL
     if fallback:
         chosen = chosen.falling_back(tuple(fallback))
-    if rule:
+    for rule in rules or ():
         chosen = chosen.quantizing_by(rule)
     return chosen.keeping(tuple(keep)) if keep else chosen
 

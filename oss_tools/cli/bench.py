@@ -25,7 +25,9 @@ HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", 
 
 
 def run(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Checkpoint folders, .gguf or .safetensors files.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Checkpoint folders, .gguf or .safetensors files.")
+    ],
     prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, help="Tokens of the prompt; 0 leaves prompts out.")] = 512,
     generate: Annotated[int, typer.Option("--gen", "-n", min=0, help="Tokens to generate; 0 leaves that out.")] = 128,
     depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens that come before, a list such as 0,4096.")] = "0",
@@ -50,7 +52,9 @@ def run(
         backend, activations,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="oss-tools-bench-") as folder:
-        record = measure(models, settings, lambda path: as_gguf(path, Path(folder), quiet), (lambda line: None) if quiet else remark)
+        record = measure(
+            models, settings, lambda path: as_gguf(path, Path(folder), quiet), (lambda line: None) if quiet else remark
+        )
     if as_json:
         print_json(record)
     else:

@@ -37,7 +37,7 @@ def run(
     container: shared.Container = "",
     format: shared.Format = "",
     recipe: shared.RecipeName = "",
-    rule: shared.Rule = "",
+    rule: shared.Rule = None,
     keep: shared.Keep = None,
     fallback: shared.Fallback = None,
     importance: shared.Importance = None,

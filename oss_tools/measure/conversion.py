@@ -141,10 +141,11 @@ def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, th
     _synthesize(shape, layers, source, ["--container", "gguf", "--format", "bf16"])
     size = source.stat().st_size
 
-    def ours(recipe: str, rule: str) -> Run:
+    def ours(recipe: str, rules: list[str]) -> Run:
         forget(source)
-        command = ["requantize", str(source), str(target), "--recipe", recipe, "--rule", rule, "--jobs", str(threads)]
-        run = child(tool(*command, "--no-verify", "--quiet"))
+        command = ["requantize", str(source), str(target), "--recipe", recipe, "--jobs", str(threads)]
+        options = [word for rule in rules for word in ("--rule", rule)]
+        run = child(tool(*command, *options, "--no-verify", "--quiet"))
         remove(target)
         return run
 
@@ -155,18 +156,18 @@ def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, th
         remove(target)
         return run
 
-    def measured(recipe: str, plain: str) -> dict[str, Any]:
+    def measured(recipe: str, plain: list[str]) -> dict[str, Any]:
         contenders = {
             "llama.cpp": lambda: llama(recipe),
             "plain": lambda: ours(recipe, plain),
-            "search": lambda: ours(recipe, "search"),
+            "search": lambda: ours(recipe, ["search"]),
         }
         runs = interleaved(contenders, repeat)
         figured = {name: figures(r, size / 1e9) for name, r in runs.items()}
         return figured | {f"{name} / llama.cpp": ratios(runs[name], runs["llama.cpp"]) for name in ("plain", "search")}
 
     result["bytes"] = size
-    for recipe, plain in (("mxfp4-q8", "floor"), ("q8_0", "plain")):
+    for recipe, plain in (("mxfp4-q8", ["floor", "plain"]), ("q8_0", ["plain"])):
         print(f"requantize to {recipe}", file=sys.stderr)
         result[recipe] = measured(recipe, plain)
     remove(source)
