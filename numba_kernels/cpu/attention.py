@@ -214,7 +214,9 @@ def scores_of(  # type: ignore[no-untyped-def]
             tile = accumulate(FORMAT, "f32", tile, keys + k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
         results = spill(tile)
         for t in range(ROWS):
-            seen = keep_between(first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(results + t * LANES * 4))
+            seen = keep_between(
+                first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(results + t * LANES * 4)
+            )
             store_floats(scores + (t * (SEGMENT + LANES) + first - begin) * 4, seen)
 
 
@@ -258,7 +260,9 @@ def add_values(  # type: ignore[no-untyped-def]
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * padded) * WIDTH
             for q in range(p, stop):
-                tile = add_outer(tile, load_value(values + q * padded * WIDTH), scores + (q - begin) * 4, (SEGMENT + LANES) * 4)
+                tile = add_outer(
+                    tile, load_value(values + q * padded * WIDTH), scores + (q - begin) * 4, (SEGMENT + LANES) * 4
+                )
             p = stop
         store_tile(sums + 4 * d, stride, tile)
 
@@ -378,7 +382,7 @@ def attention_op(rows: int, element: str = "bf16") -> Op:
     size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
     constants = {"ROWS": size, "AREA": size * (LANES + MAX_HEAD) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
     constants |= _element(element)
-    steps = {"score_keys": scores_of, "soften_scores": soften, "sum_values": add_values}
+    steps: dict[str, Any] = {"score_keys": scores_of, "soften_scores": soften, "sum_values": add_values}
     compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
 

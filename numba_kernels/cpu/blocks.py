@@ -1,8 +1,8 @@
 """How each number format lies in a weight panel, and the instructions that turn a block of it into products.
 
 A panel is LANES rows of a matrix. Its codes come first, block after block of 32 columns; then its scales, block after block.
-In a 64-byte vector of codes (LANES = 16), the 32-bit lane r belongs to row r: four 8-bit codes, or eight 4-bit ones, low nibbles for
-columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 + 4j + 3.
+In a vector of codes (64 bytes where LANES = 16), the 32-bit lane r belongs to row r: four 8-bit codes, or eight 4-bit
+ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 + 4j + 3.
 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
 undoes the weights' offset, and scale · Σ codes as float32.

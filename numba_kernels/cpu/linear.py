@@ -1,8 +1,8 @@
 """Matrix × vector and matrix × matrix on packed weights, for one matrix or for a stack of experts.
 
-Every case is the same work list: groups of activation rows, each group with the matrix it meets. A dense layer is one group; an
-expert layer has a group for each expert that was chosen, so every expert's weights are read once. A piece of work is a run of panels of
-one group; inside it, register tiles of up to max(TILES) tokens.
+Every case is the same work list: groups of activation rows, each group with the matrix it meets. A dense layer is one
+group; an expert layer has a group for each expert that was chosen, so every expert's weights are read once. A piece of
+work is a run of panels of one group; inside it, register tiles of up to max(TILES) tokens.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def silu_mlp(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) 
 
 
 def route(logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `top` largest of logits [n, experts], largest first, lower numbers first among equals: ids [n, top], and their softmax."""
+    """The `top` largest of logits [n, experts], largest first, lower numbers first among equals: their ids and softmax."""
     ids = np.argsort(-logits, -1, kind="stable")[:, :top]
     return ids, softmax(np.take_along_axis(logits, ids, -1))
 

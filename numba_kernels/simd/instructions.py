@@ -60,9 +60,7 @@ def in_parts(b: Builder, size: int, operation: Callable[..., Value], *vectors: V
             pieces.append(shuffle(b, v, v, range(part * each, (part + 1) * each)))
         parts.append(operation(*pieces))
     while len(parts) > 1:
-        parts = [
-            shuffle(b, low, high, range(low.type.count * 2)) for low, high in zip(parts[::2], parts[1::2], strict=True)
-        ]
+        parts = [shuffle(b, low, high, range(low.type.count * 2)) for low, high in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
@@ -184,9 +182,7 @@ class Avx512(X86):
     biased_bytes = True
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
-        return in_parts(
-            b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x
-        )
+        return in_parts(b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x)
 
     def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         flip = same(codes.type, 128)

@@ -35,8 +35,7 @@ def _architecture() -> str:
     return {"x86_64": "x86", "amd64": "x86", "i686": "x86", "aarch64": "arm", "arm64": "arm"}.get(machine, machine)
 
 
-def executable_paths() -> list[str]:
-    """The names of the paths that this machine can execute, fastest first."""
+def _possible() -> list[str]:
     features, architecture = _target_features(), _architecture()
     return [
         path.name
@@ -45,8 +44,16 @@ def executable_paths() -> list[str]:
     ]
 
 
+EXECUTABLE = _possible()
+
+
+def executable_paths() -> list[str]:
+    """The names of the paths that this machine can execute, fastest first."""
+    return list(EXECUTABLE)
+
+
 def _choose() -> Portable:
-    possible = executable_paths()
+    possible = EXECUTABLE
     wish = os.environ.get(VARIABLE, "").strip().lower()
     if not wish or wish == possible[0]:
         return PATHS[possible[0]]()

@@ -416,9 +416,7 @@ def add_outer(typing_context: Any, tile: Any, value: Any, numbers: Any, stride: 
 
 
 @intrinsic(prefer_literal=True)
-def row_addresses(
-    typing_context: Any, tokens: Any, indices: Any, first: Any, last: Any, base: Any, stride: Any
-) -> Any:
+def row_addresses(typing_context: Any, tokens: Any, indices: Any, first: Any, last: Any, base: Any, stride: Any) -> Any:
     """base + stride · index for the int32 indices[first …]; those beyond `last` repeat row `last`."""
     rows = Rows(tokens.literal_value)
 

@@ -19,7 +19,21 @@ def bf16(x: np.ndarray) -> np.ndarray:
 class Case:
     """Sequences that grow by chunks through one layer's cache, with the reference beside them."""
 
-    def __init__(self, team, heads, kv_heads, head_dim, *, window=0, sinks=False, ring=16, sequences=1, splits=1, page=32, element="bf16"):  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        team,
+        heads,
+        kv_heads,
+        head_dim,
+        *,
+        window=0,
+        sinks=False,
+        ring=16,
+        sequences=1,
+        splits=1,
+        page=32,
+        element="bf16",
+    ):  # type: ignore[no-untyped-def]
         self.team, self.rng = team, np.random.default_rng(heads * 1000 + head_dim)
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
         self.pages, self.element = Pages(kv_heads, head_dim, page, element), element
@@ -61,8 +75,8 @@ class Case:
         }  # fmt: skip
         program = Program()
         program.add(
-            store_op(self.element), qkv=work, stride=work.strides[0], rows=n, heads=h, kv_heads=k, head_dim=d, positions=positions,
-            sequence=sequence, cos=self.cos, sin=self.sin, scale=d**-0.5, **cache,
+            store_op(self.element), qkv=work, stride=work.strides[0], rows=n, heads=h, kv_heads=k, head_dim=d,
+            positions=positions, sequence=sequence, cos=self.cos, sin=self.sin, scale=d**-0.5, **cache,
         )  # fmt: skip
         program.add(
             op, qkv=work, stride=work.strides[0], out=out, out_stride=out.strides[0], sequences=len(counts),
@@ -99,7 +113,7 @@ def test_window_sinks_and_divided_work(team, window, splits):
 
 
 def test_a_ring_needs_only_the_window(team):
-    """A window of 32 and chunks of up to 40 positions turn for ever in 32 + 40 − 1 positions, rounded up to pages and one more."""
+    """A window of 32 and chunks of up to 40 positions need 32 + 40 − 1 positions, rounded up to pages and one more."""
     case = Case(team, 8, 2, 64, window=32, sinks=True, ring=-(-71 // 16) + 1, page=16)
     for count in (40, 1, 1, 40, 17, 1, 40, 40, 1, 1, 40):
         case.step([count])

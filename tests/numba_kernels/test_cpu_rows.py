@@ -46,9 +46,7 @@ def test_quantize_equals_reference(team, columns):
     x[1, :32] = 0
     out = rows.empty_records(3, columns)
     out[:] = 0xAA
-    team.call(
-        rows.quantize, x=x, x_stride=x.strides[0], records=out, record_stride=out.strides[0], rows=3, columns=columns
-    )
+    team.call(rows.quantize, x=x, x_stride=x.strides[0], records=out, record_stride=out.strides[0], rows=3, columns=columns)
     check_records(out, x)
     codes, scales = ops.quantize_rows(np.pad(x, ((0, 0), (0, -columns % 32))))
     np.testing.assert_array_equal(fields(out, columns)[0], codes)
@@ -151,7 +149,11 @@ def test_expert_layer(team, tokens, count, top, activations):
     residual = rng.normal(size=x.shape).astype(np.float32)
 
     groups = expert_groups(tokens, top, count)
-    ids, shares, place = np.zeros((tokens, top), np.int32), np.zeros((tokens, top), np.float32), np.zeros((tokens, top), np.int32)
+    ids, shares, place = (
+        np.zeros((tokens, top), np.int32),
+        np.zeros((tokens, top), np.float32),
+        np.zeros((tokens, top), np.int32),
+    )
     both, gated = (np.full((tokens * top, n), np.nan, np.float32) for n in (2 * inner, inner))
     outputs, out = np.full((tokens * top, hidden), np.nan, np.float32), np.full(x.shape, np.nan, np.float32)
     first, second = rows.empty_records(tokens, hidden), rows.empty_records(tokens * top, inner)

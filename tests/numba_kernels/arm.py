@@ -1,0 +1,281 @@
+"""The Arm path on a machine that is none: kernels compiled for AArch64, and run in an emulator (unicorn) where there is one.
+
+Run as a program, it takes the `neon` path, packs random weights, compiles kernels for AArch64 and prints a JSON object: for
+each case the instructions of interest in its assembly and, if unicorn is installed, the error of its result.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import mmap
+import re
+import struct
+import sys
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+TRIPLE = "aarch64-unknown-linux-gnu"
+LAYOUT = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i8:8:32-i16:16:32-i64:64-i128:128-n32:64-S128-Fn32"
+
+
+def take_neon_path() -> None:
+    """Imports the kernels as if this CPU had NEON and the dot product."""
+    features, triple = llvm.get_host_cpu_features, llvm.get_process_triple
+    llvm.get_host_cpu_features = lambda: {"neon": True, "dotprod": True}
+    llvm.get_process_triple = lambda: TRIPLE
+    from numba_kernels import simd
+
+    llvm.get_host_cpu_features, llvm.get_process_triple = features, triple
+    assert simd.path() == "neon"
+
+
+def stop_at_llvm_ir() -> None:
+    """Lets Numba compile to LLVM IR and no further: this machine's code generator does not know the instructions."""
+    from numba.core import caching, codegen
+
+    codegen.JITCodeLibrary._finalize_specific = lambda self: None
+    codegen.JITCodeLibrary.get_pointer_to_function = lambda self, name: 1
+    codegen.JITCPUCodegen.set_env = lambda self, name, env: None
+    caching.FunctionCache.save_overload = lambda self, *_: None
+
+
+def libraries(library: Any, seen: dict[str, Any]) -> dict[str, Any]:
+    """A compiled library and all that it was linked from."""
+    if library._final_module.name not in seen:
+        seen[library._final_module.name] = library
+        for other in library._linking_libraries:
+            libraries(other, seen)
+    return seen
+
+
+def for_arm(ir: str) -> Any:
+    ir = re.sub(r'target triple = "[^"]*"', f'target triple = "{TRIPLE}"', ir)
+    return llvm.parse_assembly(re.sub(r'target datalayout = "[^"]*"', f'target datalayout = "{LAYOUT}"', ir))
+
+
+def compile_for_arm(op: Any) -> tuple[str, bytes, str]:
+    """An operation's assembly, object file, and the name of its C function."""
+    assert op.address == 1
+    name = op._compiled.native_name
+    module = None
+    for library in libraries(op._compiled._library, {}).values():
+        part = for_arm(str(library._final_module))
+        for function in part.functions:
+            if not function.is_declaration and function.name != name:
+                function.linkage = "linkonce_odr"
+        if module is None:
+            module = part
+        else:
+            module.link_in(part)
+    machine = llvm.Target.from_triple(TRIPLE).create_target_machine(
+        cpu="neoverse-n1", opt=3, reloc="static", codemodel="small"
+    )
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_assembly(module), machine.emit_object(module), name
+
+
+class Arena:
+    """Memory that the emulated program sees at this process's own addresses."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        self.base, self.size, self.used = self.memory.ctypes.data, size, 0
+        self.cells: dict[int, int] = {}
+
+    def take(self, nbytes: int) -> np.ndarray:
+        start = self.used
+        self.used += -(-nbytes // 64) * 64
+        assert self.used <= self.size
+        return self.memory[start : start + nbytes]
+
+    def copy(self, array: np.ndarray) -> np.ndarray:
+        place = self.take(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
+        place[...] = array
+        return place
+
+
+def load_object(data: bytes, arena: Arena, name: str) -> int:
+    """Puts an ELF object's sections into memory, applies its relocations, and finds a function."""
+    header = struct.unpack_from("<16sHHIQQQIHHHHHH", data)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, header[6] + i * header[11]) for i in range(header[12])]
+    places: dict[int, int] = {}
+    for i, (_, kind, flags, _, offset, size, *_rest) in enumerate(sections):
+        if flags & 2 and size:  # to be in memory
+            raw = np.frombuffer(data, np.uint8, size, offset) if kind != 8 else np.zeros(size, np.uint8)
+            places[i] = arena.copy(raw).ctypes.data
+    table = next(s for s in sections if s[1] == 2)
+    strings = sections[table[6]][4]
+    symbols: list[tuple[str, int]] = []
+    for at in range(table[4], table[4] + table[5], 24):
+        text, _, _, section, value, _ = struct.unpack_from("<IBBHQQ", data, at)
+        label = data[strings + text : data.index(b"\0", strings + text)].decode()
+        symbols.append((label, places.get(section, 0) + value))
+    for _, kind, _, _, offset, size, _, target, *_ in sections:
+        if kind == 4 and target in places:
+            for at in range(offset, offset + size, 24):
+                where, info, addend = struct.unpack_from("<QQq", data, at)
+                _relocate(arena, places[target] + where, info & 0xFFFFFFFF, symbols[info >> 32][1] + addend)
+    return dict(symbols)[name]
+
+
+def _cell(arena: Arena, value: int) -> int:
+    if value not in arena.cells:
+        arena.cells[value] = arena.copy(np.array([value], np.int64)).ctypes.data
+    return arena.cells[value]
+
+
+def _relocate(arena: Arena, at: int, kind: int, value: int) -> None:
+    word = arena.memory[at - arena.base :][:8].view(np.uint32)
+    if kind == 257:  # ABS64
+        arena.memory[at - arena.base :][:8].view(np.uint64)[0] = value
+    elif kind == 311:  # ADR_GOT_PAGE, and 312, LD64_GOT_LO12_NC: through a cell with the address
+        _relocate(arena, at, 275, _cell(arena, value))
+    elif kind == 312:
+        _relocate(arena, at, 286, _cell(arena, value))
+    elif kind == 275:  # ADR_PREL_PG_HI21
+        pages = ((value >> 12) - (at >> 12)) & 0x1FFFFF
+        word[0] |= (pages & 3) << 29 | (pages >> 2) << 5
+    elif kind in (282, 283):  # JUMP26, CALL26
+        word[0] |= ((value - at) >> 2) & 0x3FFFFFF
+    elif kind in (277, 278, 284, 285, 286, 299):  # ADD and LDST of 8 … 128 bits: the low 12 bits
+        shift = {277: 0, 278: 0, 284: 1, 285: 2, 286: 3, 299: 4}[kind]
+        word[0] |= ((value & 0xFFF) >> shift) << 10
+    elif kind not in (0, 261):  # NONE, PREL32 (unwinding only)
+        raise NotImplementedError(f"relocation {kind}")
+
+
+def emulate(op: Any, arena: Arena, arguments: dict[str, Any], compiled: tuple[str, bytes, str]) -> None:
+    """Runs an operation with one thread."""
+    import unicorn
+    from unicorn import arm64_const as arm
+
+    from numba_kernels.cpu.team import STATE, THREADS
+
+    cells, _ = op.cells(arguments)
+    team = arena.copy(np.zeros(STATE // 8 + 32, np.int64))
+    team[THREADS // 8] = 1
+    entry = load_object(compiled[1], arena, compiled[2])
+    stack, back = arena.take(1 << 20), arena.take(64)
+    machine = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+    machine.ctl_set_cpu_model(arm.UC_CPU_ARM64_MAX)
+    machine.mem_map_ptr(arena.base, arena.size, unicorn.UC_PROT_ALL, arena.base)
+    machine.reg_write(arm.UC_ARM64_REG_CPACR_EL1, 3 << 20)
+    machine.reg_write(arm.UC_ARM64_REG_SP, (stack.ctypes.data + (1 << 20)) & ~63)
+    machine.reg_write(arm.UC_ARM64_REG_LR, back.ctypes.data)
+    for register, value in enumerate((arena.copy(cells).ctypes.data, team.ctypes.data, 0)):
+        machine.reg_write(arm.UC_ARM64_REG_X0 + register, value)
+    machine.emu_start(entry, back.ctypes.data)
+
+
+def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
+    """(name, operation, arguments, error of the result) for all kinds of kernels; packing still runs on this machine."""
+    from problems import FORMATS, weights
+
+    from numba_kernels.cpu import rows
+    from numba_kernels.cpu.linear import linear_op, one_group
+    from numba_kernels.cpu.packing import Packed, pack
+    from numba_kernels.reference import ops
+
+    rng = np.random.default_rng(0)
+    n, columns, tokens = 19, 128, 13
+    x = arena.copy(rng.normal(size=(tokens, columns)).astype(np.float32))
+    records = arena.copy(rows.empty_records(tokens, columns))
+    result: list[tuple[str, Any, dict[str, Any], Any]] = []
+    given = {"x": x, "x_stride": x.strides[0], "records": records, "record_stride": records.strides[0], "rows": tokens}
+    codes, scales = ops.quantize_rows(x)
+    meant = codes * scales.repeat(32, 1)
+
+    def quantize_error() -> float:
+        blocks = records[:, : columns // 32 * 44].reshape(tokens, -1, 44)[..., :32]
+        return float(np.abs(np.ascontiguousarray(blocks).view(np.int8).reshape(tokens, -1) - codes).max())
+
+    result.append(("quantize", rows.quantize, {**given, "columns": columns}, quantize_error))
+    weight, out = arena.copy(rng.normal(size=columns).astype(np.float32)), arena.copy(np.full_like(x, np.nan))
+
+    def norm_error() -> float:
+        return float(np.abs(out - ops.rms_norm(x, weight, 1e-5)).max())
+
+    norm = {
+        **given,
+        "records": 0,
+        "columns": columns,
+        "weight": weight,
+        "out": out,
+        "out_stride": out.strides[0],
+        "eps": 1e-5,
+    }
+    result.append(("rms_norm", rows.rms_norm, norm, norm_error))
+    half = arena.copy(np.full((tokens, columns // 2), np.nan, np.float32))
+
+    def gated_error() -> float:
+        return float(np.abs(half - ops.clamped_swiglu(x[:, 0::2], x[:, 1::2])).max())
+
+    gate = {
+        **given,
+        "records": 0,
+        "columns": columns // 2,
+        "out": half,
+        "out_stride": half.strides[0],
+        "limit": 7,
+        "alpha": 1.702,
+    }
+    result.append(("swiglu", rows.gated_op("swiglu"), gate, gated_error))
+    for name in FORMATS:
+        planes, values = weights(name, n, columns, rng)
+        packed = Packed(name, 1, n, columns)
+        pack(packed, planes)
+        data = arena.copy(packed.data)
+        for activations in ("int8", "f32"):
+            for many in (False, True):
+                count = tokens if many else 1
+                y = arena.copy(np.full((count, n), np.nan, np.float32))
+                quantized = activations == "int8" and packed.layout.decode is not None
+                group = one_group(count)
+                arguments = {
+                    "weights": data, "matrix_bytes": packed.matrix_bytes, "panel_bytes": packed.panel_bytes,
+                    "scales_at": packed.scales_at, "blocks": packed.blocks, "shift": packed.shift, "height": n,
+                    "panels_at_once": 2, "groups": arena.copy(group.count), "group_matrix": arena.copy(group.matrix),
+                    "group_start": arena.copy(group.start), "index": arena.copy(group.index), "bias": 0, "bias_stride": 0,
+                    "residual": 0, "out": y, "out_stride": y.strides[0], "x": records if quantized else x,
+                    "x_stride": (records if quantized else x).strides[0],
+                }  # fmt: skip
+                exact = (meant if quantized else x)[:count].astype(np.float64) @ values.T
+
+                def error(y: np.ndarray = y, exact: np.ndarray = exact) -> float:
+                    return float(np.abs(y - exact).max() / np.abs(exact).max())
+
+                label = f"linear {name} {activations} {'many' if many else 'one'}"
+                result.append((label, linear_op(name, activations, many), arguments, error))
+    return result
+
+
+def main(wanted: list[str]) -> None:
+    take_neon_path()
+    arena = Arena(256 << 20)
+    todo = cases(arena)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    stop_at_llvm_ir()
+    try:
+        import unicorn
+    except ImportError:
+        unicorn = None
+    report = {}
+    for name, op, arguments, error in todo:
+        if wanted and not any(re.search(w, name) for w in wanted):
+            continue
+        compiled = compile_for_arm(op)
+        words = collections.Counter(re.findall(r"^\s+([a-z][a-z0-9.]*)", compiled[0], re.M))
+        report[name] = {"instructions": {w: words[w] for w in ("sdot", "tbl", "fmla", "fcvtl", "bl")}, "error": None}
+        if unicorn:
+            emulate(op, arena, arguments, compiled)
+            report[name]["error"] = error()
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
