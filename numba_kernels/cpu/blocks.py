@@ -5,7 +5,8 @@ In a vector of codes (64 bytes where LANES = 16), the 32-bit lane r belongs to r
 ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 + 4j + 3.
 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
-undoes the weights' offset, and scale · Σ codes as float32.
+undoes the weights' offset, and scale · Σ codes as float32. In the finer kind, int8_g16, each 16 of the 32 codes have a scale and
+an undoing int32 of their own: 52 bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Rows, 
 BLOCK = 32  # columns that share an activation scale
 RECORD = 44  # bytes of a quantized activation block
 SCALE, START, SUM = 32, 36, 40  # offsets of its scale, start and scale · Σ codes
+RECORDS = {"int8": 44, "int8_g16": 52}  # bytes of a record by kind
+OFFSETS = {"int8": (32, 36, 40), "int8_g16": (32, 40, 48)}  # of its scales, starts and sum
 FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # FP4 values times two
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
 
@@ -138,8 +141,10 @@ def _four_bytes(b: Builder, address: Value) -> Value:
     return b.bitcast(_splat_at(b, address, I32), Bytes.llvm)
 
 
-def _times_int8(b: Builder, name: str, codes: Value, scales: Value, rows: list[Value], totals: list[Value]) -> list[Value]:
-    """One block of int8 activations: totals + scale · x_scale · Σ code · x."""
+def _times_int8(
+    b: Builder, name: str, kind: str, codes: Value, scales: Value, rows: list[Value], totals: list[Value]
+) -> list[Value]:
+    """One block of int8 activations: totals + scale · x_scale · Σ code · x, for each half with its own x_scale if int8_g16."""
     layout = LAYOUTS[name]
     signed = _signed_codes(name)
     raised = not (signed or layout.has_minimum)
@@ -151,17 +156,21 @@ def _times_int8(b: Builder, name: str, codes: Value, scales: Value, rows: list[V
     result = []
     for row, total in zip(rows, totals, strict=True):
         zero = same(Words.llvm, 0)
-        sums = [_splat_at(b, emit.advance(b, row, START), I32) if raised else zero]
-        if len(rows) == 1:  # two chains, as one would wait for itself
+        scale_at, start_at, sum_at = OFFSETS[kind]
+        halves = 2 if kind == "int8_g16" else 1
+        sums = [_splat_at(b, emit.advance(b, row, start_at + 4 * h), I32) if raised else zero for h in range(halves)]
+        if len(rows) == 1 and halves == 1:  # two chains, as one would wait for itself
             sums.append(zero)
         for j, w in enumerate(weights):
-            chain = j % len(sums)
+            chain = j // 4 if halves == 2 else j % len(sums)
             sums[chain] = dot(b, sums[chain], w, _four_bytes(b, emit.advance(b, row, 4 * j)))
-        products = b.sitofp(b.add(*sums) if len(sums) == 2 else sums[0], Floats.llvm)
-        x_scale = _splat_at(b, emit.advance(b, row, SCALE), F32)
-        total = ACTIVE.fma(b, products, b.fmul(scale, x_scale), total)
+        if len(sums) > halves:
+            sums = [b.add(*sums)]
+        for h, products in enumerate(sums):
+            x_scale = _splat_at(b, emit.advance(b, row, scale_at + 4 * h), F32)
+            total = ACTIVE.fma(b, b.sitofp(products, Floats.llvm), b.fmul(scale, x_scale), total)
         if minimum is not None:
-            total = ACTIVE.fma(b, minimum, _splat_at(b, emit.advance(b, row, SUM), F32), total)
+            total = ACTIVE.fma(b, minimum, _splat_at(b, emit.advance(b, row, sum_at), F32), total)
         result.append(total)
     return result
 
@@ -224,7 +233,7 @@ def accumulate(
 ) -> Any:
     """The tile plus the products of one block (of UNIT columns for float formats) of a panel and of rows + `at`.
 
-    `name` is a format and `activations` "int8" or "f32", both compile-time constants; `codes` and `scales` are the addresses of
+    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `codes` and `scales` are the addresses of
     the block's codes and scales; `rows` are the tokens' rows of activations, `at` the block's offset in them, in bytes.
     """
     format_name, kind = name.literal_value, activations.literal_value
@@ -236,8 +245,8 @@ def accumulate(
         places = [b.add(b.extract_value(addresses, t), at) for t in range(count)]
         if LAYOUTS[format_name].decode is None:
             results = _times_unit(b, format_name, codes, places, accumulators)
-        elif kind == "int8":
-            results = _times_int8(b, format_name, codes, scales, places, accumulators)
+        elif kind in RECORDS:
+            results = _times_int8(b, format_name, kind, codes, scales, places, accumulators)
         else:
             results = _times_float(b, format_name, codes, scales, places, accumulators)
         new = ir.Constant(tile.llvm, ir.Undefined)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, UNIT, accumulate
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, accumulate
 from numba_kernels.cpu.op import Op, inner, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.team import Program, take
@@ -125,7 +125,7 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
 
     Args:
         format_name: as `packing.all_formats` names it.
-        activations: "int8" for rows of records, "f32" for rows of float32; float formats take float32 in either case.
+        activations: "int8" or "int8_g16" for rows of records, "f32" for rows of float32; float formats take float32 in either case.
         many: whether groups may have more than one row; without it, less is compiled.
     """
     name = kernel_format(format_name)
@@ -133,7 +133,7 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     if layout.decode is None:
         activations, step, steps = "f32", UNIT * 4, BLOCK // UNIT
     else:
-        step, steps = (RECORD if activations == "int8" else BLOCK * 4), 1
+        step, steps = RECORDS.get(activations, BLOCK * 4), 1
     sizes = list(TILES if many else TILES[:1])
     sizes += sizes[-1:] * (4 - len(sizes))
     functions = {

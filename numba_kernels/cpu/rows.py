@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, SCALE, START, SUM, UNIT, decode_row
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, SCALE, START, SUM, UNIT, decode_row
 from numba_kernels.cpu.op import Op, inner, op
 from numba_kernels.cpu.packing import kernel_format
 from numba_kernels.cpu.team import take
@@ -44,15 +44,15 @@ FORMAT, CODES, SCALES, STEPS = "bf16", 0, 0, 1
 CHUNK = 8 * BLOCK  # columns of a piece of work where a row is divided
 
 
-def record_bytes(columns: int) -> int:
+def record_bytes(columns: int, activations: str = "int8") -> int:
     """Bytes between rows of records; never a multiple of 512, so that equal columns of rows do not share cache sets."""
-    size = -(-columns // BLOCK) * RECORD
+    size = -(-columns // BLOCK) * RECORDS[activations]
     return size + 64 - size % 64 if size % 512 == 0 else -(-size // 4) * 4
 
 
-def empty_records(rows: int, columns: int) -> np.ndarray:
+def empty_records(rows: int, columns: int, activations: str = "int8") -> np.ndarray:
     """Memory for quantized rows: uint8 [rows, record_bytes(columns)]."""
-    return np.zeros((rows, record_bytes(columns)), np.uint8)
+    return np.zeros((rows, record_bytes(columns, activations)), np.uint8)
 
 
 @inner
@@ -84,6 +84,43 @@ def write_record(record, source):  # type: ignore[no-untyped-def]
     set_f32(record + SCALE, scale)
     set_i32(record + START, -OFFSET * total)
     set_f32(record + SUM, scale * np.float32(total))
+
+
+HALF = BLOCK // 2
+SCALES_16, STARTS_16, SUM_16 = OFFSETS["int8_g16"]
+
+
+@inner
+def write_fine_record(record, source):  # type: ignore[no-untyped-def]
+    """Quantizes 32 float32 as `write_record` does, each half with a scale of its own."""
+    both = np.float32(0)
+    for half in range(2):
+        largest = splat(np.float32(0))
+        broken = splat(np.float32(0))
+        for i in range(half * HALF, half * HALF + HALF, LANES):
+            x = load_floats(source + 4 * i)
+            largest = maximum(absolute(x), largest)
+            broken = broken + x * splat(np.float32(0))
+        top = max_lanes(largest)
+        inverse = np.float32(127) / top if top > np.float32(1e-36) else np.float32(0)
+        scale = top / np.float32(127) if top > np.float32(1e-36) else np.float32(0)
+        scale = scale + sum_lanes(broken)
+        total = 0
+        for i in range(half * HALF, half * HALF + HALF, LANES):
+            codes = round_to_words(load_floats(source + 4 * i) * splat(inverse))
+            total += sum_words(codes)
+            store_as_bytes(record + i, codes)
+        set_f32(record + SCALES_16 + 4 * half, scale)
+        set_i32(record + STARTS_16 + 4 * half, -OFFSET * total)
+        both += scale * np.float32(total)
+    set_f32(record + SUM_16, both)
+
+
+def quantizing_to(op: Op, activations: str) -> Op:
+    """`rms_norm`, `quantize` or `gated` with records of another kind."""
+    if activations == "int8":
+        return op
+    return op.bind(RECORDS_OF=activations, RECORD=RECORDS[activations], write_record=write_fine_record)
 
 
 @op

@@ -162,6 +162,13 @@ class Program:
         if isinstance(value, np.ndarray):
             self._kept.append(value)
 
+    def replace(self, number: int, op: Op) -> None:
+        """Puts another kernel with the same parameters in the place of operation `number`."""
+        if op.names != self.ops[number].names:
+            raise TypeError(f"{op.name} does not have the parameters of {self.ops[number].name}")
+        self.ops[number] = op
+        self.table[number, 0] = op.address
+
     @property
     def table(self) -> np.ndarray:
         """The records, int64 [operations, RECORD]: the memory that is replayed."""

@@ -14,9 +14,9 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) ->
     return y if bias is None else y + bias
 
 
-def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [n, K] (K a multiple of 32) as int8 codes [n, K] and float32 scales [n, K / 32] = max |x| / 127."""
-    blocks = x.reshape(*x.shape[:-1], -1, 32).astype(np.float32)
+def quantize_rows(x: np.ndarray, group: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Activations [n, K] (K a multiple of `group`) as int8 codes [n, K] and float32 scales [n, K / group] = max |x| / 127."""
+    blocks = x.reshape(*x.shape[:-1], -1, group).astype(np.float32)
     top = np.abs(blocks).max(-1)
     codes = np.rint(blocks * (np.float32(127) / np.where(top > 0, top, 1))[..., None]).astype(np.int8)
     return codes.reshape(x.shape), (top / np.float32(127)).astype(np.float32)

@@ -8,7 +8,6 @@ the program points to, or in arguments that `Replay` patches.
 from __future__ import annotations
 
 import math
-import os
 import time
 import weakref
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ from numba_kernels.cpu.attention import attention_op, attention_scratch, store_o
 from numba_kernels.cpu.experts import combine, group_by_expert, route
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
-from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quantize, rms_norm
+from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quantize, quantizing_to, rms_norm
 from numba_kernels.cpu.team import Program, Team
+from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.numba_cache import POSITIONS, Cache, Pool
@@ -48,9 +48,9 @@ class Value:
         program, producer: the operation that fills it.
         floats: [rows, columns], padded to 32 columns, or columns of a wider buffer.
         columns, rows: its width, and its rows for each token (the chosen experts of one, usually 1).
-        records: memory for the quantized rows, or None.
-        on_demand: the producer fills floats and records only when told to.
-        filled: those it was told to fill.
+        records: memory for the quantized rows by kind ("int8", "int8_g16").
+        on_demand: the producer fills floats and one kind of records only when told to.
+        filled: what it was told to fill, its arguments "out" and "records".
         rope: a rotation that is still to be carried out.
     """
 
@@ -59,7 +59,7 @@ class Value:
     columns: int
     rows: int = 1
     producer: int = -1
-    records: np.ndarray | None = None
+    records: dict[str, np.ndarray] = field(default_factory=dict)
     on_demand: bool = False
     filled: set[str] = field(default_factory=set)
     rope: Rope | None = None
@@ -86,14 +86,15 @@ class Buffers:
         self._free: dict[tuple[str, int, int], list[np.ndarray]] = {}
 
     def lend(self, value: Value | None, kind: str, rows: int, columns: int) -> np.ndarray:
-        """`floats` [rows, columns padded to 32], zero beyond `columns`, or `records`; comes back when the value is dropped."""
+        """`floats` [rows, columns padded to 32], zero beyond `columns`, or a kind of records; comes back when the value is
+        dropped."""
         free = self._free.setdefault((kind, rows, columns), [])
         if free:
             buffer = free.pop()
         elif kind == "floats":
             buffer = np.zeros((rows, -(-columns // 32) * 32), np.float32)
         else:
-            buffer = empty_records(rows, columns)
+            buffer = empty_records(rows, columns, kind)
         if value is not None:
             weakref.finalize(value, free.append, buffer)
         return buffer
@@ -146,8 +147,9 @@ class Recorder(Operations[Any]):
     def _value(self, columns: int, rows: int = 1, on_demand: bool = False) -> Value:
         value = Value(self.program, np.empty((0, 0), np.float32), columns, rows, on_demand=on_demand)
         value.floats = self.model.buffers.lend(value, "floats", CHUNK * rows, columns)
-        if on_demand:
-            value.records = self.model.buffers.lend(value, "records", CHUNK * rows, columns)
+        if on_demand:  # taken now: memory that is free later may be in use between then and now
+            kinds = {"int8", self.model.dense_kind} - {"f32"}
+            value.records = {k: self.model.buffers.lend(value, k, CHUNK * rows, columns) for k in sorted(kinds)}
         return value
 
     def _add(self, op: Op, rows: int = 1, **arguments: Any) -> int:
@@ -157,28 +159,34 @@ class Recorder(Operations[Any]):
             arguments["rows"] = 0
         return self.program.add(op, **arguments)
 
-    def _demand(self, value: Value, output: str, memory: np.ndarray) -> np.ndarray:
-        if output not in value.filled:
-            value.program.set(value.producer, output, memory)
-            value.filled.add(output)
-        return memory
-
     def _floats(self, value: Value) -> np.ndarray:
         """The value's float32 rows."""
-        return self._demand(value, "out", value.floats) if value.on_demand else value.floats
+        if value.on_demand and "out" not in value.filled:
+            value.program.set(value.producer, "out", value.floats)
+            value.filled.add("out")
+        return value.floats
 
-    def _records(self, value: Value) -> np.ndarray:
-        """The value's records, filled by its producer or by an operation of their own."""
-        if value.on_demand:
-            assert value.records is not None
-            return self._demand(value, "records", value.records)
-        if value.records is None:
-            value.records = self.model.buffers.lend(value, "records", CHUNK * value.rows, value.columns)
+    def _records(self, value: Value, kind: str) -> np.ndarray:
+        """The value's records of a kind, filled by its producer if it fills no others, else by an operation of their own."""
+        if kind in value.filled:
+            return value.records[kind]
+        if value.on_demand and not value.filled - {"out"}:
+            records, program = value.records[kind], value.program
+            op = quantizing_to(program.ops[value.producer], kind)
+            self.model.compile(op)
+            program.replace(value.producer, op)
+            program.set(value.producer, "records", records)
+            program.set(value.producer, "record_stride", records.strides[0])
+        else:
+            floats = self._floats(value)
+            records = self.model.buffers.lend(value, kind, CHUNK * value.rows, value.columns)
             self._add(
-                quantize, value.rows, x=value.floats, x_stride=value.stride, records=value.records,
-                record_stride=value.records.strides[0], columns=value.columns,
+                quantizing_to(quantize, kind), value.rows, x=floats, x_stride=value.stride, records=records,
+                record_stride=records.strides[0], columns=value.columns,
             )  # fmt: skip
-        return value.records
+            value.records[kind] = records
+        value.filled.add(kind)
+        return records
 
     # ---- operations -------------------------------------------------------------------------------------------------
 
@@ -193,18 +201,18 @@ class Recorder(Operations[Any]):
 
     def rms_norm(self, x: Value, name: str, epsilon: float) -> Value:
         out = self._value(x.columns, on_demand=True)
-        assert out.records is not None
         out.producer = self._add(
             rms_norm, x=self._floats(x), x_stride=x.stride, weight=self.model.weights.vector(name), out=None,
-            out_stride=out.stride, records=None, record_stride=out.records.strides[0], columns=x.columns, eps=epsilon,
+            out_stride=out.stride, records=None, record_stride=0, columns=x.columns, eps=epsilon,
         )  # fmt: skip
         return out
 
-    def _multiply(self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray]) -> int:
-        """out = weights · x (+ bias) for the groups' rows; returns the operation's number."""
+    def _multiply(self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray], kind: str) -> int:
+        """out = weights · x (+ bias) for the groups' rows, x quantized to `kind` or "f32"; returns the operation's number."""
         p, bias = stack.packed, stack.bias
-        op = linear_op(p.format, self.model.options.activations, many=self.rows > 1)
-        given = self._records(x) if op.constants["ACTIVATIONS"] == "int8" else self._floats(x)
+        op = linear_op(p.format, kind, many=self.rows > 1)
+        kind = op.constants["ACTIVATIONS"]  # weights in a float format take floats
+        given = self._floats(x) if kind == "f32" else self._records(x, kind)
         return self._add(
             op, weights=p.data, matrix_bytes=p.matrix_bytes, panel_bytes=p.panel_bytes, scales_at=p.scales_at,
             blocks=p.blocks, shift=p.shift, height=p.rows, panels_at_once=panels_at_once(p, self.model.threads, self.rows),
@@ -215,14 +223,14 @@ class Recorder(Operations[Any]):
     def linear(self, x: Value, name: str) -> Value:
         (stack,) = self.model.weights.stacks((name,))
         out = self._value(stack.packed.rows)
-        out.producer = self._multiply(stack, x, out.floats, self.dense)
+        out.producer = self._multiply(stack, x, out.floats, self.dense, self.model.dense_kind)
         return out
 
     def linears(self, x: Value, names: tuple[str, ...]) -> tuple[Value, ...]:
         heights = self.model.weights.heights(names)
         whole, at = self._value(sum(heights)), 0
         for stack in self.model.weights.stacks(names):
-            self._multiply(stack, x, whole.floats[:, at:], self.dense)
+            self._multiply(stack, x, whole.floats[:, at:], self.dense, self.model.dense_kind)
             at += stack.packed.rows
         edges = [sum(heights[:i]) for i in range(len(heights) + 1)]
         values = [Value(self.program, whole.floats[:, a:b], b - a) for a, b in zip(edges, edges[1:], strict=False)]
@@ -233,16 +241,15 @@ class Recorder(Operations[Any]):
     def gated(self, x: Value, gate: str, up: str) -> Value:
         (stack,) = self.model.weights.stacks((gate, up), interleave=True)
         both = self._value(stack.packed.rows)
-        self._multiply(stack, x, both.floats, self.dense)
+        self._multiply(stack, x, both.floats, self.dense, self.model.dense_kind)
         return self._gate("silu", both, 0.0)
 
     def _gate(self, activation: str, both: Value, limit: float) -> Value:
         """From rows that alternate gate and up."""
         out = self._value(both.columns // 2, both.rows, on_demand=True)
-        assert out.records is not None
         out.producer = self._add(
             gated_op(activation), both.rows, x=both.floats, x_stride=both.stride, out=None, out_stride=out.stride,
-            records=None, record_stride=out.records.strides[0], columns=out.columns, limit=limit, alpha=SWIGLU_ALPHA,
+            records=None, record_stride=0, columns=out.columns, limit=limit, alpha=SWIGLU_ALPHA,
         )  # fmt: skip
         return out
 
@@ -295,12 +302,12 @@ class Recorder(Operations[Any]):
     def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Value:
         (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
-        both = self._value(first.packed.rows, routing.chosen)
-        self._multiply(first, x, both.floats, routing.groups)
+        both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations
+        self._multiply(first, x, both.floats, routing.groups, kind)
         inner = self._gate("swiglu", both, limit)
         down = self._value(second.packed.rows, routing.chosen)
         in_order = {"index": np.arange(CHUNK * routing.chosen, dtype=np.int32)}
-        self._multiply(second, inner, down.floats, routing.groups | in_order)
+        self._multiply(second, inner, down.floats, routing.groups | in_order, kind)
         out = self._value(down.columns)
         out.producer = self._add(
             combine, x=down.floats, x_stride=down.stride, place=routing.place, weights=routing.weights, top=routing.chosen,
@@ -357,8 +364,13 @@ class NumbaBackend(Backend):
         self.options = options
         self.architecture = checkpoint.architecture
         self.layers = self.architecture.attention_layers()
+        if options.activations not in ("int8", "f32"):
+            raise BadRequest(f"activations {options.activations!r}: there are int8 and f32")
         self.element = "f32" if options.activations == "f32" else "bf16"  # of the KV cache
-        self.threads = options.threads or len(os.sched_getaffinity(0))
+        # Dense layers take a scale for each 16 values, which halves the divergence that quantizing costs; experts, where most of
+        # the arithmetic is, one for 32.
+        self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
+        self.threads = options.threads or cores()
         self.buffers = Buffers()
         self.weights = Weights(checkpoint, self.threads, progress, options.say)
         self.pools = self._pools()
