@@ -206,12 +206,16 @@ def scores_of(  # type: ignore[no-untyped-def]
 ):
     """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen."""
     begin = low // LANES * LANES
+    all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
     for first in range(begin, high, LANES):
         slot = first % page_positions
         keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
         tile = zero_tile(ROWS)
         for k in range(head_dim // UNIT):
             tile = accumulate(FORMAT, "f32", tile, keys + k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
+        if first >= all_from and first + LANES <= all_to:
+            store_tile(scores + (first - begin) * 4, (SEGMENT + LANES) * 4, tile)
+            continue
         results = spill(tile)
         for t in range(ROWS):
             seen = keep_between(

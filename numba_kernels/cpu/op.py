@@ -53,9 +53,10 @@ KERNEL: Any = None
 
 def _entry(kinds: str) -> Callable[..., Any]:
     """The C function of a kernel with these kinds of arguments: a function of this file, so that Numba can cache it."""
-    cells = ", ".join(f"{'get_f32' if k == 'f' else 'get_i64'}(arguments + {8 * i})" for i, k in enumerate(kinds))
+    cells = [f"{'get_f32' if k == 'f' else 'get_i64'}(arguments + {8 * i})" for i, k in enumerate(kinds)]
+    source = f"def entry(arguments, team, thread):\n    KERNEL({', '.join([*cells, 'team', 'thread'])})"
     scope: dict[str, Any] = {"get_f32": get_f32, "get_i64": get_i64, "__name__": __name__}
-    exec(compile(f"def entry(arguments, team, thread):\n    KERNEL({cells}, team, thread)", __file__, "exec"), scope)
+    exec(compile(source, __file__, "exec"), scope)
     return scope.pop("entry")
 
 

@@ -277,9 +277,16 @@ PAIRED = True
 def _pack_16bit(source, scales, target, first, step, begin, end, blocks, scales_at):  # type: ignore[no-untyped-def]
     """16-bit floats: bf16 in pairs of columns to a lane, f16 column by column."""
     values, into = source.view(np.uint16), target.view(np.uint16)
+    columns = values.shape[1]
+    whole = columns // 2 * 2 if PAIRED and columns % 2 == 0 else 0
     for p in range(begin, end):
         low, high = _lanes(p, first, step, source.shape[0])
-        for k in range(values.shape[1]):
+        if whole:
+            pairs, into_pairs = source.view(np.uint32), target.view(np.uint32)
+            for k in range(columns // 2):
+                for row in range(low, high):
+                    into_pairs[p, k * LANES + first + row * step - p * LANES] = pairs[row, k]
+        for k in range(whole, columns):
             for row in range(low, high):
                 lane = first + row * step - p * LANES
                 if PAIRED:
