@@ -233,8 +233,8 @@ def accumulate(
 ) -> Any:
     """The tile plus the products of one block (of UNIT columns for float formats) of a panel and of rows + `at`.
 
-    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `codes` and `scales` are the addresses of
-    the block's codes and scales; `rows` are the tokens' rows of activations, `at` the block's offset in them, in bytes.
+    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `codes` and `scales` are the
+    addresses of the block's codes and scales; `rows` are the tokens' rows of activations, `at` the block's offset in them, in bytes.
     """
     format_name, kind = name.literal_value, activations.literal_value
 

@@ -125,7 +125,8 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
 
     Args:
         format_name: as `packing.all_formats` names it.
-        activations: "int8" or "int8_g16" for rows of records, "f32" for rows of float32; float formats take float32 in either case.
+        activations: "int8" or "int8_g16" for rows of records, "f32" for rows of float32; float formats take
+            float32 in any case.
         many: whether groups may have more than one row; without it, less is compiled.
     """
     name = kernel_format(format_name)

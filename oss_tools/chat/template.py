@@ -37,7 +37,9 @@ def render(
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     config = metadata.tokenizer_config
-    special = {key: token_text(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)}
+    special = {
+        key: token_text(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
+    }
     pieces, size = [], 0
     try:
         template = environment.from_string(metadata.chat_template)

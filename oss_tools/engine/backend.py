@@ -105,8 +105,9 @@ class Backend(ABC):
     def facts(self) -> dict[str, Any]:
         """What a record of a measurement should say: kernel path, threads, bytes of weights by format."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Ends threads, frees memory."""
+        """Ends threads."""
 
 
 def backends() -> dict[str, str]:

@@ -11,6 +11,7 @@ import math
 import time
 import weakref
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ class Recorder(Operations[Any]):
             value.records = {k: self.model.buffers.lend(value, k, CHUNK * rows, columns) for k in sorted(kinds)}
         return value
 
-    def _add(self, op: Op, rows: int = 1, **arguments: Any) -> int:
+    def _add(self, op: Op, rows: int = 1, /, **arguments: Any) -> int:
         self.model.compile(op)
         if "rows" in op.names:
             self.counts.append((len(self.program.ops), rows))
@@ -232,8 +233,8 @@ class Recorder(Operations[Any]):
         for stack in self.model.weights.stacks(names):
             self._multiply(stack, x, whole.floats[:, at:], self.dense, self.model.dense_kind)
             at += stack.packed.rows
-        edges = [sum(heights[:i]) for i in range(len(heights) + 1)]
-        values = [Value(self.program, whole.floats[:, a:b], b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        edges = np.cumsum([0, *heights]).tolist()
+        values = [Value(self.program, whole.floats[:, a:b], b - a) for a, b in pairwise(edges)]
         for value in values:
             weakref.finalize(value, id, whole)  # the buffer is lent for as long as any part of it lives
         return tuple(values)
@@ -270,7 +271,12 @@ class Recorder(Operations[Any]):
             "ring": pool.ring,
         }  # fmt: skip
         stored = self._add(
-            store_op(self.model.element), sequence=state.sequence, cos=cos, sin=sin, scale=1 / math.sqrt(heads.size), **shared
+            store_op(self.model.element),
+            sequence=state.sequence,
+            cos=cos,
+            sin=sin,
+            scale=1 / math.sqrt(heads.size),
+            **shared,
         )
         out = self._value(heads.queries * heads.size)
         op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element)

@@ -80,7 +80,9 @@ class Pool:
         parts = block[skip:].reshape(len(position), len(self.heads), 2, h.keys, h.size)
         for i, head in enumerate(self.heads):
             keys, values = self._views(self.memory[head.layer])
-            keys[page, :, slot // LANES, :, slot % LANES] = parts[:, i, 0].reshape(len(position), *keys.shape[1:2], -1, together)
+            keys[page, :, slot // LANES, :, slot % LANES] = parts[:, i, 0].reshape(
+                len(position), *keys.shape[1:2], -1, together
+            )
             values[page, :, slot, : h.size] = parts[:, i, 1]
 
     @property

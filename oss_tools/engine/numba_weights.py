@@ -152,7 +152,8 @@ class Weights:
             self._remark(entry, form)
         with ThreadPoolExecutor(self._threads) as pool:
             jobs = [
-                pool.submit(self._pack_rows, packed, entry, form, piece, first, step) for piece in chunks([entry], CHUNK_BYTES)
+                pool.submit(self._pack_rows, packed, entry, form, piece, first, step)
+                for piece in chunks([entry], CHUNK_BYTES)
             ]
             for job in jobs:
                 job.result()

@@ -61,7 +61,7 @@ class Sampler:
             token = int(logits.argmax())
         else:
             candidates, shares = distribution(logits, s)
-            token = int(candidates[min(np.searchsorted(shares.cumsum(), self._random.random()), len(shares) - 1)])
+            token = int(candidates[min(int(np.searchsorted(shares.cumsum(), self._random.random())), len(shares) - 1)])
         self.seen.add(token)
         return token
 
@@ -76,10 +76,8 @@ def penalized(logits: np.ndarray, seen: set[int], penalty: float) -> np.ndarray:
 
 def distribution(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that may be drawn, likeliest first, and their probabilities (float64, sum 1). Needs a temperature > 0."""
-    if s.top_k and s.top_k < len(logits):
-        candidates = np.argpartition(logits, -s.top_k)[-s.top_k :]
-    else:
-        candidates = np.arange(len(logits))
+    limit = min(s.top_k or len(logits), len(logits))
+    candidates = np.argpartition(logits, -limit)[-limit:]
     candidates = candidates[np.lexsort((candidates, -logits[candidates]))]
     scaled = logits[candidates].astype(np.float64) / s.temperature
     shares = np.exp(scaled - scaled[0])

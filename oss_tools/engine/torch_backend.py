@@ -200,5 +200,8 @@ class TorchBackend(Backend):
             tensor[:, start : start + len(block)] = part.transpose(0, 1)
             at += width
 
+    def close(self) -> None:
+        """PyTorch's threads are the process's own."""
+
     def facts(self) -> dict[str, Any]:
         return {"kernels": f"torch {torch.__version__} float32", "threads": torch.get_num_threads()}

@@ -74,7 +74,7 @@ def test_a_reused_prefix_equals_a_computed_one(engine: Engine, prompt: list[int]
 
 
 def test_scores_are_the_log_probabilities(engine: Engine, prompt: list[int]) -> None:
-    requests = [(prompt[:300] + [i, i + 1, i + 2], 300) for i in range(5)] + [(prompt[5:40], 1), (prompt[:2], 2)]
+    requests = [([*prompt[:300], i, i + 1, i + 2], 300) for i in range(5)] + [(prompt[5:40], 1), (prompt[:2], 2)]
     for scores, (tokens, start) in zip(engine.score(requests), requests, strict=True):
         logprobs = log_softmax(engine.logits(tokens))[start - 1 : -1]
         wanted = logprobs[np.arange(len(logprobs)), tokens[start:]]
