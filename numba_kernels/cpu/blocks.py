@@ -1,6 +1,7 @@
 """How each number format lies in a weight panel, and the instructions that turn a block of it into products.
 
-A panel is LANES rows of a matrix. Its codes come first, block after block of 32 columns; then its scales, block after block.
+A panel is LANES rows of a matrix: block after block of 32 columns, each the rows' codes and then their scales, so that memory is
+read in one straight line. Only scales that serve several blocks stand apart, behind all codes.
 In a vector of codes (64 bytes where LANES = 16), the 32-bit lane r belongs to row r: four 8-bit codes, or eight 4-bit
 ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 + 4j + 3.
 
@@ -45,6 +46,7 @@ class Layout:
         decode: (builder, address of a block's codes, offset) -> eight Bytes vectors for columns 0–3, 4–7, …; the codes are
             raised by `offset`.
         is_byte: codes are signed bytes, kept raised by 128 where the path wants it.
+        is_grouped: a scale serves several blocks.
     """
 
     code_bytes: int
@@ -53,6 +55,17 @@ class Layout:
     decode: Callable[[Builder, Value, int], list[Value]] | None
     has_minimum: bool = False
     is_byte: bool = False
+    is_grouped: bool = False
+
+    @property
+    def block_bytes(self) -> int:
+        """From one block of a panel to the next."""
+        return LANES * (self.code_bytes + (0 if self.is_grouped else self.scale_bytes))
+
+    @property
+    def scale_step(self) -> int:
+        """From the scales of one group of a panel to those of the next."""
+        return LANES * self.scale_bytes if self.is_grouped else self.block_bytes
 
 
 def _nibbles(b: Builder, codes: Value) -> list[Value]:
@@ -110,7 +123,8 @@ LAYOUTS = {
     "q5_1": Layout(20, 4, "f16", _five_bits_less(0), has_minimum=True),
     "iq4_nl": Layout(16, 2, "f16", _by_table(IQ4_NL)),
     "q8_0": Layout(32, 2, "f16", _bytes, is_byte=True),
-    "int8": Layout(32, 2, "bf16", _bytes, is_byte=True),
+    "int8": Layout(32, 2, "bf16", _bytes, is_byte=True, is_grouped=True),
+    "int8_g32": Layout(32, 2, "bf16", _bytes, is_byte=True),
     "bf16": Layout(64, 0, "none", None),
     "f16": Layout(64, 0, "none", None),
     "f32": Layout(128, 0, "none", None),
@@ -234,7 +248,8 @@ def accumulate(
     """The tile plus the products of one block (of UNIT columns for float formats) of a panel and of rows + `at`.
 
     `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `codes` and `scales` are the
-    addresses of the block's codes and scales; `rows` are the tokens' rows of activations, `at` the block's offset in them, in bytes.
+    addresses of the block's codes and scales; `rows` are the tokens' rows of activations, `at` the block's offset in them,
+    in bytes.
     """
     format_name, kind = name.literal_value, activations.literal_value
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import OssToolsError
@@ -50,8 +52,8 @@ class Child:
         self.kind = kind
         command = [sys.executable, "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready: dict[str, Any] = self._reply()
         self.peak_bytes = 0
+        self.ready: dict[str, Any] = self._reply()
 
     def ask(self, what: str, **arguments: Any) -> Any:
         """A method of the contender, called there."""
@@ -73,17 +75,31 @@ class Child:
 
     def close(self) -> None:
         """Ends the process; `peak_bytes` is then the largest resident size it had."""
-        if self._process.stdin and not self._process.stdin.closed:
+        if self._process.poll() is None:
+            self.peak_bytes = self.ask("peak")
+            assert self._process.stdin
             self._process.stdin.close()
-            _, status, usage = os.wait4(self._process.pid, 0)
-            self._process.returncode = os.waitstatus_to_exitcode(status)
-            self.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            self._process.wait()
 
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._process.kill()
+            self._process.wait()
+
+
+def peak_bytes() -> int:
+    """The largest resident size this process has had. Linux's own counter, as getrusage's begins with the parent's size."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except OSError:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used * (1 if sys.platform == "darwin" else 1024)
 
 
 def serve(kind: str, arguments: dict[str, Any]) -> None:
@@ -102,7 +118,8 @@ def serve(kind: str, arguments: dict[str, Any]) -> None:
         reply(result={"load_seconds": time.perf_counter() - began, "facts": contender.facts()})
         for line in sys.stdin:
             request = json.loads(line)
-            reply(result=getattr(contender, request.pop("do"))(**request))
+            what = request.pop("do")
+            reply(result=peak_bytes() if what == "peak" else getattr(contender, what)(**request))
     except (OssToolsError, MemoryError, OSError) as error:
         reply(error=str(error) or type(error).__name__)
 
