@@ -27,7 +27,7 @@ from numba_kernels.cpu import attention, experts, rows
 from numba_kernels.cpu.blocks import LAYOUTS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
 from numba_kernels.cpu.op import op
-from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, kernel_format, pack
+from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
 from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.parallel import cores
 from numba_kernels.simd import instructions as emit
@@ -153,7 +153,7 @@ def random_planes(name: str, count: int, columns: int, rng: np.random.Generator)
         for at in range(0, LAYOUTS[name].scale_bytes, 2):
             raw[..., at], raw[..., at + 1] = 0, 0x1C  # a half-precision 0.004
         return {"blocks": raw.reshape(count, -1)}
-    if kernel_format(name) == "int8":
+    if name.startswith("int8"):
         groups = columns // INT8_GROUPS.get(name, columns)
         return {"codes": any_bytes(columns).view(np.int8), "scales": np.full((count, groups), 0x3B80, np.uint16)}
     values = rng.normal(size=(count, columns)).astype(np.float32)
@@ -186,11 +186,11 @@ class Bench:
 
     def seconds(self, program: Program, each: int = 1) -> tuple[float, float]:
         """Median seconds of a replay (of one of `each` operations), and the interquartile range as a share of it."""
+        times: list[float] = []
         settle = time.perf_counter() + (0.05 if self.quick else 0.3)  # the threads find their cores
         self.team.run(program)
         while time.perf_counter() < settle:
             self.team.run(program)
-        times = []
         budget = time.perf_counter() + (0.2 if self.quick else 1.0)
         while len(times) < 5 or (time.perf_counter() < budget and len(times) < 200):
             began = time.perf_counter()
@@ -216,7 +216,10 @@ class Bench:
         yield self._ceiling("memory read", program, BIG, "GB/s")
         pieces = 16 * self.team.threads
         small = self.rng.integers(0, 20, 64 * LANES + 64, dtype=np.uint8)
-        for name, which, operations in (("dot-product peak", dot_step, 8 * LANES), ("multiply-add peak", fma_step, 2 * LANES)):
+        for name, which, operations in (
+            ("dot-product peak", dot_step, 8 * LANES),
+            ("multiply-add peak", fma_step, 2 * LANES),
+        ):
             program = Program()
             kernel = op(peak).bind(NAME=name.split()[0].replace("-", "_"), step=which)
             program.add(kernel, x=small, pieces=pieces, out=np.zeros(pieces, np.float32))
@@ -280,22 +283,19 @@ class Bench:
     def expert_layer(self, tokens: int) -> Iterator[Result]:
         """The first matrix of gpt-oss's experts, for one token from memory and for a prompt."""
         packed = random_weights("mxfp4", EXPERTS, 2 * INNER, HIDDEN, self.rng)
-        groups = self.chosen_experts(tokens)
         out = np.zeros((tokens * TOP, 2 * INNER), np.float32)
         x = self.activations(packed, tokens)
         program = Program()
         count = 8 if tokens == 1 else 1
         for _ in range(count):  # other experts each time, so that none is still in the cache
-            chosen = self.chosen_experts(tokens)
-            groups = chosen if tokens == 1 else groups
-            single = tokens == 1
-            add_linear(program, packed, groups, x, out, single=single, threads=self.team.threads)
+            groups = self.chosen_experts(tokens)
+            add_linear(program, packed, groups, x, out, single=tokens == 1, threads=self.team.threads)
         if tokens == 1:
-            amount = TOP * packed.matrix_bytes
-            yield self.measure("experts mxfp4 × 1 token", program, amount, "GB/s", "memory read", each=count)
+            read = float(TOP * packed.matrix_bytes)
+            yield self.measure("experts mxfp4 × 1 token", program, read, "GB/s", "memory read", each=count)
         else:
-            amount = 2.0 * tokens * TOP * packed.rows * packed.columns
-            yield self.measure(f"experts mxfp4 × {tokens} tokens", program, amount, "GOP/s", "dot-product peak")
+            operations = 2.0 * tokens * TOP * packed.rows * packed.columns
+            yield self.measure(f"experts mxfp4 × {tokens} tokens", program, operations, "GOP/s", "dot-product peak")
 
     def chosen_experts(self, tokens: int) -> Groups:
         """TOP random experts for every token, sorted."""
@@ -401,9 +401,13 @@ def line(r: Result) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m numba_kernels.bench", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m numba_kernels.bench", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--threads", type=int, default=cores(), help="threads of the team; by default all cores")
-    parser.add_argument("--only", default="", help="kernels whose name holds this text: linear q8_0, experts, attention, rows, …")
+    parser.add_argument(
+        "--only", default="", help="kernels whose name holds this text: linear q8_0, experts, attention, rows, …"
+    )
     parser.add_argument("--quick", action="store_true", help="short runs and smaller matrices")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     options = parser.parse_args(arguments)
@@ -426,4 +430,3 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-

@@ -31,7 +31,7 @@ from numba_kernels.simd.values import (
 )
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
-CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes of a step's codes, scales and activations; steps in a block
+CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
 
 
 def multiply_panels(  # type: ignore[no-untyped-def]
@@ -141,7 +141,7 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
         size: inner(
             specialize(
                 multiply_panels, f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
-                CODES=layout.code_bytes * LANES // steps, SCALES=layout.scale_bytes * LANES, STEP=step, STEPS=steps,
+                CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step, STEPS=steps,
             )
         )
         for size in sorted(set(sizes))

@@ -40,8 +40,8 @@ def empty_bytes(size: int) -> np.ndarray:
 
 
 def kernel_format(name: str) -> str:
-    """The kernel that serves a format: all groupings of int8 share one."""
-    return "int8" if name in INT8_GROUPS else name
+    """The kernel that serves a format: int8 with scales for a row or for 128 columns share one."""
+    return "int8" if name == "int8_g128" else name
 
 
 @dataclass
@@ -94,12 +94,17 @@ class Packed:
 
     @property
     def scales_at(self) -> int:
-        """Bytes from a panel's beginning to its scales."""
-        return _round_up(self.blocks * LANES * self.layout.code_bytes, 64)
+        """Bytes from a panel's beginning to its first scales."""
+        return self._block_bytes if self.layout.is_grouped else LANES * self.layout.code_bytes
+
+    @property
+    def _block_bytes(self) -> int:
+        return _round_up(self.blocks * self.layout.block_bytes, 64)
 
     @property
     def panel_bytes(self) -> int:
-        return self.scales_at + _round_up(self.groups * LANES * self.layout.scale_bytes, 64)
+        grouped = self.groups * self.layout.scale_step if self.layout.is_grouped else 0
+        return self._block_bytes + _round_up(grouped, 64)
 
     @property
     def matrix_bytes(self) -> int:
@@ -112,7 +117,7 @@ class Packed:
 
 def all_formats() -> list[str]:
     """The names of all formats that can be packed."""
-    return [*LAYOUTS, *INT8_GROUPS]
+    return [*LAYOUTS, "int8_g128"]
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -169,7 +174,7 @@ def _sources(packed: Packed, planes: Mapping[str, np.ndarray]) -> tuple[np.ndarr
     if name in GGML_BLOCKS:
         blocks = _plane(planes, "blocks", columns // 32 * GGML_BLOCKS[name][0], np.uint8)
         return blocks, blocks
-    if kernel_format(name) == "int8":
+    if name.startswith("int8"):
         scales = _plane(planes, "scales", packed.groups, np.uint16)
         return _plane(planes, "codes", columns, np.int8).view(np.uint8), scales.view(np.uint8)
     kind = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}[name]
@@ -187,6 +192,9 @@ def _plane(planes: Mapping[str, np.ndarray], name: str, columns: int, dtype: Any
 
 
 # ---- kernels: (source, scales, target [panels, panel_bytes], first, step, panels begin and end, blocks, scales_at) ----
+BLOCK_BYTES, SCALE_STEP = 0, 0  # from block to block of a panel, and from group to group of its scales
+
+
 # Rows go to lanes; `range(lane0, LANES)` below visits the lanes of a panel that the source has a row for.
 
 
@@ -217,9 +225,9 @@ def _pack_mxfp4(source, scales, target, first, step, begin, end, blocks, scales_
                 for j in range(4):
                     near = np.uint32(halfwords[row, k * 8 + j])
                     far = np.uint32(halfwords[row, k * 8 + 4 + j])
-                    words[p, (k * 4 + j) * LANES + lane] = _spread(near) | (_spread(far) << 4)
+                    words[p, k * BLOCK_BYTES // 4 + j * LANES + lane] = _spread(near) | (_spread(far) << 4)
                 byte = scales[row, k]
-                target[p, scales_at + k * LANES + lane] = byte if byte == 255 or byte == 0 else byte - 1
+                target[p, scales_at + k * SCALE_STEP + lane] = byte if byte == 255 or byte == 0 else byte - 1
 
 
 WIDTH, SCALE_AT, SCALE_BYTES, HIGH_AT, CODES_AT, WORDS, FLIP = 34, 0, 2, -1, 2, 8, 0
@@ -228,7 +236,6 @@ WIDTH, SCALE_AT, SCALE_BYTES, HIGH_AT, CODES_AT, WORDS, FLIP = 34, 0, 2, -1, 2, 
 def _pack_ggml(source, scales, target, first, step, begin, end, blocks, scales_at):  # type: ignore[no-untyped-def]
     """Blocks of scale bytes, high bits and codes, apart."""
     words = target.view(np.uint32)
-    in_words = WORDS + (1 if HIGH_AT >= 0 else 0)
     for p in range(begin, end):
         low, high = _lanes(p, first, step, source.shape[0])
         for k in range(blocks):
@@ -239,15 +246,15 @@ def _pack_ggml(source, scales, target, first, step, begin, end, blocks, scales_a
                     word = np.uint32(0)
                     for i in range(4):
                         word |= np.uint32(source[row, at + CODES_AT + 4 * j + i]) << np.uint32(8 * i)
-                    words[p, (k * in_words + j) * LANES + lane] = word ^ np.uint32(FLIP)
+                    words[p, k * BLOCK_BYTES // 4 + j * LANES + lane] = word ^ np.uint32(FLIP)
                 if HIGH_AT >= 0:
                     word = np.uint32(0)  # bit i of byte j is the fifth bit of column 4i + j
                     for c in range(32):
                         bit = (source[row, at + HIGH_AT + c // 8] >> (c % 8)) & 1
                         word |= np.uint32(bit) << np.uint32(c % 4 * 8 + c // 4)
-                    words[p, (k * in_words + WORDS) * LANES + lane] = word
+                    words[p, k * BLOCK_BYTES // 4 + WORDS * LANES + lane] = word
                 for s in range(0, SCALE_BYTES, 2):  # the rows' scales, then the rows' minima
-                    to = scales_at + k * LANES * SCALE_BYTES + s * LANES + lane * 2
+                    to = scales_at + k * SCALE_STEP + s * LANES + lane * 2
                     target[p, to] = source[row, at + SCALE_AT + s]
                     target[p, to + 1] = source[row, at + SCALE_AT + s + 1]
 
@@ -264,11 +271,12 @@ def _pack_int8(source, scales, target, first, step, begin, end, blocks, scales_a
                 word = np.uint32(0)
                 for i in range(min(4, columns - 4 * k)):
                     word |= np.uint32(source[row, 4 * k + i]) << np.uint32(8 * i)
-                words[p, k * LANES + first + row * step - p * LANES] = word ^ np.uint32(FLIP)
+                lane = first + row * step - p * LANES
+                words[p, k // 8 * (BLOCK_BYTES // 4) + k % 8 * LANES + lane] = word ^ np.uint32(FLIP)
         for row in range(low, high):
             lane = first + row * step - p * LANES
             for g in range(scales16.shape[1]):
-                target16[p, scales_at // 2 + g * LANES + lane] = scales16[row, g]
+                target16[p, (scales_at + g * SCALE_STEP) // 2 + lane] = scales16[row, g]
 
 
 PAIRED = True
@@ -312,17 +320,19 @@ def _kernel(name: str) -> Any:
     """The packing kernel of a format, compiled or from the cache."""
     kind = kernel_format(name)
     if kind not in _KERNELS:
-        flip = 0x80808080 if LAYOUTS[kind].is_byte and ACTIVE.biased_bytes else 0
+        layout = LAYOUTS[kind]
+        flip = 0x80808080 if layout.is_byte and ACTIVE.biased_bytes else 0
+        steps = {"BLOCK_BYTES": layout.block_bytes, "SCALE_STEP": layout.scale_step}
         if kind == "mxfp4":
-            made = specialize(_pack_mxfp4, "pack_mxfp4")
+            made = specialize(_pack_mxfp4, "pack_mxfp4", **steps)
         elif kind in GGML_BLOCKS:
             width, scale_at, high_at, codes_at = GGML_BLOCKS[kind]
             made = specialize(
                 _pack_ggml, f"pack_{kind}", WIDTH=width, SCALE_AT=scale_at, HIGH_AT=high_at, CODES_AT=codes_at, FLIP=flip,
-                SCALE_BYTES=LAYOUTS[kind].scale_bytes, WORDS=8 if kind == "q8_0" else 4,
+                SCALE_BYTES=layout.scale_bytes, WORDS=8 if kind == "q8_0" else 4, **steps,
             )  # fmt: skip
-        elif kind == "int8":
-            made = specialize(_pack_int8, "pack_int8", FLIP=flip)
+        elif kind.startswith("int8"):
+            made = specialize(_pack_int8, f"pack_{kind}", FLIP=flip, **steps)
         elif kind == "f32":
             made = specialize(_pack_f32, "pack_f32")
         else:

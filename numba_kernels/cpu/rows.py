@@ -242,5 +242,5 @@ def embedding_op(format_name: str) -> Op:
     name = kernel_format(format_name)
     layout = LAYOUTS[name]
     steps = BLOCK // UNIT if layout.decode is None else 1
-    codes, scales = layout.code_bytes * LANES // steps, layout.scale_bytes * LANES
+    codes, scales = layout.block_bytes // steps, layout.scale_step
     return Op(embedding, FORMAT=name, CODES=codes, SCALES=scales, STEPS=steps)
