@@ -39,3 +39,13 @@ class VerificationFailed(OssToolsError):
     """Two things that had to be equal are not. Exit status 1."""
 
     exit_status = 1
+
+
+class BadSource(OssToolsError):
+    """A repository, file or address that does not exist, may not be read, or offers what must not be taken."""
+
+
+class Unreachable(OssToolsError):
+    """A server that does not answer, refuses to go on, or breaks off again and again. Exit status 3."""
+
+    exit_status = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -50,6 +50,7 @@ SCALARS = {
     GGUFValueType.INT64: struct.Struct("<q"),
     GGUFValueType.FLOAT64: struct.Struct("<d"),
 }
+Pread = Callable[[int, int, int], bytes]
 _U32, _U64 = SCALARS[GGUFValueType.UINT32], SCALARS[GGUFValueType.UINT64]
 
 
@@ -139,8 +140,8 @@ class Header:
 class _Cursor:
     """Walks over a file's bytes; what was read stays in `buffer`."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self.descriptor, self.path = descriptor, path
+    def __init__(self, descriptor: int, path: Path, pread: Pread) -> None:
+        self.descriptor, self.path, self.pread = descriptor, path, pread
         self.size = os.fstat(descriptor).st_size
         self.buffer = bytearray()
         self.position = 0
@@ -155,7 +156,7 @@ class _Cursor:
         if end > MAX_HEADER:
             self.fail(f"the header is longer than {MAX_HEADER >> 20} MiB at {what}; no model needs that")
         while len(self.buffer) < end:
-            chunk = os.pread(self.descriptor, max(end - len(self.buffer), CHUNK), len(self.buffer))
+            chunk = self.pread(self.descriptor, max(end - len(self.buffer), CHUNK), len(self.buffer))
             if not chunk:
                 self.fail(f"cut off at byte {len(self.buffer)} while it was read")
             self.buffer += chunk
@@ -203,9 +204,12 @@ class _Cursor:
         return bytes(buffer[start:position])
 
 
-def read_header(descriptor: int, path: Path) -> Header:
-    """Reads and checks the header of an open GGUF file. `path` is for messages. Raises BadCheckpoint."""
-    cursor = _Cursor(descriptor, path)
+def read_header(descriptor: int, path: Path, pread: Pread = os.pread) -> Header:
+    """Reads and checks the header of an open GGUF file. Raises BadCheckpoint.
+
+    `path` is for messages; `pread` takes descriptor, count and offset as os.pread does, and may fetch what is still missing.
+    """
+    cursor = _Cursor(descriptor, path, pread)
     version, tensor_count, key_count = _read_start(cursor)
     keys: dict[str, Any] = {}
     for index in range(key_count):

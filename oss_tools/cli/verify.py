@@ -1,4 +1,6 @@
-"""Compare two checkpoints value by value, in any container.
+"""Compare two checkpoints value by value, in any container, or a download with its checksums.
+
+With --checksums, A is what `oss-tools download` fetched, and every file is read and held against the checksums of that time.
 
 Exit status 0 if architecture, configuration and all values agree, 1 if not; the first differences are named.
 """
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
 EXAMPLES = """
 oss-tools verify gpt-oss-20b/ gpt-oss-20b.gguf
 oss-tools verify model-bf16/ model-q8_0.gguf --tolerance 0.01
+oss-tools verify --checksums gpt-oss-20b/
 """
 
 
 def run(
     a: Annotated[Path, typer.Argument(metavar="A", help="The reference checkpoint.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The checkpoint under test.")],
+    b: Annotated[Path | None, typer.Argument(metavar="[B]", help="The checkpoint under test.", show_default=False)] = None,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Check A's files against the checksums of its download.")
+    ] = False,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Largest ‖b − a‖ / ‖a‖ of a tensor; 0 asks for equal values.")
     ] = 0.0,
@@ -32,6 +38,11 @@ def run(
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
+    if checksums != (b is None):
+        raise typer.BadParameter("give two checkpoints, or one with --checksums")
+    if b is None:
+        check_download(a, quiet, as_json)
+        return
     from oss_tools.convert.verify import verify
     from oss_tools.models import open_checkpoint
 
@@ -46,6 +57,27 @@ def run(
     else:
         print_verification(found, a, b, show)
     if not found.equal:
+        raise typer.Exit(1)
+
+
+def check_download(path: Path, quiet: bool, as_json: bool) -> None:
+    """Reads the files of a download and compares their checksums; exit status 1 if one has changed or is missing."""
+    from oss_tools.download import manifest
+
+    folder, known = manifest.expected(path)
+    total = sum(entry.bytes for entry in known.values())
+    with progress({"read": total}, quiet=quiet) as advance:
+        checks = manifest.check(folder, known, lambda nbytes: advance("read", nbytes))
+    faults = [check for check in checks if check.fault]
+    if as_json:
+        print_json({"path": str(path), "equal": not faults, "files": [vars(check) for check in checks]})
+    else:
+        if faults:
+            print_table([(c.path, c.fault) for c in faults], ("file", "fault"), title="Files differ")
+            print()
+        verdict = "NOT equal" if faults else "equal"
+        print_facts({"verdict": verdict, "files": f"{len(checks)} read, {len(checks) - len(faults)} as downloaded"})
+    if faults:
         raise typer.Exit(1)
 
 

@@ -1,0 +1,248 @@
+"""What can be fetched, from the name that a user gives: a hub's repository, an address, or a short name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from oss_tools.checkpoints.files import is_plain_name, parse_json
+from oss_tools.checkpoints.shards import INDEX, SINGLE
+from oss_tools.download.registry import COMMIT, Published, published
+from oss_tools.download.transfer import RemoteFile
+from oss_tools.download.web import (
+    SHA256,
+    TRANSIENT,
+    Missing,
+    Patience,
+    Transient,
+    Web,
+    check_address,
+    refusal,
+    retry_after,
+    same_origin,
+    shown,
+    transient_failures,
+)
+from oss_tools.errors import BadSource, Unreachable
+
+REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
+GIT_OID = re.compile(r"[0-9a-f]{40}")
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+COMPANIONS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "LICENSE",
+    "README.md",
+)
+MAX_INDEX = 64 << 20
+MAX_PARTS = 1000
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that belong together.
+
+    Attributes:
+        name: what the user called it, resolved: `owner/name`, or an address.
+        repo: `owner/name` on a hub, or "".
+        revision: the branch, tag or commit that was asked for; "" for an address.
+        commit: the commit of the hub's repository, or "".
+        files: all that it offers.
+        published: its entry in the registry, or None.
+    """
+
+    name: str
+    repo: str
+    revision: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A name, understood: a repository with a revision, or an address."""
+
+    repo: str = ""
+    revision: str = ""
+    address: str = ""
+    published: Published | None = None
+
+
+def understand(name: str, revision: str, endpoint: str) -> Wanted:
+    """What a name means: a short name, `owner/name`, `hf://owner/name`, a page of the hub, or an address. Raises BadSource."""
+    known = published()
+    if name in known:
+        pinned = revision or known[name].revision or "main"
+        return Wanted(known[name].repo, pinned, published=known[name])
+    bare = name.removeprefix("hf://")
+    parts = urlsplit(name)
+    if same_origin(name, endpoint) and REPO.fullmatch(parts.path.strip("/")):
+        bare = parts.path.strip("/")
+    if REPO.fullmatch(bare) and not set(bare.split("/")) & {".", ".."}:
+        if revision and (not REVISION.fullmatch(revision) or ".." in revision):
+            raise BadSource(f"{revision!r} is no revision: expected a branch, a tag or a commit")
+        return Wanted(bare, revision or "main", published=next((p for p in known.values() if p.repo == bare), None))
+    if parts.scheme == "file":
+        return Wanted(address=name)
+    if "://" not in name:
+        raise BadSource(
+            f"{name!r} is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}"
+        )
+    check_address(name)
+    return Wanted(address=name)
+
+
+def look_up(wanted: Wanted, web: Web) -> Source:
+    """Asks the server what files there are. Raises BadSource, Unreachable."""
+    return hub_source(wanted, web) if wanted.repo else address_source(wanted.address, web)
+
+
+# ---- a hub ----------------------------------------------------------------------------------------------------------
+
+
+def hub_source(wanted: Wanted, web: Web) -> Source:
+    """The files of a repository at one commit, with the checksums that the hub publishes."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=web.endpoint, library_name="oss-tools")
+    where = f"{wanted.repo}, revision {wanted.revision}"
+    info = _patiently(lambda: api.model_info(wanted.repo, revision=wanted.revision, timeout=30), where, web)
+    commit = info.sha or ""
+    if not COMMIT.fullmatch(commit):
+        raise BadSource(f"{where}: the server at {web.endpoint} names no commit; is it a hub?")
+    tree = _patiently(lambda: list(api.list_repo_tree(wanted.repo, recursive=True, revision=commit)), where, web)
+    base = f"{web.endpoint}/{wanted.repo}/resolve/{commit}/"
+    files = tuple(_listed(entry, base) for entry in tree if hasattr(entry, "size"))
+    return Source(wanted.repo, wanted.repo, wanted.revision, commit, files, wanted.published)
+
+
+def _listed(entry: Any, base: str) -> RemoteFile:
+    sha256 = entry.lfs.sha256 if entry.lfs else ""
+    size = entry.lfs.size if entry.lfs else entry.size
+    fine = isinstance(entry.path, str) and isinstance(size, int) and 0 <= size < 1 << 50
+    if not fine or not (SHA256.fullmatch(sha256) if sha256 else GIT_OID.fullmatch(str(entry.blob_id))):
+        raise BadSource(f"the hub's listing of {str(entry.path)[:120]!r} is damaged: size {size!r}, checksum missing or odd")
+    return RemoteFile(entry.path, size, base + quote(entry.path), sha256, "" if sha256 else entry.blob_id)
+
+
+def _patiently(ask: Callable[[], Result], where: str, web: Web) -> Result:
+    """A question to the hub's API, repeated where the failure may pass."""
+    import logging
+
+    from huggingface_hub.errors import HfHubHTTPError
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its own retries are told of by ours
+    patience = Patience(where, web.say)
+    while True:
+        try:
+            with transient_failures(web.endpoint):
+                return ask()
+        except Transient as failure:
+            patience.wait(failure)
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status not in TRANSIENT:
+                code = error.response.headers.get("X-Error-Code", "")
+                raise refusal(status, code, where, web.has_token) from None
+            patience.wait(Transient(f"the server answers {status}", retry_after(error.response.headers)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadSource(f"{where}: {web.endpoint} does not answer as a hub does: {error!r}"[:300]) from None
+
+
+# ---- an address -----------------------------------------------------------------------------------------------------
+
+
+def address_source(address: str, web: Web) -> Source:
+    """The files at an address: a .gguf (all its parts), a .safetensors with config.json beside it, or a folder of those
+    with an index."""
+    base, _, name = address.partition("?")[0].rpartition("/")
+    name = unquote(name)
+    folder = base + "/"
+    if name.endswith(".gguf"):
+        if not is_plain_name(name):
+            raise BadSource(f"{shown(address)}: the file's name {name[:80]!r} cannot be kept")
+        return Source(shown(address), "", "", "", tuple(_parts(address, folder, name, web)))
+    if name.endswith(".safetensors") and is_plain_name(name):
+        files = [probe(address, name, web), *_companions(folder, web)]
+    elif name.endswith(".index.json") or not name or "." not in name:
+        folder = folder if name.endswith(".index.json") or not name else f"{base}/{name}/"
+        files = [*_indexed(folder, web), *_companions(folder, web)]
+    else:
+        raise BadSource(f"{shown(address)}: expected a .gguf or .safetensors file, an index, or a folder (ending in /)")
+    return Source(shown(address), "", "", "", tuple(files))
+
+
+def _parts(address: str, folder: str, name: str, web: Web) -> list[RemoteFile]:
+    match = SPLIT.fullmatch(name)
+    if not match:
+        return [probe(address, name, web)]
+    if not 1 <= int(match[3]) <= MAX_PARTS:
+        raise BadSource(f"{name}: {match[3]} parts, more than the {MAX_PARTS} accepted")
+    names = [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
+    return [probe(folder + quote(part), part, web) for part in names]
+
+
+def _indexed(folder: str, web: Web) -> list[RemoteFile]:
+    try:
+        index = probe(folder + INDEX, INDEX, web)
+    except Missing:
+        return [probe(folder + SINGLE, SINGLE, web)]
+    if index.size > MAX_INDEX:
+        raise BadSource(f"{folder + INDEX}: {index.size} bytes, more than an index has")
+    data, _ = web.read(index.url, 0, index.size)
+    names = parse_json(data, folder + INDEX).get("weight_map")
+    shards = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+    if not shards or len(shards) > MAX_PARTS or not all(is_plain_name(s) and s.endswith(".safetensors") for s in shards):
+        raise BadSource(f"{folder + INDEX}: names no shards, too many, or some outside its folder; nothing is fetched")
+    return [index, *(probe(folder + quote(shard), shard, web) for shard in shards)]
+
+
+def _companions(folder: str, web: Web) -> list[RemoteFile]:
+    found = []
+    for name in COMPANIONS:
+        try:
+            found.append(probe(folder + name, name, web))
+        except Missing:
+            if name == "config.json":
+                raise
+    return found
+
+
+def probe(url: str, path: str, web: Web) -> RemoteFile:
+    """What a server says of a file, from a request of one byte: its size, version, published sha256. Raises Missing,
+    BadSource, Unreachable."""
+    patience = Patience(url, web.say)
+    while True:
+        try:
+            with web.open(url, 0, 1) as answer:
+                if answer.size is None:
+                    raise BadSource(f"{shown(url)}: the server does not say how long the file is")
+                etag = "" if answer.sha256 else answer.etag
+                return RemoteFile(path, answer.size, url, answer.sha256, etag=etag, ranges=answer.ranges)
+        except Transient as failure:
+            patience.wait(failure)
+
+
+# ---- without a network ----------------------------------------------------------------------------------------------
+
+
+def cached_snapshot(wanted: Wanted, cache: Path) -> Path:
+    """The folder of a repository in the hub's cache. Raises Unreachable if it is not there."""
+    folder = cache / ("models--" + wanted.repo.replace("/", "--"))
+    reference = folder / "refs" / wanted.revision
+    commit = reference.read_text().strip() if reference.is_file() else wanted.revision
+    snapshot = folder / "snapshots" / commit
+    if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        raise Unreachable(f"{wanted.repo}, revision {wanted.revision}: not in {cache}, and HF_HUB_OFFLINE is set; unset it")
+    return snapshot

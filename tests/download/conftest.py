@@ -1,0 +1,38 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Hub, serving
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """Of a command that knows no other hub than the one on loopback, and no user's token."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    return kept | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
+@pytest.fixture
+def run(environment: dict[str, str], tmp_path: Path) -> Run:
+    def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
+        options = {"cwd": tmp_path, "timeout": 120, **options}
+        return subprocess.run(command, capture_output=True, text=True, env=environment | (env or {}), **options)
+
+    return run
