@@ -213,9 +213,9 @@ class Team:
             self._wake[thread].wait()
             self._wake[thread].clear()
 
-    def run(self, program: Program) -> None:
-        """Replays a program; returns when its last operation is done."""
-        table = program.table
+    def run(self, program: Program, first: int = 0, stop: int | None = None) -> None:
+        """Replays a program, or its operations first … stop − 1; returns when the last one is done."""
+        table = program.table[first:stop]
         while len(table) and self._run(self.address, table.ctypes.data, len(table)):
             for thread in range(1, self.threads):
                 if self._memory[self._state(thread)] == ASLEEP:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oss_tools.errors import NoRoom
 
-WORK_BYTES = 200_000_000  # interpreter, libraries, activations and tables of the largest known model
+WORK_BYTES = 400_000_000  # interpreter, libraries, activations and tables of the largest known model
 
 
 def available_memory() -> int:

@@ -38,6 +38,7 @@ SEQUENCES = 64  # in one pass
 SWIGLU_ALPHA = 1.702  # gpt-oss
 TILES_DIVIDED = 64  # with at most so many tiles of attention, their keys are divided among threads
 KEYS_APART = 256  # in parts of at least so many
+MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
 SLOW = 0.5  # seconds after which a kernel was compiled, not loaded
 
 
@@ -134,10 +135,11 @@ class State:
 
 
 class Recorder(Operations[Any]):
-    """Records operations on up to `rows` tokens (1 or CHUNK) into a program; loads the weights that they name."""
+    """Records operations on up to `rows` tokens (1 or CHUNK) into a program; loads the weights that they name. `height` is the
+    rows that its values have memory for."""
 
-    def __init__(self, model: NumbaBackend, rows: int) -> None:
-        self.model, self.rows = model, rows
+    def __init__(self, model: NumbaBackend, rows: int, height: int = CHUNK) -> None:
+        self.model, self.rows, self.height = model, rows, height
         self.program = Program()
         self.dense = model.state.all_rows
         self.counts: list[tuple[int, int]] = []  # operations with an argument `rows`, and their rows for each token
@@ -147,10 +149,10 @@ class Recorder(Operations[Any]):
 
     def _value(self, columns: int, rows: int = 1, on_demand: bool = False) -> Value:
         value = Value(self.program, np.empty((0, 0), np.float32), columns, rows, on_demand=on_demand)
-        value.floats = self.model.buffers.lend(value, "floats", CHUNK * rows, columns)
+        value.floats = self.model.buffers.lend(value, "floats", self.height * rows, columns)
         if on_demand:  # taken now: memory that is free later may be in use between then and now
             kinds = {"int8", self.model.dense_kind} - {"f32"}
-            value.records = {k: self.model.buffers.lend(value, k, CHUNK * rows, columns) for k in sorted(kinds)}
+            value.records = {k: self.model.buffers.lend(value, k, self.height * rows, columns) for k in sorted(kinds)}
         return value
 
     def _add(self, op: Op, rows: int = 1, /, **arguments: Any) -> int:
@@ -180,7 +182,7 @@ class Recorder(Operations[Any]):
             program.set(value.producer, "record_stride", records.strides[0])
         else:
             floats = self._floats(value)
-            records = self.model.buffers.lend(value, kind, CHUNK * value.rows, value.columns)
+            records = self.model.buffers.lend(value, kind, len(value.floats), value.columns)
             self._add(
                 quantizing_to(quantize, kind), value.rows, x=floats, x_stride=value.stride, records=records,
                 record_stride=records.strides[0], columns=value.columns,
@@ -407,7 +409,7 @@ class NumbaBackend(Backend):
         """The programs for passes of one token or of many: to the hidden states, and from them to the logits."""
         recorder = Recorder(self, rows)
         hidden = self.architecture.forward(recorder)
-        head = Recorder(self, rows)
+        head = Recorder(self, rows, OUTPUTS)
         head.dense = self.state.output_rows
         logits = self.architecture.logits(head, hidden)
         self._kept += [hidden, logits]
@@ -466,7 +468,14 @@ class NumbaBackend(Backend):
         replay.set_attention("sequences", len(runs))
         replay.set_attention("splits", self._splits(runs, replay.tile_rows))
         replay.set_attention("pages", {n: m.ctypes.data for pool in self.pools.values() for n, m in pool.memory.items()})
-        self.team.run(replay.program)
+        self._replay(replay.program, rows)
+
+    def _replay(self, program: Program, rows: int) -> None:
+        """Replays a program, a long one in parts: between them an interrupt (Ctrl-C) is heard."""
+        count = len(program.ops)
+        part = count if rows < MANY else PART
+        for first in range(0, count, part):
+            self.team.run(program, first, first + part)
 
     def _splits(self, runs: list[Run], tile_rows: int) -> int:
         """Into how many parts the keys of a tile are divided, so that all threads have work."""

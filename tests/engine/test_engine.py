@@ -119,6 +119,27 @@ def test_a_closed_generation_leaves_a_sane_engine(engine: Engine, prompt: list[i
     assert [t.id for t in engine.generate(Request(prompt[:30], 5, stop_tokens=frozenset()))] == expected
 
 
+def test_an_interrupt_leaves_a_sane_engine(engine: Engine, prompt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine.backend.name != "numba":
+        pytest.skip("the kernels are interrupted between parts of a program")
+    expected = engine.logits(prompt[:200])
+    sequence = engine.open(prompt[:200], reuse=0)
+    engine.prefill(sequence, prompt[:100])
+    calls, run = [], engine.backend.team.run  # type: ignore[attr-defined]
+
+    def interrupted(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        run(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.backend.team, "run", interrupted)  # type: ignore[attr-defined]
+        engine.prefill(sequence, prompt[100:200])
+    assert sequence.tokens == prompt[:100]
+    assert_close(engine, engine.prefill(sequence, prompt[100:200]), expected[-1])
+
+
 def test_what_does_not_fit_is_refused(engine: Engine, prompt: list[int]) -> None:
     with pytest.raises(BadRequest, match="context of 1024"):
         engine.logits(prompt * 3)
@@ -132,6 +153,6 @@ def test_what_does_not_fit_is_refused(engine: Engine, prompt: list[int]) -> None
 
 
 def test_no_room_says_what_would_fit(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oss_tools.engine.memory.available_memory", lambda: 201_000_000)
+    monkeypatch.setattr("oss_tools.engine.memory.available_memory", lambda: 401_000_000)
     with pytest.raises(NoRoom, match=r"needs .* GB of memory .* GB are free; "):
         Engine.load(tiny_llama, backend="torch", context=2048)

@@ -1,0 +1,66 @@
+"""The commands that run a model, as a user calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def oss_tools(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_generate_streams_text_and_ends_with_figures(tiny_llama: Path) -> None:
+    done = oss_tools("generate", tiny_llama, "The", "--raw", "--max-tokens", 8, "--threads", 1)
+    assert "tokens/s" in done.stderr.splitlines()[-1]
+    record = json.loads(oss_tools("generate", tiny_llama, "The", "--raw", "-n", 8, "-t", 1, "--json", "-q").stdout)
+    assert record["text"] + "\n" == done.stdout
+    assert record["tokens"] == 8 or record["finish"] == "stop"
+
+
+def test_generate_without_a_template_says_so(tiny_llama: Path) -> None:
+    done = oss_tools("generate", tiny_llama, "The", "-n", 1, "-t", 1)
+    assert "no chat template" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--temperature", "-1"], "temperature"),
+        (["--context", "999999999"], "context"),
+        (["--backend", "abacus"], "no backend named"),
+        (["--activations", "int3"], "activations"),
+    ],
+)
+def test_bad_options_are_one_line(tiny_llama: Path, options: list[str], said: str) -> None:
+    done = oss_tools("generate", tiny_llama, "The", "--raw", "-q", *options, status=2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bench_measures_every_case(tiny_gpt_oss: Path) -> None:
+    options = ("--prompt", 16, "--gen", 4, "--depth", "0,8", "--batch", "1,2", "--repeat", 1, "--threads", 1, "-q")
+    record = json.loads(oss_tools("bench", tiny_gpt_oss, *options, "--json").stdout)
+    (entry,) = record["models"]
+    ours = entry["contenders"]["oss-tools"]
+    assert [r["case"] for r in ours["results"]] == ["pp16", "pp16 @ 8", "tg4", "tg4 × 2", "tg4 @ 8", "tg4 @ 8 × 2"]
+    assert all(r["tokens_per_second"] > 0 for r in ours["results"])
+    assert ours["peak_bytes"] > ours["facts"]["bytes_per_token"] > 0
+    assert ours["facts"]["kernels"].startswith("numba ")
+    table = oss_tools("bench", tiny_gpt_oss, "--prompt", 8, "--gen", 0, "--repeat", 1, "-t", 1, "-q", "--markdown").stdout
+    assert table.startswith("| model")
+
+
+@pytest.mark.peers
+def test_bench_beside_llama_cpp(tiny_llama: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    options = ("--prompt", 16, "--gen", 4, "--repeat", 2, "--threads", 1, "-q", "--json", "--peer", "llama.cpp")
+    (entry,) = json.loads(oss_tools("bench", tiny_llama, *options).stdout)["models"]
+    assert [r["ratio"]["median"] > 0 for r in entry["contenders"]["oss-tools"]["results"]] == [True, True]
+    assert len(entry["contenders"]["llama.cpp"]["results"]) == 2
