@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.datamodel.registry import register_default
 from numba.core.imputils import lower_builtin
@@ -338,13 +338,19 @@ def odds(b: Builder, x: Value, y: Value) -> Value:
     return emit.shuffle(b, x, y, range(1, 2 * LANES, 2))
 
 
+def _reserve(b: Builder, kind: ir.Type) -> Value:
+    """Space on the stack for as long as the function runs; not cleared, as Numba's own helper would."""
+    with b.goto_entry_block():
+        return b.alloca(kind)
+
+
 @intrinsic(prefer_literal=True)
 def stack(typing_context: Any, size: Any) -> Any:
     """The address of `size` (a compile-time constant) bytes of the function's stack, on a 64-byte boundary."""
     count = size.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        place = cgutils.alloca_once(b, ir.ArrayType(I8, count))
+        place = _reserve(b, ir.ArrayType(I8, count))
         place.align = 64
         return b.ptrtoint(place, I64)
 
@@ -366,7 +372,7 @@ def spill(typing_context: Any, tile: Any) -> Any:
     """Writes a tile to the stack: the address of float32 [tokens, LANES], good until the next spill at this place."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        place = cgutils.alloca_once(b, tile.llvm)
+        place = _reserve(b, tile.llvm)
         b.store(args[0], place)
         return b.ptrtoint(place, I64)
 
