@@ -8,6 +8,8 @@ import numpy as np
 
 from oss_tools.errors import BadRecipe
 
+FEW = 2048  # tokens that are sorted first when the likeliest are looked for
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -75,20 +77,38 @@ def penalized(logits: np.ndarray, seen: set[int], penalty: float) -> np.ndarray:
 
 
 def distribution(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that may be drawn, likeliest first, and their probabilities (float64, sum 1). Needs a temperature > 0."""
-    limit = min(s.top_k or len(logits), len(logits))
-    candidates = np.argpartition(logits, -limit)[-limit:]
-    candidates = candidates[np.lexsort((candidates, -logits[candidates]))]
-    scaled = logits[candidates].astype(np.float64) / s.temperature
-    shares = np.exp(scaled - scaled[0])
-    shares /= shares.sum()
-    keep = len(shares)
+    """The tokens that may be drawn and their probabilities (float64, sum 1), likeliest first where top_k or top_p asks for
+    an order, else by number. Needs a temperature > 0."""
+    weights = np.exp((logits - logits.max()) / np.float32(s.temperature)).astype(np.float64)
+    tokens = np.arange(len(logits))
+    if s.top_k:
+        tokens = likeliest(weights, s.top_k)
     if s.top_p < 1:
-        keep = int(np.searchsorted(shares.cumsum(), s.top_p)) + 1
+        tokens = _nucleus(weights, tokens, s)
     if s.min_p > 0:
-        keep = min(keep, int((shares >= s.min_p * shares[0]).sum()))
-    shares = shares[: max(keep, 1)]
-    return candidates[: len(shares)], shares / shares.sum()
+        tokens = tokens[weights[tokens] >= s.min_p * weights.max()]
+    shares = weights[tokens]
+    return tokens, shares / shares.sum()
+
+
+def likeliest(weights: np.ndarray, count: int) -> np.ndarray:
+    """The `count` tokens of largest weight, largest first, the lower number first among equals."""
+    count = min(count, len(weights))
+    border = np.partition(weights, -count)[-count]
+    tokens = np.flatnonzero(weights >= border)  # more than `count` if several lie on the border
+    return tokens[np.argsort(-weights[tokens], kind="stable")][:count]
+
+
+def _nucleus(weights: np.ndarray, tokens: np.ndarray, s: Sampling) -> np.ndarray:
+    """Of the tokens (ordered if top_k has cut them) the likeliest that together reach top_p of their weight."""
+    wanted = s.top_p * weights[tokens].sum()
+    count = len(tokens) if s.top_k else min(FEW, len(tokens))
+    while True:  # nearly always few tokens hold nearly all weight: no need to sort the whole vocabulary
+        ordered = tokens if s.top_k else likeliest(weights, count)
+        reached = weights[ordered].cumsum()
+        if reached[-1] >= wanted or count == len(tokens):
+            return ordered[: int(np.searchsorted(reached, wanted)) + 1]
+        count = len(tokens)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from oss_tools.engine.memory import available_memory
 from oss_tools.measure.bandwidth import read_bandwidth
 from oss_tools.measure.machine import machine, versions
 from oss_tools.measure.worker import Child, Contender
@@ -74,7 +75,7 @@ class Settings:
         prompt, generate: tokens; 0 leaves that out.
         depths, batches: each combined with each (prompts with depths only).
         threads: 0 for every core.
-        repeat: timed rounds, after one that is not.
+        repeat: timed rounds; the first run of each case in a process is not timed.
         peer: "llama.cpp" or None.
         backend, activations: as for the engine.
     """
@@ -122,53 +123,106 @@ def measure(
     return record
 
 
+class Contest:
+    """Contenders that take turns on one model: all loaded at once, or, where they do not fit into memory together, each
+    loaded anew for each of its turns.
+
+    Attributes:
+        ready: what each said when it was loaded, by kind.
+        peaks: the largest resident size of each, in bytes.
+    """
+
+    def __init__(self, file: Path, settings: Settings) -> None:
+        self.kinds = ["oss-tools", *([settings.peer] if settings.peer else [])]
+        self.file, self.settings = file, settings
+        self.together = len(self.kinds) * _size(file) < 0.8 * available_memory()
+        self.ready: dict[str, Any] = {}
+        self.peaks: dict[str, int] = {}
+        self._live: dict[str, Child] = {}
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for child in self._live.values():
+            child.__exit__(kind)
+            self.peaks[child.kind] = child.peak_bytes
+
+    @contextmanager
+    def turn(self, kind: str) -> Iterator[Child]:
+        """The contender, loaded and warm."""
+        if kind in self._live:
+            yield self._live[kind]
+            return
+        child = self._start(kind)
+        for case in self.settings.cases():  # the first run of each is not timed
+            self.time(child, case)
+        if self.together:
+            self._live[kind] = child
+            yield child
+        else:
+            with child:
+                yield child
+            self.peaks[kind] = max(child.peak_bytes, self.peaks.get(kind, 0))
+
+    def _start(self, kind: str) -> Child:
+        s = self.settings
+        arguments = {"model": str(self.file), "threads": s.threads, "context": s.context, "batch": max(s.batches)}
+        if kind == "oss-tools":
+            arguments |= {"backend": s.backend, "activations": s.activations}
+        else:
+            arguments["threads"] = self.ready["oss-tools"]["facts"]["threads"]
+        child = Child(kind, **arguments)
+        self.ready.setdefault(kind, child.ready)
+        return child
+
+    def time(self, child: Child, case: Case) -> list[float]:
+        """Seconds of each step of a case."""
+        vocabulary = min(self.ready["oss-tools"]["facts"]["vocabulary"], 20000)
+        tokens = [(7919 * i + 13) % vocabulary for i in range(case.tokens)]
+        if case.kind == "prompt":
+            return [child.ask("prompt", tokens=tokens, depth=case.depth)]
+        return list(child.ask("generate", tokens=tokens, depth=case.depth, batch=case.batch))
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return sum(f.stat().st_size for f in files)
+
+
 def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    arguments = {
-        "model": str(file),
-        "threads": settings.threads,
-        "context": settings.context,
-        "batch": max(settings.batches),
+    rounds: dict[tuple[str, Case], list[list[float]]] = {}
+    bandwidth: list[float] = []
+    with Contest(file, settings) as contest:
+        for number in range(settings.repeat):
+            say(f"round {number + 1} of {settings.repeat}")
+            _round(contest, settings, rounds)
+            bandwidth.append(read_bandwidth(contest.ready["oss-tools"]["facts"]["threads"]))
+    entry: dict[str, Any] = {
+        "bytes": _size(file),
+        "read_bandwidth": statistics.median(bandwidth),
+        "loaded_together": contest.together,
+        "contenders": {},
     }
-    with ExitStack() as stack:
-        ours = stack.enter_context(
-            Child("oss-tools", **arguments, backend=settings.backend, activations=settings.activations)
-        )
-        threads = ours.ready["facts"]["threads"]
-        contenders = [ours]
-        if settings.peer:
-            contenders.append(stack.enter_context(Child(settings.peer, **arguments | {"threads": threads})))
-        vocabulary = ours.ready["facts"]["vocabulary"]
-        rounds, bandwidth = _rounds(contenders, settings, vocabulary, say)
-    entry: dict[str, Any] = {"read_bandwidth": statistics.median(bandwidth), "contenders": {}}
-    for contender in contenders:
-        results = [_figures(case, rounds[contender.kind, case]) for case in settings.cases()]
-        entry["contenders"][contender.kind] = {**contender.ready, "peak_bytes": contender.peak_bytes, "results": results}
+    for kind in contest.kinds:
+        results = [_figures(case, rounds[kind, case]) for case in settings.cases()]
+        entry["contenders"][kind] = {**contest.ready[kind], "peak_bytes": contest.peaks[kind], "results": results}
     _add_bandwidth(entry)
     if settings.peer:
         _add_ratios(entry, settings, rounds)
     return entry
 
 
-def _rounds(
-    contenders: list[Child], settings: Settings, vocabulary: int, say: Callable[[str], None]
-) -> tuple[dict[tuple[str, Case], list[list[float]]], list[float]]:
-    """Seconds of each step, by contender and case, for every round; and the memory's bandwidth in each round."""
-    rounds: dict[tuple[str, Case], list[list[float]]] = {}
-    bandwidth: list[float] = []
-    for number in range(settings.repeat + 1):
-        say(f"round {number} of {settings.repeat}" if number else "warm-up")
-        for case in settings.cases():
-            tokens = [(7919 * i + 13) % min(vocabulary, 20000) for i in range(case.tokens)]
-            for contender in contenders:
-                if case.kind == "prompt":
-                    seconds = [contender.ask("prompt", tokens=tokens, depth=case.depth)]
-                else:
-                    seconds = contender.ask("generate", tokens=tokens, depth=case.depth, batch=case.batch)
-                if number:
-                    rounds.setdefault((contender.kind, case), []).append(seconds)
-        if number:
-            bandwidth.append(read_bandwidth(contenders[0].ready["facts"]["threads"]))
-    return rounds, bandwidth
+def _round(contest: Contest, settings: Settings, rounds: dict[tuple[str, Case], list[list[float]]]) -> None:
+    """Times every case once: case by case in turns where all are loaded, else contender by contender."""
+    if contest.together:
+        turns = [(kind, [case]) for case in settings.cases() for kind in contest.kinds]
+    else:
+        turns = [(kind, settings.cases()) for kind in contest.kinds]
+    for kind, cases in turns:
+        with contest.turn(kind) as child:
+            for case in cases:
+                rounds.setdefault((kind, case), []).append(contest.time(child, case))
 
 
 def _figures(case: Case, rounds: list[list[float]]) -> dict[str, Any]:

@@ -133,9 +133,10 @@ def test_an_interrupt_leaves_a_sane_engine(engine: Engine, prompt: list[int], mo
             raise KeyboardInterrupt
         run(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine.backend.team, "run", interrupted)  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine.backend.team, "run", interrupted)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
         engine.prefill(sequence, prompt[100:200])
+    monkeypatch.undo()
     assert sequence.tokens == prompt[:100]
     assert_close(engine, engine.prefill(sequence, prompt[100:200]), expected[-1])
 
