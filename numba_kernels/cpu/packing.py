@@ -31,7 +31,11 @@ HUGE = 2 << 20
 
 def empty_bytes(size: int) -> np.ndarray:
     """Zeroed uint8 [size] on pages of its own, huge ones where the system gives them. Not resident until written."""
-    memory = mmap.mmap(-1, max(size, 1) + (HUGE if size >= HUGE else 0))
+    length = max(size, 1) + (HUGE if size >= HUGE else 0)
+    if hasattr(mmap, "MAP_PRIVATE"):  # shared memory, Python's default, gets no huge pages on most systems
+        memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, length)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
