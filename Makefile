@@ -1,5 +1,5 @@
-# make demo    the whole path on a random gpt-oss: synth, inspect, convert, verify, requantize, verify
-# make test    the tests that take no more than some ten seconds each
+# make demo    the whole path on a random gpt-oss: synth, inspect, convert, verify, requantize, verify, bench
+# make test    the tests that take no more than some ten seconds each, a few minutes in all
 # make slow    the others
 # make lint    ruff and mypy
 #
@@ -22,6 +22,7 @@ demo: .venv/demo.stamp
 	$(OSS_TOOLS) requantize $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --recipe mxfp4-q8 --dry-run
 	$(OSS_TOOLS) requantize $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --recipe mxfp4-q8
 	$(OSS_TOOLS) verify $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --tolerance 0.01
+	$(OSS_TOOLS) bench $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --prompt 256 --gen 64 --repeat 3
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "not slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -10,7 +11,11 @@ from pathlib import Path
 
 
 def _cache_folder() -> Path:
-    """Where compiled kernels are kept: in the user's cache, since the package's own folder may be read-only."""
+    """Where compiled kernels are kept: in the user's cache, since the package's own folder may be read-only.
+
+    One folder for each version of Numba and of the kernels: Numba compiles a kernel anew when its own file changes, but not
+    when a file does from which it takes helpers in.
+    """
     try:
         home = Path.home()
     except RuntimeError:  # a user without a home folder, as in some containers
@@ -23,7 +28,10 @@ def _cache_folder() -> Path:
         numba_version = version("numba")
     except PackageNotFoundError:
         numba_version = "none"
-    return root / "oss-tools" / f"numba-{numba_version}"
+    sources = hashlib.sha256()
+    for file in sorted((Path(__file__).parent / "codec").glob("*.py")):
+        sources.update(file.read_bytes())
+    return root / "oss-tools" / f"numba-{numba_version}-{sources.hexdigest()[:12]}"
 
 
 # Numba reads this once, when it is imported.

@@ -113,6 +113,8 @@ def errors_reported(ctx: Any) -> Iterator[None]:
     except Exception as error:
         if is_usage_error(error):
             raise
+        if type(error).__name__ == "UnsupportedPath":  # of numba_kernels.simd, which is not imported for its name alone
+            raise fail(str(error), 2) from None
         kind = f"{type(error).__name__}: {one_line(str(error))}"
         hint = "; a defect of oss-tools, OSS_TOOLS_DEBUG=1 shows where"
         raise fail(f"internal error: {kind}{hint}", INTERNAL_ERROR) from None
