@@ -27,6 +27,7 @@ GGML_BLOCKS = {
 }
 INT8_GROUPS = {"int8_g32": 32, "int8_g128": 128}  # columns that share a scale; int8 has one for a row
 HUGE = 2 << 20
+REGION = 32 << 20
 
 
 def empty_bytes(size: int) -> np.ndarray:
@@ -41,6 +42,25 @@ def empty_bytes(size: int) -> np.ndarray:
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % HUGE if size >= HUGE else 0
     return whole[start : start + size]
+
+
+class _Region:
+    """Memory that small matrices share, so that they lie on huge pages as well. Freed with the last of them."""
+
+    def __init__(self) -> None:
+        self._left = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """Zeroed uint8 [size], at a multiple of 64 bytes."""
+        if size > REGION // 4:
+            return empty_bytes(size)
+        if size > len(self._left):
+            self._left = empty_bytes(REGION)
+        taken, self._left = self._left[:size], self._left[_round_up(size, 64) :]
+        return taken
+
+
+_region = _Region()
 
 
 def kernel_format(name: str) -> str:
@@ -72,7 +92,7 @@ class Packed:
         if self.layout.decode is not None and self.format != "int8" and self.columns % step:
             raise ValueError(f"{self.format}: {self.columns} columns are no multiple of {step}")
         size = self.matrices * self.panels * self.panel_bytes
-        self.data = empty_bytes(size).reshape(self.matrices, self.panels, self.panel_bytes)
+        self.data = _region.take(size).reshape(self.matrices, self.panels, self.panel_bytes)
 
     @property
     def layout(self) -> Layout:
