@@ -1,4 +1,4 @@
-"""Fetch a checkpoint from a Hugging Face hub or an address, and verify every file.
+"""Fetch a checkpoint from a hub or an address, and verify every file.
 
 SOURCE is a short name (gpt-oss-20b), a repository (owner/name), or the https:// or file:// address of a .gguf file, a
 .safetensors file, or a folder of those with an index. Only what a checkpoint consists of is fetched, never a file that can run
@@ -31,6 +31,7 @@ oss-tools download ggml-org/gpt-oss-20b-GGUF --include '*mxfp4.gguf'
 oss-tools download https://example.org/models/model.gguf
 """
 ALL = "all files"
+CONTEXT = 4096  # tokens, for what --dry-run says of memory
 
 
 def help_lists() -> dict[str, list[tuple[str, str]]]:
@@ -139,17 +140,25 @@ def what_fits(plan: Plan, web: Web) -> dict[str, Any] | None:
     """What `fit` says of the files as they are: None if their headers tell no known architecture."""
     from oss_tools.download.headers import mirrored
     from oss_tools.errors import BadCheckpoint
-    from oss_tools.fit.estimate import Machine, estimate_checkpoint
+    from oss_tools.fit.estimate import stored_row
+    from oss_tools.fit.machine import detect
+    from oss_tools.fit.memory import Use
     from oss_tools.models import open_checkpoint
 
+    machine = detect(plan.place.root, measure=False)
     try:
         with mirrored(plan, web) as path, open_checkpoint(path) as checkpoint:
-            row = estimate_checkpoint(checkpoint)
+            context = min(CONTEXT, checkpoint.architecture.context)
+            needed = stored_row(checkpoint, Use(context, 1, machine.threads, machine.ram)).memory.total
     except BadCheckpoint as error:
         remark(f"fit: {error}")
         return None
-    machine = Machine.detect(plan.place.root)
-    return {"needed_bytes": row.total, "available_bytes": machine.ram, "verdict": machine.verdict(row)}
+    return {
+        "context": context,
+        "needed_bytes": needed,
+        "available_bytes": machine.ram,
+        "verdict": machine.memory_verdict(needed),
+    }
 
 
 def to_record(plan: Plan) -> dict[str, Any]:
@@ -186,7 +195,14 @@ def print_plan(plan: Plan, fits: dict[str, Any] | None) -> None:
     missing = sum(f.size for f in plan.missing)
     print(f"\n{format_size(missing)} to fetch, {format_size(plan.place.free_bytes())} of disk free")
     if fits:
-        print(f"to run it: {format_size(fits['needed_bytes'])} of memory with a context of 4096 tokens: {fits['verdict']}")
+        verdicts = {
+            "fits": "it fits",
+            "tight": "it fits, tightly",
+            "no": "it does not fit; `oss-tools fit` tells what would",
+        }
+        needed, there = format_size(fits["needed_bytes"]), format_size(fits["available_bytes"])
+        memory = f"{needed} of memory for a context of {fits['context']} tokens, {there} are free"
+        print(f"to run it: {memory}: {verdicts[fits['verdict']]}")
 
 
 def _source_facts(plan: Plan) -> dict[str, Any]:

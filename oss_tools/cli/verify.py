@@ -1,4 +1,4 @@
-"""Compare two checkpoints value by value, in any container, or a download with its checksums.
+"""Compare two checkpoints value by value, in any container.
 
 With --checksums, A is what `oss-tools download` fetched, and every file is read and held against the checksums of that time.
 

@@ -1,0 +1,175 @@
+"""How much memory the engine takes for a model: panels of weights, caches, activations, the program itself.
+
+The sizes of panels and of KV pages come from the engine's own classes; what a pass needs follows from the widths of its
+layers. `python -m oss_tools.measure.peak` measures the truth, and tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from numba_kernels.cpu.packing import HUGE, Packed
+from numba_kernels.cpu.rows import record_bytes
+from numba_kernels.simd.values import LANES
+from oss_tools.engine.engine import PREFIX_SHARE
+from oss_tools.engine.numba_backend import CHUNK, OUTPUTS
+from oss_tools.engine.numba_cache import Pool
+from oss_tools.engine.numba_weights import CHUNK_BYTES, kernel_format
+from oss_tools.models import Architecture, Checkpoint, Entry
+
+PROGRAM_BYTES = 184_000_000  # interpreter, NumPy, Numba, compiled kernels: the peak of a model of 0.4 MB
+TOKENIZER_PER_BYTE = 20  # of tokenizer.json: the file parsed, and the tokenizers library's own tables
+TOKENIZER_PER_TOKEN = 1600  # the same where there is no such file
+SAMPLER_COPIES = 8  # of a row of logits: softmax, sorting, random choice, in float32 and float64
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of resident memory.
+
+    Attributes:
+        weights: panels, biases and norms, as the kernels keep them.
+        cache: keys and values of the live sequences; sliding layers keep their window only.
+        prefixes: copies of keys and values of finished prompts, for reuse; bounded by a share of what is free.
+        activations: values of a pass, logits, position tables, or what loading takes if that is more.
+        program: interpreter, libraries, kernels, tokenizer.
+    """
+
+    weights: int
+    cache: int
+    prefixes: int
+    activations: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.prefixes + self.activations + self.program
+
+    @property
+    def on_device(self) -> int:
+        """Of these, what a GPU would hold."""
+        return self.weights + self.cache + self.activations
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a model is used: positions of a sequence, sequences at a time, threads, bytes of memory that are free."""
+
+    context: int
+    batch: int = 1
+    threads: int = 1
+    free: int | None = None
+
+
+def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: int, use: Use) -> Memory:
+    """The engine's memory for a model whose tensors are stored as `entries` say; `tokenizer` is what its tokenizer takes."""
+    weights = sum(panel_bytes(entry) for entry in entries)
+    pools = _pools(architecture, use)
+    cache = sum(use.batch * _pool_bytes(pool, use.context) for pool in pools)
+    position = sum(pool.width * pool.dtype.itemsize for pool in pools)
+    budget = max((use.free or 1 << 60) - weights, 0) // PREFIX_SHARE
+    prefixes = min(use.batch * use.context * position, budget)
+    copied = 2 * min(CHUNK, use.context) * position
+    working = pass_bytes(architecture, entries, use) + copied
+    working = max(working, loading_bytes(entries, use.threads))
+    return Memory(weights, cache, prefixes, working, PROGRAM_BYTES + tokenizer)
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def panel_bytes(entry: Entry) -> int:
+    """A tensor's bytes once it is loaded: rows in panels of LANES, biases and norms as float32."""
+    count, rows, columns = entry.spec.matrices
+    if entry.spec.is_vector:
+        return 4 * count * -(-rows // 32) * 32
+    panel = Packed(kernel_format(entry).name, 1, 1, columns).panel_bytes
+    return count * -(-rows // LANES) * panel
+
+
+def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: Use, filled: float) -> float:
+    """Bytes that one token's pass reads: every matrix once, the chosen experts' share of theirs, of the embedding one row
+    unless it is the output too, and the keys and values of a cache that is filled to this share."""
+    entries = list(entries)
+    tied = not any(entry.spec.role == "output" for entry in entries)
+    chosen = _chosen(architecture)
+    total = 0.0
+    for entry in entries:
+        matrices, rows, _ = entry.spec.matrices
+        share = min(chosen / matrices, 1.0) if entry.spec.role.startswith("experts.") else 1.0
+        if entry.spec.role == "embedding" and not tied:
+            share = 1 / rows
+        total += share * panel_bytes(entry)
+    for heads in architecture.attention_layers():
+        seen = min(filled * use.context, heads.window or use.context)
+        total += seen * 2 * heads.keys * heads.size * 2
+    return total
+
+
+def loading_bytes(entries: Iterable[Entry], threads: int) -> int:
+    """What the threads hold while they load: a chunk, or a whole matrix where it is stored transposed, as read and as
+    unpacked."""
+    most = 0
+    for entry in entries:
+        _, rows, columns = entry.spec.matrices
+        values = rows * columns if entry.needs_whole_matrix else min(CHUNK_BYTES // 4, rows * columns)
+        stored = values * entry.format.bytes_per_row(columns) // columns
+        copies = 3 if entry.needs_whole_matrix else 2
+        converted = 4 * values if kernel_format(entry) != entry.format else 0
+        most = max(most, copies * stored + converted)
+    return threads * most
+
+
+# ---- keys and values ------------------------------------------------------------------------------------------------
+
+
+def _pools(architecture: Architecture, use: Use) -> list[Pool]:
+    """The engine's own pools of pages; their memory is taken only when it is written."""
+    layers = architecture.attention_layers()
+    windows = dict.fromkeys(heads.window for heads in layers)
+    return [Pool([h for h in layers if h.window == window], use.context, CHUNK) for window in windows]
+
+
+def _pool_bytes(pool: Pool, context: int) -> int:
+    """Bytes of one sequence's pages; a layer's pages lie together and take whole huge pages."""
+    layer = pool.needed(context) * pool.pages.nbytes
+    return len(pool.heads) * (-(-layer // HUGE) * HUGE if layer > HUGE // 2 else layer)
+
+
+# ---- activations ----------------------------------------------------------------------------------------------------
+
+
+def pass_bytes(architecture: Architecture, entries: Iterable[Entry], use: Use) -> int:
+    """Buffers of a pass over a full chunk of tokens; every layer uses the same ones. Logits, and tables of rotary
+    positions."""
+    width: dict[str, int] = {}
+    for entry in entries:
+        _, rows, columns = entry.spec.matrices
+        width[entry.spec.role] = rows
+        width[entry.spec.role + " in"] = columns
+    chosen = _chosen(architecture)
+    hidden, heads = width["embedding in"], architecture.attention_layers()[0]
+    inner = chosen * max(width.get("experts.down in", 0), width.get("mlp.down in", 0))
+    floats = 4 * hidden + sum(width.get(f"attention.{part}", 0) for part in "qkv") + heads.queries * heads.size
+    floats += 3 * inner + (chosen * hidden if "experts.down" in width else 0) + width.get("router", 0)
+    records = 2 * record_bytes(hidden) + record_bytes(heads.queries * heads.size) + record_bytes(inner)
+    rows = min(CHUNK, use.context * use.batch)
+    vocabulary = width.get("output", width["embedding"])
+    logits = 4 * vocabulary * (min(use.batch, OUTPUTS) + 1 + SAMPLER_COPIES)
+    return rows * (4 * floats + records) + logits + 8 * use.context * heads.size
+
+
+def _chosen(architecture: Architecture) -> int:
+    """Experts that a token goes to; 1 for dense models."""
+    return int(architecture.hf_config().get("num_experts_per_tok") or 1)
+
+
+def tokenizer_bytes(checkpoint: Checkpoint) -> int:
+    """What a checkpoint's tokenizer takes; 0 if it has none."""
+    if checkpoint.container == "gguf":
+        return TOKENIZER_PER_TOKEN * len(checkpoint.reader.raw_config.get("tokenizer.ggml.tokens", ()))
+    folder = checkpoint.path if checkpoint.path.is_dir() else Path(checkpoint.path).parent
+    file = folder / "tokenizer.json"
+    return TOKENIZER_PER_BYTE * file.stat().st_size if file.exists() else 0
