@@ -28,7 +28,7 @@ def format_size(nbytes: float) -> str:
     return f"{nbytes:,.4g} TB"
 
 
-def _size(text: str) -> int:
+def size_option(text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
@@ -40,7 +40,10 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.
 ShardSize = Annotated[
     int | None,
     typer.Option(
-        "--shard-size", parser=_size, metavar="SIZE", help="Bytes per file at most, e.g. 5GB. [default: the container's]"
+        "--shard-size",
+        parser=size_option,
+        metavar="SIZE",
+        help="Bytes per file at most, e.g. 5GB. [default: the container's]",
     ),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Threads; 0 uses every core.", show_default=False)]

@@ -209,7 +209,7 @@ def _source_facts(plan: Plan) -> dict[str, Any]:
     source = plan.source
     return {
         "source": source.name,
-        "revision": source.revision and f"{source.revision}, commit {source.commit[:12]}",
+        "revision": source.revision if source.revision == source.commit else f"{source.revision}, commit {source.commit}",
         "licence": source.published and source.published.licence,
         "container": plan.container,
         "to": plan.place.root,

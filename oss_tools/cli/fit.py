@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._options import JsonFlag, QuietFlag, parse_size
+from oss_tools.cli._options import JsonFlag, QuietFlag, size_option
 from oss_tools.cli._output import print_facts, print_json, print_table, remark
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ oss-tools fit path/to/config.json --json
 """
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def complete_shape(incomplete: str) -> list[str]:
     from oss_tools.convert.synth import shape_names
 
@@ -47,12 +40,17 @@ def complete_shape(incomplete: str) -> list[str]:
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_shape, help="See above.")],
     ram: Annotated[
-        int | None, typer.Option("--ram", parser=_size, metavar="SIZE", help="Memory. [default: what is free]")
+        int | None, typer.Option("--ram", parser=size_option, metavar="SIZE", help="Memory. [default: what is free]")
     ] = None,
-    vram: Annotated[int | None, typer.Option("--vram", parser=_size, metavar="SIZE", help="Of a graphics card.")] = None,
-    disk: Annotated[int | None, typer.Option("--disk", parser=_size, metavar="SIZE", help="[default: what is free]")] = None,
+    vram: Annotated[
+        int | None, typer.Option("--vram", parser=size_option, metavar="SIZE", help="Of a graphics card.")
+    ] = None,
+    disk: Annotated[
+        int | None, typer.Option("--disk", parser=size_option, metavar="SIZE", help="[default: what is free]")
+    ] = None,
     bandwidth: Annotated[
-        int | None, typer.Option("--bandwidth", parser=_size, metavar="SIZE", help="Memory, a second. [default: measured]")
+        int | None,
+        typer.Option("--bandwidth", parser=size_option, metavar="SIZE", help="Memory, a second. [default: measured]"),
     ] = None,
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Positions. [default: 4096]", show_default=False)
@@ -97,7 +95,8 @@ def estimate_model(
     from oss_tools.models import architecture_of, open_checkpoint
 
     path = Path(model)
-    if model in shape_names() or path.suffix in (".yaml", ".yml") or (path.suffix == ".json" and path.is_file()):
+    is_shape = path.suffix in (".yaml", ".yml", ".json") if path.exists() else model in shape_names()
+    if is_shape:
         shape = load_shape(model)
         made_for = architecture_of(shape.config["model_type"]).from_config("hf", shape.config).context
         return of_shape(shape, use_of(machine, context, batch, made_for))
@@ -107,11 +106,15 @@ def estimate_model(
     from oss_tools.download import sources
     from oss_tools.download.download import make_plan
     from oss_tools.download.headers import mirrored
-    from oss_tools.download.web import Web
+    from oss_tools.download.web import Web, cache_folder, offline
 
     web = Web(endpoint or None, (lambda line: None) if quiet else remark)
-    source = sources.look_up(sources.understand(model, revision, web.endpoint), web)
-    with mirrored(make_plan(source, include=include), web) as mirror, open_checkpoint(mirror) as checkpoint:
+    wanted = sources.understand(model, revision, web.endpoint)
+    if offline() and wanted.repo:
+        snapshot = str(sources.cached_snapshot(wanted, cache_folder()))
+        return estimate_model(snapshot, machine, context, batch, "", "", [], quiet)
+    source = sources.look_up(wanted, web)
+    with mirrored(make_plan(source, include=include, compare=False), web) as mirror, open_checkpoint(mirror) as checkpoint:
         name = source.name.rpartition("/")[2]
         return of_checkpoint(checkpoint, name, use_of(machine, context, batch, checkpoint.architecture.context))
 

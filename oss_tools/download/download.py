@@ -64,6 +64,7 @@ def make_plan(
     container: str = "",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    compare: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Chooses files and place. Files that lie there already are read and compared, unless the manifest knows them.
@@ -72,6 +73,7 @@ def make_plan(
         source: what the server offers.
         to: a folder; None for the hub's cache, or, for an address, the current folder.
         container, include, exclude: as `choose` has them.
+        compare: whether to look at what lies there at all; without it every file counts as missing.
         say: is told if files are read to see whether they are right.
 
     Raises BadSource.
@@ -86,8 +88,8 @@ def make_plan(
         place = Cache(cache_folder(), source.repo, source.revision, source.commit)
     else:
         place = Folder(to or Path())
-    known = manifest.read(place.root)
-    present = frozenset(f.path for f in files if place.is_here(f) and _is_right(f, place, known, say))
+    known = manifest.read(place.root) if compare else {}
+    present = frozenset(f.path for f in files if compare and place.is_here(f) and _is_right(f, place, known, say))
     return Plan(source, kind, tuple(files), place, present)
 
 

@@ -12,7 +12,7 @@ from oss_tools.convert.recipe import Recipe, load_recipe, recipe_names, recipe_o
 from oss_tools.convert.synth import Shape, plan_synthesis
 from oss_tools.errors import BadRecipe, BadTensor
 from oss_tools.fit.machine import Machine
-from oss_tools.fit.memory import TOKENIZER_PER_TOKEN, Memory, Use, bytes_per_token, memory, tokenizer_bytes
+from oss_tools.fit.memory import Memory, Use, bytes_per_token, memory, tokenizer_bytes, tokenizer_bytes_of
 from oss_tools.models import Architecture, Checkpoint, Entry
 
 STORED = "as stored"
@@ -105,7 +105,7 @@ def stored_row(checkpoint: Checkpoint, use: Use) -> Row:
 
 def of_shape(shape: Shape, use: Use) -> Estimate:
     """Of a model of which only the configuration is known."""
-    tokenizer = TOKENIZER_PER_TOKEN * int(shape.config.get("vocab_size", 0))
+    tokenizer = tokenizer_bytes_of(int(shape.config.get("vocab_size", 0)))
 
     def planned(recipe: Recipe, container: str) -> tuple[list[Entry], int, int]:
         synthesis = plan_synthesis(shape, container, recipe)

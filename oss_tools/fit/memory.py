@@ -21,7 +21,8 @@ from oss_tools.models import Architecture, Checkpoint, Entry
 
 PROGRAM_BYTES = 184_000_000  # interpreter, NumPy, Numba, compiled kernels: the peak of a model of 0.4 MB
 TOKENIZER_PER_BYTE = 20  # of tokenizer.json: the file parsed, and the tokenizers library's own tables
-TOKENIZER_PER_TOKEN = 1600  # the same where there is no such file
+TOKENIZER_PER_TOKEN, TOKENIZER_PER_MERGE = 400, 1250  # the same, from a GGUF file's vocabulary
+MERGES = 2  # for each token, in vocabularies of gpt-oss's and Llama 3's kind
 SAMPLER_COPIES = 8  # of a row of logits: softmax, sorting, random choice, in float32 and float64
 
 
@@ -169,7 +170,14 @@ def _chosen(architecture: Architecture) -> int:
 def tokenizer_bytes(checkpoint: Checkpoint) -> int:
     """What a checkpoint's tokenizer takes; 0 if it has none."""
     if checkpoint.container == "gguf":
-        return TOKENIZER_PER_TOKEN * len(checkpoint.reader.raw_config.get("tokenizer.ggml.tokens", ()))
+        keys = checkpoint.reader.raw_config
+        tokens, merges = (len(keys.get(f"tokenizer.ggml.{name}", ())) for name in ("tokens", "merges"))
+        return tokens * TOKENIZER_PER_TOKEN + merges * TOKENIZER_PER_MERGE
     folder = checkpoint.path if checkpoint.path.is_dir() else Path(checkpoint.path).parent
     file = folder / "tokenizer.json"
     return TOKENIZER_PER_BYTE * file.stat().st_size if file.exists() else 0
+
+
+def tokenizer_bytes_of(vocabulary: int) -> int:
+    """What a tokenizer of so many tokens takes, where nothing else is known of it."""
+    return vocabulary * (TOKENIZER_PER_TOKEN + MERGES * TOKENIZER_PER_MERGE)

@@ -169,6 +169,7 @@ def test_offline_uses_the_cache(hub: Hub, run: Run) -> None:
     path = json.loads(run("download", REPO, "--json").stdout)["path"]
     hub.requests.clear()
     assert json.loads(run("download", REPO, "--json", env={"HF_HUB_OFFLINE": "1"}).stdout)["path"] == path
+    assert "HF_HUB_OFFLINE" in run("fit", "other/repo", "--bandwidth", "1GB", env={"HF_HUB_OFFLINE": "1"}).stderr
     assert not hub.requests
 
 
@@ -416,6 +417,15 @@ def test_checksums_of_a_cache_that_huggingface_hub_filled(hub: Hub, run: Run, en
     assert run("verify", "--checksums", path).returncode == 0
     (path / "config.json").resolve().write_bytes(b'{"model_type": "gpt_0ss"}')
     assert run("verify", "--checksums", path).returncode == 1
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a//b", 7])
+def test_a_manifest_that_points_elsewhere_is_refused(path: object, run: Run, tmp_path: Path) -> None:
+    entry = {"path": path, "bytes": 1, "sha256": "0" * 64, "verified_by": "sha256", "url": ""}
+    (tmp_path / "oss-tools-download.json").write_text(json.dumps({"schema": 1, "files": [entry]}))
+    done = run("verify", "--checksums", tmp_path)
+    assert done.returncode == 2
+    assert "no name of a file" in done.stderr
 
 
 def test_verify_wants_two_checkpoints_or_checksums(run: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sizes, verdicts and choices, from shapes and from checkpoints."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,8 +149,10 @@ def test_speed_is_a_range_below_what_memory_allows() -> None:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def fit(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "oss_tools", "fit", *map(str, arguments)], capture_output=True, text=True)
+def fit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "oss_tools", "fit", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def test_the_command_prints_a_table_and_json(tiny_gpt_oss: Path) -> None:
@@ -167,6 +170,11 @@ def test_the_command_prints_a_table_and_json(tiny_gpt_oss: Path) -> None:
         assert m["total"] == parts
     assert "as stored *" in fit(tiny_gpt_oss, *given).stdout
     assert "gpt_oss" in json.loads(fit(tiny_gpt_oss / "config.json", *given, "--json").stdout)["model_type"]
+
+
+def test_a_folder_comes_before_a_shape_of_the_same_name(tiny_gpt_oss: Path) -> None:
+    assert "as stored *" in fit("gpt-oss-tiny", "--bandwidth", "1GB", cwd=tiny_gpt_oss.parent).stdout
+    assert "as stored *" not in fit("gpt-oss-tiny", "--bandwidth", "1GB").stdout
 
 
 def test_what_is_found_on_this_machine_is_said() -> None:
