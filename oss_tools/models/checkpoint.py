@@ -13,7 +13,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
 from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of
 
-CHUNK_BYTES = 16 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
+CHUNK_BYTES = 4 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
 TRANSPOSED_ROWS = 256  # in one strip
 
 

@@ -27,7 +27,9 @@ def gguf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """SmolLM2 in Q8_0 and in MXFP4, and random weights in the shape of a small gpt-oss."""
     folder = tmp_path_factory.mktemp("gguf")
     if request.param == "gpt-oss":
-        return synthesize(plan_synthesis(load_shape("gpt-oss-small"), "gguf", load_recipe("mxfp4-q8")), folder / "small.gguf")
+        return synthesize(
+            plan_synthesis(load_shape("gpt-oss-small"), "gguf", load_recipe("mxfp4-q8")), folder / "small.gguf"
+        )
     with open_checkpoint(smollm2()) as source:
         run(make_plan(source, "gguf", load_recipe(request.param)), folder / "smollm2.gguf", Options(verify=False))
     return folder / "smollm2.gguf"
