@@ -29,6 +29,7 @@ CASES = [  # shape, layers, recipe, container, context
 def assert_within_a_tenth(path: Path, context: int) -> None:
     with open_checkpoint(path) as checkpoint:
         estimated = stored_row(checkpoint, Use(context, 1, 2, available_memory())).memory
+    peak_bytes(path, 64, threads=2)  # compiles what is not in the cache yet, which takes memory of its own
     measured = peak_bytes(path, context, threads=2)
     print(f"estimated {estimated.total / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert estimated.total == pytest.approx(measured, rel=0.1), (estimated, measured)
