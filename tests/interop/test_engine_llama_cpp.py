@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from peers import llama_cpp_logits, mean_kld, smollm2
 
 from oss_tools.convert.pipeline import Options, run
 from oss_tools.convert.plan import make_plan
@@ -13,6 +12,7 @@ from oss_tools.convert.recipe import load_recipe
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.engine import Engine
 from oss_tools.models import open_checkpoint
+from tests.interop.peers import llama_cpp_logits, mean_kld, smollm2
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
 TEXT = (

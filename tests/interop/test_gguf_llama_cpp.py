@@ -17,6 +17,7 @@ from oss_tools.models import Architecture, Entry, TensorSpec, open_checkpoint
 from oss_tools.models.checkpoint import chunks, stored_tensors, write_rows
 from oss_tools.models.gpt_oss import GptOss
 from oss_tools.models.llama import Llama
+from tests.interop.peers import llama_cpp_logits, mean_kld
 
 pytestmark = pytest.mark.peers
 
@@ -59,25 +60,6 @@ def from_transformers(model: Any) -> Callable[[TensorSpec], np.ndarray]:
         return array.swapaxes(1, 2) if spec.role.startswith("experts.") else array
 
     return values
-
-
-def llama_cpp_logits(path: Path, tokens: list[int]) -> np.ndarray:
-    """[tokens, vocabulary], computed by llama.cpp."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    model = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, verbose=False, n_threads=1)
-    model.eval(tokens)
-    return np.array(model.scores[: len(tokens)])
-
-
-def mean_kld(reference: np.ndarray, other: np.ndarray) -> float:
-    """Mean Kullback-Leibler divergence of the next token's distribution, in nats."""
-
-    def log_softmax(logits: np.ndarray) -> np.ndarray:
-        shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-    p, q = log_softmax(reference), log_softmax(other)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 def transformers_logits(model: Any, tokens: list[int]) -> np.ndarray:
