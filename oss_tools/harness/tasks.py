@@ -1,0 +1,55 @@
+"""Makes lm-eval's task objects of names, from our own folder, or from lm-eval's list where a name is not ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from oss_tools.errors import BadRecipe, MissingPackage, OssToolsError
+from oss_tools.harness.suites import task_files
+
+
+def require_lm_eval() -> None:
+    """Raises MissingPackage without lm-eval; keeps its remarks to itself and to warnings that matter."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise MissingPackage("evaluating needs lm-eval; install it with: pip install 'oss-tools[eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def load_tasks(
+    names: Sequence[str], data: Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """What `lm_eval.evaluator.evaluate` takes: tasks, groups, group_map.
+
+    Args:
+        names: of our tasks, of lm-eval's tasks, groups and tags, or paths of task YAML files.
+        data: the folder given with --data.
+        say: is told when lm-eval's own list is scanned, which takes some seconds.
+
+    Raises BadRecipe for an unknown name or a task that cannot be made, BadSource for missing data.
+    """
+    require_lm_eval()
+    from lm_eval.tasks import TaskManager
+
+    own = task_files()
+    foreign = [name for name in names if name not in own and not name.endswith(".yaml")]
+    if foreign:
+        say(f"{', '.join(foreign)}: looking through lm-eval's own tasks")
+    folders = sorted({file.parent for name, file in own.items() if name in names})
+    metadata = {"data": str(data)} if data is not None else {}
+    manager = TaskManager(include_path=[*folders], include_defaults=bool(foreign), metadata=metadata)
+    known = {*own, *manager.all_tasks}
+    if unknown := [name for name in foreign if name not in known]:
+        raise BadRecipe(
+            f"no task named {', '.join(unknown)}; `oss-tools eval --list` shows ours, `lm-eval ls tasks` lm-eval's"
+        )
+    try:
+        return dict(manager.load(list(dict.fromkeys(names))))
+    except OssToolsError:
+        raise
+    except Exception as error:  # a task is a program, which may fail in any way
+        raise BadRecipe(f"{', '.join(names)}: a task cannot be made: {type(error).__name__}: {error}") from error
