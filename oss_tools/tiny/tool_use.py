@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ TYPES = ("string", "integer", "number", "boolean", "enum", "list")
 # What an item is, and how often. The call's arguments may make a mixed call of any other kind.
 SHARES = {
     "string": 17, "integer": 8, "number": 8, "boolean": 7, "enum": 8, "list": 9, "mixed": 17,
-    "abstain": 16, "after_result": 6, "calculator": 4,
+    "abstain": 17, "after_result": 7, "calculator": 6,
 }  # fmt: skip
 MADE_UP = 0.5  # of tools: a noun that is no word, so that a tool is found by matching and not by heart
 PEOPLE_WRITE = 0.35  # of the other tools: a tool from the list in tool_words.yaml, the rest get random parameters
@@ -109,7 +109,9 @@ class _Maker:
         }
         self.words: dict[str, list[str]] = kept
         self.known = [key for key in words["tools"] if split_of(key.split()[1]) == split]
-        self.taken = set(words["verbs"]) | set(words["sentence"]) | {w for key in kept for w in words[key]} | {"with", "without"}
+        self.taken = (
+            set(words["verbs"]) | set(words["sentence"]) | {w for key in kept for w in words[key]} | {"with", "without"}
+        )
 
     # ---- values
 
@@ -148,7 +150,7 @@ class _Maker:
             return " ".join(chosen)
 
         text = self.held(draw)
-        return text[0].upper() + text[1:] if self.rng.random() < 0.5 and split_of(text.lower()) == self.split else text
+        return text[0].upper() + text[1:] if self.rng.random() < 0.5 else text
 
     def title(self) -> str:
         def draw() -> str:
@@ -195,7 +197,9 @@ class _Maker:
         if values == "file":
             return self.held(lambda: f"{self.word()}.{rng.choice(('txt', 'pdf', 'csv', 'png', 'md', 'json'))}")
         assert values == "address", values
-        return self.held(lambda: f"{rng.randint(1, 250)} {self.word().capitalize()} {rng.choice(('Street', 'Road', 'Lane'))}")
+        return self.held(
+            lambda: f"{rng.randint(1, 250)} {self.word().capitalize()} {rng.choice(('Street', 'Road', 'Lane'))}"
+        )
 
     def _date(self) -> str:
         year, month, day = self.rng.randint(2019, 2035), self.rng.randint(1, 12), self.rng.randint(1, 28)
@@ -205,7 +209,8 @@ class _Maker:
         def draw() -> str:
             if values == "year":
                 return str(self.rng.randint(1900, 2060))
-            return str(self.rng.choice((self.rng.randint(2, 30), self.rng.randint(2, 300), self.rng.randint(100, 9999))))
+            most = self.rng.choice((12, 40, 150) if values == "small" else (40, 300, 9999))
+            return str(self.rng.randint(1, most))
 
         return int(self.held(draw))
 
@@ -247,7 +252,7 @@ class _Maker:
         if kind == "boolean":
             return self._boolean(name if split_of(name) == self.split else None, required)
         say, options = tuple(about["say"]), self.options() if kind == "enum" else ()
-        return Parameter(name, kind, about["about"], say, about.get("values", ""), options, required)
+        return Parameter(name, kind, about["about"], say, about.get("values", "small"), options, required)
 
     def options(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.word() for _ in range(self.rng.randint(2, 4))))
@@ -343,7 +348,16 @@ class _Maker:
         article = _article(_words()["verbs"][tool.verb][1], tool.noun)
         thing = f"{article} {tool.noun}"
         what = f"{tool.verb} {thing}"
-        forms = ["{W}.", "{W}.", "Please {w}.", "Can you {w}?", "Could you {w}?", "I want to {w}.", "I need you to {w}.", "{w}"]
+        forms = [
+            "{W}.",
+            "{W}.",
+            "Please {w}.",
+            "Can you {w}?",
+            "Could you {w}?",
+            "I want to {w}.",
+            "I need you to {w}.",
+            "{w}",
+        ]
         if tool.verb in _words()["asking"] and not say_verb:
             forms += ["What is {t}?", "Tell me {t}.", "Give me {t}.", "I need {t}.", "I want to know {t}."]
         elif not say_verb:
@@ -367,7 +381,7 @@ class _Maker:
                 continue
             say = rng.choice(parameter.say)
             cue = parameter.name.replace("_", " ")
-            if say.split()[0] in begun and cue not in say or rng.random() < 0.12:
+            if (say.split()[0] in begun and cue not in say) or rng.random() < 0.12:
                 form = '"{v}"' if parameter.values == "text" else "{v}"
                 say = rng.choice(("with {} {}", "with the {} {}", "where the {} is {}")).format(cue, form)
             begun.add(say.split()[0])
@@ -380,7 +394,7 @@ class _Maker:
 
     def item(self, share: str) -> Item:
         """One item of a share named in SHARES."""
-        effort: Effort = self.rng.choices(("low", "medium", "high"), (35, 45, 20))[0]  # type: ignore[assignment]
+        effort: Effort = self.rng.choices(("low", "medium", "high"), (35, 45, 20))[0]
         if share == "abstain":
             return self.abstain(effort)
         if share == "calculator":
@@ -431,7 +445,7 @@ class _Maker:
         if rng.random() < 0.1:
             request = self._sum()[1]
         elif rng.random() < 0.1:
-            tools[-1] = dict(CALCULATOR)
+            tools[-1] = dict(CALCULATOR)  # a distractor like any other
         rng.shuffle(tools)
         lines = "".join(f"{t['name']}: does not fit.\n" for t in tools) if effort == "high" else ""
         messages = (
@@ -469,9 +483,10 @@ class _Maker:
         expression, request, result = self._sum()
         tools: list[Mapping[str, Any]] = [CALCULATOR]
         if rng.random() < 0.3:
-            tools += [self.tool().schema() for _ in range(rng.randint(1, 3))]
+            first, count = self.tool(), rng.randint(0, 2)
+            tools += [t.schema() for t in (first, *self.distractors(first, count, verb_differs=False))]
             rng.shuffle(tools)
-        call = {"name": "calculator", "arguments": {"expression": expression}}
+        call: dict[str, Any] = {"name": "calculator", "arguments": {"expression": expression}}
         if after:
             return _answered(effort, tools, request, call, result, result)
         messages = (Message("user", request), *_call_messages(effort, tools, "calculator", call["arguments"]))
@@ -485,10 +500,19 @@ class _Maker:
             for sign, word in (("+", "plus"), ("-", "minus"), ("*", "times"), ("/", "divided by")):
                 spoken = spoken.replace(f" {sign} ", f" {word} ")
         form = self.rng.choice(
-            ("What is {}?", "What is {}?", "What is {}?", "Calculate {}.", "Compute {}.", "How much is {}?", "{}", "Evaluate {}.")
+            (
+                "What is {}?",
+                "What is {}?",
+                "What is {}?",
+                "Calculate {}.",
+                "Compute {}.",
+                "How much is {}?",
+                "{}",
+                "Evaluate {}.",
+            )
         )
         use = self.rng.choice(("", " Use the calculator.", " Use the calculator."))
-        return expression, form.format(spoken) + use, _evaluated(expression)
+        return expression, form.format(spoken) + use, _evaluated(expression, self.rng.choice((2, 4, 6, 10)))
 
     def _expression(self) -> str:
         rng = self.rng
@@ -503,19 +527,34 @@ class _Maker:
             parts += [rng.choice("+-*/"), operand()]
         if count > 2 and rng.random() < 0.5:
             start = rng.choice(range(0, len(parts) - 2, 2))
-            parts[start], parts[start + 2] = "(" + parts[start], parts[start + 2] + ")"
+            if start == 0 or parts[start - 1] != "/":  # so that nothing is divided by zero
+                parts[start], parts[start + 2] = "(" + parts[start], parts[start + 2] + ")"
         return " ".join(parts)
 
 
-ONSETS = ("b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pl", "qu", "r", "s",
-          "sh", "sk", "st", "t", "th", "tr", "v", "w", "y", "z", "")  # fmt: skip
+ONSETS = (*"bcdfghjklmnprstvwyz", "", *["br", "ch", "cl", "dr", "fl", "gr", "kl", "pl", "qu", "sh", "sk", "st", "th", "tr"])
 VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea", "ei", "io", "oo", "ou", "y")
 CODAS = ("", "", "", "l", "n", "r", "s", "t", "k", "m", "x", "nd", "nt", "rt", "ck", "ng", "lo", "ra", "sh")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 
 
 def _article(article: str, noun: str) -> str:
-    return "an" if article == "a" and noun[0] in "aeiou" else article
+    if article == "the" or (noun.endswith("s") and not noun.endswith(("ss", "us"))):
+        return "the"
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def _spoken(value: Any) -> str:
@@ -543,7 +582,7 @@ def _written(value: Any) -> str:
 
 
 def _call_messages(
-    effort: Effort, tools: list[Mapping[str, Any]], name: str, arguments: Mapping[str, Any]
+    effort: Effort, tools: Sequence[Mapping[str, Any]], name: str, arguments: Mapping[str, Any]
 ) -> tuple[Message, Message]:
     """The analysis, longer with more effort, and the call."""
     values = ", ".join(f"{key} is {_written(value)}" for key, value in arguments.items())
@@ -559,12 +598,12 @@ def _call_messages(
     )
 
 
-def _conversation(messages: tuple[Message, ...], tools: list[Mapping[str, Any]], effort: Effort) -> Conversation:
+def _conversation(messages: tuple[Message, ...], tools: Sequence[Mapping[str, Any]], effort: Effort) -> Conversation:
     return Conversation(messages, tuple(tools), effort)
 
 
 def _answered(
-    effort: Effort, tools: list[Mapping[str, Any]], request: str, call: Mapping[str, Any], result: str, final: str
+    effort: Effort, tools: Sequence[Mapping[str, Any]], request: str, call: Mapping[str, Any], result: str, final: str
 ) -> Item:
     """A conversation in which the tool has answered."""
     messages = (
@@ -577,7 +616,7 @@ def _answered(
     return Item("tool_use", "after_result", f"{_key(call)} -> {result}", _conversation(messages, tools, effort), final)
 
 
-def _evaluated(expression: str) -> str:
-    """The value of an expression made by this module, as a calculator prints it: 85, 2.5, 3.333333."""
-    value = eval(expression, {"__builtins__": {}})
-    return str(int(value)) if value == int(value) else f"{value:.6f}".rstrip("0")
+def _evaluated(expression: str, decimals: int) -> str:
+    """The value of an expression made by this module, as calculators print it: 85, 2.5, 3.3333."""
+    text = f"{eval(expression, {'__builtins__': {}}):.{decimals}f}"
+    return "0" if float(text) == 0 else text.rstrip("0").rstrip(".")
