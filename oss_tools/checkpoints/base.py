@@ -36,7 +36,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.rows * self.format.bytes_per_row(self.shape[-1])
+        return self.format.stored_bytes(self.rows, self.shape[-1])
 
 
 @dataclass

@@ -15,10 +15,12 @@ from oss_tools.errors import BadRecipe, BadTensor
 
 @dataclass(frozen=True)
 class Plane:
-    """One array of a QTensor: `columns` elements of `dtype` for every row of the logical tensor."""
+    """One array of a QTensor: `columns` elements of `dtype` for every row of the logical tensor. In a `shared` one all rows are
+    equal: files hold it once."""
 
     dtype: np.dtype
     columns: int
+    shared: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -185,7 +187,13 @@ class Format(ABC):
         return QTensor(self, (data.shape[0], columns), {name: data.view(plane.dtype)})
 
     def bytes_per_row(self, columns: int) -> int:
-        return sum(plane.nbytes for plane in self.planes(columns).values())
+        """Bytes that a row adds to a file."""
+        return sum(plane.nbytes for plane in self.planes(columns).values() if not plane.shared)
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a tensor in a file."""
+        shared = sum(plane.nbytes for plane in self.planes(columns).values() if plane.shared)
+        return rows * self.bytes_per_row(columns) + shared
 
     def bits_per_weight(self, columns: int) -> float:
         return 8 * self.bytes_per_row(columns) / columns

@@ -29,7 +29,7 @@ class NVFP4(Format):
         return {
             "blocks": Plane(np.dtype(np.uint8), columns // 2),
             "scales": Plane(np.dtype(np.uint8), columns // 16),
-            "tensor_scale": Plane(np.dtype(np.float32), 1),
+            "tensor_scale": Plane(np.dtype(np.float32), 1, shared=True),
         }
 
     def quantize_rows(

@@ -43,7 +43,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         count, rows, columns = self.spec.matrices
-        return count * rows * self.format.bytes_per_row(columns)
+        return self.format.stored_bytes(count * rows, columns)
 
 
 def chunks(entries: list[Entry], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int, int]]:

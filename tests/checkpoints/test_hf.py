@@ -12,6 +12,7 @@ from safetensors import safe_open
 from oss_tools.checkpoints import Metadata, StoredTensor, open_container
 from oss_tools.checkpoints.hf import HfReader, HfWriter
 from oss_tools.checkpoints.original import OriginalWriter
+from oss_tools.checkpoints.safetensors import SafetensorsFile
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
 from oss_tools.models.checkpoint import Checkpoint, open_checkpoint, stored_tensors
@@ -71,6 +72,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, case: str, shard_size: int
     tensors = save(architecture, "hf", tmp_path / "m", formats, shard_size=shard_size)
     checkpoint = assert_holds(tmp_path / "m", tensors)
     assert (len(checkpoint.reader.files()) > 1) == (shard_size is not None)
+    assert checkpoint.nbytes == sum(raw.nbytes for f in checkpoint.reader.files() for raw in SafetensorsFile(f).tensors.values())
     assert checkpoint.architecture.hf_config() | {"torch_dtype": "bfloat16"} == architecture.hf_config()
     checkpoint.close()
 
