@@ -156,10 +156,15 @@ class Engine:
 
     @property
     def text(self) -> Text:
-        """The tokenizer. Raises BadCheckpoint if the checkpoint has none."""
+        """The tokenizer. Raises BadCheckpoint if the checkpoint has none, MissingPackage if a published one is needed."""
         if self._text is None:
             self._text = Text(self.metadata)
         return self._text
+
+    @property
+    def has_text(self) -> bool:
+        """Whether generated tokens get texts: there is a tokenizer, or a published one has been asked for by `text`."""
+        return self.metadata.tokenizer is not None or self._text is not None
 
     def close(self) -> None:
         self.backend.close()
@@ -375,7 +380,7 @@ class _Generation:
         self.index, self.request = index, request
         self.sequence = engine.open(request.tokens, request.max_tokens)
         self.sampler = Sampler(request.sampling, set(request.tokens))
-        has_text = engine.metadata.tokenizer is not None
+        has_text = engine.has_text
         self.stream = engine.text.stream(request.stop) if has_text else None
         own = engine.text.stop_tokens if has_text else frozenset()
         self.stop_tokens = own if request.stop_tokens is None else request.stop_tokens

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.engine import o200k
 from oss_tools.errors import BadCheckpoint
 
 # Names under which vocabularies hold the tokens that end a turn or a text
@@ -18,19 +20,27 @@ class Text:
 
     Attributes:
         stop_tokens: ids that end a text: the checkpoint's eos_token_id and special tokens known to end a turn.
+        special: names of special tokens -> their ids.
     """
 
     def __init__(self, metadata: Metadata) -> None:
-        """Raises BadCheckpoint if the checkpoint has no tokenizer, or a broken one."""
+        """Raises BadCheckpoint if the checkpoint has no tokenizer, or a broken one. A gpt-oss without one gets its published
+        one, for which MissingPackage is raised if it is not installed."""
         from tokenizers import Tokenizer
 
-        if metadata.tokenizer is None:
+        content = metadata.tokenizer
+        if content is None and o200k.belongs_to(metadata.config):
+            content = o200k.tokenizer_json()
+        if content is None:
             raise BadCheckpoint("the checkpoint has no tokenizer (tokenizer.json); only token ids can be given to it")
         try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(metadata.tokenizer))
+            self._tokenizer = Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library raises bare Exception
             raise BadCheckpoint(f"the checkpoint's tokenizer.json is damaged: {error}") from None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special = {token.content: number for number, token in added.items() if token.special}
         self.stop_tokens = self._find_stop_tokens(metadata)
+        self._lock = Lock()
 
     def _find_stop_tokens(self, metadata: Metadata) -> frozenset[int]:
         found: set[int] = set()
@@ -43,30 +53,38 @@ class Text:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        with self._lock:
+            return list(self._tokenizer.encode(_encodable(text), add_special_tokens=special).ids)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a stranger's text: what reads like a special token is encoded as the letters that it is."""
+        with self._lock:  # the library has a switch, no argument
+            self._tokenizer.encode_special_tokens = True
+            try:
+                return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+            finally:
+                self._tokenizer.encode_special_tokens = False
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
 
     def stream(self, stop: Iterable[str] = ()) -> TextStream:
         """A decoder for tokens that come one at a time."""
-        return TextStream(self._tokenizer, tuple(s for s in stop if s))
+        return TextStream(self._tokenizer, tuple(stop))
 
 
-class TextStream:
-    """Tokens to text, one at a time. Text that may be the beginning of a stop string is held back until that is known."""
+class StopStrings:
+    """Text that comes in parts, up to the first stop string. What may be the beginning of one is held back until that is
+    known."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer, self._stop = tokenizer, stop
-        self._decoder = DecodeStream(skip_special_tokens=True)
+    def __init__(self, stop: Iterable[str] = ()) -> None:
+        self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
 
-    def add(self, token: int) -> str:
-        """The text that is certain after this token; sets `stopped` if a stop string is complete (it is cut off)."""
-        self._held += self._decoder.step(self._tokenizer, token) or ""
+    def add(self, text: str) -> str:
+        """The text that is certain after this part; sets `stopped` if a stop string is complete (it is cut off)."""
+        self._held += text
         found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
@@ -81,6 +99,35 @@ class TextStream:
         """What was held back, when the text ends without a stop string."""
         text, self._held = self._held, ""
         return text
+
+
+class TextStream:
+    """Tokens to text, one at a time, up to the first stop string."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stop = StopStrings(stop)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was complete."""
+        return self._stop.stopped
+
+    def add(self, token: int) -> str:
+        """The text that is certain after this token."""
+        return self._stop.add(self._decoder.step(self._tokenizer, token) or "")
+
+    def flush(self) -> str:
+        """What was held back, when the text ends without a stop string."""
+        return self._stop.flush()
+
+
+def _encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which come from arguments that are no UTF-8 and from JSON escapes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _overlap(text: str, stop: str) -> int:
