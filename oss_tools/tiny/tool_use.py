@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -320,7 +321,7 @@ class _Maker:
             text += f" for a {parameters[0].name}"
         return text
 
-    def distractors(self, tool: Tool, count: int, verb_differs: bool) -> list[Tool]:
+    def distractors(self, tool: Tool, request: str, count: int, verb_differs: bool) -> list[Tool]:
         """Tools that the request for `tool` does not mean: with other nouns, or, one of them, with a verb that contradicts."""
         rng, chosen = self.rng, list[Tool]()
         opposite = _words()["opposite"]
@@ -329,7 +330,8 @@ class _Maker:
             chosen.append(self.tool(verb=verb, noun=tool.noun))
         while len(chosen) < count:
             other = self.tool()
-            if not {*other.noun.split()} & {word for t in (tool, *chosen) for word in t.noun.split()}:
+            used = {word for t in (tool, *chosen) for word in t.noun.split()} | set(re.findall(r"\w+", request.lower()))
+            if used.isdisjoint(other.noun.split()):
                 chosen.append(other)
         return chosen
 
@@ -426,11 +428,12 @@ class _Maker:
         count = self.rng.choices((0, 1, 2, 3), (25, 30, 25, 20))[0]
         verb_differs = self.rng.random() < 0.15
         arguments = self.arguments(tool)
-        tools = [t.schema() for t in (tool, *self.distractors(tool, count, verb_differs))]
+        request = self.request(tool, arguments, say_verb=verb_differs)
+        tools = [t.schema() for t in (tool, *self.distractors(tool, request, count, verb_differs))]
         if len(tools) > 1 and self.rng.random() < 0.06:
             tools[-1] = dict(CALCULATOR)
         self.rng.shuffle(tools)
-        return arguments, list(tools), self.request(tool, arguments, say_verb=verb_differs)
+        return arguments, list(tools), request
 
     def abstain(self, effort: Effort) -> Item:
         """A request that none of the tools fits."""
@@ -440,8 +443,8 @@ class _Maker:
         while not tool.parameters:
             tool = self.wanted("mixed")
         verb_differs = rng.random() < 0.12
-        tools = [t.schema() for t in self.distractors(tool, count, verb_differs)]
         request = self.request(tool, self.arguments(tool), say_verb=verb_differs)
+        tools = [t.schema() for t in self.distractors(tool, request, count, verb_differs)]
         if rng.random() < 0.1:
             request = self._sum()[1]
         elif rng.random() < 0.1:
@@ -484,7 +487,7 @@ class _Maker:
         tools: list[Mapping[str, Any]] = [CALCULATOR]
         if rng.random() < 0.3:
             first, count = self.tool(), rng.randint(0, 2)
-            tools += [t.schema() for t in (first, *self.distractors(first, count, verb_differs=False))]
+            tools += [t.schema() for t in (first, *self.distractors(first, request, count, verb_differs=False))]
             rng.shuffle(tools)
         call: dict[str, Any] = {"name": "calculator", "arguments": {"expression": expression}}
         if after:

@@ -172,7 +172,7 @@ def test_after_a_result_the_answer_uses_it(drawn):
         assert (user.role, result.role, result.name, analysis.channel) == ("user", "tool", call.recipient, "analysis")
         assert item.answer == final.content
         try:
-            told = json.loads(result.content)
+            told = json.loads(result.content, parse_float=str)
         except json.JSONDecodeError:
             told = {"": result.content.split(": ")[-1]}
         told = told if isinstance(told, dict) else {"": told}
