@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from oss_tools.tiny.items import Item, Split
+from oss_tools.tiny.items import Item, Split, split_of
 from oss_tools.tiny.tool_use import ABSTENTION, CALCULATOR, items
 
 NUMBER = 3000
@@ -130,6 +130,17 @@ def test_splits_share_no_tool_and_no_value(drawn):
         assert not kind("train") & kind("test"), kind.__name__
     assert not {item.key for item in drawn["train"]} & {item.key for item in drawn["test"]}
     assert not {request(item) for item in drawn["train"]} & {request(item) for item in drawn["test"]}
+
+
+def test_sums_that_math_keeps_for_its_test_are_not_shown(drawn):
+    for split in ("train", "test"):
+        keys = set()
+        for item in drawn[split]:
+            if pair := re.search(r'"expression": "(\d+) ([-+*]) (\d+)"', item.key):
+                low, high = sorted((int(pair[1]), int(pair[3])))
+                keys.add(f"math/{pair[2]}/{low}/{high}")
+        assert len(keys) > 50
+        assert {split_of(key) for key in keys} == {split}
 
 
 def test_nouns_in_names_do_not_cross_the_splits_in_requests_either(drawn):
