@@ -92,6 +92,7 @@ class Engine:
         context: the most positions of a sequence.
         metadata: the checkpoint's tokenizer, templates, configs.
         prefixes: keys and values of prompts already seen.
+        computed: positions that forward passes have computed so far, which says what shared prefixes saved.
     """
 
     def __init__(self, checkpoint: Checkpoint, backend: Backend, context: int, prefix_budget: int) -> None:
@@ -100,6 +101,7 @@ class Engine:
         self.backend = backend
         self.context = context
         self.prefixes = PrefixCache(prefix_budget)
+        self.computed = 0
         self._text: Text | None = None
 
     @classmethod
@@ -225,6 +227,7 @@ class Engine:
         self.backend.run([Run(s.cache, np.array(tokens, np.int32), len(s.tokens)) for s, tokens in parts])
         for sequence, tokens in parts:
             sequence.tokens += tokens
+            self.computed += len(tokens)
             if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, 256):
                 self.save(sequence)
 
