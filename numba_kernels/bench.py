@@ -28,6 +28,7 @@ from numba_kernels.cpu.blocks import LAYOUTS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
+from numba_kernels.cpu.probe import reading
 from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.parallel import cores
 from numba_kernels.simd import instructions as emit
@@ -42,7 +43,6 @@ from numba_kernels.simd.values import (
     load_floats,
     set_f32,
     spill,
-    splat,
     sum_lanes,
     zero_tile,
 )
@@ -50,7 +50,6 @@ from numba_kernels.simd.values import (
 HIDDEN, INNER, EXPERTS, TOP = 2880, 2880, 32, 4
 HEADS, KV_HEADS, HEAD_DIM = 64, 8, 64
 BIG = 256 << 20  # bytes that no cache holds
-PIECE = 1 << 20
 
 
 @dataclass
@@ -67,21 +66,6 @@ class Result:
 
 
 # ---- ceilings -------------------------------------------------------------------------------------------------------
-
-
-@op
-def read_memory(x, size, out, team, thread):  # type: ignore[no-untyped-def]
-    """Sums float32 in pieces of PIECE bytes."""
-    item = take(team)
-    while item * PIECE < size:
-        a = b = c = d = splat(np.float32(0))
-        for at in range(x + item * PIECE, x + item * PIECE + PIECE, 16 * LANES):
-            a = a + load_floats(at)
-            b = b + load_floats(at + 4 * LANES)
-            c = c + load_floats(at + 8 * LANES)
-            d = d + load_floats(at + 12 * LANES)
-        set_f32(out + 4 * item, sum_lanes(a + b + (c + d)))
-        item = take(team)
 
 
 CHAINS, STEPS = 12, 20000  # independent accumulators; steps of a piece of work
@@ -211,9 +195,7 @@ class Bench:
     def measure_ceilings(self) -> Iterator[Result]:
         memory = empty_bytes(BIG)
         memory[::4096] = 1
-        program = Program()
-        program.add(read_memory, x=memory, size=BIG, out=np.zeros(BIG // PIECE, np.float32))
-        yield self._ceiling("memory read", program, BIG, "GB/s")
+        yield self._ceiling("memory read", *reading([memory]), "GB/s")
         pieces = 16 * self.team.threads
         small = self.rng.integers(0, 20, 64 * LANES + 64, dtype=np.uint8)
         for name, which, operations in (
@@ -271,7 +253,7 @@ class Bench:
             columns = 2816 if name == "int8_g128" else HIDDEN
             if self.wants(f"linear {name}"):
                 height = BIG // max(Packed(name, 1, LANES, columns).panel_bytes // LANES, 1) // LANES * LANES
-                big = random_weights(name, 1, height // (4 if self.quick else 1), columns, self.rng)
+                big = random_weights(name, 1, height, columns, self.rng)
                 yield self.linear(f"linear {name}", 1, big)
                 if name in ("mxfp4", "q8_0"):
                     yield self.linear(f"linear {name}", 1, big, "f32")
@@ -408,7 +390,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", help="kernels whose name holds this text: linear q8_0, experts, attention, rows, …"
     )
-    parser.add_argument("--quick", action="store_true", help="short runs and smaller matrices")
+    parser.add_argument("--quick", action="store_true", help="short runs")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     options = parser.parse_args(arguments)
     bench = Bench(options.threads, options.quick, options.only)
