@@ -11,6 +11,7 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens that become this one last, when its bytes are merged by rank."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
         at = pairs.index(min(pairs))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]

@@ -90,7 +90,7 @@ class StopStrings:
             self.stopped = True
             text, self._held = self._held[: min(found)], ""
             return text
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        keep = max((overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text
@@ -130,7 +130,7 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` with which `stop` begins."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 

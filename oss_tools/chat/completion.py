@@ -1,0 +1,135 @@
+"""What a model's answer says, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from oss_tools.chat.messages import Message
+
+
+class Problem(StrEnum):
+    """What can be wrong with a completion. The values are the names under which problems are counted."""
+
+    NO_HEADER = "no_header"  # a text without the header that says its channel
+    BROKEN_HEADER = "broken_header"  # a header that cannot be read
+    MISSING_CHANNEL = "missing_channel"
+    UNKNOWN_CHANNEL = "unknown_channel"
+    WRONG_ROLE = "wrong_role"  # the model speaks for the user or a tool
+    SPELT_MARKER = "spelt_marker"  # `assistantfinal` or `<|channel|>` in letters instead of special tokens
+    STRAY_TEXT = "stray_text"  # text or special tokens where a message should begin
+    MISSING_END = "missing_end"  # the text breaks off
+    UNKNOWN_TOOL = "unknown_tool"
+    CUT_JSON = "cut_json"  # arguments that are the beginning of a JSON text
+    BROKEN_JSON = "broken_json"  # arguments that are no JSON object
+    NO_ANSWER = "no_answer"  # neither a final answer nor a call
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem and where it is: a few characters of the text around it."""
+
+    problem: Problem
+    detail: str = ""
+
+    def __str__(self) -> str:
+        what = self.problem.replace("_", " ")
+        return f"{what}: {self.detail}" if self.detail else what
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of one of the tools that were offered."""
+
+    name: str  # without the namespace `functions.`
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A model's answer.
+
+    Attributes:
+        messages: the assistant's, as far as they can be read.
+        calls: those that can be carried out: the tool is known, the arguments are a JSON object.
+        findings: everything that is wrong, in order.
+    """
+
+    messages: tuple[Message, ...]
+    calls: tuple[ToolCall, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def final(self) -> str | None:
+        """The answer; None if there is none, or anything at all is wrong with the completion."""
+        return None if self.findings else self.shown
+
+    @property
+    def shown(self) -> str | None:
+        """What a person would be shown: the last text on the final channel, cut off or not; None if there is none."""
+        texts = [m.content for m in self.messages if m.channel == "final" and not m.recipient and m.role == "assistant"]
+        return texts[-1] if texts else None
+
+    @property
+    def analysis(self) -> str:
+        """All of its reasoning."""
+        return "\n".join(m.content for m in self.messages if m.channel == "analysis" and not m.recipient)
+
+    @property
+    def problems(self) -> Counter[str]:
+        """How often each problem occurs."""
+        return Counter(finding.problem.value for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Text that became certain with a token, and the message that it belongs to."""
+
+    text: str
+    channel: str | None
+    recipient: str | None = None
+
+
+class Parser(ABC):
+    """Reads a completion token by token. No sequence of tokens makes it fail."""
+
+    @abstractmethod
+    def add(self, token: int) -> list[Delta]:
+        """The next token; returns the text that is certain after it."""
+
+    @abstractmethod
+    def finish(self) -> tuple[list[Delta], Completion]:
+        """The end of the tokens: the text that was held back, and the whole."""
+
+    def read(self, tokens: Iterable[int]) -> Completion:
+        """All tokens at once."""
+        for token in tokens:
+            self.add(token)
+        return self.finish()[1]
+
+
+def read_arguments(text: str) -> Mapping[str, Any] | Finding:
+    """The JSON object that a call's arguments are, or what is wrong with them."""
+    try:
+        arguments = json.loads(text, parse_constant=_refuse)
+        json.dumps(arguments, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+    except json.JSONDecodeError as error:
+        cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+        return Finding(Problem.CUT_JSON if cut else Problem.BROKEN_JSON, excerpt(text))
+    except (ValueError, RecursionError):
+        return Finding(Problem.BROKEN_JSON, excerpt(text))
+    return arguments if isinstance(arguments, dict) else Finding(Problem.BROKEN_JSON, excerpt(text))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def excerpt(text: str, size: int = 60) -> str:
+    """The text, shortened, with control characters visible."""
+    return repr(text if len(text) <= size else text[:size] + "…")
