@@ -102,11 +102,13 @@ def splits(*, config_source: str, **where: Any) -> Splits:
         dataset_kwargs: {hub: openai/gsm8k, config: main}     # or {files: {test: smoke.jsonl}}
         test_split: test
 
-    The task's name is that of its YAML file. lm-eval passes on the task's metadata, of which `data` is taken.
+    The task's name is that of its YAML file, or `name`, where two tasks read the same documents. lm-eval passes on the task's
+    metadata, of which `data` is taken.
     """
     known = ("files", "data", "hub", "config", "rename")
     source = Path(config_source)
-    return Splits(source.stem, folder=source.parent, **{name: where[name] for name in known if name in where})
+    given = {name: where[name] for name in known if name in where}
+    return Splits(where.get("name") or source.stem, folder=source.parent, **given)
 
 
 def read_jsonl(file: Path) -> Documents:
