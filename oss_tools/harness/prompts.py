@@ -64,14 +64,15 @@ def conversation_of(prompt: ChatPrompt, doc: Any, effort: Effort | None = None) 
     if wanted not in get_args(Effort):
         raise BadRecipe(f"reasoning effort {wanted!r}: it is low, medium or high")
     return Conversation(
-        messages=tuple(_message(m) for m in spoken),
+        messages=tuple(message_of(m) for m in spoken),
         tools=tuple(extra.get("tools") or ()),
         effort=wanted,
         instructions="\n\n".join(said) or None,
     )
 
 
-def _message(fields: Mapping[str, Any]) -> Message:
+def message_of(fields: Mapping[str, Any]) -> Message:
+    """A message of its fields; an assistant's without a channel goes to commentary if it is a call, else to final."""
     if set(fields) - MESSAGE_FIELDS or not {"role", "content"} <= set(fields):
         raise BadRecipe(
             f"a message has role and content, and may have {', '.join(sorted(MESSAGE_FIELDS))}; not {sorted(fields)}"

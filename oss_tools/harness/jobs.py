@@ -1,0 +1,74 @@
+"""What is asked of the model in a run, and what that took."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from oss_tools.chat.messages import Conversation
+from oss_tools.engine.sampling import Sampling
+from oss_tools.harness.answers import Environment
+
+
+@dataclass
+class Usage:
+    """What a task's requests took.
+
+    Attributes:
+        requests: distinct ones; `repeated` more had the same answer by definition.
+        prompt_tokens, tokens: read and generated.
+        positions: that a model without shared prefixes would have computed; `computed`: that ours did.
+        problems: answers by what was wrong with them.
+        answers, no_final: generated answers, and those that never reached the final channel or a call.
+        seconds: of computing; what came out of the log took none.
+    """
+
+    requests: int = 0
+    repeated: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    positions: int = 0
+    computed: int = 0
+    answers: int = 0
+    no_final: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "problems": dict(self.problems)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a request is to be answered: lm-eval's generation settings in our terms."""
+
+    max_tokens: int
+    until: tuple[str, ...]
+    sampling: Sampling
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, "until": list(self.until), **asdict(self.sampling)}
+
+
+@dataclass
+class Job:
+    """A request to generate: its tokens, and for chats the conversation behind them."""
+
+    key: str
+    task: str
+    doc_id: int | None
+    tokens: list[int]
+    rule: Rule
+    conversation: Conversation | None = None
+    environment: type[Environment] | None = None
+    doc: Any = None
+    problems: tuple[str, ...] = ()
+
+
+class Asked(NamedTuple):
+    """One thing to generate: the prompt's tokens, the rule, and for chats the conversation."""
+
+    tokens: list[int]
+    rule: Rule
+    conversation: Conversation | None

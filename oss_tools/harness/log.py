@@ -1,0 +1,95 @@
+"""Answers as they come: a file of JSON lines keyed by request, from which a run that was broken off goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oss_tools.errors import BadRecipe
+
+
+def request_key(kind: str, tokens: Sequence[int], **settings: Any) -> str:
+    """What tells requests apart: what is asked (as tokens) and how it is to be answered."""
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    digest.update(np.asarray(tokens, np.int32).tobytes())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+class AnswerLog:
+    """Answers by request key, in a file and in memory.
+
+    The file's first line says what was asked of which model; a run goes on only where that is the same.
+    """
+
+    def __init__(self, file: Path | None = None, about: Mapping[str, Any] | None = None, resume: bool = False) -> None:
+        """Without a file, answers are kept in memory only. Raises BadRecipe if `resume` finds a run of something else."""
+        self._known: dict[str, dict[str, Any]] = {}
+        self._stream = None
+        if file is None:
+            return
+        header: dict[str, Any] = json.loads(json.dumps(dict(about or {})))
+        if resume and file.exists():
+            self._take_up(file, header)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        self._stream = file.open("a", encoding="utf-8")
+
+    def _take_up(self, file: Path, about: dict[str, Any]) -> None:
+        """Reads a file up to its last whole line; what a broken write left behind that is cut off."""
+        good = 0
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n") or not isinstance(row, dict):
+                    break
+                if number == 0 and row != about:
+                    raise BadRecipe(
+                        f"{file} is of another run: {_difference(row, about)}; give another --output, or no --resume"
+                    )
+                if number:
+                    self._known[str(row.get("key"))] = row
+                good += len(line)
+        if not good:
+            file.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            return
+        with file.open("rb+") as stream:
+            stream.truncate(good)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self._known[key]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        yield from self._known.values()
+
+    def add(self, key: str, row: Mapping[str, Any]) -> None:
+        """Keeps an answer; it is in the file when this returns."""
+        self._known[key] = {"key": key, **row}
+        if self._stream is not None:
+            self._stream.write(json.dumps(self._known[key], ensure_ascii=False) + "\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return ", ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names)

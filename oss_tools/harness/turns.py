@@ -1,0 +1,99 @@
+"""Conversations of several turns, whose tool calls a task's environment answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from oss_tools.chat.messages import Conversation, Message
+from oss_tools.harness.answers import Answer, Call, Details, Environment
+from oss_tools.harness.jobs import Asked, Job, Usage
+from oss_tools.harness.prompts import message_of
+
+if TYPE_CHECKING:
+    from oss_tools.harness.lm import EngineLM
+
+MAX_STEPS = 20  # messages of the assistant in one turn; a model that calls on and on is stopped
+
+
+@dataclass
+class Talk:
+    """A conversation as it grows: the calls of every step of every turn, and what was spent."""
+
+    job: Job
+    conversation: Conversation
+    world: Environment
+    turns: list[list[tuple[Call, ...]]] = field(default_factory=lambda: [[]])
+    details: list[Details] = field(default_factory=list)
+    text: str = ""
+
+    def take(self, answer: Answer, messages: tuple[Message, ...]) -> bool:
+        """Takes an assistant's answer in and asks the world; whether the conversation goes on."""
+        details = answer.details
+        self.details.append(details)
+        self.text = str(answer)
+        self.turns[-1].append(details.calls)
+        if details.finish == "length" or "no_final" in details.problems or len(self.turns[-1]) > MAX_STEPS:
+            return False
+        following = self.world.respond(details.calls, self.text)
+        if any(message["role"] == "user" for message in following):
+            self.turns.append([])
+        said = tuple(message_of(message) for message in following)
+        self.conversation = replace(self.conversation, messages=(*self.conversation.messages, *messages, *said))
+        return bool(following)
+
+    def answer(self) -> Answer:
+        """The whole: the last text, the calls of every turn, everything else of all turns together."""
+        last = self.details[-1]
+        problems = self.job.problems + tuple(p for d in self.details for p in d.problems)
+        if last.finish == "stop" and len(self.turns[-1]) > MAX_STEPS:
+            problems += ("too_many_steps",)
+        return Answer(
+            self.text,
+            Details(
+                calls=last.calls,
+                analysis="\n".join(d.analysis for d in self.details if d.analysis),
+                problems=problems,
+                turns=tuple(tuple(turn) for turn in self.turns),
+                transcript="\n".join(d.transcript for d in self.details),
+                prompt_tokens=sum(d.prompt_tokens for d in self.details),
+                tokens=sum(d.tokens for d in self.details),
+                finish=last.finish,
+            ),
+        )
+
+
+def converse(lm: EngineLM, jobs: list[Job], usage: Usage) -> Iterator[tuple[Job, Answer]]:
+    """Carries the conversations on in rounds, one message of the assistant in each of them a round; what was said before comes
+    from the prefix cache. Yields them as they end."""
+    live = [Talk(job, _required(job), _made(job)) for job in jobs]
+    while live:
+        prompts = [lm.speech.encode(talk.conversation) for talk in live]
+        fitting = [i for i, tokens in enumerate(prompts) if len(tokens) < lm.engine.context]
+        asked = [Asked(prompts[i], live[i].job.rule, live[i].conversation) for i in fitting]
+        going = []
+        for i in set(range(len(live))) - set(fitting):
+            live[i].details.append(Details(problems=("too_long", "no_final"), finish="length"))
+            yield live[i].job, live[i].answer()
+        for number, tokens, text, finish in lm.decode(asked, usage):
+            talk = live[fitting[number]]
+            answer = lm.speech.answer(
+                tokens, text, finish, talk.job.rule.until, talk.conversation, prompt_tokens=len(prompts[fitting[number]])
+            )
+            if talk.take(answer, lm.speech.said(tokens, text, talk.conversation)):
+                going.append(talk)
+            else:
+                yield talk.job, talk.answer()
+        live = sorted(going, key=lambda talk: talk.job.tokens)
+
+
+def _required(job: Job) -> Conversation:
+    assert job.conversation is not None
+    return job.conversation
+
+
+def _made(job: Job) -> Environment:
+    assert job.environment is not None
+    doc: Mapping[str, Any] = job.doc
+    return job.environment(doc)
