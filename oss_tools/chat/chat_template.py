@@ -107,20 +107,20 @@ class JinjaTemplate(ChatTemplate):
         self.takes_tools = "tools" in metadata.chat_template
 
     def render(self, conversation: Conversation) -> str:
-        return self._render(_plain_messages(conversation), _plain_tools(conversation), conversation.effort)
+        return self._render(conversation.effort, _plain_messages(conversation), _plain_tools(conversation))
 
-    def _render(self, messages: Any, tools: Any, effort: str) -> str:
+    def _render(self, effort: str, messages: Any, tools: Any) -> str:
         return template.render(self._metadata, messages, tools, reasoning_effort=effort)
 
     def encode(self, conversation: Conversation) -> list[int]:
         given = _plain_messages(conversation), _plain_tools(conversation)
-        rendered = self._render(*given, conversation.effort)
+        rendered = self._render(conversation.effort, *given)
         disguise = _Disguise(self.text.special, rendered)
         hidden = _changed(given, disguise.hide)
         if hidden == given:
             return self.text.encode(rendered, special=False)
         tokens: list[int] = []
-        for piece in disguise.pattern.split(self._render(*hidden, conversation.effort)):
+        for piece in disguise.pattern.split(self._render(conversation.effort, *hidden)):
             special = self.text.special.get(piece)
             tokens += self.text.encode_plain(disguise.reveal(piece)) if special is None else [special]
         return tokens
