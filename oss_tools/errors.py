@@ -35,6 +35,12 @@ class MissingPackage(OssToolsError):
     exit_status = 3
 
 
+class Unsupported(OssToolsError):
+    """The machine or its system lacks a feature that is needed: a kernel's, a processor's. Exit status 3."""
+
+    exit_status = 3
+
+
 class VerificationFailed(OssToolsError):
     """Two things that had to be equal are not. Exit status 1."""
 

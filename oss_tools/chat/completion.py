@@ -28,6 +28,7 @@ class Problem(StrEnum):
     CUT_JSON = "cut_json"  # arguments that are the beginning of a JSON text
     BROKEN_JSON = "broken_json"  # arguments that are no JSON object
     NO_ANSWER = "no_answer"  # neither a final answer nor a call
+    TOO_MANY_ROUNDS = "too_many_rounds"  # calls without end
 
 
 @dataclass(frozen=True)

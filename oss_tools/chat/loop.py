@@ -1,0 +1,82 @@
+"""Model → call → result → model, until there is an answer or the rounds are used up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from oss_tools.chat.chat_template import ChatTemplate
+from oss_tools.chat.completion import Completion, Finding, Problem, ToolCall
+from oss_tools.chat.harmony_parser import NAMESPACE
+from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.tools.base import Tool
+
+ROUNDS = 8
+
+Complete = Callable[[list[int]], Iterable[int]]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What came of a question.
+
+    Attributes:
+        conversation: the one given, with all that was said and returned since.
+        answer: the final text; None if there is none, or a completion was malformed.
+        findings: what was wrong with completions.
+        pending: calls that end the loop because nobody carries them out.
+        rounds: how often the model was asked.
+    """
+
+    conversation: Conversation
+    answer: str | None
+    findings: tuple[Finding, ...]
+    pending: tuple[ToolCall, ...]
+    rounds: int
+
+
+def converse(
+    conversation: Conversation,
+    complete: Complete,
+    template: ChatTemplate,
+    tools: Mapping[str, Tool] | None = None,
+    rounds: int = ROUNDS,
+    said: Callable[[Message], None] = lambda message: None,
+) -> Transcript:
+    """Asks for an answer, carrying out the calls on the way to it.
+
+    Args:
+        conversation: with the schemas of all tools that the model is to know.
+        complete: the model: a prompt's tokens to the tokens that follow, the one that ends them included.
+        tools: those that are carried out, by name; a call of another one ends the loop and is left pending.
+        rounds: how often the model may be asked.
+        said: is told of every message as it is complete, of the model's and of the tools'.
+
+    A malformed completion ends the loop: its messages are in the transcript, the answer is None.
+    """
+    tools = tools or {}
+    for count in range(1, rounds + 1):
+        completion = template.parse(complete(template.encode(conversation)), conversation)
+        conversation = _extended(conversation, completion.messages, said)
+        unknown = [call for call in completion.calls if call.name not in tools]
+        if completion.findings or unknown or not completion.calls:
+            pending = () if completion.findings else completion.calls
+            return Transcript(conversation, _answer(completion), completion.findings, pending, count)
+        conversation = _extended(conversation, [_result(tools[call.name], call) for call in completion.calls], said)
+    findings = (Finding(Problem.TOO_MANY_ROUNDS, f"no answer after {rounds} rounds of calls"),)
+    return Transcript(conversation, None, findings, (), rounds)
+
+
+def _answer(completion: Completion) -> str | None:
+    return None if completion.calls else completion.final
+
+
+def _extended(conversation: Conversation, messages: Iterable[Message], said: Callable[[Message], None]) -> Conversation:
+    messages = tuple(messages)
+    for message in messages:
+        said(message)
+    return replace(conversation, messages=conversation.messages + messages)
+
+
+def _result(tool: Tool, call: ToolCall) -> Message:
+    return Message("tool", tool.call(call.arguments), "commentary", "assistant", name=NAMESPACE + tool.name)

@@ -1,0 +1,1 @@
+"""Tools that a model may call: a calculator, Python without a network, and commands that a YAML file declares."""
