@@ -1,0 +1,93 @@
+"""The training questions as batches of tokens: the same for the same seed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from oss_tools.chat import harmony
+from oss_tools.tiny import health, math, tool_use
+from oss_tools.tiny.items import Item, Split
+
+SUITES = {"math": math.items, "health": health.items, "tool_use": tool_use.items}
+SHARES = {"math": 0.32, "health": 0.30, "tool_use": 0.38}  # of the questions
+LONGEST = 512  # tokens; longer conversations are left out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations of similar length, padded at the end.
+
+    Attributes:
+        tokens: int64 [conversations, length].
+        said: bool [conversations, length]: the tokens that the model has to say.
+    """
+
+    tokens: np.ndarray
+    said: np.ndarray
+
+
+def items(seed: int, split: Split) -> Iterator[Item]:
+    """Questions of all suites, endless."""
+    rng = random.Random(seed)
+    sources = {suite: make(random.Random(rng.getrandbits(64)), split) for suite, make in SUITES.items()}
+    while True:
+        yield next(sources[rng.choices(list(SHARES), list(SHARES.values()))[0]])
+
+
+def texts(seed: int, count: int) -> Iterator[str]:
+    """Rendered conversations of the training split, for the tokenizer."""
+    for item in itertools.islice(items(seed, "train"), count):
+        yield harmony.plain_text(harmony.render(item.conversation, complete=True))
+
+
+def batches(tokenizer: Tokenizer, seed: int, tokens: int, pool: int = 2048) -> Iterator[Batch]:
+    """Endless batches of about `tokens` tokens each, from pools of `pool` conversations sorted by length."""
+    source, rng = items(seed, "train"), random.Random(seed)
+    while True:
+        encoded = [pair for item in itertools.islice(source, pool) if len((pair := encode(tokenizer, item))[0]) <= LONGEST]
+        encoded.sort(key=lambda pair: len(pair[0]))
+        groups = list(_groups(encoded, tokens))
+        rng.shuffle(groups)
+        yield from map(_padded, groups)
+
+
+def encode(tokenizer: Tokenizer, item: Item) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and which of them the assistant has to say: its answer to the last message."""
+    said = len(item.conversation.messages)
+    while said and item.conversation.messages[said - 1].role == "assistant":
+        said -= 1
+    whole = harmony.render(item.conversation, complete=True)
+    asked = replace(item.conversation, messages=item.conversation.messages[:said])
+    start = len(harmony.render(asked)) - 2  # before `<|start|>assistant`, with which the answer begins
+    prompt = tokenizer.encode(harmony.plain_text(whole[:start]), add_special_tokens=False).ids
+    answer = tokenizer.encode(harmony.plain_text(whole[start:]), add_special_tokens=False).ids
+    given = len(prompt) + 2  # `<|start|>assistant` is given too
+    ids = prompt + answer
+    return ids, [at >= given for at in range(len(ids))]
+
+
+def _groups(encoded: list[tuple[list[int], list[bool]]], tokens: int) -> Iterator[list[tuple[list[int], list[bool]]]]:
+    """Neighbours, as many as fit into `tokens` once they are padded to the longest, which is the last."""
+    group: list[tuple[list[int], list[bool]]] = []
+    for pair in encoded:
+        if group and (len(group) + 1) * len(pair[0]) > tokens:
+            yield group
+            group = []
+        group.append(pair)
+    if group:
+        yield group
+
+
+def _padded(group: list[tuple[list[int], list[bool]]]) -> Batch:
+    length = max(len(ids) for ids, _ in group)
+    tokens = np.zeros((len(group), length), np.int64)
+    said = np.zeros((len(group), length), np.bool_)
+    for row, (ids, spoken) in enumerate(group):
+        tokens[row, : len(ids)], said[row, : len(ids)] = ids, spoken
+    return Batch(tokens, said)

@@ -1,0 +1,267 @@
+"""The embedded model in PyTorch, for training: gpt-oss's published design (https://arxiv.org/abs/2508.10925), written for
+small batches on a CPU. Parameter names and layouts are those of its Hugging Face checkpoint, so that saving is no conversion.
+
+Matrix products run in bfloat16, everything between them in float32; `oss_tools.models.gpt_oss` is the same model for inference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oss_tools.models.gpt_oss import GptOss, GptOssConfig
+from oss_tools.models.operations import Rope
+
+ALPHA = 1.702  # of the clamped SwiGLU
+
+# 9.1 million parameters, 5 million of them active for a token. rope_theta and the original context are chosen so that the
+# ends of YaRN's ramp fall on whole dimensions (3.0002 and 7.9997): programs that round them compute the same model.
+CONFIG = GptOssConfig(
+    num_hidden_layers=6,
+    num_local_experts=8,
+    num_experts_per_tok=4,
+    hidden_size=192,
+    intermediate_size=128,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=32,
+    vocab_size=2048,
+    sliding_window=128,
+    max_position_embeddings=6436,
+    rope_theta=65600.0,
+    rope_factor=4.0,
+    rope_original_context=1609,
+)
+
+
+class Norm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with a learned sink for each head: a logit that takes part in the softmax and has no value."""
+
+    def __init__(self, config: GptOssConfig, layer: int) -> None:
+        super().__init__()
+        c = config
+        self.heads, self.groups, self.size = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.window = None if layer % 2 else c.sliding_window
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * self.size)
+        self.k_proj = nn.Linear(c.hidden_size, self.groups * self.size)
+        self.v_proj = nn.Linear(c.hidden_size, self.groups * self.size)
+        self.o_proj = nn.Linear(self.heads * self.size, c.hidden_size)
+        self.sinks = nn.Parameter(torch.zeros(self.heads))
+
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+        """x [sequences, tokens, width]; turns: cosines and sines [tokens, size / 2]."""
+        sequences, tokens, _ = x.shape
+        query = rotate(self.q_proj(x).view(sequences, tokens, self.heads, self.size), turns).transpose(1, 2)
+        key = rotate(self.k_proj(x).view(sequences, tokens, self.groups, self.size), turns).transpose(1, 2)
+        value = self.v_proj(x).view(sequences, tokens, self.groups, self.size).transpose(1, 2)
+        mixed = self._attend(query, key, value)
+        return self.o_proj(mixed.transpose(1, 2).reshape(sequences, tokens, -1))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [sequences, heads, tokens, size]; key, value [sequences, groups, tokens, size]. A group's heads lie one after
+        the other, so that one product serves them all."""
+        sequences, _, tokens, size = query.shape
+        query = query.reshape(sequences, self.groups, -1, size)
+        logits = (query @ key.transpose(2, 3)).view(sequences, self.heads, tokens, tokens)
+        weights = AttentionWeights.apply(logits, self.sinks, self._unseen(tokens), size**-0.5)
+        return (weights.view(sequences, self.groups, -1, tokens) @ value).view(sequences, self.heads, tokens, size)
+
+    def _unseen(self, tokens: int) -> Tensor:
+        """−inf where a query does not see a key: later ones, and on sliding layers those outside its window."""
+        at = torch.arange(tokens)
+        back = at[:, None] - at
+        unseen = back < 0
+        if self.window is not None:
+            unseen |= back >= self.window
+        return torch.zeros(tokens, tokens).masked_fill_(unseen, -torch.inf)
+
+
+class AttentionWeights(torch.autograd.Function):
+    """The softmax over a query's keys and its head's sink, without the sink's share."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, sinks: Tensor, unseen: Tensor, scale: float) -> Tensor:
+        """logits bfloat16 [sequences, heads, tokens, tokens]; the weights alike."""
+        scaled = torch.add(unseen, logits, alpha=scale)
+        total = torch.logaddexp(scaled.logsumexp(dim=-1, keepdim=True), sinks.view(-1, 1, 1))
+        weights = scaled.sub_(total).exp_().to(logits.dtype)
+        ctx.save_for_backward(weights)
+        ctx.scale = scale
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (weights,) = ctx.saved_tensors
+        weighted = gradient.float() * weights
+        mean = weighted.sum(dim=-1, keepdim=True)
+        sink = 1 - weights.sum(dim=-1, dtype=torch.float32)
+        grad = weighted.addcmul_(weights.float(), mean, value=-1).mul_(ctx.scale)
+        return grad.to(weights.dtype), -(sink * mean.squeeze(-1)).sum(dim=(0, 2)), None, None
+
+
+class Experts(nn.Module):
+    """The layer's experts; a token's output is the weighted sum of the outputs of those that it was routed to."""
+
+    def __init__(self, config: GptOssConfig) -> None:
+        super().__init__()
+        count, width, inner = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.limit = config.swiglu_limit
+        self.gate_up_proj = nn.Parameter(torch.empty(count, width, 2 * inner))  # all of the gate's columns, then all of up's
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(count, 2 * inner))
+        self.down_proj = nn.Parameter(torch.empty(count, inner, width))
+        self.down_proj_bias = nn.Parameter(torch.zeros(count, width))
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x [tokens, width]; chosen, weights [tokens, experts of a token]."""
+        each = chosen.shape[1]
+        order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        counts = torch.bincount(chosen.flatten(), minlength=self.down_proj.shape[0]).tolist()
+        grouped = Dispatch.apply(x, order, back, each).split(counts)
+        outputs = torch.cat([self._expert(e, rows) for e, rows in enumerate(grouped)])
+        pairs = Permute.apply(outputs, back, order).view(x.shape[0], each, -1)
+        return torch.bmm(weights.to(pairs.dtype)[:, None], pairs).squeeze(1)
+
+    def _expert(self, e: int, x: Tensor) -> Tensor:
+        inner = functional.linear(x, self.gate_up_proj[e].T, self.gate_up_proj_bias[e])
+        return functional.linear(SwiGlu.apply(inner, self.limit), self.down_proj[e].T, self.down_proj_bias[e])
+
+
+class Permute(torch.autograd.Function):
+    """Rows in another order; the gradient's go back by the inverse order, which is quicker than adding them up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return x[order]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.back], None, None
+
+
+class Dispatch(torch.autograd.Function):
+    """Each token's row, as many times as it has experts, in the order of experts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, each: int) -> Tensor:
+        ctx.back, ctx.each = back, each
+        return x[order // each]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradient[ctx.back].view(-1, ctx.each, gradient.shape[-1]).sum(dim=1), None, None, None
+
+
+class MixtureOfExperts(nn.Module):
+    def __init__(self, config: GptOssConfig) -> None:
+        super().__init__()
+        self.router = nn.Linear(config.hidden_size, config.num_local_experts)
+        self.experts = Experts(config)
+        self.each = config.num_experts_per_tok
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [tokens, width]; returns the output and the load-balancing loss (https://arxiv.org/abs/2101.03961, eq. 4)."""
+        logits = self.router(x).float()
+        top = logits.topk(self.each, dim=-1)
+        shares = torch.bincount(top.indices.flatten(), minlength=logits.shape[1]) / top.indices.numel()
+        balance = logits.shape[1] * (shares * logits.softmax(dim=-1).mean(dim=0)).sum()
+        return self.experts(x, top.indices, top.values.softmax(dim=-1)), balance
+
+
+class Layer(nn.Module):
+    def __init__(self, config: GptOssConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MixtureOfExperts(config)
+
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x = x + self.self_attn(self.input_layernorm(x), turns)
+        out, balance = self.mlp(self.post_attention_layernorm(x).flatten(0, 1))
+        return x + out.view_as(x), balance
+
+
+class Trunk(nn.Module):
+    def __init__(self, config: GptOssConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+
+
+class TinyModel(nn.Module):
+    """The whole model; `forward` gives logits."""
+
+    def __init__(self, config: GptOssConfig = CONFIG) -> None:
+        super().__init__()
+        self.config, self.model = config, Trunk(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._rope: Rope = GptOss(config).rope()
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Matrices with standard deviation width^-1/2, those that write to the residual stream smaller by its depth."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("bias", "sinks")):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() >= 2:
+                fan_in = parameter.shape[1] if parameter.dim() == 3 else parameter.shape[-1]
+                deep = name.endswith(("o_proj.weight", "down_proj"))
+                scale = (2 * self.config.num_hidden_layers) ** -0.5 if deep else 1.0
+                nn.init.normal_(parameter, std=0.02 if "embed" in name else scale * fan_in**-0.5)
+        nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [sequences, tokens]; returns the final hidden states [sequences, tokens, width] and the balancing loss."""
+        angles = torch.outer(torch.arange(tokens.shape[1], dtype=torch.float32), torch.from_numpy(self._rope.frequencies))
+        turns = (angles.cos() * self._rope.scale, angles.sin() * self._rope.scale)
+        x, total = self.model.embed_tokens(tokens), torch.zeros(())
+        for layer in self.model.layers:
+            x, balance = layer(x, turns)
+            total = total + balance
+        return self.model.norm(x), total / len(self.model.layers)
+
+
+def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """x [sequences, tokens, heads, size]: dimension i turns with dimension i + size / 2."""
+    cosines, sines = (t[:, None].to(x.dtype) for t in turns)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+
+
+class SwiGlu(torch.autograd.Function):
+    """gate · sigmoid(1.702 · gate) · (up + 1), both clamped; the first half of the last axis is the gate, the second is up.
+
+    The clamps pass no gradient on, as in PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, limit: float) -> Tensor:
+        gate, up = inner.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit).add_(1)
+        squash = torch.sigmoid(ALPHA * gate)
+        ctx.save_for_backward(gate, up, squash)
+        ctx.limit = limit
+        return (gate * squash).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gate, up, squash = ctx.saved_tensors
+        slope = torch.addcmul(squash, gate * squash, 1 - squash, value=ALPHA)  # of gate · sigmoid(1.702 · gate)
+        slope.mul_(up).mul_(gradient).mul_(gate < ctx.limit)
+        rise = (gate * squash).mul_(gradient).mul_((up - 1).abs_() < ctx.limit)
+        return torch.cat([slope, rise], dim=-1), None
