@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._options import format_size
+from oss_tools.cli._options import format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def complete_recipe(incomplete: str) -> list[str]:
     return [name for name in recipe_names() if name.startswith(incomplete)]
 
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="A checkpoint folder, a .gguf or a .safetensors file.")]
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="SRC", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."),
+]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")]
 Format = Annotated[
     str,

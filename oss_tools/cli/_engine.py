@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from oss_tools.cli._options import model_path
 from oss_tools.cli._output import progress, remark
 
 if TYPE_CHECKING:
     from oss_tools.engine.engine import Engine
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf or a .safetensors file.")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."),
+]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0 uses every core.", show_default=False)]
 BackendName = Annotated[str, typer.Option("--backend", help="numba (the kernels) or torch (the plain path, float32).")]
 Activations = Annotated[

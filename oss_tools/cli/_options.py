@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+EMBEDDED = "tiny"  # as MODEL, the model that travels with the program
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -26,6 +28,21 @@ def format_size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" or abs(nbytes) >= 99.95 else f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:,.4g} TB"
+
+
+def model_path(text: str) -> Path:
+    """The path that MODEL names: `tiny` is the embedded model, `./tiny` a file or folder of that name. Raises BadSource."""
+    if text != EMBEDDED:
+        return Path(text)
+    from oss_tools.errors import BadSource
+    from oss_tools.resources import resource
+
+    path = resource("tiny/checkpoint")
+    if not (path / "config.json").exists():
+        raise BadSource(
+            "the embedded model `tiny` is missing from this installation; a file or folder of that name is ./tiny"
+        )
+    return path
 
 
 def size_option(text: str) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from oss_tools.cli._engine import Activations, BackendName, Threads
-from oss_tools.cli._options import JsonFlag, QuietFlag, format_size
+from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import print_json, print_table, remark
 
 EXAMPLES = """
@@ -26,7 +26,10 @@ HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", 
 
 def run(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Checkpoint folders, .gguf or .safetensors files.")
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", parser=model_path, help="Checkpoint folders, .gguf or .safetensors files, or tiny."
+        ),
     ],
     prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, help="Tokens of the prompt; 0 leaves prompts out.")] = 512,
     generate: Annotated[int, typer.Option("--gen", "-n", min=0, help="Tokens to generate; 0 leaves that out.")] = 128,

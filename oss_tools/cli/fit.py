@@ -1,7 +1,7 @@
 """Say whether a model will run here, in which format, how fast.
 
-MODEL is a checkpoint, a shape (gpt-oss-20b), a config.json, a repository (owner/name) or an address. Of a remote checkpoint only
-the headers are read: a few hundred kilobytes.
+MODEL is a checkpoint, tiny, a shape (gpt-oss-20b), a config.json, a repository (owner/name) or an address. Of a remote
+checkpoint only the headers are read: a few hundred kilobytes.
 
 A row for each recipe and format: bytes in files; the engine's memory for weights, KV cache (sliding layers keep their
 window), copies of prompts for reuse, activations, and the program itself; tokens per second from the bytes that a token reads and
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._options import JsonFlag, QuietFlag, size_option
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
 from oss_tools.cli._output import print_facts, print_json, print_table, remark
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def run(
     from oss_tools.fit.estimate import choose, to_record
     from oss_tools.fit.machine import detect
 
+    model = str(model_path(model)) if model == EMBEDDED else model
     place = Path(model) if Path(model).exists() else Path()
     machine = detect(place, ram=ram, vram=vram, disk=disk, bandwidth=bandwidth, threads=threads)
     estimate = estimate_model(model, machine, context, batch, revision, endpoint, include or [], quiet)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._options import JsonFlag, format_size
+from oss_tools.cli._options import JsonFlag, format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,7 +24,12 @@ oss-tools inspect gpt-oss-20b/ --json | jq .bits_per_weight
 
 
 def run(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint folder, a .gguf or a .safetensors file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."
+        ),
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._options import JsonFlag, QuietFlag
+from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, progress
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ oss-tools verify --checksums gpt-oss-20b/
 
 
 def run(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The reference checkpoint.")],
-    b: Annotated[Path | None, typer.Argument(metavar="[B]", help="The checkpoint under test.", show_default=False)] = None,
+    a: Annotated[Path, typer.Argument(metavar="A", parser=model_path, help="The reference checkpoint.")],
+    b: Annotated[
+        Path | None,
+        typer.Argument(metavar="[B]", parser=model_path, help="The checkpoint under test.", show_default=False),
+    ] = None,
     checksums: Annotated[
         bool, typer.Option("--checksums", help="Check A's files against the checksums of its download.")
     ] = False,
