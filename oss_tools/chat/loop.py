@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from oss_tools.chat.chat_template import ChatTemplate
-from oss_tools.chat.completion import Completion, Finding, Problem, ToolCall
+from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall
 from oss_tools.chat.harmony_parser import NAMESPACE
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tools.base import Tool
@@ -14,6 +14,10 @@ from oss_tools.chat.tools.base import Tool
 ROUNDS = 8
 
 Complete = Callable[[list[int]], Iterable[int]]
+
+
+def _ignore(_: object) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -41,22 +45,24 @@ def converse(
     template: ChatTemplate,
     tools: Mapping[str, Tool] | None = None,
     rounds: int = ROUNDS,
-    said: Callable[[Message], None] = lambda message: None,
+    said: Callable[[Message], None] = _ignore,
+    shown: Callable[[Delta], None] = _ignore,
 ) -> Transcript:
     """Asks for an answer, carrying out the calls on the way to it.
 
     Args:
         conversation: with the schemas of all tools that the model is to know.
-        complete: the model: a prompt's tokens to the tokens that follow, the one that ends them included.
+        complete: the model: a prompt's tokens to the tokens that follow, the one that ends them included; at once or one by one.
         tools: those that are carried out, by name; a call of another one ends the loop and is left pending.
         rounds: how often the model may be asked.
-        said: is told of every message as it is complete, of the model's and of the tools'.
+        said: is told of every message as it is complete, the model's and the tools'.
+        shown: is told of the model's text as it comes.
 
     A malformed completion ends the loop: its messages are in the transcript, the answer is None.
     """
     tools = tools or {}
     for count in range(1, rounds + 1):
-        completion = template.parse(complete(template.encode(conversation)), conversation)
+        completion = listen(complete(template.encode(conversation)), template.parser(conversation), shown)
         conversation = _extended(conversation, completion.messages, said)
         unknown = [call for call in completion.calls if call.name not in tools]
         if completion.findings or unknown or not completion.calls:
@@ -65,6 +71,17 @@ def converse(
         conversation = _extended(conversation, [_result(tools[call.name], call) for call in completion.calls], said)
     findings = (Finding(Problem.TOO_MANY_ROUNDS, f"no answer after {rounds} rounds of calls"),)
     return Transcript(conversation, None, findings, (), rounds)
+
+
+def listen(tokens: Iterable[int], parser: Parser, shown: Callable[[Delta], None]) -> Completion:
+    """Reads tokens as they come, telling `shown` of the text that is certain."""
+    for token in tokens:
+        for delta in parser.add(token):
+            shown(delta)
+    deltas, completion = parser.finish()
+    for delta in deltas:
+        shown(delta)
+    return completion
 
 
 def _answer(completion: Completion) -> str | None:

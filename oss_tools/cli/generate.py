@@ -1,37 +1,56 @@
 """Continue a text, or answer a message, with a model.
 
-The text goes to stdout as it comes, figures to stderr. A model with a chat template answers PROMPT as a message of the
-user; --raw continues it as plain text.
+A model that has a chat template answers PROMPT as a user's message: its final answer goes to stdout as it comes, reasoning
+(--show-analysis) and figures to stderr. Exit status 1 if there is no final answer; stderr says why. --raw continues PROMPT as
+plain text, as it is done for models without a template.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
 from oss_tools.cli._engine import Activations, BackendName, Context, Model, Threads, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._output import print_json, remark
 
 if TYPE_CHECKING:
-    from oss_tools.engine.engine import Engine, Token
+    from oss_tools.chat.chat_template import ChatTemplate
+    from oss_tools.chat.completion import Completion, Delta
+    from oss_tools.engine.engine import Token
 
 EXAMPLES = """
+oss-tools generate tiny "What is 47 + 38?" --show-analysis --reasoning high
 oss-tools generate gpt-oss-20b/ "Why is the sky blue?"
 oss-tools generate model.gguf "Once upon a time" --raw --max-tokens 64 --temperature 0.8 --seed 1
 oss-tools generate model.gguf - --stop END < prompt.txt
 """
 
 
+PLAIN_TOKENS = 256
+
+
 def run(
     model: Model,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text; - reads it from stdin.")],
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="The most tokens to generate.")] = 256,
+    reasoning: Reasoning = "medium",
+    show_analysis: Annotated[bool, typer.Option("--show-analysis", help="Print the reasoning too, to stderr.")] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            min=1,
+            help="The most tokens to generate. [default: 256 of plain text, for an answer what the context has room for]",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Only the K likeliest tokens; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest that reach this probability.")] = 1.0,
@@ -50,34 +69,122 @@ def run(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
+    from oss_tools.chat.chat_template import chat_template, has_chat_template
     from oss_tools.engine.engine import Request
     from oss_tools.engine.sampling import Sampling
 
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     with loaded(model, backend=backend, threads=threads, context=context, activations=activations, quiet=quiet) as engine:
-        tokens = prompt_tokens(engine, text, raw, quiet)
+        if not raw and has_chat_template(engine.metadata, engine.text):
+            template = chat_template(engine.metadata, engine.text)
+            speaker = Speaker(engine, sampling, max_tokens)
+            screen = None if as_json else Screen(show_analysis)
+            answer(speaker, template, text, reasoning, tuple(stop or ()), screen, quiet)
+            return
+        if not raw and not quiet:
+            remark("the checkpoint has no chat template: the prompt is continued as plain text")
+        tokens = engine.text.encode(text)
         began = time.perf_counter()
-        stream = engine.generate(Request(tokens, max_tokens, sampling, tuple(stop or ())))
+        stream = engine.generate(Request(tokens, max_tokens or PLAIN_TOKENS, sampling, tuple(stop or ())))
         record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json)
     if as_json:
         print_json(record)
     elif not quiet:
-        remark(
-            f"prompt {record['prompt_tokens']} tokens, {record['prompt_tokens_per_second']:.1f} tokens/s; "
-            f"generated {record['tokens']} tokens, {record['tokens_per_second']:.1f} tokens/s; ended by {record['finish']}"
+        remark(figures_line(record))
+
+
+def answer(
+    speaker: Speaker,
+    template: ChatTemplate,
+    text: str,
+    reasoning: Any,
+    stop: tuple[str, ...],
+    screen: Screen | None,
+    quiet: bool,
+) -> None:
+    """Answers a user's message on the screen, or as JSON without one. Raises typer.Exit if there is no final answer."""
+    from oss_tools.chat.loop import listen
+    from oss_tools.chat.messages import Conversation, Message
+
+    conversation = Conversation((Message("user", text),), effort=reasoning)
+    figures, final = Figures(), Final(stop, screen)
+    tokens = speaker.complete(template.encode(conversation), figures)
+    completion = listen(final.until_stop(tokens), template.parser(conversation), final.add)
+    final.end()
+    if final.stopped:
+        figures.finish = "stop"
+    wrong = None if final.stopped else problem_of(completion, figures)
+    if screen is None:
+        print_json(
+            {
+                "text": final.text,
+                "answered": wrong is None,
+                "analysis": completion.analysis,
+                "problems": [str(finding) for finding in completion.findings],
+                **figures.record(),
+            }
         )
+    else:
+        screen.end_line()
+    if wrong:
+        remark(wrong)
+    if not quiet and screen:
+        remark(figures_line(figures.record()))
+    if wrong:
+        raise typer.Exit(1)
 
 
-def prompt_tokens(engine: Engine, text: str, raw: bool, quiet: bool) -> list[int]:
-    """The prompt's tokens, in the checkpoint's chat template if it has one and `raw` does not forbid it."""
-    from oss_tools.chat.template import render
+def problem_of(completion: Completion, figures: Figures) -> str | None:
+    """Why there is no final answer; None if there is one. One that --max-tokens or the context cut off counts."""
+    from oss_tools.chat.completion import Problem
 
-    if raw or not engine.metadata.chat_template:
-        if not raw and not quiet:
-            remark("the checkpoint has no chat template: the prompt is continued as plain text")
-        return engine.text.encode(text)
-    return engine.text.encode(render(engine.metadata, [{"role": "user", "content": text}]), special=False)
+    wrong = [finding for finding in completion.findings if finding.problem != Problem.MISSING_END or not completion.shown]
+    if completion.calls and not wrong:
+        return f"no final answer: the model calls the tool {completion.calls[0].name}"
+    if not wrong:
+        return None
+    cut = figures.finish == "length" and all(finding.problem == Problem.MISSING_END for finding in wrong)
+    return f"no final answer: {'the tokens ran out' if cut else '; '.join(map(str, wrong[:3]))}"
+
+
+class Final:
+    """The final answer as it comes, up to a stop string; the reasoning goes past it to the screen."""
+
+    def __init__(self, stop: tuple[str, ...], screen: Screen | None) -> None:
+        from oss_tools.engine.text import StopStrings
+
+        self._stop, self._screen = StopStrings(stop), screen
+        self.text = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.stopped
+
+    def until_stop(self, tokens: Iterable[int]) -> Iterator[int]:
+        """The tokens, as long as no stop string has been complete."""
+        for token in tokens:
+            yield token
+            if self.stopped:
+                return
+
+    def add(self, delta: Delta) -> None:
+        if delta.channel == "final" and delta.recipient is None:
+            if not self.stopped:
+                self._show(self._stop.add(delta.text))
+        elif self._screen:
+            self._screen.delta(delta)
+
+    def end(self) -> None:
+        if not self.stopped:
+            self._show(self._stop.flush())
+
+    def _show(self, text: str) -> None:
+        from oss_tools.chat.completion import Delta
+
+        self.text += text
+        if self._screen and text:
+            self._screen.delta(Delta(text, "final"))
 
 
 def consume(stream: Iterable[Token], began: float, prompt: int, show: bool) -> dict[str, Any]:
