@@ -26,6 +26,7 @@ from oss_tools.harness.jobs import Asked, Job, Rule, Usage
 from oss_tools.harness.log import AnswerLog, request_key
 from oss_tools.harness.prompts import ChatPrompt, conversation_of
 from oss_tools.harness.speech import Speech
+from oss_tools.harness.texts import Rolling
 from oss_tools.harness.turns import converse
 
 MAX_TOKENS = 256  # generated, where neither the task nor the user says: lm-eval's own number
@@ -74,7 +75,7 @@ class EngineLM(LM):
         super().__init__()
         self.engine, self.speech = engine, Speech(engine)
         self.effort, self.batch, self.max_tokens, self.seed = effort, batch, max_tokens, seed
-        self.log = log or AnswerLog()
+        self.log = AnswerLog() if log is None else log
         self.report = report
         self.usage: dict[str, Usage] = defaultdict(Usage)
 
@@ -99,7 +100,8 @@ class EngineLM(LM):
         return f"oss-tools-{hashlib.sha256(self.chat_template().encode()).hexdigest()[:16]}-{self.effort or ''}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        return self.speech.template
+        """What prompts are rendered with."""
+        return self.speech.description
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatPrompt:
         """The rendered history, which remembers it: the request's document may add tools and turns."""
@@ -119,12 +121,13 @@ class EngineLM(LM):
         owners: list[Instance] = []
         counts: list[int] = []
         for request in requests:
-            parts = self._windows(self.engine.text.encode(request.args[0], special=False))
-            windows += parts
-            owners += [request] * len(parts)
-            counts.append(len(parts))
+            cut = self._windows(self.engine.text.encode(request.args[0], special=False))
+            windows += cut
+            owners += [request] * len(cut)
+            counts.append(len(cut))
         found = iter(self._scored("loglikelihood_rolling", owners, windows))
-        return [sum(next(found)["logprob"] for _ in range(count)) for count in counts]
+        parts = [[next(found) for _ in range(count)] for count in counts]
+        return [Rolling(sum(row["logprob"] for row in rows), sum(row["tokens"] for row in rows)) for rows in parts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """For (context, settings): an `Answer`."""

@@ -1,4 +1,4 @@
-"""How the loaded model is spoken to, and what its answer says: harmony where its vocabulary has it, else its chat template."""
+"""How the loaded model is spoken to in an evaluation, and what its answers say."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from oss_tools.chat.completion import Completion, read_arguments
-from oss_tools.chat.harmony import CHANNEL, MESSAGE, Preamble, Special, plain_text
-from oss_tools.chat.harmony import render as render_harmony
-from oss_tools.chat.harmony_parser import HarmonyParser
+from oss_tools.chat.chat_template import ChatTemplate, HarmonyTemplate, chat_template, has_chat_template
+from oss_tools.chat.completion import read_arguments
+from oss_tools.chat.harmony import CHANNEL, MESSAGE
 from oss_tools.chat.messages import Conversation, Message
-from oss_tools.chat.template import render as render_template
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.text import token_text
 from oss_tools.errors import BadCheckpoint
 from oss_tools.harness.answers import Answer, Call, Details
 
-FINAL = [CHANNEL, "final", MESSAGE]
+TODAY = "2025-08-05"  # in system messages that say the date, so that the same run is the same on any day: gpt-oss's release
 
 
 class Speech:
     """Conversations to tokens, tokens to answers.
 
     Attributes:
-        channels: the model speaks harmony: its reasoning is apart from its answer.
-        template: what conversations are rendered with, as a text that tells templates apart; "" if there is none.
+        template: None if the checkpoint has none.
+        harmony: whether it is spoken to in harmony.
+        channels: whether reasoning and answer come apart.
         first_token: stands before a text that has nothing before it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._text, self._metadata = engine.text, engine.metadata
-        self.channels = {CHANNEL, MESSAGE} <= set(self._text.special)
-        self.preamble = Preamble()
-        self.template = f"harmony {self.preamble}" if self.channels else self._metadata.chat_template or ""
+        self.template: ChatTemplate | None = None
+        if has_chat_template(self._metadata, self._text):
+            self.template = chat_template(self._metadata, self._text)
+        self.harmony = isinstance(self.template, HarmonyTemplate)
+        if isinstance(self.template, HarmonyTemplate) and self.template.preamble.date:
+            self.template.preamble = replace(self.template.preamble, date=TODAY)
+        self.channels = self.template is not None and self.template.has_channels
         self.first_token = self._find_first_token()
 
     def _find_first_token(self) -> int:
@@ -43,47 +46,46 @@ class Speech:
         known = [self._text.special[name] for name in names if name in self._text.special]
         return (known or sorted(self._text.stop_tokens) or [0])[0]
 
+    @property
+    def description(self) -> str:
+        """What tells templates apart."""
+        if isinstance(self.template, HarmonyTemplate):
+            return f"harmony {self.template.preamble}"
+        return self._metadata.chat_template or ""
+
+    def _required(self) -> ChatTemplate:
+        if self.template is None:
+            raise BadCheckpoint(
+                "the checkpoint has no chat template; tasks that need one cannot be run (--no-chat for the others)"
+            )
+        return self.template
+
     # ---- conversations to tokens ------------------------------------------------------------------------------------
 
-    def pieces(self, conversation: Conversation, beginning: str = "", scoring: bool = False) -> list[str]:
-        """The prompt in pieces. `beginning`: of the answer; `scoring`: the answer's text itself comes next."""
-        if self.channels:
-            start = [*FINAL, beginning] if beginning or scoring else []
-            return [*render_harmony(conversation, self.preamble), *start]
-        messages = [_plain(message) for message in conversation.messages]
-        if conversation.instructions:
-            messages.insert(0, {"role": "system", "content": conversation.instructions})
-        tools = [{"type": "function", "function": dict(tool)} for tool in conversation.tools] or None
-        text = render_template(self._metadata, messages, tools, reasoning_effort=conversation.effort)
-        return [Special(text), beginning]
-
     def render(self, conversation: Conversation, beginning: str = "") -> str:
-        """The prompt as text, for people and logs."""
-        if not self.template:
-            raise BadCheckpoint("the checkpoint has no chat template; leave it out with --no-chat")
-        return plain_text(self.pieces(conversation, beginning))
+        """The prompt as text, for people and logs. `beginning`: of the answer."""
+        opening = f"{CHANNEL}final{MESSAGE}" if self.harmony and beginning else ""
+        return self._required().render(conversation) + opening + beginning
 
     def encode(self, conversation: Conversation, beginning: str = "", scoring: bool = False) -> list[int]:
-        """The prompt's tokens. What users and tools say is never read as special tokens."""
-        tokens: list[int] = []
-        for piece in self.pieces(conversation, beginning, scoring):
-            if self.channels and not isinstance(piece, Special):
-                tokens += self._text.encode_plain(piece)
-            elif piece in self._text.special:
-                tokens.append(self._text.special[piece])
-            else:
-                tokens += self._text.encode(piece, special=False)
-        return tokens
+        """The prompt's tokens. `scoring`: the answer's text itself comes next, which in harmony is on the final channel."""
+        tokens = self._required().encode(conversation)
+        if self.harmony and (beginning or scoring):
+            special = self._text.special
+            tokens += [special[CHANNEL], *self._text.encode_plain("final"), special[MESSAGE]]
+        return tokens + (self._text.encode_plain(beginning) if beginning else [])
 
     # ---- tokens to answers ------------------------------------------------------------------------------------------
 
-    def read(self, tokens: Sequence[int], conversation: Conversation) -> Completion:
-        """What a completion of a model with channels says."""
-        return HarmonyParser(self._text, [str(tool["name"]) for tool in conversation.tools]).read(tokens)
-
     def said(self, tokens: Sequence[int], text: str, conversation: Conversation) -> tuple[Message, ...]:
         """The assistant's messages, as the next turn's prompt has them."""
-        return self.read(tokens, conversation).messages if self.channels else (Message("assistant", text, "final"),)
+        if not self._structured(conversation):
+            return (Message("assistant", text, "final"),)
+        return self._required().parse(tokens, conversation).messages
+
+    def _structured(self, conversation: Conversation | None) -> bool:
+        """Whether there is more to an answer than its text."""
+        return conversation is not None and (self.channels or bool(conversation.tools))
 
     def answer(
         self,
@@ -100,17 +102,16 @@ class Speech:
         about = Details(
             transcript=self._text.decode(tokens, skip_special=False), tokens=len(tokens), finish=finish, **details
         )
-        if conversation is None or not self.channels:
+        if conversation is None or not self._structured(conversation):
             return Answer(text, replace(about, problems=problems))
-        completion = self.read(tokens, conversation)
+        completion = self._required().parse(tokens, conversation)
         calls = tuple(call_of(message) for message in completion.messages if message.recipient not in (None, "all"))
         final = completion.shown
-        missing = ("no_final",) if final is None and not calls else ()
-        found = tuple(finding.problem.value for finding in completion.findings)
+        if final is None and not calls:
+            problems += ("no_final",)
+        problems += tuple(finding.problem.value for finding in completion.findings)
         shown = min((final.split(stop)[0] for stop in until if stop), key=len, default=final) if final else ""
-        return Answer(
-            shown or "", replace(about, calls=calls, analysis=completion.analysis, problems=problems + missing + found)
-        )
+        return Answer(shown or "", replace(about, calls=calls, analysis=completion.analysis, problems=problems))
 
 
 def call_of(message: Message) -> Call:
@@ -118,17 +119,3 @@ def call_of(message: Message) -> Call:
     arguments = read_arguments(message.content)
     name = (message.recipient or "").removeprefix("functions.")
     return Call(name, arguments if isinstance(arguments, dict) else None, message.content)
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """A message as templates of other models know it."""
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.recipient and message.role == "assistant":
-        call = call_of(message)
-        fields["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": call.arguments or call.text}}
-        ]
-        fields["content"] = ""
-    if message.role == "tool" and message.name:
-        fields["name"] = message.name.removeprefix("functions.")
-    return fields

@@ -9,6 +9,7 @@ from typing import Any
 
 from oss_tools.errors import BadRecipe, MissingPackage, OssToolsError
 from oss_tools.harness.suites import task_files
+from oss_tools.harness.texts import file_task
 
 
 def require_lm_eval() -> None:
@@ -21,13 +22,17 @@ def require_lm_eval() -> None:
 
 
 def load_tasks(
-    names: Sequence[str], data: Path | None = None, say: Callable[[str], None] = lambda line: None
+    names: Sequence[str],
+    data: Path | None = None,
+    texts: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """What `lm_eval.evaluator.evaluate` takes: tasks, groups, group_map.
 
     Args:
         names: of our tasks, of lm-eval's tasks, groups and tags, or paths of task YAML files.
         data: the folder given with --data.
+        texts: files of which tasks like `text_smoke` are made.
         say: is told when lm-eval's own list is scanned, which takes some seconds.
 
     Raises BadRecipe for an unknown name or a task that cannot be made, BadSource for missing data.
@@ -39,6 +44,7 @@ def load_tasks(
     foreign = [name for name in names if name not in own and not name.endswith(".yaml")]
     if foreign:
         say(f"{', '.join(foreign)}: looking through lm-eval's own tasks")
+    specs = [*dict.fromkeys(names), *map(file_task, texts)]
     folders = sorted({file.parent for name, file in own.items() if name in names})
     metadata = {"data": str(data)} if data is not None else {}
     manager = TaskManager(include_path=[*folders], include_defaults=bool(foreign), metadata=metadata)
@@ -48,7 +54,7 @@ def load_tasks(
             f"no task named {', '.join(unknown)}; `oss-tools eval --list` shows ours, `lm-eval ls tasks` lm-eval's"
         )
     try:
-        return dict(manager.load(list(dict.fromkeys(names))))
+        return dict(manager.load(specs))
     except OssToolsError:
         raise
     except Exception as error:  # a task is a program, which may fail in any way

@@ -1,0 +1,192 @@
+"""A run: tasks on a model, and the record of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oss_tools.chat.messages import Effort
+from oss_tools.engine.engine import Engine
+from oss_tools.harness.answers import Answer
+from oss_tools.harness.log import AnswerLog
+from oss_tools.harness.records import SCHEMA, task_record
+from oss_tools.harness.suites import SuiteTask
+from oss_tools.harness.tasks import load_tasks, require_lm_eval
+from oss_tools.measure.machine import machine, versions
+
+HASHED_WHOLE = 4 << 30  # bytes of a checkpoint up to which all of them are hashed
+END = 1 << 20  # bytes hashed at each end of a larger checkpoint's files
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked, and how.
+
+    Attributes:
+        limit: the first so many documents of each task; None for all.
+        seed: of sampled answers and of the choice of few-shot examples.
+        num_fewshot: worked examples before each question; None for the task's own number.
+        effort: of reasoning; None for the task's own, or medium.
+        chat: whether prompts go through the model's chat template; None if it has one.
+        batch: requests that share each pass of decoding.
+        max_tokens: generated for one answer; None for the task's own number, and room for analysis.
+    """
+
+    limit: int | None = None
+    seed: int = 0
+    num_fewshot: int | None = None
+    effort: Effort | None = None
+    chat: bool | None = None
+    batch: int = 16
+    max_tokens: int | None = None
+
+
+def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
+    """What tells a checkpoint apart: sha256 of its files' names, sizes and bytes; of large ones only of the ends."""
+    whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if whole or size <= 2 * END:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            else:
+                digest.update(stream.read(END))
+                stream.seek(-END, 2)
+                digest.update(stream.read())
+    return {"sha256": digest.hexdigest(), "of": "all bytes" if whole else "sizes and ends of files"}
+
+
+def evaluate(
+    engine: Engine,
+    names: Sequence[str],
+    settings: Settings,
+    *,
+    model: dict[str, Any],
+    data: Path | None = None,
+    texts: Sequence[Path] = (),
+    listed: Sequence[SuiteTask] = (),
+    output: Path | None = None,
+    resume: bool = False,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Runs tasks; returns the record.
+
+    Args:
+        names: of tasks, see `load_tasks`.
+        model: what the record says of the model: name, sha256, ….
+        data: the user's folder of public sets.
+        texts: files whose perplexity is wanted.
+        listed: what the suites say of the tasks.
+        output: a folder for answers.jsonl (as they come), samples-TASK.jsonl and eval.json (at the end).
+        resume: take up the answers in that folder.
+        report: called as requests are done.
+        say: is told what the user should know.
+
+    Raises BadRecipe, BadSource, BadRequest, MissingPackage.
+    """
+    require_lm_eval()
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    from oss_tools.harness.lm import EngineLM
+
+    began = time.perf_counter()
+    tasks = load_tasks(names, data, texts, say)
+    about = {"schema": SCHEMA, "model": model.get("sha256"), **engine_facts(engine), **asdict(settings)}
+    per_run = {name: about.pop(name) for name in ("limit", "num_fewshot")}  # what these change is in the requests
+    log = AnswerLog(output / "answers.jsonl" if output else None, about, resume)
+    lm = EngineLM(
+        engine,
+        effort=settings.effort,
+        batch=settings.batch,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        log=log,
+        report=report,
+    )
+    chat = lm.speech.template is not None if settings.chat is None else settings.chat
+    _prepare(tasks["tasks"], settings)
+    try:
+        found = lm_evaluate(
+            lm,
+            tasks,
+            limit=settings.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+        )
+    finally:
+        log.close()
+    by_name = {entry.task: entry for entry in listed}
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "eval",
+        "model": {**model, **engine.backend.facts()},
+        "machine": machine(),
+        "versions": versions("lm-eval", "numpy", "numba", "tokenizers"),
+        "settings": {**asdict(settings), **per_run, **engine_facts(engine), "chat": chat},
+        "tasks": {},
+    }
+    for name, task in tasks["tasks"].items():
+        samples = found["samples"][name]
+        entry = by_name.get(name)
+        record["tasks"][name] = {
+            "metric": entry.metric if entry else next(iter(task.aggregation())),
+            **task_record(task, samples, found["results"][name]),
+            "usage": lm.usage[name].to_json(),
+        }
+        if output:
+            _write_samples(output / f"samples-{name.replace('/', '_')}.jsonl", samples)
+    record["seconds"] = time.perf_counter() - began
+    if output:
+        write_record(output, record)
+    return record
+
+
+def engine_facts(engine: Engine) -> dict[str, Any]:
+    """Settings of the engine on which answers depend."""
+    activations = engine.backend.facts().get("activations", "f32")
+    return {"backend": engine.backend.name, "activations": activations, "context": engine.context}
+
+
+def write_record(output: Path, record: dict[str, Any]) -> Path:
+    file = output / "eval.json"
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
+def _prepare(tasks: dict[str, Any], settings: Settings) -> None:
+    """Few-shot examples as wanted, and every source of chance set."""
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)  # noqa: NPY002 (lm-eval's tasks use the global one)
+    for task in tasks.values():
+        own = task.get_config("num_fewshot")
+        if own is None or (settings.num_fewshot is not None and own != 0):
+            task.set_config("num_fewshot", settings.num_fewshot or 0)
+        task.set_fewshot_seed(settings.seed)
+
+
+def _write_samples(file: Path, samples: Sequence[dict[str, Any]]) -> None:
+    """One line for each document: what was asked and answered, the reasoning and the problems beside it, the scores."""
+    with file.open("w", encoding="utf-8") as stream:
+        for sample in samples:
+            answers = [response for responses in sample["resps"] for response in responses]
+            row = {name: sample[name] for name in ("doc_id", "doc", "target", "filter", *sample["metrics"])}
+            row["prompts"] = [arguments[0] for arguments in sample["arguments"]]
+            row["answers"] = [_answer_row(answer) for answer in answers]
+            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def _answer_row(answer: Any) -> Any:
+    return {"text": str(answer), **answer.details.to_json()} if isinstance(answer, Answer) else answer
