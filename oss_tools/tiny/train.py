@@ -38,10 +38,11 @@ class Run:
     tokens_per_step: int
     learning_rate: float
     commit: str = ""  # of the code that trained
-    tokens: int = 0  # trained on, padding not counted
+    questions: int = 0  # trained on
+    tokens: int = 0  # of them, padding not counted
     seconds: float = 0.0
     loss: list[tuple[int, float]] = field(default_factory=list)  # step, mean loss of a wanted token since the entry before
-    torch: str = torch.__version__
+    torch: str = str(torch.__version__)
     threads: int = 0
 
 
@@ -67,26 +68,27 @@ def train(
     state, first = out.with_name(out.name + ".state"), 0
     if resume and state.exists():
         first, run = _restore(state, model, opts, run.steps)
-        for _ in range(first):
-            next(batches)
+        run.questions = sum(len(next(batches).tokens) for _ in range(first))
     started, sums, before = time.monotonic(), [0.0, 0.0], run.seconds
-    for step in range(first, min(run.steps, stop_after or run.steps)):
+    last = min(run.steps, stop_after or run.steps)
+    for step in range(first, last):
         batch = next(batches)
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = run.learning_rate * schedule(step, run.steps)
         loss, count = _step(model, opts, torch.from_numpy(batch.tokens), torch.from_numpy(batch.said))
         sums[0], sums[1] = sums[0] + loss * count, sums[1] + count
+        run.questions += len(batch.tokens)
         run.tokens += int((batch.tokens != 0).sum())
         run.seconds = before + time.monotonic() - started
-        if (step + 1) % 20 == 0 or step + 1 == run.steps:
+        if (step + 1) % 20 == 0 or step + 1 == last:
             run.loss.append((step + 1, round(sums[0] / sums[1], 4)))
             sums = [0.0, 0.0]
             report(f"step {step + 1}/{run.steps} loss {run.loss[-1][1]:.4f} tokens {run.tokens} {run.seconds:.0f} s")
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == run.steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == last:
             save(out, model, content, run)
             _keep(state, model, opts, step + 1, run)
-    if run.loss and run.loss[-1][0] == run.steps:
+    if last == run.steps:
         state.unlink(missing_ok=True)
     return run
 
