@@ -249,13 +249,15 @@ class Engine:
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """The logits after every token, float32 [len(tokens), vocabulary]. Uses no cached prefix."""
+        return np.concatenate([rows.copy() for rows in self.each_logits(tokens)])
+
+    def each_logits(self, tokens: list[int], start: int = 0) -> Iterator[np.ndarray]:
+        """The logits after tokens[start:], a few rows at a time, float32 [n, vocabulary], which the next overwrite."""
         sequence = self.open(tokens, reuse=0)
-        parts = []
-        for start in range(0, len(tokens), self.backend.chunk):
-            chunk = tokens[start : start + self.backend.chunk]
+        for at in range(0, len(tokens), self.backend.chunk):
+            chunk = tokens[at : at + self.backend.chunk]
             self._run([(sequence, chunk)])
-            parts += [rows.copy() for rows in self._logits(np.arange(len(chunk)))]
-        return np.concatenate(parts)
+            yield from self._logits(np.arange(min(max(start - at, 0), len(chunk)), len(chunk)))
 
     def _logits(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """The logits at these rows of the last run, as many at a time as the backend gives."""
