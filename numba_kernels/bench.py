@@ -297,8 +297,8 @@ class Bench:
         memory.view(np.uint16)[:] = self.rng.integers(0x3C00, 0x3F00, (count, pages.nbytes // 2), dtype=np.uint16)
         qkv = self.rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)).astype(np.float32)
         out = np.zeros((tokens, HEADS * HEAD_DIM), np.float32)
-        splits = self.team.threads if tokens == 1 else 1
-        areas, counters = attention.attention_scratch(tokens * KV_HEADS, splits, HEAD_DIM)
+        splits = attention.parts_of(depth) if tokens == 1 else 1
+        areas, counters = attention.attention_scratch(tokens * KV_HEADS * splits, HEAD_DIM)
         program = Program()
         program.add(
             attention.attention_op(HEADS // KV_HEADS), qkv=qkv, stride=qkv.strides[0], out=out, out_stride=out.strides[0],

@@ -27,6 +27,7 @@ from numba_kernels.simd.values import (
     atomic_add,
     atomic_store,
     exp,
+    fma,
     get_f32,
     get_i32,
     get_u32,
@@ -50,7 +51,8 @@ from numba_kernels.simd.values import (
     zero_tile,
 )
 
-SEGMENT = 128  # positions whose scores are held at a time
+SEGMENT = 128  # positions whose scores are held at a time: those from one multiple of it to the next
+PART = 512  # positions whose sums are found together, in the same way; a row's parts are added in order
 MAX_HEAD = 256
 ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
 WIDTH, FORMAT = 2, "bf16"
@@ -271,29 +273,52 @@ def add_values(  # type: ignore[no-untyped-def]
         store_tile(sums + 4 * d, stride, tile)
 
 
+def clear(area, stride):  # type: ignore[no-untyped-def]
+    """Sums of nothing."""
+    for t in range(ROWS):
+        for at in range(area + t * stride, area + t * stride + stride, 4 * LANES):
+            store_floats(at, splat(np.float32(0)))
+        set_f32(area + t * stride, np.float32(-np.inf))
+
+
+def merge(total, part, stride):  # type: ignore[no-untyped-def]
+    """Adds the sums of a part to those of the parts before it. A part of which a row sees nothing changes nothing, not even a
+    rounding, so that a row's result does not depend on the tile that it lies in."""
+    for t in range(ROWS):
+        at, other = total + t * stride, part + t * stride
+        largest = max(get_f32(at), get_f32(other))
+        reference = largest if largest > np.float32(-1e30) else np.float32(0)
+        ours, theirs = exp_one(get_f32(at) - reference), exp_one(get_f32(other) - reference)
+        sum_of_both = get_f32(at + 4) * ours + get_f32(other + 4) * theirs
+        for i in range(4 * LANES, stride, 4 * LANES):
+            value = load_floats(at + i) * splat(ours)
+            store_floats(at + i, fma(load_floats(other + i), splat(theirs), value))
+        set_f32(at, largest)
+        set_f32(at + 4, sum_of_both)
+
+
 @inner
-def finish_row(at, part, parts, part_stride, head_dim, sink):  # type: ignore[no-untyped-def]
-    """One row of the result from the areas of its parts; a sink's logit joins the softmax and brings no value."""
-    largest = get_f32(sink) if sink else np.float32(-np.inf)
-    for j in range(parts):
-        largest = max(largest, get_f32(part + j * part_stride))
-    total = exp_one(get_f32(sink) - largest) if sink else np.float32(0)
-    for j in range(parts):
-        total += get_f32(part + j * part_stride + 4) * exp_one(get_f32(part + j * part_stride) - largest)
+def finish_row(at, area, head_dim, sink):  # type: ignore[no-untyped-def]
+    """One row of the result from its sums; a sink's logit joins the softmax and brings no value."""
+    reference, total = get_f32(area), get_f32(area + 4)
+    share = np.float32(1) / total
+    if sink:
+        largest = max(get_f32(sink), reference)
+        seen = exp_one(reference - largest)
+        share = seen / (exp_one(get_f32(sink) - largest) + total * seen)
     for d in range(0, head_dim, LANES):
-        value = splat(np.float32(0))
-        for j in range(parts):
-            share = exp_one(get_f32(part + j * part_stride) - largest) / total
-            value = value + load_floats(part + j * part_stride + 4 * (LANES + d)) * splat(share)
+        value = load_floats(area + 4 * (LANES + d)) * splat(share)
         if head_dim - d >= LANES:
             store_floats(at + 4 * d, value)
         else:
             store_first(at + 4 * d, value, head_dim - d)
 
 
-score_keys: Any = None  # the compiled forms of the three steps above, for ROWS rows; set by `attention_op`
+score_keys: Any = None  # the compiled forms of the steps above, for ROWS rows; set by `attention_op`
 soften_scores: Any = None
 sum_values: Any = None
+clear_sums: Any = None
+merge_sums: Any = None
 
 
 def attention(  # type: ignore[no-untyped-def]
@@ -304,15 +329,18 @@ def attention(  # type: ignore[no-untyped-def]
 
     qkv: as `rotate_and_store` left it; out: float32 rows [heads · head_dim], out_stride bytes apart; sequences: how many,
     each with its rows first_row[s] … + row_count[s] (int32) at consecutive positions (int32, per row); window: a key is seen
-    when query − key < window, 0 for all; sinks: float32 [heads] or 0; pages … ring: as there. The keys of a tile of ROWS rows
-    are divided into `splits` pieces of work; with more than one, areas (`attention_scratch`) holds what they found and
-    counters (int64, zeros) how many are done.
+    when query − key < window, 0 for all; sinks: float32 [heads] or 0; pages … ring: as there. With `splits` > 1, which must
+    be at least `parts_of` the longest sequence, each part of a tile's keys is a piece of work: areas (`attention_scratch`)
+    holds what they found and counters (int64, zeros) how many are done.
+
+    A row's result is the same bits whatever tile, batch, chunk or number of threads it is computed with: which keys are summed
+    together follows from their positions alone.
     """
     group = heads // kv_heads
     padded = (head_dim + LANES - 1) // LANES * LANES
     head_bytes = page_positions * (head_dim + padded) * WIDTH
     area_stride = (LANES + padded) * 4
-    own = stack(AREA)
+    whole, own = stack(AREA), stack(AREA)
     scores = stack(SCORES)
     index = stack(64)
     sees = stack(128)
@@ -340,38 +368,42 @@ def attention(  # type: ignore[no-untyped-def]
             set_i32(sees + 8 * t, first_key(position, window))
             set_i32(sees + 8 * t + 4, position + 1)
         low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
-        share = ((high - low // LANES * LANES + LANES - 1) // LANES + splits - 1) // splits * LANES
-        from_key = max(low, low // LANES * LANES + split * share)
-        to_key = min(high, low // LANES * LANES + split * share + share)
-        area = own if splits == 1 else areas + item * ROWS * area_stride
-        for t in range(ROWS):
-            for i in range(0, area_stride, 4 * LANES):
-                store_floats(area + t * area_stride + i, splat(np.float32(0)))
-            set_f32(area + t * area_stride, np.float32(-np.inf))
+        area = own
+        if splits > 1:
+            area = areas + item * ROWS * area_stride
+            part = (low // PART + split) * PART
+            low, high = max(low, part), min(high, part + PART)
+        sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
+        clear_sums(area, area_stride)
+        clear_sums(whole, area_stride)
         queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv, 4 * head_dim)
         table = tables + s * table_stride
         keys = head * head_bytes
         values = keys + page_positions * head_dim * WIDTH
-        segment = from_key
-        while segment < to_key:
-            stop = min(segment // LANES * LANES + SEGMENT, to_key)
+        segment = low
+        while segment < high:
+            stop = min(segment // SEGMENT * SEGMENT + SEGMENT, high)
             score_keys(scores, queries, sees, head_dim, segment, stop, pages, page_bytes, page_positions, table, ring, keys)
             soften_scores(scores, stop - segment // LANES * LANES, area, area_stride)
             sum_values(scores, area + 4 * LANES, area_stride, padded, segment, stop,
                        pages, page_bytes, page_positions, table, ring, values)  # fmt: skip
             segment = stop
+            if splits == 1 and sums == whole and (segment == high or segment % PART == 0):
+                merge_sums(whole, area, area_stride)
+                clear_sums(area, area_stride)
         counter = counters + 8 * (item // splits)
         is_last = splits == 1
         if not is_last and atomic_add(counter, 1) == splits - 1:
             atomic_store(counter, 0)
             is_last = True
+            for j in range(splits):
+                merge_sums(whole, area + (j - split) * ROWS * area_stride, area_stride)
         if is_last:
-            parts = area - split * ROWS * area_stride
             for t in range(last + 1 - tile * ROWS):
                 r = tile * ROWS + t
                 query = head * group + r % group
-                finish_row(out + (begin + r // group) * out_stride + query * head_dim * 4, parts + t * area_stride, splits,
-                           ROWS * area_stride, head_dim, sinks + 4 * query if sinks else 0)  # fmt: skip
+                finish_row(out + (begin + r // group) * out_stride + query * head_dim * 4, sums + t * area_stride,
+                           head_dim, sinks + 4 * query if sinks else 0)  # fmt: skip
         item = take(team)
 
 
@@ -386,12 +418,24 @@ def attention_op(rows: int, element: str = "bf16") -> Op:
     size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
     constants = {"ROWS": size, "AREA": size * (LANES + MAX_HEAD) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
     constants |= _element(element)
-    steps: dict[str, Any] = {"score_keys": scores_of, "soften_scores": soften, "sum_values": add_values}
+    steps: dict[str, Any] = {
+        "score_keys": scores_of,
+        "soften_scores": soften,
+        "sum_values": add_values,
+        "clear_sums": clear,
+        "merge_sums": merge,
+    }
     compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
 
 
-def attention_scratch(tiles: int, splits: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The memory that divided attention needs: areas and counters for `tiles` tiles (over sequences and key-value heads)."""
+def parts_of(length: int) -> int:
+    """Parts into which the keys of a sequence are divided."""
+    return -(-length // PART)
+
+
+def attention_scratch(pieces: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The memory that divided attention needs: areas and counters for so many pieces of work (tiles over all sequences and
+    key-value heads, times `splits`)."""
     padded = -(-head_dim // LANES) * LANES
-    return np.zeros(tiles * splits * max(TILES) * (LANES + padded), np.float32), np.zeros(tiles, np.int64)
+    return np.zeros(pieces * max(TILES) * (LANES + padded), np.float32), np.zeros(pieces, np.int64)

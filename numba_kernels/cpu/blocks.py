@@ -189,22 +189,31 @@ def _times_int8(
     return result
 
 
-def _times_float(b: Builder, name: str, codes: Value, scales: Value, rows: list[Value], totals: list[Value]) -> list[Value]:
-    """One block of float32 activations against quantized weights."""
+def _times_float(
+    b: Builder, name: str, codes: list[Value], scales: list[Value], rows: list[Value], totals: list[Value]
+) -> list[Value]:
+    """One block of float32 activations against quantized weights: one panel and a total for each row, or one row and a total for
+    each panel."""
     layout = LAYOUTS[name]
     assert layout.decode is not None
-    scale = _scale(b, layout, scales)
-    minimum = _scale(b, layout, emit.advance(b, scales, 2 * LANES)) if layout.has_minimum else None
-    for j, packed in enumerate(layout.decode(b, codes, 0)):
-        words = b.bitcast(packed, Words.llvm)
+    scale = [_scale(b, layout, s) for s in scales]
+    minimum = [_scale(b, layout, emit.advance(b, s, 2 * LANES)) for s in scales] if layout.has_minimum else []
+    decoded = [[b.bitcast(v, Words.llvm) for v in layout.decode(b, c, 0)] for c in codes]
+    for j in range(BLOCK // 4):
         for i in range(4):
-            weight = b.fmul(b.sitofp(emit.byte_of_words(b, words, 8 * i), Floats.llvm), scale)
-            if minimum is not None:
-                weight = b.fadd(weight, minimum)
-            for t, row in enumerate(rows):
-                x = _splat_at(b, emit.advance(b, row, 16 * j + 4 * i), F32)
-                totals[t] = ACTIVE.fma(b, weight, x, totals[t])
+            weights = [b.fmul(b.sitofp(emit.byte_of_words(b, d[j], 8 * i), Floats.llvm), s)
+                       for d, s in zip(decoded, scale, strict=True)]  # fmt: skip
+            if minimum:
+                weights = [b.fadd(w, m) for w, m in zip(weights, minimum, strict=True)]
+            x = [_splat_at(b, emit.advance(b, row, 16 * j + 4 * i), F32) for row in rows]
+            totals = _add_products(b, weights, x, totals)
     return totals
+
+
+def _add_products(b: Builder, weights: list[Value], x: list[Value], totals: list[Value]) -> list[Value]:
+    """totals + weights · x, where one of these two is a single vector. A total is always the same chain of sums, however many
+    others there are beside it: a token's result does not depend on the tokens that it is computed with."""
+    return [ACTIVE.fma(b, weights[t % len(weights)], x[t % len(x)], total) for t, total in enumerate(totals)]
 
 
 UNIT = 8  # columns of a float format that one step covers
@@ -226,18 +235,12 @@ def _float_weights(b: Builder, name: str, codes: Value) -> list[Value]:
     return result
 
 
-def _times_unit(b: Builder, name: str, codes: Value, rows: list[Value], totals: list[Value]) -> list[Value]:
-    """UNIT columns of float weights and float32 activations."""
-    weights = _float_weights(b, name, codes)
-    if len(totals) == 1:  # four chains, as one would wait for itself
-        chains = totals + [same(Floats.llvm, 0.0)] * 3
-        for k, w in enumerate(weights):
-            x = _splat_at(b, emit.advance(b, rows[0], 4 * k), F32)
-            chains[k % 4] = ACTIVE.fma(b, w, x, chains[k % 4])
-        return [b.fadd(b.fadd(chains[0], chains[1]), b.fadd(chains[2], chains[3]))]
-    for k, w in enumerate(weights):
-        for t, row in enumerate(rows):
-            totals[t] = ACTIVE.fma(b, w, _splat_at(b, emit.advance(b, row, 4 * k), F32), totals[t])
+def _times_unit(b: Builder, name: str, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:
+    """UNIT columns of float weights and float32 activations, for rows or panels as in `_times_float`."""
+    panels = [_float_weights(b, name, c) for c in codes]
+    for k in range(UNIT):
+        x = [_splat_at(b, emit.advance(b, row, 4 * k), F32) for row in rows]
+        totals = _add_products(b, [weights[k] for weights in panels], x, totals)
     return totals
 
 
@@ -255,23 +258,51 @@ def accumulate(
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, _, totals, codes, scales, addresses, at = args
-        count = tile.tokens
-        accumulators = [b.extract_value(totals, t) for t in range(count)]
-        places = [b.add(b.extract_value(addresses, t), at) for t in range(count)]
+        accumulators = [b.extract_value(totals, t) for t in range(tile.tokens)]
+        places = [b.add(b.extract_value(addresses, t), at) for t in range(tile.tokens)]
         if LAYOUTS[format_name].decode is None:
-            results = _times_unit(b, format_name, codes, places, accumulators)
+            results = _times_unit(b, format_name, [codes], places, accumulators)
         elif kind in RECORDS:
             results = _times_int8(b, format_name, kind, codes, scales, places, accumulators)
         else:
-            results = _times_float(b, format_name, codes, scales, places, accumulators)
-        new = ir.Constant(tile.llvm, ir.Undefined)
-        for t, value in enumerate(results):
-            new = b.insert_value(new, value, t)
-        return new
+            results = _times_float(b, format_name, [codes], [scales], places, accumulators)
+        return _tile_of(b, tile, results)
 
     if not (isinstance(tile, Tile) and isinstance(rows, Rows)):
         return None
     return tile(name, activations, tile, Address, Address, rows, Int), lower
+
+
+@intrinsic(prefer_literal=True)
+def accumulate_panels(
+    typing_context: Any, name: Any, tile: Any, codes: Any, scales: Any, panel_bytes: Any, row: Any, at: Any
+) -> Any:
+    """The same for one row of float32 activations and as many panels, `panel_bytes` apart, as the tile has accumulators: a
+    single sum would wait for itself."""
+    format_name = name.literal_value
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        _, totals, codes, scales, panel_bytes, addresses, at = args
+        accumulators = [b.extract_value(totals, t) for t in range(tile.tokens)]
+        offsets = [b.mul(panel_bytes, I64(t)) for t in range(tile.tokens)]
+        code_places, scale_places = ([b.add(base, o) for o in offsets] for base in (codes, scales))
+        place = [b.add(b.extract_value(addresses, 0), at)]
+        if LAYOUTS[format_name].decode is None:
+            results = _times_unit(b, format_name, code_places, place, accumulators)
+        else:
+            results = _times_float(b, format_name, code_places, scale_places, place, accumulators)
+        return _tile_of(b, tile, results)
+
+    if not (isinstance(tile, Tile) and isinstance(row, Rows)):
+        return None
+    return tile(name, tile, Address, Address, Int, row, Int), lower
+
+
+def _tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
+    result = ir.Constant(tile.llvm, ir.Undefined)
+    for t, value in enumerate(values):
+        result = b.insert_value(result, value, t)
+    return result
 
 
 @intrinsic(prefer_literal=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, accumulate
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, accumulate, accumulate_panels
 from numba_kernels.cpu.op import Op, inner, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.team import Program, take
@@ -32,6 +32,7 @@ from numba_kernels.simd.values import (
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
 CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
+PANELS = 1  # that one row of float32 activations meets at a time
 
 
 def multiply_panels(  # type: ignore[no-untyped-def]
@@ -40,38 +41,59 @@ def multiply_panels(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Panels [low, high) of a matrix times the activation rows index[first … last], at most TOKENS of them."""
     rows = row_addresses(TOKENS, index, first, last, x, x_stride)
-    for p in range(low, high):
+    p = low
+    if PANELS > 1:
+        while p + PANELS <= high:
+            codes = matrix + p * panel_bytes
+            scales = codes + scales_at
+            tile = zero_tile(PANELS)
+            for k in range(blocks * STEPS):
+                to, its_scales = codes + k * CODES, scales + (k >> shift) * SCALES
+                tile = accumulate_panels(FORMAT, tile, to, its_scales, panel_bytes, rows, k * STEP)
+            results = spill(tile)
+            for t in range(PANELS):
+                finish(results + t * LANES * 4, p + t, first, height, bias, residual, out, out_stride)
+            p += PANELS
+    while p < high:
         codes = matrix + p * panel_bytes
         scales = codes + scales_at
         tile = zero_tile(TOKENS)
         for k in range(blocks * STEPS):
             tile = accumulate(FORMAT, ACTIVATIONS, tile, codes + k * CODES, scales + (k >> shift) * SCALES, rows, k * STEP)
         results = spill(tile)
-        column = p * LANES * 4
-        present = min(LANES, height - p * LANES)
         for t in range(last + 1 - first):
-            value = load_floats(results + t * LANES * 4)
-            target = (first + t) * out_stride + column
-            if present == LANES:
-                if bias:
-                    value = value + load_floats(bias + column)
-                if residual:
-                    value = value + load_floats(residual + target)
-                store_floats(out + target, value)
-            else:
-                if bias:
-                    value = value + load_first(bias + column, present)
-                if residual:
-                    value = value + load_first(residual + target, present)
-                store_first(out + target, value, present)
+            finish(results + t * LANES * 4, p, first + t, height, bias, residual, out, out_stride)
+        p += 1
 
 
-# The four tile sizes, ascending, and the functions for them; `linear_op` sets them.
-SIZE_A, SIZE_B, SIZE_C, SIZE_D = 1, 1, 1, 1
+@inner
+def finish(sums, p, row, height, bias, residual, out, out_stride):  # type: ignore[no-untyped-def]
+    """Writes one row's sums over panel p, with bias and residual added."""
+    value = load_floats(sums)
+    column = p * LANES * 4
+    target = row * out_stride + column
+    present = min(LANES, height - p * LANES)
+    if present == LANES:
+        if bias:
+            value = value + load_floats(bias + column)
+        if residual:
+            value = value + load_floats(residual + target)
+        store_floats(out + target, value)
+    else:
+        if bias:
+            value = value + load_first(bias + column, present)
+        if residual:
+            value = value + load_first(residual + target, present)
+        store_first(out + target, value, present)
+
+
+# The five tile sizes, ascending, and the functions for them; `linear_op` sets them.
+SIZE_A, SIZE_B, SIZE_C, SIZE_D, SIZE_E = 1, 1, 1, 1, 1
 multiply_a: Any = multiply_panels
 multiply_b: Any = multiply_panels
 multiply_c: Any = multiply_panels
 multiply_d: Any = multiply_panels
+multiply_e: Any = multiply_panels
 
 
 def linear(  # type: ignore[no-untyped-def]
@@ -100,7 +122,11 @@ def linear(  # type: ignore[no-untyped-def]
         stop = get_i32(group_start + 4 * group + 4)
         while row < stop:
             left = stop - row
-            if left > SIZE_C:
+            if left > SIZE_D:
+                multiply_e(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                           min(row + SIZE_E, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += SIZE_E
+            elif left > SIZE_C:
                 multiply_d(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                            min(row + SIZE_D, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
                 row += SIZE_D
@@ -136,18 +162,19 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     else:
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
     sizes = list(TILES if many else TILES[:1])
-    sizes += sizes[-1:] * (4 - len(sizes))
+    sizes += sizes[-1:] * (5 - len(sizes))
     functions = {
         size: inner(
             specialize(
                 multiply_panels, f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
                 CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step, STEPS=steps,
+                PANELS=4 if activations == "f32" and size == 1 else 1,
             )
         )
         for size in sorted(set(sizes))
     }  # fmt: skip
     constants: dict[str, Any] = {"FORMAT": name, "ACTIVATIONS": activations, "MANY": "many" if many else "one"}
-    for letter, size in zip("abcd", sizes, strict=True):
+    for letter, size in zip("abcde", sizes, strict=True):
         constants[f"SIZE_{letter.upper()}"] = size
         constants[f"multiply_{letter}"] = functions[size]
     return Op(linear, **constants)

@@ -173,7 +173,7 @@ def pack(
         return
     if not 0 <= matrix < packed.matrices or first < 0 or first + (n - 1) * step >= packed.rows:
         raise ValueError(f"rows {first} + {step} · {n} of matrix {matrix} do not lie in {packed.matrices} × {packed.rows}")
-    kernel = _kernel(packed.format)
+    kernel = pack_kernel(packed.format)
     target = packed.data[matrix]
     low, high = first // LANES, (first + (n - 1) * step) // LANES + 1
 
@@ -340,7 +340,7 @@ def _pack_f32(source, scales, target, first, step, begin, end, blocks, scales_at
 _KERNELS: dict[str, Any] = {}
 
 
-def _kernel(name: str) -> Any:
+def pack_kernel(name: str) -> Any:
     """The packing kernel of a format, compiled or from the cache."""
     kind = kernel_format(name)
     if kind not in _KERNELS:
@@ -367,4 +367,4 @@ def _kernel(name: str) -> Any:
     return _KERNELS[kind]
 
 
-__all__ = ["Packed", "all_formats", "empty_bytes", "kernel_format", "pack"]
+__all__ = ["Packed", "all_formats", "empty_bytes", "kernel_format", "pack", "pack_kernel"]

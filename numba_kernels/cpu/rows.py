@@ -116,6 +116,7 @@ def write_fine_record(record, source):  # type: ignore[no-untyped-def]
     set_f32(record + SUM_16, both)
 
 
+@lru_cache
 def quantizing_to(op: Op, activations: str) -> Op:
     """`rms_norm`, `quantize` or `gated` with records of another kind."""
     if activations == "int8":

@@ -139,6 +139,7 @@ class Program:
         self.ops: list[Op] = []
         self._kept: list[np.ndarray] = []
         self._table: np.ndarray | None = None
+        self._linked = False
 
     def add(self, op: Op, **arguments: Any) -> int:
         """Appends an operation; arguments by name, arrays as themselves, None for an absent one. Returns its number."""
@@ -146,12 +147,12 @@ class Program:
         if len(cells) >= RECORD:
             raise TypeError(f"{op.name}: {len(cells)} arguments, a record holds {RECORD - 1}")
         record = np.zeros(RECORD, np.int64)
-        record[0] = op.address
         record[1 : 1 + len(cells)] = cells
         self.records.append(record)
         self.ops.append(op)
         self._kept += kept
         self._table = None
+        self._linked = False
         return len(self.ops) - 1
 
     def set(self, number: int, name: str, value: Any) -> None:
@@ -167,7 +168,7 @@ class Program:
         if op.names != self.ops[number].names:
             raise TypeError(f"{op.name} does not have the parameters of {self.ops[number].name}")
         self.ops[number] = op
-        self.table[number, 0] = op.address
+        self._linked = False
 
     @property
     def table(self) -> np.ndarray:
@@ -176,6 +177,12 @@ class Program:
             self._table = np.array(self.records, np.int64).reshape(-1, RECORD)
             self.records = list(self._table)  # views: a later change of the table is a change of the record
         return self._table
+
+    def link(self) -> None:
+        """Puts the operations' addresses into the table; compiles what is not compiled yet."""
+        if not self._linked:
+            self.table[:, 0] = [op.address for op in self.ops]
+            self._linked = True
 
 
 class Team:
@@ -192,14 +199,19 @@ class Team:
         self._memory = memory[skip:]
         self.address = self._memory.ctypes.data
         self._memory[THREADS // 8] = threads
-        if Team._functions is None:
-            Team._functions = (_compiled(work, types.int64), _compiled(run, types.boolean))
-        self._work, self._run = (f.ctypes for f in Team._functions)
+        self._work, self._run = (f.ctypes for f in self.functions())
         self._wake = [threading.Event() for _ in range(threads)]
         self._helpers = [threading.Thread(target=self._help, args=(t,), daemon=True) for t in range(1, threads)]
         for helper in self._helpers:
             helper.start()
         atexit.register(self.close)
+
+    @classmethod
+    def functions(cls) -> tuple[Any, Any]:
+        """The threads' own code, compiled or from the cache."""
+        if cls._functions is None:
+            cls._functions = (_compiled(work, types.int64), _compiled(run, types.boolean))
+        return cls._functions
 
     def _state(self, thread: int) -> int:
         return (STATE + 128 * thread) // 8
@@ -215,6 +227,7 @@ class Team:
 
     def run(self, program: Program, first: int = 0, stop: int | None = None) -> None:
         """Replays a program, or its operations first … stop − 1; returns when the last one is done."""
+        program.link()
         table = program.table[first:stop]
         while len(table) and self._run(self.address, table.ctypes.data, len(table)):
             for thread in range(1, self.threads):

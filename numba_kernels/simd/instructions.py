@@ -177,7 +177,7 @@ class Avx512(X86):
     features = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"})
     baseline = ""
     lanes = 16
-    tiles = (1, 4, 8, 12)
+    tiles = (1, 2, 4, 8, 12)
     offset = 128
     biased_bytes = True
 
@@ -203,7 +203,7 @@ class Avx2(X86):
     features = frozenset({"avx2", "fma", "f16c"})
     baseline = "haswell"
     lanes = 8
-    tiles = (1, 4, 6)
+    tiles = (1, 2, 4, 6)
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         def part(s: Value, c: Value, v: Value) -> Value:
@@ -234,7 +234,7 @@ class Neon(Portable):
     features = frozenset({"neon", "dotprod"})
     baseline = ""
     lanes = 8
-    tiles = (1, 4, 8)
+    tiles = (1, 2, 4, 8)
 
     def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         def part(s: Value, c: Value, v: Value) -> Value:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, store_op
+from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, parts_of, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.values import LANES
@@ -30,7 +30,7 @@ class Case:
         sinks=False,
         ring=16,
         sequences=1,
-        splits=1,
+        divided=False,
         page=32,
         element="bf16",
     ):  # type: ignore[no-untyped-def]
@@ -45,12 +45,15 @@ class Case:
         self.cos, self.sin = ops.rope_table(ops.rope_frequencies(head_dim, 1e4), 2048)
         self.keys = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
         self.values = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
-        self.splits = splits
+        self.divided = divided
 
-    def step(self, counts):  # type: ignore[no-untyped-def]
-        """Appends counts[s] tokens to every sequence and compares their attention."""
+    def step(self, counts, qkv=None, rows=None):  # type: ignore[no-untyped-def]
+        """Appends counts[s] tokens to every sequence and compares their attention, which it returns: [tokens, heads, head_dim].
+
+        qkv: their queries, keys and values, random by default; rows: heads of a tile, by default as many as there are.
+        """
         h, k, d, n = self.heads, self.kv_heads, self.head_dim, sum(counts)
-        qkv = self.rng.normal(size=(n, h + 2 * k, d)).astype(np.float32)
+        qkv = self.rng.normal(size=(n, h + 2 * k, d)).astype(np.float32) if qkv is None else qkv
         sequence = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
         positions = np.concatenate([len(self.keys[s]) + np.arange(c) for s, c in enumerate(counts)]).astype(np.int32)
         expected = []
@@ -65,9 +68,10 @@ class Case:
                 expected.append(ops.attention(q, self.keys[s], self.values[s], first, **options))
         out = np.full((n, h, d), np.nan, np.float32)
         work = qkv.copy()
-        op = attention_op(h // k * max(counts), self.element)
+        op = attention_op(rows or h // k * max(counts), self.element)
         tiles = sum(-(-c * (h // k) // op.constants["ROWS"]) for c in counts) * k
-        areas, counters = attention_scratch(tiles, self.splits, d)
+        splits = parts_of(max(map(len, self.keys))) if self.divided else 1
+        areas, counters = attention_scratch(tiles * splits, d)
         areas[:] = np.nan
         cache = {
             "pages": self.memory, "page_bytes": self.pages.nbytes, "page_positions": self.pages.positions,
@@ -81,12 +85,13 @@ class Case:
         program.add(
             op, qkv=work, stride=work.strides[0], out=out, out_stride=out.strides[0], sequences=len(counts),
             first_row=np.cumsum([0, *counts[:-1]]).astype(np.int32), row_count=np.array(counts, np.int32),
-            positions=positions, heads=h, kv_heads=k, head_dim=d, window=self.window, sinks=self.sinks, splits=self.splits,
+            positions=positions, heads=h, kv_heads=k, head_dim=d, window=self.window, sinks=self.sinks, splits=splits,
             areas=areas, counters=counters, **cache,
         )  # fmt: skip
         self.team.run(program)
         assert not counters.any()
         np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-4, atol=2e-5)
+        return out
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (4, 4), (9, 3)])
@@ -104,12 +109,31 @@ def test_float32_pages(team, head_dim):
         case.step([count])
 
 
-@pytest.mark.parametrize("splits", [1, 3, 40])
+@pytest.mark.parametrize("divided", [False, True])
 @pytest.mark.parametrize("window", [0, 7, 128])
-def test_window_sinks_and_divided_work(team, window, splits):
-    case = Case(team, 16, 2, 64, window=window, sinks=True, splits=splits)
-    for count in (5, 1, 140, 1, 1, 33, 1):
+def test_window_sinks_and_divided_work(team, window, divided):
+    case = Case(team, 16, 2, 64, window=window, sinks=True, divided=divided, ring=40)
+    for count in (5, 1, 140, 1, 1, 33, 1, 900, 1):
         case.step([count])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (3, 3)])
+@pytest.mark.parametrize("window", [0, 100])
+def test_a_row_does_not_depend_on_its_company(team, heads, kv_heads, window):
+    """Bit for bit: token by token, in chunks, divided or not, in tiles of any size."""
+    total = 1100  # three parts of the keys
+    qkv = np.random.default_rng(heads).normal(size=(total, heads + 2 * kv_heads, 32)).astype(np.float32)
+    results = []
+    for divided, rows, chunks in ((False, None, [total]), (True, None, [1, 511, 2, 500, 86]), (True, 1, [130] * 8 + [60])):
+        case = Case(team, heads, kv_heads, 32, window=window, sinks=True, divided=divided, ring=40)
+        edges = np.cumsum([0, *chunks])
+        parts = zip(edges, edges[1:], strict=False)
+        results.append(np.concatenate([case.step([b - a], qkv[a:b], rows) for a, b in parts]))
+    last = Case(team, heads, kv_heads, 32, window=window, sinks=True, ring=40)
+    last.step([total - 20], qkv[:-20])
+    results.append(np.concatenate([results[0][:-20], *(last.step([1], qkv[i : i + 1]) for i in range(total - 20, total))]))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
 
 
 def test_a_ring_needs_only_the_window(team):
@@ -119,9 +143,9 @@ def test_a_ring_needs_only_the_window(team):
         case.step([count])
 
 
-@pytest.mark.parametrize("splits", [1, 2])
-def test_several_sequences(team, splits):
-    case = Case(team, 8, 2, 32, sequences=3, splits=splits)
+@pytest.mark.parametrize("divided", [False, True])
+def test_several_sequences(team, divided):
+    case = Case(team, 8, 2, 32, sequences=3, divided=divided)
     for counts in ([3, 50, 1], [1, 1, 1], [20, 1, 0], [1, 0, 1], [1, 1, 1]):
         case.step(counts)
 
