@@ -1,0 +1,419 @@
+"""The record of a comparison: quality, speed and memory of several quantizations of one model, measured side by side.
+
+One JSON object, `{"schema": 1, "kind": "comparison", …}`, whose fields are those of `Comparison` and of what it holds.
+`read` checks every field's presence and type before anything is made of it; unknown fields are refused, so that a misspelt
+or newer record is never half understood. Times are in seconds, sizes in bytes, divergences in nats; shares and scores
+are in 0 … 1; intervals are of 95 %. None (null) stands where a figure was not measured or has no meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from oss_tools.errors import BadRequest
+
+SCHEMA = 1
+KIND = "comparison"
+MAX_BYTES = 256 << 20
+SIGNIFICANT = 0.05  # a corrected p value below this is evidence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its standard error and 95 % interval; None where there is none (a single chunk, a single item)."""
+
+    value: float
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of repeats: the median, its bootstrapped 95 % interval (None with fewer than three), and the values in order."""
+
+    median: float
+    low: float | None = None
+    high: float | None = None
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The weight error of the tensors of one role in one layer (None: outside the layers).
+
+    Attributes:
+        format: the candidate's; several are joined with "+".
+        relative_error: ‖candidate − base‖ / ‖base‖, over all values of these tensors.
+        values: how many.
+        worst_slice: the largest relative error of one expert's part; of tensors without experts, of the whole.
+        worst_tensor: its tensor's name, with "[expert]" behind where it is an expert's.
+        suspicious: whether it lies far beyond what this format costs elsewhere in the model; see `Finding`.
+    """
+
+    layer: int | None
+    role: str
+    format: str
+    relative_error: float
+    values: int
+    worst_slice: float
+    worst_tensor: str
+    suspicious: bool = False
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """How far a candidate's weights are from the base's: over all values that both have, and by layer and role."""
+
+    relative_error: float
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(base ‖ candidate) of the next token's distribution, in nats, over the scored positions."""
+
+    mean: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p99_9: float
+    max: float
+
+
+@dataclass(frozen=True)
+class DeltaP:
+    """The change of the probability of the token that came, candidate less base, in −1 … 1.
+
+    Attributes:
+        percentiles: by name ("p1", "p5", … "p99.9").
+    """
+
+    mean: float
+    stderr: float | None
+    rms: float
+    rms_stderr: float | None
+    min: float
+    max: float
+    percentiles: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Predictions over a text, token by token. Of the base: perplexity only.
+
+    Attributes:
+        text: its name; the first of a candidate's list is running text.
+        sha256: of its tokens.
+        tokens, positions, chunks: read, scored, and independent pieces.
+        exact: whether the divergence is over the whole vocabulary at every scored position.
+        log_perplexity_ratio: ln(candidate's perplexity / base's), paired by chunk.
+        same_top: share of positions at which both hold the same token likeliest.
+    """
+
+    text: str
+    sha256: str
+    tokens: int
+    positions: int
+    chunks: int
+    perplexity: Estimate
+    exact: bool = True
+    log_perplexity_ratio: Estimate | None = None
+    kld: Divergence | None = None
+    same_top: Estimate | None = None
+    delta_p: DeltaP | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate's score less the base's, on the same items.
+
+    Attributes:
+        p: two-sided; p_corrected: the same after correction for all task differences in this record (Holm).
+        method: the test and the interval, in words.
+        gained, lost: items that the candidate does better and worse on.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_corrected: float
+    method: str
+    gained: int
+    lost: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether this is evidence of a difference, and not only noise."""
+        return self.p_corrected < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's score.
+
+    Attributes:
+        suite: "" for a task named by hand.
+        metric: the one that stands for the task.
+        items: outcomes in the documents' order (0 or 1 for right or wrong).
+        item_ids: the documents' hashes, in that order.
+        data_sha256: of all documents.
+        difference: to the base; None for the base itself.
+    """
+
+    task: str
+    suite: str
+    metric: str
+    higher_is_better: bool
+    n: int
+    score: Estimate
+    items: list[float]
+    item_ids: list[str]
+    data_sha256: str
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A median ratio to the base over rounds in which both took their turn, with its bootstrapped 95 % interval."""
+
+    median: float
+    low: float | None
+    high: float | None
+
+    @property
+    def noise(self) -> bool:
+        """Whether the interval holds 1, or there is none."""
+        return self.low is None or self.high is None or self.low <= 1.0 <= self.high
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one request at a time; all candidates took turns (A B A B) in processes of their own.
+
+    Attributes:
+        prompt_tokens, generated_tokens: of each round.
+        time_to_first_token: seconds from the prompt's tokens to the choice of the first new one.
+        time_per_token: seconds of a step of generation (a round's mean).
+        tokens_per_second: generated; prompt_tokens_per_second: read.
+        ratio_*: to the base, round by round; above 1 is slower for times. None for the base itself.
+        per_reference: time per token over that round's time of the record's reference kernel, which makes records of different
+            moments of one machine comparable.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    time_to_first_token: Timing
+    time_per_token: Timing
+    tokens_per_second: Timing
+    prompt_tokens_per_second: Timing
+    per_reference: Timing | None = None
+    ratio_time_to_first_token: Ratio | None = None
+    ratio_time_per_token: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """An item whose answer the candidate changed.
+
+    Attributes:
+        prompt: as the model saw it; answer, base_answer: the text that was scored, or the call.
+        score, base_score: of the task's metric.
+    """
+
+    task: str
+    item_id: str
+    prompt: str
+    base_answer: str
+    answer: str
+    base_score: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a candidate that the figures show.
+
+    Attributes:
+        kind: "weights" (a tensor or expert far from the base, where others of its format are near), "task" (a score that
+            fell, with evidence) or "fidelity".
+        subject: a tensor's or a task's name.
+        message: one line with the figures.
+        layer, role: of the tensor.
+    """
+
+    kind: str
+    subject: str
+    message: str
+    layer: int | None = None
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One checkpoint and what was measured of it. The base is one too.
+
+    Attributes:
+        name: unique in the record.
+        recipe: the number format or recipe that made it; "" for a checkpoint that was there.
+        formats: values by number format.
+        path: where it lay; sha256: of its files; size: of its files, in bytes.
+        parameters: values of all its tensors.
+        bits_per_weight: 8 × tensor bytes / parameters.
+        load_seconds, peak_bytes: of a process that loads it and answers; peak_bytes is resident memory.
+        weight_bytes: of the weights in memory.
+        weight_error: to the base; None for the base.
+    """
+
+    name: str
+    recipe: str
+    formats: dict[str, int]
+    container: str
+    path: str
+    sha256: str
+    size: int
+    parameters: int
+    bits_per_weight: float
+    weight_error: WeightError | None = None
+    fidelity: list[Fidelity] = field(default_factory=list)
+    tasks: list[TaskScore] = field(default_factory=list)
+    latency: Latency | None = None
+    load_seconds: Timing | None = None
+    peak_bytes: int | None = None
+    weight_bytes: int | None = None
+    changes: list[Change] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def task(self, name: str) -> TaskScore | None:
+        return next((t for t in self.tasks if t.task == name), None)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and how the figures were made.
+
+    Attributes:
+        machine: cpu, cores, memory_bytes, system; versions: of Python, this program and packages.
+        settings: suites, tier, limit, device, threads, seed, chunk, repeat, ….
+        created: UTC, ISO 8601; seconds: of work, that of cached parts included.
+        reference_kernel: what it is; reference_seconds: its time, round by round.
+    """
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    created: str
+    seconds: float
+    reference_kernel: str = ""
+    reference_seconds: Timing | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The record. `model` is the name of what is quantized, `base` the name of the candidate that is the reference."""
+
+    model: str
+    base: str
+    environment: Environment
+    candidates: list[Candidate]
+
+    def __post_init__(self) -> None:
+        names = [c.name for c in self.candidates]
+        if len(set(names)) != len(names):
+            raise BadRequest(f"candidates share a name: {', '.join(names)}")
+        if self.base not in names:
+            raise BadRequest(f"the base {self.base!r} is not among the candidates {', '.join(names)}")
+
+    @property
+    def reference(self) -> Candidate:
+        """The base."""
+        return next(c for c in self.candidates if c.name == self.base)
+
+    @property
+    def others(self) -> list[Candidate]:
+        return [c for c in self.candidates if c.name != self.base]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "kind": KIND, **asdict(self)}
+
+    def write(self, path: Path) -> None:
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> Comparison:
+    """The record in a file. Raises BadRequest, in a line that names the file and the field."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise BadRequest(f"{path}: {size:,} bytes are too many for a record; at most {MAX_BYTES:,}")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRequest(f"{path}: no readable JSON: {error}") from None
+    try:
+        return from_json(raw)
+    except BadRequest as error:
+        raise BadRequest(f"{path}: {error}") from None
+
+
+def from_json(raw: Any) -> Comparison:
+    """The record that JSON values hold. Raises BadRequest."""
+    if not isinstance(raw, dict) or raw.get("kind") != KIND:
+        raise BadRequest("not the record of a comparison (its field `kind` says so)")
+    if raw.get("schema") != SCHEMA:
+        raise BadRequest(f"schema {raw.get('schema')!r}; this program reads {SCHEMA}")
+    return build(Comparison, {k: v for k, v in raw.items() if k not in ("schema", "kind")}, "record")
+
+
+def build(kind: type[T], raw: Any, where: str) -> T:
+    """A value of a dataclass from JSON values, checked field by field. Raises BadRequest that names the field."""
+    if not isinstance(raw, dict):
+        raise BadRequest(f"{where}: an object is wanted, not {_shown(raw)}")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(raw) - set(hints)):
+        raise BadRequest(f"{where}: unknown field {unknown[0]!r}")
+    given = {}
+    for entry in fields(kind):  # type: ignore[arg-type]
+        if entry.name in raw:
+            given[entry.name] = _checked(hints[entry.name], raw[entry.name], f"{where}.{entry.name}")
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise BadRequest(f"{where}: the field {entry.name!r} is missing")
+    return kind(**given)
+
+
+def _checked(hint: Any, raw: Any, where: str) -> Any:
+    """`raw`, if it is what the type hint says; objects and lists within it are built anew."""
+    if hint is Any:
+        return raw
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if raw is None else _checked(next(a for a in arguments if a is not type(None)), raw, where)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, raw, where)
+    if origin is list and isinstance(raw, list):
+        return [_checked(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(raw)]
+    if origin is dict and isinstance(raw, dict):
+        return {str(key): _checked(arguments[1], value, f"{where}[{key!r}]") for key, value in raw.items()}
+    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw):
+        return float(raw)
+    if hint in (int, str, bool) and type(raw) is hint:
+        return raw
+    raise BadRequest(f"{where}: {getattr(hint, '__name__', hint)} is wanted, not {_shown(raw)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…"
