@@ -93,3 +93,53 @@ def _lines(totals: dict[str, int]) -> Callable[[str, int], None]:
             print(f"{stage}: {share}, {format_size(rate)}/s, {(total - done[stage]) / rate:.0f} s left", file=sys.stderr)
 
     return advance
+
+
+@contextmanager
+def counted(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress on stderr of things that are counted; yields a function to call with a name, how many are done, and of how many.
+
+    On a terminal a bar for each name with time left, elsewhere a plain line every ten seconds.
+    """
+    if quiet:
+        yield lambda name, done, total: None
+    elif sys.stderr.isatty():
+        with _count_bars() as report:
+            yield report
+    else:
+        yield _count_lines()
+
+
+@contextmanager
+def _count_bars() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield report
+
+
+def _count_lines() -> Callable[[str, int, int], None]:
+    last = time.monotonic()
+
+    def report(name: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_INTERVAL:
+            last = time.monotonic()
+            print(f"{name}: {done} of {total}", file=sys.stderr)
+
+    return report

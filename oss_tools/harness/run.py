@@ -50,7 +50,7 @@ class Settings:
 
 
 def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
-    """What tells a checkpoint apart: sha256 of its files' names, sizes and bytes; of large ones only of the ends."""
+    """What tells checkpoints apart: sha256 of the names, sizes and bytes of the files with tensors; the ends of large ones."""
     whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):

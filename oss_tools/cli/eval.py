@@ -1,0 +1,285 @@
+"""Score a model on mathematics, health, tool use and text.
+
+Tasks are lm-eval's, run on this program's engine. The tier `smoke` needs no network: its questions travel with the program. The
+tier `full` has the public sets, from the Hugging Face hub or from --data DIR, as DIR/TASK/SPLIT.jsonl with the fields of the
+original. --task names single tasks, ours (--list) or lm-eval's own. With --output, answers are kept as they come, and --resume
+goes on where a run was broken off. Intervals are of 95 %.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._engine import Activations, BackendName, Context, Threads, loaded
+from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
+from oss_tools.cli._output import counted, print_facts, print_json, print_table, remark
+
+if TYPE_CHECKING:
+    from oss_tools.engine.engine import Engine
+    from oss_tools.harness.suites import SuiteTask
+
+EXAMPLES = """
+oss-tools eval tiny
+oss-tools eval gpt-oss-20b/ --suite math,health --tier full --limit 100 --reasoning high --output runs/20b
+oss-tools eval model-q4.gguf --suite text --base model-bf16/ --text notes.txt
+oss-tools eval model.gguf --task hellaswag --num-fewshot 5
+oss-tools eval --list
+"""
+SUITES = "math,health,tool_use,text"
+DIVERGENCE = "divergence"
+
+
+def run(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL",
+            parser=model_path,
+            help="A checkpoint folder, a .gguf or .safetensors file, or tiny.",
+            show_default=False,
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", "-s", help=f"Suites, a list. [default: {SUITES}]", show_default=False)
+    ] = None,
+    tier: Annotated[str, typer.Option("--tier", help="smoke or full.")] = "smoke",
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A task by name, or its YAML file; may be given again.", show_default=False),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", help="A file whose perplexity is wanted; may be given again.", show_default=False),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", parser=model_path, help="A model from which the divergence on texts is wanted.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A folder with TASK/SPLIT.jsonl of public sets.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only so many questions of each task.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of sampled answers and of few-shot examples.")] = 0,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", min=0, help="Worked examples before each question. [default: the task's]", show_default=False
+        ),
+    ] = None,
+    reasoning: Annotated[
+        str | None,
+        typer.Option("--reasoning", help="low, medium or high. [default: the task's, or medium]", show_default=False),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Whether to use the chat template. [default: if there is one]", show_default=False
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", "-n", min=1, help="Of one answer with its reasoning. [default: the task's]", show_default=False
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Answers that are generated together.")] = 16,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A folder for the record, samples, and answers as they come.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers in --output.")] = False,
+    threads: Threads = 0,
+    context: Context = None,
+    backend: BackendName = "numba",
+    activations: Activations = "int8",
+    list_tasks: Annotated[
+        bool, typer.Option("--list", help="Show suites and tasks with tiers, sizes, licences and sources.")
+    ] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    if list_tasks:
+        show_list(as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("needed, unless --list is given", param_hint="MODEL")
+    if reasoning not in (None, "low", "medium", "high"):
+        raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
+    if resume and output is None:
+        raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
+    from oss_tools.harness.suites import chosen_tasks
+    from oss_tools.harness.tasks import require_lm_eval
+
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars here are ours
+    require_lm_eval()
+    wanted = suite if suite is not None else "" if task or text else SUITES
+    listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []
+    from oss_tools.harness.run import Settings, write_record
+
+    settings = Settings(limit, seed, num_fewshot, reasoning, chat, batch, max_tokens)  # type: ignore[arg-type]
+    engine_options = {"backend": backend, "threads": threads, "context": context, "activations": activations, "quiet": quiet}
+    with loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
+        record = evaluated(engine, model, listed, task or [], text or [], data, settings, output, resume, quiet)
+        if base is not None:
+            with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
+                record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
+    if output is not None:
+        write_record(output, record)
+    if as_json:
+        print_json(record)
+    else:
+        print_record(record)
+
+
+def described(model: Path) -> dict[str, Any]:
+    """What the record says of a model's files."""
+    from oss_tools.harness.run import fingerprint
+    from oss_tools.models import open_checkpoint
+
+    with open_checkpoint(model) as checkpoint:
+        return {"name": model.name, "nbytes": checkpoint.nbytes, **fingerprint(checkpoint.reader.files())}
+
+
+def evaluated(
+    engine: Engine,
+    model: Path,
+    listed: list[SuiteTask],
+    names: list[str],
+    texts: list[Path],
+    data: Path | None,
+    settings: Any,
+    output: Path | None,
+    resume: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Runs the suites' tasks and those named, with progress; the record."""
+    from oss_tools.harness.run import evaluate
+
+    with counted(quiet=quiet) as report:
+        return evaluate(
+            engine,
+            [*(entry.task for entry in listed), *names],
+            settings,
+            model=described(model),
+            data=data,
+            texts=texts,
+            listed=listed,
+            output=output,
+            resume=resume,
+            report=report,
+            say=(lambda line: None) if quiet else remark,
+        )
+
+
+def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | None, quiet: bool) -> dict[str, Any]:
+    """The statistics of the divergence from `base` on the user's files, or on the text that travels with the program."""
+    from oss_tools.harness.data import read_jsonl
+    from oss_tools.harness.texts import read_text
+    from oss_tools.measure.fidelity import compare_engines, summarize
+    from oss_tools.resources import resource
+
+    own = [doc["text"] for doc in read_jsonl(resource("evals/text/smoke.jsonl"))]
+    tokens = engine.text.encode("\n\n".join([read_text(file) for file in texts] or own))
+    with counted(quiet=quiet) as report:
+        chunks = compare_engines(base, engine, tokens, limit=limit, progress=lambda done, n: report(DIVERGENCE, done, n))
+    return summarize(chunks)
+
+
+def show_list(as_json: bool) -> None:
+    """The suites' tasks, as a table or as JSON."""
+    from dataclasses import asdict
+
+    from oss_tools.harness.suites import load_suite, suite_names
+
+    suites = [load_suite(name) for name in suite_names()]
+    if as_json:
+        print_json({suite.name: asdict(suite) for suite in suites})
+        return
+    for suite in suites:
+        rows = [
+            (entry.task, tier, f"{entry.size:,}", entry.licence, entry.about, entry.source)
+            for tier, entries in suite.tiers.items()
+            for entry in entries
+        ]
+        print_table(
+            rows,
+            ("task", "tier", "size", "licence", "what is asked", "source"),
+            title=f"{suite.name}: {suite.about}",
+            right=(2,),
+        )
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """Scores as a table, then what the run took."""
+    rows = []
+    for name, task in record["tasks"].items():
+        metrics = sorted(task["scores"], key=lambda metric: metric != task["metric"])
+        for i, metric in enumerate(metrics):
+            rows.append((name if i == 0 else "", metric, *_figures(metric, task["scores"][metric])))
+    print_table(rows, ("task", "metric", "score", "95 % interval", "n"), right=(2, 3, 4))
+    if DIVERGENCE in record:
+        _print_divergence(record[DIVERGENCE])
+    print()
+    print_facts(_facts(record))
+
+
+def _figures(metric: str, score: dict[str, Any]) -> tuple[str, str, str]:
+    """Shares in percent, anything else as it is."""
+    share = 0 <= score["score"] <= 1 and not any(word in metric for word in ("perplexity", "bits"))
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.1f} %" if share else f"{value:.4g}"
+
+    interval = "" if score["low"] is None else f"{shown(score['low'])} … {shown(score['high'])}"
+    return shown(score["score"]), interval, f"{score['n']:,}"
+
+
+def _print_divergence(found: dict[str, Any]) -> None:
+    kld, delta, top = found["kld"], found["delta_p"], found["same_top"]
+
+    def error(value: float | None, scale: float = 1) -> str:
+        return "" if value is None else f" ± {scale * value:.2g}"
+
+    points = ", ".join(f"{name[1:]} %: {kld[name]:.3g}" for name in ("p90", "p95", "p99", "p99.9"))
+    facts = {
+        f"divergence from {found['base']['name']}": f"{found['positions']:,} positions in {found['chunks']} chunks",
+        "mean KL divergence": f"{kld['mean']:.4g}{error(kld['stderr'])} nats",
+        "median, percentiles, largest": f"{kld['median']:.3g}; {points}; {kld['max']:.3g}",
+        "same likeliest token": f"{100 * top['mean']:.2f}{error(top['stderr'], 100)} %",
+        "change of the right token's probability": f"mean {100 * delta['mean']:+.3f}{error(delta['stderr'], 100)} %, "
+        f"root mean square {100 * delta['rms']:.3f} %",
+        "perplexity": f"{found['perplexity']['model']:.4f}, of the base {found['perplexity']['base']:.4f}",
+    }
+    print()
+    print_facts(facts)
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    usage = [task["usage"] for task in record["tasks"].values()]
+    total = {
+        name: sum(u[name] for u in usage)
+        for name in ("prompt_tokens", "tokens", "positions", "computed", "no_final", "answers")
+    }
+    problems: dict[str, int] = {}
+    for entry in usage:
+        for kind, count in entry["problems"].items():
+            problems[kind] = problems.get(kind, 0) + count
+    shared = 1 - total["computed"] / total["positions"] if total["positions"] else None
+    return {
+        "model": f"{record['model']['name']}, {record['model'].get('kernels', '')}",
+        "no final answer": f"{total['no_final']} of {total['answers']}" if total["answers"] else None,
+        "problems": ", ".join(f"{kind} {count}" for kind, count in sorted(problems.items())),
+        "tokens": f"{total['prompt_tokens']:,} read, {total['tokens']:,} generated",
+        "shared prefixes": None if shared is None else f"saved {100 * shared:.0f} % of the positions",
+        "time": f"{record['seconds']:.0f} s",
+    }
