@@ -19,8 +19,8 @@ def main() -> None:
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
     steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 4000,
-    tokens: Annotated[int, typer.Option(help="Tokens in each update, padding included.")] = 4096,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.004,
+    tokens: Annotated[int, typer.Option(help="Tokens in each update, padding included.")] = 2048,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the weights and of the questions.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,

@@ -15,7 +15,8 @@ from oss_tools.tiny import health, math, tool_use
 from oss_tools.tiny.items import Item, Split
 
 SUITES = {"math": math.items, "health": health.items, "tool_use": tool_use.items}
-SHARES = {"math": 0.32, "health": 0.30, "tool_use": 0.38}  # of the questions
+SHARES = {"math": 0.32, "health": 0.32, "tool_use": 0.36}  # of the questions
+PADDING = 0  # a token id that no conversation holds
 LONGEST = 512  # tokens; longer conversations are left out
 
 
@@ -86,7 +87,7 @@ def _groups(encoded: list[tuple[list[int], list[bool]]], tokens: int) -> Iterato
 
 def _padded(group: list[tuple[list[int], list[bool]]]) -> Batch:
     length = max(len(ids) for ids, _ in group)
-    tokens = np.zeros((len(group), length), np.int64)
+    tokens = np.full((len(group), length), PADDING, np.int64)
     said = np.zeros((len(group), length), np.bool_)
     for row, (ids, spoken) in enumerate(group):
         tokens[row, : len(ids)], said[row, : len(ids)] = ids, spoken

@@ -223,8 +223,7 @@ class TinyModel(nn.Module):
                 fan_in = parameter.shape[1] if parameter.dim() == 3 else parameter.shape[-1]
                 deep = name.endswith(("o_proj.weight", "down_proj"))
                 scale = (2 * self.config.num_hidden_layers) ** -0.5 if deep else 1.0
-                nn.init.normal_(parameter, std=0.02 if "embed" in name else scale * fan_in**-0.5)
-        nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
+                nn.init.normal_(parameter, std=0.1 if "embed" in name else scale * fan_in**-0.5)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [sequences, tokens]; returns the final hidden states [sequences, tokens, width] and the balancing loss."""

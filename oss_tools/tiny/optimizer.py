@@ -54,4 +54,8 @@ def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     decayed = [p for p in others if p.dim() == 2]
     plain = [p for p in others if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-    return [Muon(inner, lr), torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-10)]
+    found = [Muon(inner, lr), torch.optim.AdamW(groups, lr=lr / 2, betas=(0.9, 0.95), eps=1e-10)]
+    for opt in found:
+        for group in opt.param_groups:
+            group["highest"] = group["lr"]  # what a schedule scales
+    return found

@@ -23,7 +23,10 @@ from oss_tools.tiny.model import TinyModel
 from oss_tools.tiny.optimizer import optimizers
 
 TOKENIZER_TEXTS = 20_000  # conversations from which the tokenizer learns
-WARM_UP, COOL_DOWN = 100, 0.5  # steps; share of the steps in which the learning rate falls to zero
+WARM_UP, COOL_DOWN = 60, 0.5  # steps; share of the steps in which the learning rate falls to zero
+PROMPT_WEIGHT = (
+    0.2  # in the loss, of a token that the model need not say: it holds much that is said twice, and teaches copying
+)
 BALANCE = 0.01  # weight of the routers' load-balancing loss
 CLIP = 1.0  # norm of the gradient
 CHECKPOINT_EVERY = 200  # steps
@@ -75,11 +78,11 @@ def train(
         batch = next(batches)
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = run.learning_rate * schedule(step, run.steps)
+                group["lr"] = group["highest"] * schedule(step, run.steps)
         loss, count = _step(model, opts, torch.from_numpy(batch.tokens), torch.from_numpy(batch.said))
         sums[0], sums[1] = sums[0] + loss * count, sums[1] + count
         run.questions += len(batch.tokens)
-        run.tokens += int((batch.tokens != 0).sum())
+        run.tokens += int((batch.tokens != data.PADDING).sum())
         run.seconds = before + time.monotonic() - started
         if (step + 1) % 20 == 0 or step + 1 == last:
             run.loss.append((step + 1, round(sums[0] / sums[1], 4)))
@@ -99,18 +102,19 @@ def schedule(step: int, steps: int) -> float:
 
 
 def _step(model: TinyModel, opts: list[torch.optim.Optimizer], tokens: Tensor, said: Tensor) -> tuple[float, int]:
-    """One update; returns the mean loss of the tokens that the model should say, and how many they were."""
-    wanted = (said[:, 1:]).flatten()
+    """One update; returns the mean loss of the tokens that the model has to say, and how many they were."""
+    targets, wanted = tokens[:, 1:].flatten(), said[:, 1:].flatten()
+    weights = torch.where(wanted, 1.0, PROMPT_WEIGHT) * (targets != data.PADDING)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, balance = model(tokens[:, :-1])
-        logits = model.lm_head(hidden.flatten(0, 1)[wanted])
-    loss = functional.cross_entropy(logits.float(), tokens[:, 1:].flatten()[wanted])
-    (loss + BALANCE * balance).backward()
+        logits = model.lm_head(hidden).flatten(0, 1)
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+    ((losses * weights).sum() / weights.sum() + BALANCE * balance).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     for opt in opts:
         opt.step()
     model.zero_grad(set_to_none=True)
-    return loss.item(), len(logits)
+    return losses.detach()[wanted].mean().item(), int(wanted.sum())
 
 
 def save(out: Path, model: TinyModel, content: dict[str, Any], run: Run) -> None:
