@@ -123,8 +123,18 @@ def _score(task: Any, name: str, values: list[Any], results: Mapping[str, Any]) 
         return perplexity_score(values, aggregation)
     if aggregation == "mean" and all(isinstance(v, int | float) for v in values):
         return share_score([float(v) for v in values], better)
+    if aggregation == "clipped_mean" and values:
+        return _clipped_score([float(v) for v in values])
     value = results.get(f"{metric},{filter_name or 'none'}")
     return Score(float(value), len(values), higher_is_better=better) if isinstance(value, int | float) else None
+
+
+def _clipped_score(values: Sequence[float]) -> Score:
+    """HealthBench's."""
+    from oss_tools.harness.healthbench import bootstrap_error, clipped_mean
+
+    mean, error = clipped_mean(values), bootstrap_error(values)
+    return Score(mean, len(values), error, max(mean - Z * error, 0.0), min(mean + Z * error, 1.0))
 
 
 def _by_kind(columns: Mapping[str, Mapping[int, Any]], kinds: Mapping[int, str]) -> dict[str, dict[str, Any]]:
