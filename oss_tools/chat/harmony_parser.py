@@ -120,13 +120,9 @@ class HarmonyParser(Parser):
         parts = self._parts()
         header = "".join(marker + part for marker, part in parts)
         words = parts[0][1].split()
-        role = self._role or (words[0] if words else None)
+        role = self._role or (words[0] if words else "")
         if words and words[0] == role:
             del words[0]
-        if role is None:
-            self._find(Problem.BROKEN_HEADER, "it is empty")
-        elif role != "assistant":
-            self._find(Problem.WRONG_ROLE, excerpt(header))
         channels = [part for marker, part in parts if marker == CHANNEL]
         types = [part.split() for marker, part in parts if marker == CONSTRAIN]
         channel = None
@@ -134,19 +130,18 @@ class HarmonyParser(Parser):
             channel, *more = channels[0].split()
             words += more
         recipient, content_type = _recipient_and_type(words)
-        recipient = None if recipient == "all" else recipient
         kind = types[0][0] if types and types[0] else content_type
         sound = len(channels) <= 1 and len(words) <= (1 if types else 2) and [len(t) for t in types] in ([], [1])
-        self._check_channel(header, sound and (channel is not None or not channels), channel, recipient)
-        return Message(role or "assistant", "", channel, recipient, kind)
-
-    def _check_channel(self, header: str, sound: bool, channel: str | None, recipient: str | None) -> None:
-        if not sound or recipient == "":
+        if not role or not sound or recipient == "" or (channels and channel is None):
             self._find(Problem.BROKEN_HEADER, excerpt(header))
+            recipient = None  # which part of it would be meant is a guess
+        elif role != "assistant":
+            self._find(Problem.WRONG_ROLE, excerpt(header))
         elif channel is None:
             self._find(Problem.MISSING_CHANNEL, excerpt(header))
         elif channel not in CHANNELS:
             self._find(Problem.UNKNOWN_CHANNEL, excerpt(channel))
+        return Message(role or "assistant", "", channel, recipient, kind)
 
     # ---- contents ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +204,7 @@ class HarmonyParser(Parser):
 def _recipient_and_type(words: list[str]) -> tuple[str | None, str | None]:
     """From what a header holds beside role and channel: `to=NAME`, `NAME`, or either and a content type."""
     recipient = words[0].removeprefix("to=") if words else None
-    return recipient, words[1] if len(words) > 1 else None
+    return None if recipient == "all" else recipient, words[1] if len(words) > 1 else None
 
 
 def _is_answer(message: Message) -> bool:

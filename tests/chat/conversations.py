@@ -14,13 +14,22 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 
-WORDS = st.sampled_from(["weather", "city", "Paris", "unit", "né", "日本", "🙂", "a\nb", "<|end|>", "x/y", "// no", '"q"', "47 + 38", ""])
+WORDS = st.sampled_from(
+    ["weather", "city", "Paris", "unit", "né", "日本", "🙂", "a\nb", "<|end|>", "x/y", "// no", '"q"', "47 + 38", ""]
+)
 TEXTS = st.lists(WORDS, max_size=6).map(" ".join)
 NAMES = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True)
 # Floats of few digits: serde_json, which openai-harmony reads them with, may be off in the last place of others
 FLOATS = st.builds(lambda digits, exponent: float(f"{digits}e{exponent}"), st.integers(-999, 999), st.integers(-20, 20))
 NUMBERS = st.integers(-(10**9), 10**9) | FLOATS
-DEFAULTS = TEXTS | NUMBERS | st.booleans() | st.none() | st.lists(NUMBERS | TEXTS, max_size=2) | st.dictionaries(NAMES, TEXTS, max_size=2)
+DEFAULTS = (
+    TEXTS
+    | NUMBERS
+    | st.booleans()
+    | st.none()
+    | st.lists(NUMBERS | TEXTS, max_size=2)
+    | st.dictionaries(NAMES, TEXTS, max_size=2)
+)
 
 
 def _sometimes(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -28,14 +37,22 @@ def _sometimes(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, 
 
 
 def _with(base: dict[str, Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    about = {"description": TEXTS, "default": DEFAULTS, "nullable": st.booleans(), "title": TEXTS, "examples": st.lists(TEXTS | NUMBERS, max_size=2)}
+    about = {
+        "description": TEXTS,
+        "default": DEFAULTS,
+        "nullable": st.booleans(),
+        "title": TEXTS,
+        "examples": st.lists(TEXTS | NUMBERS, max_size=2),
+    }
     return _sometimes(**about, **fields).map(lambda found: {**base, **found})
 
 
 SIMPLE = (
     _with({"type": "string"}, enum=st.lists(TEXTS | NUMBERS, max_size=3))
     | st.sampled_from(["number", "integer", "boolean", "null", "odd"]).flatmap(lambda kind: _with({"type": kind}))
-    | st.lists(st.sampled_from(["string", "integer", "number", "null"]), max_size=3).flatmap(lambda kinds: _with({"type": kinds}))
+    | st.lists(st.sampled_from(["string", "integer", "number", "null"]), max_size=3).flatmap(
+        lambda kinds: _with({"type": kinds})
+    )
     | _with({})
 )
 
@@ -44,18 +61,25 @@ def _objects(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]
     properties = st.dictionaries(NAMES, values, max_size=4)
     return properties.flatmap(
         lambda found: _with(
-            {"type": "object", "properties": found}, required=st.lists(st.sampled_from([*found, "other"]), max_size=4, unique=True)
+            {"type": "object", "properties": found},
+            required=st.lists(st.sampled_from([*found, "other"]), max_size=4, unique=True),
         )
     )
 
 
 SCHEMAS = st.recursive(
     SIMPLE,
-    lambda inner: _with({"type": "array"}, items=inner) | st.lists(inner, max_size=3).flatmap(lambda kinds: _with({"oneOf": kinds})) | _objects(inner),
+    lambda inner: (
+        _with({"type": "array"}, items=inner)
+        | st.lists(inner, max_size=3).flatmap(lambda kinds: _with({"oneOf": kinds}))
+        | _objects(inner)
+    ),
     max_leaves=8,
 )
 TOOLS = st.lists(
-    st.fixed_dictionaries({"name": NAMES, "description": TEXTS}, optional={"parameters": _objects(SCHEMAS) | SCHEMAS.filter(bool)}),
+    st.fixed_dictionaries(
+        {"name": NAMES, "description": TEXTS}, optional={"parameters": _objects(SCHEMAS) | SCHEMAS.filter(bool)}
+    ),
     max_size=3,
     unique_by=lambda tool: tool["name"],
 )

@@ -13,7 +13,8 @@ from oss_tools.chat.tools import confined
 from oss_tools.chat.tools.base import Ended, Tool, run_program
 from oss_tools.errors import Unsupported
 
-SECONDS = 10  # of CPU time, and twice as many on the clock
+SECONDS = 10  # of CPU time
+CLOCK = 30.0  # seconds on the clock
 MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 16 << 20  # bytes
 
@@ -27,9 +28,12 @@ class PythonTool(Tool):
         "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
     }
 
-    def __init__(self, seconds: int = SECONDS, memory: int = MEMORY) -> None:
-        """Raises Unsupported if the system cannot keep code from the network, from files and from other processes."""
-        self._seconds, self._memory = seconds, memory
+    def __init__(self, seconds: int = SECONDS, clock: float = CLOCK, memory: int = MEMORY) -> None:
+        """Limits of one call: seconds of CPU time, seconds on the clock, bytes of address space.
+
+        Raises Unsupported if the system cannot keep code from the network, from files and from other processes.
+        """
+        self._seconds, self._clock, self._memory = seconds, clock, memory
         tried = self._run("1")
         if tried.status or tried.output != "1":
             raise Unsupported(
@@ -49,4 +53,4 @@ class PythonTool(Tool):
         command = [sys.executable, "-I", "-B", confined.__file__, *map(str, (self._seconds, self._memory, FILE_SIZE))]
         with tempfile.TemporaryDirectory(prefix="oss-tools-python-") as folder:
             environment = {"HOME": folder, "TMPDIR": folder, "PATH": "", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            return run_program(command, code, timeout=2 * self._seconds, folder=Path(folder), environment=environment)
+            return run_program(command, code, timeout=self._clock, folder=Path(folder), environment=environment)

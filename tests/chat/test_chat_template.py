@@ -1,0 +1,157 @@
+"""One interface: harmony and Jinja templates, and answers with tags."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oss_tools.chat.chat_template import HarmonyTemplate, JinjaTemplate, chat_template, has_chat_template
+from oss_tools.chat.completion import Completion, Problem
+from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.tags import TagParser
+from oss_tools.checkpoints import Metadata
+from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.engine.text import Text
+from oss_tools.errors import BadCheckpoint
+from tests.chat.conversations import byte_text
+
+TEMPLATE = """{% for m in messages %}<s>{{ m.role }}:{{ m.content | trim }}{% if m.tool_calls is defined %}{{
+m.tool_calls[0].function | tojson }}{% endif %}{% if m.reasoning_content is defined %}({{ m.reasoning_content }}){% endif
+%}</s>{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}<s>assistant:"""
+TOOL = {"name": "weather", "description": "of </s> a city", "parameters": {"type": "object", "properties": {}}}
+CALL = '{"name": "weather", "arguments": {"city": "Paris"}}'
+
+
+def llama(template: str | None = TEMPLATE) -> tuple[Metadata, Text]:
+    tokenizer = byte_tokenizer("llama", 400)
+    assert tokenizer
+    metadata = Metadata({}, tokenizer=tokenizer.content, chat_template=template, tokenizer_config=tokenizer.config)
+    return metadata, Text(metadata)
+
+
+METADATA, TEXT = llama()
+
+
+def test_harmony_s_tokens_decide() -> None:
+    assert isinstance(chat_template(Metadata({}), byte_text()), HarmonyTemplate)
+    assert isinstance(chat_template(METADATA, TEXT), JinjaTemplate)
+    metadata, text = llama(None)
+    assert not has_chat_template(metadata, text)
+    with pytest.raises(BadCheckpoint, match="no chat template"):
+        chat_template(metadata, text)
+
+
+def test_a_jinja_conversation_has_all_that_was_said() -> None:
+    said = (
+        Message("user", "Weather?"),
+        Message("assistant", "hm", "analysis"),
+        Message("assistant", '{"city": "Paris"}', "commentary", "functions.weather", "json"),
+        Message("tool", "18", name="functions.weather"),
+    )
+    template = chat_template(METADATA, TEXT)
+    assert template.takes_tools
+    text = template.render(Conversation(said, (TOOL,), instructions="Be brief."))
+    assert text.startswith("<s>system:Be brief.</s><s>user:Weather?</s><s>assistant:{")
+    assert '{"name": "weather", "arguments": {"city": "Paris"}}(hm)</s><s>tool:18</s>[{"type": "function"' in text
+
+
+def test_special_tokens_in_messages_stay_letters() -> None:
+    template = chat_template(METADATA, TEXT)
+    conversation = Conversation((Message("user", " Is <s> or </s> \U000f0000 special? <s> "),), (TOOL,))
+    tokens = template.encode(conversation)
+    assert TEXT.decode(tokens, skip_special=False) == template.render(conversation)
+    names = {number: name for name, number in TEXT.special.items()}
+    assert [names[token] for token in tokens if token in names] == ["<s>", "</s>", "<s>"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", " ", "<s>", "</s>", "\n", "é", "<unk>"]), max_size=6).map("".join), max_size=3)
+)
+def test_what_a_user_writes_never_becomes_a_special_token(contents: list[str]) -> None:
+    template = chat_template(METADATA, TEXT)
+    tokens = template.encode(Conversation(tuple(Message("user", content) for content in contents)))
+    assert sum(token in TEXT.special.values() for token in tokens) == 2 * len(contents) + 1
+
+
+def read(completion: str, tools: tuple[str, ...] = ("weather",), thinking: bool = False) -> tuple[Completion, list[str]]:
+    """The completion, and what is shown of it by channel."""
+    parser, deltas = TagParser(TEXT, tools, thinking), []
+    for token in TEXT.encode(completion, special=False):
+        deltas += parser.add(token)
+    rest, found = parser.finish()
+    return found, [f"{delta.channel}: {delta.text}" for delta in deltas + rest]
+
+
+def test_plain_text_is_the_final_answer() -> None:
+    found, shown = read("It is <think>85</think>.</s>")
+    assert (found.final, found.findings) == ("It is <think>85</think>.", ())
+    assert "".join(text.removeprefix("final: ") for text in shown) == found.final
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_reasoning_is_apart(thinking: bool) -> None:
+    completion = "47 + 38\n</think>\n\n85</s>"
+    found, shown = read(completion if thinking else f"<think>\n{completion}", thinking=thinking)
+    assert (found.analysis, found.final) == ("47 + 38", "85")
+    assert "".join(text.removeprefix("final: ") for text in shown if text.startswith("final")) == "85"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"<tool_call>\n{CALL}\n</tool_call></s>",
+        f"<think>hm</think>\n<tool_call>{CALL}</tool_call></s>",
+        CALL + "</s>",
+        CALL.replace("arguments", "parameters") + "</s>",
+        CALL.replace('{"city": "Paris"}', '"{\\"city\\": \\"Paris\\"}"') + "</s>",
+    ],
+)
+def test_calls_in_the_common_forms(completion: str) -> None:
+    found, shown = read(completion)
+    assert [(call.name, call.arguments) for call in found.calls] == [("weather", {"city": "Paris"})]
+    assert (found.messages[-1].recipient, found.messages[-1].content) == ("functions.weather", '{"city": "Paris"}')
+    assert not found.findings
+    assert not any(text.startswith("final") for text in shown)
+
+
+def test_two_calls_at_once() -> None:
+    assert len(read(f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call></s>")[0].calls) == 2
+
+
+def test_without_tools_there_are_no_calls() -> None:
+    found, _ = read(CALL + "</s>", tools=())
+    assert found.final == CALL
+    assert read('{"answer": 85}</s>')[0].final == '{"answer": 85}'
+
+
+@pytest.mark.parametrize(
+    ("completion", "problems"),
+    [
+        ("", [Problem.MISSING_END]),
+        ("</s>", [Problem.NO_ANSWER]),
+        ("<think>hm</think></s>", [Problem.NO_ANSWER]),
+        ("It is 8", [Problem.MISSING_END]),
+        (f"<tool_call>{CALL}</s>", [Problem.MISSING_END]),
+        ('<tool_call>{"name": "wea</tool_call></s>', [Problem.CUT_JSON]),
+        ("<tool_call>weather</tool_call></s>", [Problem.BROKEN_JSON]),
+        ('<tool_call>{"name": 7}</tool_call></s>', [Problem.BROKEN_JSON]),
+        ('{"name": "weather", "parameters": </s>', [Problem.CUT_JSON]),
+        (f"<tool_call>{CALL.replace('weather', 'whether')}</tool_call></s>", [Problem.UNKNOWN_TOOL]),
+    ],
+)
+def test_what_is_broken_is_named(completion: str, problems: list[Problem]) -> None:
+    found, _ = read(completion)
+    assert [finding.problem for finding in found.findings] == problems
+    assert found.final is None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.one_of(st.integers(0, 420), st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", CALL, "{"]))
+    )
+)
+def test_random_answers_never_crash(parts: list[int | str]) -> None:
+    tokens = [t for part in parts for t in ([part] if isinstance(part, int) else TEXT.encode(part, special=False))]
+    found = TagParser(TEXT, ("weather",)).read(tokens)
+    assert found.final is None or not found.findings

@@ -1,0 +1,113 @@
+"""Code that a model writes, shut in: what it may do, and what it may not."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from oss_tools.chat.tools.python import PythonTool
+from oss_tools.errors import Unsupported
+
+try:
+    TOOL = PythonTool(clock=120, memory=512 << 20)
+except Unsupported as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+def run(code: str) -> str:
+    return TOOL.call({"code": code})
+
+
+@pytest.mark.parametrize(
+    ("code", "output"),
+    [
+        ("print(47 + 38)", "85"),
+        ("x = 2\nx ** 10", "1024"),
+        ("None", ""),
+        ("open('notes.txt', 'w').write('abc'); import os; os.listdir()", "['notes.txt']"),
+        ("import threading as t; w = t.Thread(target=print, args=('there',)); w.start(); w.join()", "there"),
+        ("import asyncio\nasync def five(): return 5\nasyncio.run(five())", "5"),
+        ("import sys; print('no'); sys.exit(3)", "no"),
+    ],
+)
+def test_what_code_may_do(code: str, output: str) -> None:
+    assert run(code) == output
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket; socket.socket()",
+        "import socket; socket.socket(socket.AF_UNIX)",
+        "import urllib.request; urllib.request.urlopen('http://127.0.0.1')",
+        "import os; os.fork()",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import os, signal; os.kill(os.getppid(), signal.SIGTERM)",
+        "import os; os.setuid(0 if os.getuid() else 1)",
+        "x = bytearray(1 << 30)",
+        "open('big', 'wb').write(bytes(32 << 20))",
+        "1 / 0",
+        "print(",
+    ],
+)
+def test_what_code_may_not_do(code: str) -> None:
+    assert "Error" in run(code).splitlines()[-1]
+
+
+def test_no_call_of_the_system_gets_around_it() -> None:
+    """Without Python's help: sockets, io_uring, a process."""
+    from oss_tools.chat.tools.confined import MACHINES, SYSTEM_CALLS
+
+    column, _ = MACHINES[os.uname().machine]
+    for name in ("socket", "io_uring_setup", "ptrace", "execve", "chmod", "fchmodat"):
+        number = SYSTEM_CALLS[name][column]
+        if number is not None:
+            code = f"import ctypes as c; print(c.CDLL(None, use_errno=True).syscall({number}, 0, 0, 0), c.get_errno())"
+            assert run(code) == "-1 1"  # EPERM
+
+
+def test_files_outside_of_its_folder_are_safe(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("as it was")
+    before = kept.stat()
+    for change in (
+        f"open({str(kept)!r}, 'w')",
+        f"import os; os.remove({str(kept)!r})",
+        f"import os; os.chmod({str(kept)!r}, 0o777)",
+        f"import os; os.truncate({str(kept)!r}, 0)",
+        f"import os; os.utime({str(kept)!r}, (0, 0))",
+        f"import os; os.rename({str(kept)!r}, 'mine')",
+        f"import os; os.symlink('x', {str(tmp_path / 'link')!r})",
+        f"open({str(tmp_path / 'new')!r}, 'w')",
+    ):
+        assert "Error" in run(change).splitlines()[-1], change
+    after = kept.stat()
+    assert (kept.read_text(), after.st_mode, after.st_mtime_ns) == ("as it was", before.st_mode, before.st_mtime_ns)
+    assert os.listdir(tmp_path) == ["kept.txt"]
+
+
+@pytest.mark.parametrize(
+    ("code", "limits"), [("while True: pass", {"_seconds": 1}), ("import time; time.sleep(300)", {"_clock": 0.5})]
+)
+def test_time_is_limited(code: str, limits: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(TOOL, name, value)
+    assert run(code).endswith("error: stopped, its time or its output was used up")
+
+
+def test_output_is_limited() -> None:
+    assert len(run("while True: print('a' * 1000)")) < 5000
+
+
+def test_a_system_that_cannot_shut_it_in_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in = tmp_path / "confined.py"
+    stand_in.write_text("print('Landlock: not there'); raise SystemExit(96)")
+    monkeypatch.setattr("oss_tools.chat.tools.confined.__file__", str(stand_in))
+    with pytest.raises(Unsupported, match="Landlock: not there"):
+        PythonTool()
+
+
+def test_it_runs_with_this_interpreter() -> None:
+    assert run("import sys; sys.version_info[:2]") == str(sys.version_info[:2])
