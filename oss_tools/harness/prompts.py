@@ -55,16 +55,16 @@ def conversation_of(prompt: ChatPrompt, doc: Any, effort: Effort | None = None) 
         raise BadRecipe(f"a document's `{FIELD}` must be an object with {', '.join(sorted(FIELDS))}")
     history: Sequence[Mapping[str, Any]] = prompt.history[:-1] if prompt.continued else prompt.history
     if extra.get("messages"):
-        history = [*(m for m in history if m["role"] == "system"), *extra["messages"]]
-    spoken = [m for m in history if m["role"] != "system"]
-    said = [m["content"] for m in history if m["role"] == "system"]
+        history = [*(fields for fields in history if fields["role"] == "system"), *extra["messages"]]
+    messages = [message_of(fields) for fields in history]
+    said = [message.content for message in messages if message.role == "system"]
     if extra.get("instructions"):
         said = [extra["instructions"]]
     wanted = effort or extra.get("effort") or "medium"
     if wanted not in get_args(Effort):
         raise BadRecipe(f"reasoning effort {wanted!r}: it is low, medium or high")
     return Conversation(
-        messages=tuple(message_of(m) for m in spoken),
+        messages=tuple(message for message in messages if message.role != "system"),
         tools=tuple(extra.get("tools") or ()),
         effort=wanted,
         instructions="\n\n".join(said) or None,
@@ -73,9 +73,9 @@ def conversation_of(prompt: ChatPrompt, doc: Any, effort: Effort | None = None) 
 
 def message_of(fields: Mapping[str, Any]) -> Message:
     """A message of its fields; an assistant's without a channel goes to commentary if it is a call, else to final."""
-    if set(fields) - MESSAGE_FIELDS or not {"role", "content"} <= set(fields):
+    if not isinstance(fields, Mapping) or set(fields) - MESSAGE_FIELDS or not {"role", "content"} <= set(fields):
         raise BadRecipe(
-            f"a message has role and content, and may have {', '.join(sorted(MESSAGE_FIELDS))}; not {sorted(fields)}"
+            f"a message has role and content, and may have {', '.join(sorted(MESSAGE_FIELDS))}; not {fields!r:.80}"
         )
     answered = fields["role"] == "assistant" and not fields.get("channel")
     channel = ("commentary" if fields.get("recipient") else "final") if answered else fields.get("channel")
