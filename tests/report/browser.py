@@ -23,7 +23,7 @@ fs.writeFileSync('libraries.tar', zlib.brotliDecompressSync(fs.readFileSync(proc
 
 
 def find_chromium(cache: Path) -> Path | None:
-    """The Chromium of $CHROMIUM or the path, else npm's @sparticuz/chromium, unpacked in `cache`; None where neither is to be had."""
+    """The Chromium of $CHROMIUM or the path, else npm's @sparticuz/chromium, unpacked in `cache`; None without either."""
     named = os.environ.get("CHROMIUM")
     found = [named] if named else [path for name in NAMES if (path := shutil.which(name))]
     return Path(found[0]) if found else fetch_chromium(cache)

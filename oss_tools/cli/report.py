@@ -1,0 +1,168 @@
+"""Show records as tables, a page or JUnit, and judge them by a gate.
+
+RECORDS are what `compare`, `eval` and `bench` wrote as JSON. Without options they become tables, sorted by size, in which the
+best of each column and differences that are only noise are marked. --html makes one page with plots that needs no network.
+--gate takes a gate's name or a YAML file: limits on figures, or on their change against the base or against --baseline, an
+earlier record. A rule fails on evidence (the 95 % interval lies beyond its limit), or by the figure itself where it says `strict`;
+then the exit status is 1. `-` as FILE is the standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oss_tools.cli._options import JsonFlag
+from oss_tools.cli._output import print_json, remark
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from oss_tools.report.gates import Verdict
+    from oss_tools.report.sheet import Sheet
+
+EXAMPLES = """
+oss-tools report comparison.json
+oss-tools report comparison.json --html report.html --markdown report.md
+oss-tools report comparison.json --gate default --junit gate.xml
+oss-tools report new.json --gate limits.yaml --baseline old.json
+oss-tools report eval-bf16.json eval-q4.json bench.json
+"""
+NARROWEST = 60  # characters of a table
+
+
+def help_lists() -> dict[str, list[tuple[str, str]]]:
+    from oss_tools.report.gates import gate_names, load_gate
+
+    return {"Gates": [(name, load_gate(name).about) for name in gate_names()]}
+
+
+def complete_gate(incomplete: str) -> list[str]:
+    from oss_tools.report.gates import gate_names
+
+    return [name for name in gate_names() if name.startswith(incomplete)]
+
+
+def run(
+    records: Annotated[list[Path], typer.Argument(metavar="RECORDS...", help="JSON files.", show_default=False)],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page.", show_default=False)] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write Markdown.", show_default=False)
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.", show_default=False)
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            "--gate", metavar="GATE", autocompletion=complete_gate, help="A gate, or its YAML file.", show_default=False
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option("--baseline", metavar="FILE", help="An earlier record; may be given again.", show_default=False),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.report.reading import load_sheets
+
+    if baseline and not gate:
+        raise typer.BadParameter("a baseline is for a gate; give --gate too", param_hint="--baseline")
+    sheets = load_sheets(records)
+    verdicts = judged(sheets, gate, baseline or [])
+    write_reports(sheets, verdicts, html, markdown, junit)
+    if as_json:
+        print_json(to_json(sheets, verdicts))
+    elif Path("-") not in (html, markdown, junit):
+        print_sheets(sheets, verdicts)
+    if any(not verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def judged(sheets: Sequence[Sheet], gate: str | None, baseline: Sequence[Path]) -> list[Verdict]:
+    """The gate's verdicts; none without a gate."""
+    if gate is None:
+        return []
+    from oss_tools.report.gates import judge_all, load_gate
+    from oss_tools.report.reading import load_sheets
+
+    return judge_all(load_gate(gate), sheets, load_sheets(baseline))
+
+
+def write_reports(
+    sheets: Sequence[Sheet], verdicts: Sequence[Verdict], html: Path | None, markdown: Path | None, junit: Path | None
+) -> None:
+    """Writes the files that are wanted."""
+    if html:
+        from oss_tools.report.html import page
+
+        _write(html, page(sheets, verdicts))
+    if markdown:
+        from oss_tools.report.markdown import markdown as as_markdown
+
+        _write(markdown, as_markdown(sheets, verdicts))
+    if junit:
+        from oss_tools.report.junit import junit as as_junit
+
+        _write(junit, as_junit(sheets, verdicts))
+
+
+def _write(file: Path, text: str) -> None:
+    if str(file) == "-":
+        sys.stdout.write(text)
+        return
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    remark(f"{file} is written")
+
+
+def print_sheets(sheets: Sequence[Sheet], verdicts: Sequence[Verdict]) -> None:
+    """Tables as wide as the terminal, then what the gate says."""
+    import shutil
+
+    from oss_tools.report.table import text, visible
+
+    width = max(shutil.get_terminal_size((160, 24)).columns, NARROWEST)
+    print("\n\n".join(text(sheet, width) for sheet in sheets))
+    for verdict in verdicts:
+        print()
+        for outcome in verdict.outcomes:
+            if outcome.status in ("fail", "noise"):
+                mark = "FAILED" if outcome.status == "fail" else "noise "
+                print(f"{mark}  {visible(outcome.rule.title)}: {visible(outcome.message)}")
+                details = outcome.details if outcome.status == "fail" else ()
+                print("".join(f"        {visible(line)}\n" for line in details), end="")
+        print(verdict.summary)
+
+
+def to_json(sheets: Sequence[Sheet], verdicts: Sequence[Verdict]) -> dict[str, object]:
+    """The figures and verdicts as one object."""
+    return {
+        "schema": 1,
+        "kind": "report",
+        "sheets": [
+            {
+                "title": sheet.title,
+                "models": [
+                    {
+                        "name": model.name,
+                        "base": model.is_base,
+                        "figures": {
+                            name: {
+                                "value": figure.value,
+                                "low": figure.interval.low,
+                                "high": figure.interval.high,
+                                "noise": figure.noise,
+                            }
+                            for name, figure in model.figures.items()
+                        },
+                    }
+                    for model in sheet.models
+                ],
+            }
+            for sheet in sheets
+        ],
+        "verdicts": [verdict.to_json() for verdict in verdicts],
+    }

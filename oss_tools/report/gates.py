@@ -1,0 +1,415 @@
+"""Gates: limits on a record's figures, or on their change against its base or a baseline record (configs/gates/*.yaml).
+
+A rule fails on evidence: where the 95 % interval lies wholly beyond the limit, or where a figure that is exact does. With
+`strict: true` the figure itself decides. Where the figure lies beyond the limit but its interval reaches back, the rule passes
+and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from oss_tools.errors import BadRecipe, BadRequest
+from oss_tools.report.sheet import METRICS, Figure, Interval, Model, Sheet, format_number, formatted, metric_of
+from oss_tools.resources import resource
+
+MAX_BYTES = 1 << 20  # of a gate's file
+MAX_RULES = 1000
+AGAINST = ("base", "baseline")
+MISSING = ("fail", "skip")
+FAMILIES = ("task", "suite", "perplexity", "findings")  # metrics with a name behind the dot
+
+Status = Literal["pass", "noise", "fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One limit. All fields stand in the YAML file.
+
+    Attributes:
+        metric: a metric's name (docs/report.md lists them), or a pattern (`task.*`), which is a rule for each that there is.
+        min, max: what is allowed, in the metric's own unit (shares in 0 … 1, seconds, bytes, nats).
+        difference: "base" or "baseline": the limits are for the figure less that one's.
+        ratio: "base" or "baseline": the limits are for the figure over that one's.
+        candidates: patterns on the names and recipes of those the rule is for; by default all but the base.
+        strict: whether the figure decides, and not its interval.
+        missing: "fail" or "skip", where a figure, or the one to compare it with, is not there.
+        name: of the rule; by default its metric and limits in words.
+        about: why, in a sentence.
+    """
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    difference: str | None = None
+    ratio: str | None = None
+    candidates: tuple[str, ...] = ()
+    strict: bool = False
+    missing: str = "fail"
+    name: str = ""
+    about: str = ""
+
+    @property
+    def against(self) -> str | None:
+        return self.difference or self.ratio
+
+    @property
+    def title(self) -> str:
+        return self.name or f"{self.subject} {self.limits}"
+
+    @property
+    def subject(self) -> str:
+        """What is limited, in words."""
+        if self.difference:
+            return f"{self.metric} less the {self.difference}'s"
+        return f"{self.metric} over the {self.ratio}'s" if self.ratio else self.metric
+
+    @property
+    def limits(self) -> str:
+        """What is allowed, in words."""
+        words = []
+        for word, limit in (("at least", self.min), ("at most", self.max)):
+            if limit is not None:
+                factor, unit = self.unit
+                plain = unit or metric_of(self.metric).unit in ("", "count")
+                words.append(f"{word} {limit * factor:g}{unit}" if plain else f"{word} {self.written(limit)}")
+        return " and ".join(words).replace(" -", " −")
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        """A factor and a unit in which values of what the rule limits are written; ("" has the metric's own writing)."""
+        unit = metric_of(self.metric).unit
+        if self.ratio:
+            return 1.0, " ×"
+        if unit == "percent":
+            return (100.0, " points") if self.difference else (100.0, " %")
+        return (1000.0, " ms") if unit == "ms" else (1.0, "")
+
+    def written(self, value: float, with_unit: bool = True) -> str:
+        """A value of what the rule limits."""
+        factor, unit = self.unit
+        if not unit:
+            return formatted(self.metric, value)
+        return format_number(factor * value) + unit * with_unit
+
+    def is_for(self, model: Model) -> bool:
+        if not self.candidates:
+            return not model.is_base
+        return any(fnmatchcase(name, pattern) for pattern in self.candidates for name in (model.name, model.recipe) if name)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Rules, every one of which must hold."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    about: str = ""
+
+    @property
+    def wants_baseline(self) -> bool:
+        return any(rule.against == "baseline" for rule in self.rules)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a rule for one candidate and metric.
+
+    Attributes:
+        message: one line with the figures.
+        details: lines that point to what is wrong.
+    """
+
+    rule: Rule
+    candidate: str
+    metric: str
+    status: Status
+    message: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All outcomes of a gate."""
+
+    gate: Gate
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def failed(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.status == "fail"]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+    @property
+    def summary(self) -> str:
+        """In a line: "gate default: failed, 2 of 31 checks"."""
+        count = len(self.outcomes)
+        if self.failed:
+            return f"gate {self.gate.name}: failed, {len(self.failed)} of {count} checks"
+        doubtful = sum(outcome.status == "noise" for outcome in self.outcomes)
+        remark = f", {doubtful} beyond the limit by no more than noise" if doubtful else ""
+        return f"gate {self.gate.name}: passed, {count} checks{remark}"
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "rule": o.rule.title,
+                "candidate": o.candidate,
+                "metric": o.metric,
+                "status": o.status,
+                "message": o.message,
+                "details": list(o.details),
+            }
+            for o in self.outcomes
+        ]
+        return {"gate": self.gate.name, "passed": self.passed, "outcomes": rows}
+
+
+# --- reading
+
+
+def gate_names() -> list[str]:
+    """The gates that travel with the program."""
+    return sorted(path.stem for path in resource("configs/gates").glob("*.yaml"))
+
+
+def load_gate(name: str | Path) -> Gate:
+    """A gate by its name or by the path of a YAML file. Raises BadRecipe, which names file, rule and field."""
+    import yaml
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(name) not in gate_names():
+            raise BadRecipe(f"no gate named {str(name)!r}; there are {', '.join(gate_names())}; or give a .yaml file")
+        path = resource("configs/gates") / f"{name}.yaml"
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadRecipe(f"{path}: larger than {MAX_BYTES} bytes, not a gate")
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise BadRecipe(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    return parse_gate(content, str(path), path.stem)
+
+
+def parse_gate(content: Any, where: str, name: str) -> Gate:
+    """A gate from what YAML gave. Raises BadRecipe."""
+    if not isinstance(content, dict) or not isinstance(content.get("rules"), list) or not content["rules"]:
+        raise BadRecipe(f"{where}: a gate is a mapping with a list `rules`, which has at least one")
+    if unknown := sorted(set(map(str, content)) - {"about", "rules"}):
+        raise BadRecipe(f"{where}: unknown field {unknown[0]!r}; known: about, rules")
+    if len(content["rules"]) > MAX_RULES:
+        raise BadRecipe(f"{where}: {len(content['rules'])} rules are too many; at most {MAX_RULES}")
+    rules = tuple(_parse_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(content["rules"], 1))
+    return Gate(name, rules, str(content.get("about") or ""))
+
+
+def _parse_rule(content: Any, where: str) -> Rule:
+    known = [entry.name for entry in fields(Rule)]
+    if not isinstance(content, dict):
+        raise BadRecipe(f"{where}: a rule is a mapping of {', '.join(known)}")
+    if content.get("name"):
+        where = f"{where} ({str(content['name'])[:60]})"
+    if unknown := sorted(set(map(str, content)) - set(known)):
+        raise BadRecipe(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
+    given = {name: value for name, value in content.items() if value is not None}
+    for name, value in given.items():
+        given[name] = _field(name, value, f"{where}: {name}")
+    if "metric" not in given:
+        raise BadRecipe(f"{where}: the field 'metric' is missing")
+    rule = Rule(**given)
+    if rule.min is None and rule.max is None:
+        raise BadRecipe(f"{where}: min, max or both are wanted")
+    if rule.min is not None and rule.max is not None and rule.min > rule.max:
+        raise BadRecipe(f"{where}: min {rule.min:g} is more than max {rule.max:g}")
+    if rule.difference and rule.ratio:
+        raise BadRecipe(f"{where}: either difference or ratio, not both")
+    return rule
+
+
+def _field(name: str, value: Any, where: str) -> Any:
+    """A field's value, checked."""
+    if name in ("min", "max"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadRecipe(f"{where}: a finite number is wanted, not {str(value)[:40]!r}")
+        return float(value)
+    if name == "strict":
+        if not isinstance(value, bool):
+            raise BadRecipe(f"{where}: true or false is wanted, not {str(value)[:40]!r}")
+        return value
+    if name == "candidates":
+        patterns = [value] if isinstance(value, str) else value
+        if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+            raise BadRecipe(f"{where}: a name, or a list of names, is wanted")
+        return tuple(patterns)
+    if not isinstance(value, str):
+        raise BadRecipe(f"{where}: text is wanted, not {str(value)[:40]!r}")
+    allowed = {"difference": AGAINST, "ratio": AGAINST, "missing": MISSING}.get(name)
+    if allowed and value not in allowed:
+        raise BadRecipe(f"{where}: {' or '.join(allowed)} is wanted, not {value[:40]!r}")
+    if name == "metric" and not _is_metric(value):
+        raise BadRecipe(f"{where}: no metric {value[:60]!r}; there are {', '.join(METRICS)}")
+    return value
+
+
+def _is_metric(pattern: str) -> bool:
+    """Whether a pattern can be a metric's name."""
+    plain = pattern.partition("@")[0]
+    family, dot, rest = plain.partition(".")
+    if dot and rest and family in FAMILIES:
+        return True
+    return any(fnmatchcase(name, plain) for name in METRICS if name not in ("task", "suite"))
+
+
+# --- judging
+
+
+def judge(gate: Gate, sheet: Sheet, baseline: Sheet | None = None) -> Verdict:
+    """What a gate says of a sheet. Raises BadRequest where a rule wants a baseline and there is none."""
+    if gate.wants_baseline and baseline is None:
+        rule = next(rule for rule in gate.rules if rule.against == "baseline")
+        raise BadRequest(f"gate {gate.name}: the rule {rule.title!r} compares with a baseline; give --baseline FILE")
+    return Verdict(gate, tuple(outcome for rule in gate.rules for outcome in _outcomes(rule, sheet, baseline)))
+
+
+def _outcomes(rule: Rule, sheet: Sheet, baseline: Sheet | None) -> Iterator[Outcome]:
+    chosen = [model for model in sheet.models if rule.is_for(model)]
+    if not chosen:
+        names = ", ".join(rule.candidates) or "any but the base"
+        yield _absent(rule, "", rule.metric, f"no candidate is {names}")
+    for model in chosen:
+        metrics = _matching(rule.metric, model.figures)
+        if rule.against == "baseline" and baseline and (old := baseline.model(model.name)):
+            metrics = list(dict.fromkeys([*metrics, *_matching(rule.metric, old.figures)]))
+        if not metrics:
+            yield _absent(rule, model.name, rule.metric, "the record has no such figure")
+        for metric in metrics:
+            yield _outcome(rule, sheet, model, metric, baseline)
+
+
+def _matching(pattern: str, figures: Mapping[str, Figure]) -> list[str]:
+    """Metrics that a pattern means; without "@", figures of the first text only."""
+    return [name for name in figures if fnmatchcase(name, pattern) and ("@" in pattern or "@" not in name)]
+
+
+def _absent(rule: Rule, candidate: str, metric: str, why: str) -> Outcome:
+    status: Status = "fail" if rule.missing == "fail" else "skip"
+    who = f"{candidate}: " if candidate else ""
+    return Outcome(rule, candidate, metric, status, f"{who}{metric}: {why}")
+
+
+def _outcome(rule: Rule, sheet: Sheet, model: Model, metric: str, baseline: Sheet | None) -> Outcome:
+    figure = model.figures.get(metric)
+    if figure is None:
+        return _absent(rule, model.name, metric, "in the baseline, but not measured now")
+    found: Interval | str = figure.interval
+    if rule.against == "base":
+        found = _against(rule, figure, sheet.base, metric, paired_with_base=True)
+    elif rule.against == "baseline" and baseline:
+        found = _against(rule, figure, baseline.model(model.name), metric, paired_with_base=False)
+    if isinstance(found, str):
+        return _absent(rule, model.name, metric, found)
+    status = judged(rule, found)
+    return Outcome(rule, model.name, metric, status, _message(rule, model.name, metric, found, status), figure.notes)
+
+
+def judged(rule: Rule, found: Interval) -> Status:
+    """Whether an interval's value keeps the limits, breaks them by what may be noise, or breaks them."""
+    low, high = found.bounds
+    beyond = (rule.max is not None and found.value > rule.max) or (rule.min is not None and found.value < rule.min)
+    evident = (rule.max is not None and low > rule.max) or (rule.min is not None and high < rule.min)
+    if not beyond:
+        return "pass"
+    return "fail" if evident or rule.strict else "noise"
+
+
+def _message(rule: Rule, candidate: str, metric: str, found: Interval, status: Status) -> str:
+    named = Rule(**{entry.name: getattr(rule, entry.name) for entry in fields(Rule)} | {"metric": metric, "name": ""})
+    figures = named.written(found.value)
+    if found.known:
+        low, high = found.bounds
+        figures += f" (95 %: {named.written(low, False)} to {named.written(high, False)})"
+    remark = ", beyond the limit by no more than noise" if status == "noise" else ""
+    strict = ", strict" if rule.strict else ""
+    return f"{candidate}: {named.subject} is {figures}; allowed is {named.limits}{strict}{remark}"
+
+
+def _against(rule: Rule, figure: Figure, other: Model | None, metric: str, paired_with_base: bool) -> Interval | str:
+    """The change against another model's figure, or why there is none."""
+    old = other.figures.get(metric) if other else None
+    whose = "base" if paired_with_base else "baseline"
+    if paired_with_base:
+        paired = figure.difference if rule.difference else figure.ratio
+        if paired:
+            return paired
+    if other is None:
+        return f"the {whose} has no candidate of this name" if not paired_with_base else "the record has no base"
+    if old is None:
+        return f"the {whose} has no such figure"
+    if figure.on != old.on:
+        return f"the {whose}'s was measured on something else ({_short(old.on)}, now {_short(figure.on)})"
+    if rule.difference:
+        return difference(figure, old)
+    if old.value == 0:
+        return f"the {whose}'s is 0, over which there is no ratio"
+    return ratio(figure.interval, old.interval)
+
+
+def _short(text: str) -> str:
+    return (text if len(text) <= 60 else text[:12] + "…") or "unnamed"
+
+
+def difference(new: Figure, old: Figure) -> Interval:
+    """New less old: by item where both have the same items (paired), else from the two intervals by the square-and-add
+    method (Zou and Donner 2008, https://doi.org/10.1002/sim.3095), which takes them for independent."""
+    if new.items and new.ids == old.ids and len(new.items) == len(old.items):
+        from oss_tools.compare.statistics import paired_difference
+
+        paired = paired_difference(old.items, new.items)
+        return Interval(paired.value, paired.low, paired.high)
+    return square_and_add(new.interval, old.interval)
+
+
+def square_and_add(new: Interval, old: Interval) -> Interval:
+    """The interval of a difference from the intervals of its terms, taken for independent."""
+    value = new.value - old.value
+    if not new.known and not old.known:
+        return Interval(value)
+    (new_low, new_high), (old_low, old_high) = new.bounds, old.bounds
+    below = math.hypot(new.value - new_low, old_high - old.value)
+    above = math.hypot(new_high - new.value, old.value - old_low)
+    return Interval(value, value - below, value + above)
+
+
+def ratio(new: Interval, old: Interval) -> Interval:
+    """New over old, the same on logarithms; where a bound is not above 0, the interval is open there."""
+    value = new.value / old.value
+    if not new.known and not old.known:
+        return Interval(value)
+    if new.value <= 0 or old.value <= 0:
+        return Interval(value, -math.inf, math.inf)
+    logs = square_and_add(_log(new), _log(old))
+    return Interval(value, math.exp(logs.bounds[0]), math.exp(min(logs.bounds[1], 700.0)))
+
+
+def _log(interval: Interval) -> Interval:
+    low, high = (math.log(bound) if bound > 0 else -math.inf for bound in interval.bounds)
+    return Interval(math.log(interval.value), low, high)
+
+
+def judge_all(gate: Gate, sheets: Sequence[Sheet], baselines: Sequence[Sheet]) -> list[Verdict]:
+    """A verdict for each sheet; the baseline of a comparison is a comparison, that of other records another."""
+    verdicts = []
+    for sheet in sheets:
+        same = [b for b in baselines if (b.comparison is None) == (sheet.comparison is None)]
+        if baselines and not same:
+            raise BadRequest("the baseline is a record of another kind than the one to judge")
+        verdicts.append(judge(gate, sheet, same[0] if same else None))
+    return verdicts

@@ -1,0 +1,64 @@
+"""Sheets and verdicts as Markdown, for the summary page of a CI job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from oss_tools.report.gates import Verdict
+from oss_tools.report.sheet import Sheet, metric_of
+from oss_tools.report.table import cell, columns, is_best, is_noise, legend, visible
+
+MARKS = {"pass": "✓", "noise": "≈", "fail": "✗", "skip": "–"}
+
+
+def escaped(text: str) -> str:
+    """Text that stays text: neither markup, nor HTML, nor another column."""
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", visible(text))
+
+
+def markdown(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
+    """The report, ending with a newline."""
+    parts = []
+    for number, sheet in enumerate(sheets):
+        parts.append(f"## {escaped(sheet.title)}")
+        if verdicts:
+            parts.append(_verdict(verdicts[number]))
+        parts += _sheet(sheet)
+    return "\n\n".join(parts) + "\n"
+
+
+def _sheet(sheet: Sheet) -> list[str]:
+    metrics = columns(sheet)
+    lines = [
+        "| model | " + " | ".join(escaped(metric_of(metric).title) for metric in metrics) + " |",
+        "|---|" + "---:|" * len(metrics),
+    ]
+    for model in sheet.models:
+        cells = []
+        for metric in metrics:
+            text = cell(sheet, model, metric)
+            text = f"**{text}**" if text and is_best(sheet, model, metric) else text
+            cells.append(f"{text} ≈" if is_noise(model, metric) else text)
+        base = " (base)" if model.is_base else ""
+        lines.append(f"| {escaped(model.name)}{base} | " + " | ".join(cells) + " |")
+    parts = ["\n".join(lines)]
+    if line := legend(sheet, "**bold**:", "≈"):
+        parts.append(line)
+    if wrong := [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings]:
+        parts.append("\n".join(f"- **{escaped(name)}**: {escaped(message)}" for name, message in wrong))
+    return parts
+
+
+def _verdict(verdict: Verdict) -> str:
+    """The summary, what failed, and all checks behind a fold."""
+    mark = MARKS["pass" if verdict.passed else "fail"]
+    lines = [f"**{mark} {escaped(verdict.summary)}**", ""]
+    for outcome in verdict.failed:
+        lines.append(f"- {MARKS['fail']} **{escaped(outcome.rule.title)}**: {escaped(outcome.message)}")
+        lines += [f"  - {escaped(line)}" for line in outcome.details]
+    if verdict.failed:
+        lines.append("")
+    lines += ["<details><summary>All checks</summary>", "", "| | rule | figures |", "|---|---|---|"]
+    lines += [f"| {MARKS[o.status]} | {escaped(o.rule.title)} | {escaped(o.message)} |" for o in verdict.outcomes]
+    return "\n".join([*lines, "", "</details>"])

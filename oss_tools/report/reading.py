@@ -1,0 +1,266 @@
+"""Records of `bench`, `eval` and `compare`, read and checked: what a stranger's file must not hold is refused in a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oss_tools.errors import BadRequest
+from oss_tools.report.comparison import KIND, MAX_BYTES, Candidate, Comparison, from_json
+from oss_tools.report.sheet import Figure, Interval, Model, Sheet, by_size, candidate_figures, sheet_of, task_metric
+
+SCHEMAS = {"bench": 1, "eval": 1, KIND: 1}  # what this program reads
+MAX_MODELS = 100  # in one report
+MAX_TASKS = 500  # of one model
+MAX_CELLS = 20_000  # of one candidate's weight errors
+MAX_NAME = 200  # characters
+MAX_DIGITS = 18  # of an integer
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value of a JSON record and where it stands, for checks that name the place. Every method raises BadRequest."""
+
+    raw: Any
+    where: str
+
+    def __getitem__(self, name: str) -> Node:
+        if not isinstance(self.raw, dict):
+            raise self.wrong("an object")
+        if name not in self.raw:
+            raise BadRequest(f"{self.where}: the field {name!r} is missing")
+        return Node(self.raw[name], f"{self.where}.{name}")
+
+    def get(self, name: str) -> Node | None:
+        """A field that may be missing or null."""
+        return self[name] if isinstance(self.raw, dict) and self.raw.get(name) is not None else None
+
+    def items(self) -> Iterator[tuple[str, Node]]:
+        if not isinstance(self.raw, dict):
+            raise self.wrong("an object")
+        for name in self.raw:
+            yield name, self[name]
+
+    def each(self) -> Iterator[Node]:
+        if not isinstance(self.raw, list):
+            raise self.wrong("a list")
+        for number, value in enumerate(self.raw):
+            yield Node(value, f"{self.where}[{number}]")
+
+    def number(self) -> float:
+        if isinstance(self.raw, bool) or not isinstance(self.raw, int | float) or not math.isfinite(self.raw):
+            raise self.wrong("a finite number")
+        return float(self.raw)
+
+    def positive(self) -> float:
+        if self.number() <= 0:
+            raise self.wrong("a number above 0")
+        return self.number()
+
+    def text(self) -> str:
+        if not isinstance(self.raw, str):
+            raise self.wrong("text")
+        return self.raw
+
+    def wrong(self, wanted: str) -> BadRequest:
+        shown = repr(self.raw)
+        return BadRequest(f"{self.where}: {wanted} is wanted, not {shown if len(shown) <= 40 else shown[:37] + '…'}")
+
+
+def load_sheets(files: Sequence[Path]) -> list[Sheet]:
+    """The sheets of these records: one for each comparison, one for all others together. Raises BadRequest, OSError."""
+    sheets: list[Sheet] = []
+    others: dict[str, Model] = {}
+    environment: dict[str, dict[str, Any]] = {}
+    for file in files:
+        raw = load_json(file)
+        try:
+            if raw["kind"] == KIND:
+                sheets.append(sheet_of(checked(from_json(raw))))
+                continue
+            models = _bench(Node(raw, "record")) if raw["kind"] == "bench" else [_eval(Node(raw, "record"))]
+        except (BadRequest, OverflowError) as error:
+            raise BadRequest(f"{file}: {error}") from None
+        for model in models:
+            known = others.get(model.name)
+            others[model.name] = Model(model.name, {**(known.figures if known else {}), **model.figures})
+        environment |= {f"{name}, {file.name}": raw[name] for name in ("machine", "versions", "settings") if name in raw}
+    if len(others) > MAX_MODELS:
+        raise BadRequest(f"{len(others)} models are too many for one report; at most {MAX_MODELS}")
+    if others:
+        sheets.append(Sheet(f"{len(others)} model{'s' * (len(others) > 1)}", by_size(list(others.values())), environment))
+    return sheets
+
+
+def load_json(file: Path) -> dict[str, Any]:
+    """A record's JSON, of a kind and schema that this program reads. Raises BadRequest, OSError."""
+    size = file.stat().st_size
+    if size > MAX_BYTES:
+        raise BadRequest(f"{file}: {size:,} bytes are too many for a record; at most {MAX_BYTES:,}")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{file}: no readable JSON: {error}") from None
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    if not isinstance(kind, str) or kind not in SCHEMAS:
+        raise BadRequest(f"{file}: no record of bench, eval or compare (the field `kind` is {str(kind)[:40]!r})")
+    schema = raw.get("schema")
+    if schema != SCHEMAS[kind]:
+        newer = isinstance(schema, int) and schema > SCHEMAS[kind]
+        advice = "; a newer oss-tools reads it" if newer else "; make the record again"
+        raise BadRequest(f"{file}: schema {str(schema)[:40]}, this program reads {SCHEMAS[kind]}{advice}")
+    return raw
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no figure")
+
+
+def checked(record: Comparison) -> Comparison:
+    """The record, if its figures can be what they claim to be. Raises BadRequest."""
+    if len(record.candidates) > MAX_MODELS:
+        raise BadRequest(f"{len(record.candidates)} candidates are too many; at most {MAX_MODELS}")
+    for number, candidate in enumerate(record.candidates):
+        _check_candidate(candidate, f"record.candidates[{number}]")
+    return record
+
+
+def _check_candidate(c: Candidate, where: str) -> None:
+    if not 0 < len(c.name) <= MAX_NAME:
+        raise BadRequest(f"{where}.name: 1 to {MAX_NAME} characters are wanted, not {len(c.name)}")
+    for name in ("size", "parameters", "bits_per_weight"):
+        if getattr(c, name) < 0:
+            raise BadRequest(f"{where}.{name}: {getattr(c, name)} is less than 0")
+    if c.weight_error and len(c.weight_error.cells) > MAX_CELLS:
+        raise BadRequest(f"{where}.weight_error.cells: {len(c.weight_error.cells)} are too many; at most {MAX_CELLS}")
+    if len(c.tasks) > MAX_TASKS:
+        raise BadRequest(f"{where}.tasks: {len(c.tasks)} are too many; at most {MAX_TASKS}")
+    for number, task in enumerate(c.tasks):
+        if not len(task.items) == len(task.item_ids) == task.n:
+            lengths = f"{len(task.items)} items and {len(task.item_ids)} hashes"
+            raise BadRequest(f"{where}.tasks[{number}]: {lengths} for n = {task.n}")
+    for name, figure in candidate_figures(c, "", ""):
+        low, high = figure.interval.bounds
+        if low > high:
+            raise BadRequest(f"{where}: the interval of {name} ends before it begins ({low:g} to {high:g})")
+
+
+# --- bench
+
+
+def _bench(record: Node) -> list[Model]:
+    """A row for each model and program."""
+    machine = _machine(record)
+    models = []
+    for entry in record["models"].each():
+        name, size = _name(entry["model"]), entry["bytes"].positive()
+        for program, contender in entry["contenders"].items():
+            figures = {"size": Figure(Interval(size)), **dict(_contender(contender, machine))}
+            models.append(Model(name if program == "oss-tools" else f"{name} ({program[:40]})", figures))
+    return models
+
+
+def _contender(contender: Node, machine: str) -> Iterator[tuple[str, Figure]]:
+    yield "load_seconds", Figure(Interval(contender["load_seconds"].number()), machine)
+    yield "peak_memory", Figure(Interval(contender["peak_bytes"].positive()))
+    seen: set[str] = set()
+    for result in contender["results"].each():
+        kind, case = result["kind"].text(), result["case"].text()
+        suffix = f"@{case}" if kind in seen else ""  # the first case of each kind stands for the model
+        seen.add(kind)
+        on = f"{machine}, {case}"
+        rate = result["tokens_per_second"].positive()
+        rates = _range(result.get("tokens_per_second_range"), rate)
+        if kind == "prompt":
+            yield f"prompt_tokens_per_second{suffix}", Figure(rates, on)
+            yield f"time_to_first_token{suffix}", Figure(Interval(result["time_to_first_token"].positive()), on)
+        else:
+            yield f"tokens_per_second{suffix}", Figure(rates, on)
+            yield f"time_per_token{suffix}", Figure(Interval(result["step_seconds_p50"].positive()), on)
+        if ratio := result.get("ratio"):
+            name = f"peer_ratio@{case}" if kind == "prompt" else f"peer_ratio{suffix}"
+            yield name, Figure(_range(ratio.get("range"), ratio["median"].positive()))
+
+
+def _range(pair: Node | None, value: float) -> Interval:
+    """The median of repeats lies between the least and the largest of n with probability 1 − 2^(1 − n): 94 % for five."""
+    bounds = [bound.number() for bound in pair.each()] if pair else []
+    if len(bounds) != 2 or not bounds[0] <= value <= bounds[1] or bounds[0] == bounds[1]:
+        return Interval(value)
+    return Interval(value, *bounds)
+
+
+def _machine(record: Node) -> str:
+    machine = record.get("machine")
+    cpu = machine.get("cpu") if machine else None
+    return cpu.text() if cpu else ""
+
+
+def _name(node: Node) -> str:
+    name = node.text()
+    if not 0 < len(name) <= MAX_NAME:
+        raise BadRequest(f"{node.where}: 1 to {MAX_NAME} characters are wanted, not {len(name)}")
+    return name
+
+
+# --- eval
+
+
+def _eval(record: Node) -> Model:
+    model = record["model"]
+    figures: dict[str, Figure] = {}
+    if size := model.get("nbytes"):
+        figures["size"] = Figure(Interval(size.positive()))
+    tasks = list(record["tasks"].items())
+    if len(tasks) > MAX_TASKS:
+        raise BadRequest(f"record.tasks: {len(tasks)} are too many; at most {MAX_TASKS}")
+    for name, task in tasks:
+        metric = task["metric"].text()
+        if score := task["scores"].get(metric):
+            better = score.get("higher_is_better")
+            figures[task_metric(name[:MAX_NAME], better is None or better.raw is not False)] = _task(task, score, metric)
+    if divergence := record.get("divergence"):
+        figures |= dict(_divergence(divergence))
+    return Model(_name(model["name"]), figures)
+
+
+def _task(task: Node, score: Node, metric: str) -> Figure:
+    value, low, high = score["score"].number(), score.get("low"), score.get("high")
+    interval = Interval(value, low.number(), high.number()) if low and high else Interval(value)
+    low_bound, high_bound = interval.bounds
+    if low_bound > high_bound:
+        raise BadRequest(f"{score.where}: the interval ends before it begins")
+    items: tuple[float, ...] = ()
+    ids: tuple[str, ...] = ()
+    rows = task["items"].get(metric)
+    if rows and isinstance(rows.raw, list) and all(isinstance(v, int | float) for v in rows.raw):
+        items = tuple(row.number() for row in rows.each())
+        ids = tuple(row.text() for row in task["items"]["sha256"].each())
+        if len(items) != len(ids):
+            raise BadRequest(f"{rows.where}: {len(items)} outcomes for {len(ids)} documents")
+    return Figure(interval, task["data_sha256"].text(), items, ids)
+
+
+def _divergence(node: Node) -> Iterator[tuple[str, Figure]]:
+    """From a base, over the texts of the suite."""
+    kld = node["kld"]
+    yield "kld.mean", Figure(_with_error(kld))
+    for name in ("median", "p90", "p95", "p99", "p99.9", "max"):
+        if figure := kld.get(name):
+            yield f"kld.{name.replace('99.9', '99_9')}", Figure(Interval(figure.number()))
+    yield "same_top", Figure(_with_error(node["same_top"]))
+
+
+def _with_error(node: Node) -> Interval:
+    mean, stderr = node["mean"].number(), node.get("stderr")
+    return Interval(mean, mean - 1.96 * stderr.number(), mean + 1.96 * stderr.number()) if stderr else Interval(mean)

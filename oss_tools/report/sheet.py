@@ -1,0 +1,413 @@
+"""The figures of records by model and metric: what tables, plots and gates read, whichever verb made the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from oss_tools.report.comparison import Candidate, Comparison, Divergence, Estimate, Fidelity, Ratio, TaskScore, Timing
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval; without bounds the figure is exact, or nothing is known of its spread."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval; the figure itself where there is none."""
+        return (self.value if self.low is None else self.low), (self.value if self.high is None else self.high)
+
+    @property
+    def known(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A model's figure.
+
+    Attributes:
+        interval: the figure with its bounds.
+        on: what it was measured on (a text's, a data set's hash; a machine); figures of different records are comparable
+            where this is equal.
+        items: outcomes by item, where the figure is their mean, and `ids`, whose they are.
+        difference, ratio: to the record's base, from paired measurements; None where there is no paired test.
+        noise: whether the difference to the base is no more than noise; None where nothing says so.
+        notes: lines that belong to it.
+    """
+
+    interval: Interval
+    on: str = ""
+    items: tuple[float, ...] = ()
+    ids: tuple[str, ...] = ()
+    difference: Interval | None = None
+    ratio: Interval | None = None
+    noise: bool | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        return self.interval.value
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and written.
+
+    Attributes:
+        title: of its column.
+        about: in a sentence.
+        lower: whether less is better; None if neither is.
+        unit: "bytes", "percent", "ms" (written; figures are in seconds), "count", "" (a number).
+        shown: whether tables have a column for it.
+    """
+
+    title: str
+    about: str
+    lower: bool | None = True
+    unit: str = ""
+    shown: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "size": Metric("size", "bytes of the checkpoint's files", unit="bytes"),
+    "bits_per_weight": Metric("bits", "bits per weight, over all tensors"),
+    "weight_error": Metric("weight err", "‖candidate − base‖ / ‖base‖ over all weights", unit="percent"),
+    "weight_error.worst": Metric(
+        "worst slice", "the largest relative error of a tensor or expert", unit="percent", shown=False
+    ),
+    "perplexity": Metric("ppl", "perplexity of the text"),
+    "perplexity_ratio": Metric("ppl ratio", "perplexity over the base's, paired by chunk", shown=False),
+    "kld.mean": Metric("KLD", "mean KL divergence from the base, nats per token"),
+    "kld.median": Metric("KLD 50 %", "median KL divergence", shown=False),
+    "kld.p90": Metric("KLD 90 %", "its 90th percentile", shown=False),
+    "kld.p95": Metric("KLD 95 %", "its 95th percentile", shown=False),
+    "kld.p99": Metric("KLD 99 %", "its 99th percentile"),
+    "kld.p99_9": Metric("KLD 99.9 %", "its 99.9th percentile", shown=False),
+    "kld.max": Metric("KLD max", "its maximum", shown=False),
+    "same_top": Metric("top-1", "share of positions whose likeliest token is the base's", False, "percent"),
+    "delta_p.mean": Metric("Δp mean", "mean change of the probability of the token that came", None, "percent", False),
+    "delta_p.rms": Metric("Δp RMS", "root mean square of that change", True, "percent", False),
+    "task": Metric("", "a task's score", False, "percent"),
+    "suite": Metric("", "mean score of a suite's tasks", False, "percent", False),
+    "time_to_first_token": Metric("first token", "milliseconds from the prompt to the first new token", unit="ms"),
+    "time_per_token": Metric("ms/token", "milliseconds of a step of generation", unit="ms"),
+    "tokens_per_second": Metric("tokens/s", "tokens generated per second", False),
+    "prompt_tokens_per_second": Metric("prompt/s", "tokens of the prompt read per second", False, shown=False),
+    "time_per_token_per_reference": Metric(
+        "per ref.", "time per token over the time of a reference kernel in the same round", shown=False
+    ),
+    "peer_ratio": Metric("of peer", "tokens per second over the peer's, in turns", False),
+    "load_seconds": Metric("load s", "seconds to load"),
+    "peak_memory": Metric("peak memory", "resident memory of a process that loads the model and answers", unit="bytes"),
+    "weight_memory": Metric("weights", "bytes of the weights in memory", unit="bytes", shown=False),
+    "findings": Metric("findings", "things wrong with the candidate that the figures show", unit="count", shown=False),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric is written: `task.NAME` and `suite.NAME` as tasks and suites, `NAME@TEXT` as NAME of another text."""
+    plain, _, text = name.partition("@")
+    family, _, rest = plain.partition(".")
+    if plain in METRICS and rest + text == "":
+        return METRICS[plain]
+    if family in ("task", "suite"):
+        return replace(METRICS[family], title=rest)
+    if family == "perplexity" and rest:
+        return replace(METRICS[family], title=f"ppl {rest}", about=f"perplexity, or the like, of {rest}")
+    found = METRICS.get(plain) or METRICS.get(family) or Metric(plain, plain, None)
+    title = f"{found.title} ({text})" if text else found.title
+    return replace(found, title=title, shown=found.shown and not text and plain in METRICS)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's row.
+
+    Attributes:
+        name: as shown; recipe: the format or recipe that made it, "" if unknown.
+        candidate: where the record is a comparison's.
+    """
+
+    name: str
+    figures: dict[str, Figure]
+    recipe: str = ""
+    is_base: bool = False
+    candidate: Candidate | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The figures of one comparison, or of the `bench` and `eval` records that were given together.
+
+    Attributes:
+        title: what was measured.
+        models: sorted by size, the largest first; those of unknown size last.
+        environment: sections of names and values.
+        comparison: the record, where it is one.
+    """
+
+    title: str
+    models: list[Model]
+    environment: dict[str, dict[str, Any]] = field(default_factory=dict)
+    comparison: Comparison | None = None
+
+    @property
+    def base(self) -> Model | None:
+        return next((model for model in self.models if model.is_base), None)
+
+    def metrics(self, shown_only: bool = False) -> list[str]:
+        """Names of the metrics that any model has, in the order of METRICS; tasks among themselves as the record has them."""
+        names = dict.fromkeys(name for model in self.models for name in model.figures)
+        order = {name: place for place, name in enumerate(METRICS)}
+        chosen = [name for name in names if not shown_only or metric_of(name).shown]
+        return sorted(chosen, key=lambda name: _place(name, order))
+
+    def model(self, name: str) -> Model | None:
+        return next((model for model in self.models if model.name == name), None)
+
+    def best(self, metric: str) -> float | None:
+        """The best value of a metric among the models; None where fewer than two have it, or no direction is better."""
+        lower = metric_of(metric).lower
+        values = [model.figures[metric].value for model in self.models if metric in model.figures]
+        if lower is None or len(values) < 2 or min(values) == max(values):
+            return None
+        return min(values) if lower else max(values)
+
+
+def _place(name: str, order: Mapping[str, int]) -> float:
+    plain = name.partition("@")[0]
+    return order.get(plain, order.get(plain.partition(".")[0], len(order))) + 0.5 * ("@" in name)
+
+
+def by_size(models: list[Model]) -> list[Model]:
+    """The largest first; ties by name."""
+    return sorted(models, key=lambda m: (-m.figures["size"].value if "size" in m.figures else 1.0, m.name))
+
+
+# --- of a comparison
+
+
+def sheet_of(comparison: Comparison) -> Sheet:
+    """The figures of a comparison's record."""
+    environment = comparison.environment
+    machine = str(environment.machine.get("cpu", ""))
+    models = [
+        Model(
+            c.name, dict(candidate_figures(c, machine, environment.reference_kernel)), c.recipe, c.name == comparison.base, c
+        )
+        for c in comparison.candidates
+    ]
+    sections = {
+        "run": {"created": environment.created, "seconds": round(environment.seconds, 1)},
+        "machine": environment.machine,
+        "settings": environment.settings,
+        "versions": environment.versions,
+    }
+    if environment.reference_kernel:
+        sections["run"]["reference kernel"] = environment.reference_kernel
+    return Sheet(f"{comparison.model}: {len(models)} quantizations", by_size(models), sections, comparison)
+
+
+def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple[str, Figure]]:
+    """A candidate's figures by metric; `machine` and `kernel` are what its times depend on."""
+    yield "size", _exact(c.size)
+    yield "bits_per_weight", _exact(c.bits_per_weight)
+    if c.weight_error:
+        yield "weight_error", _exact(c.weight_error.relative_error)
+        if c.weight_error.cells:
+            worst = max(c.weight_error.cells, key=lambda cell: cell.worst_slice)
+            yield "weight_error.worst", _exact(worst.worst_slice, worst.worst_tensor)
+    for place, fidelity in enumerate(c.fidelity):
+        yield from _fidelity(fidelity, f"@{fidelity.text}" if place else "")
+    yield from _tasks(c.tasks)
+    yield from _latency(c, machine, kernel)
+    if c.load_seconds:
+        yield "load_seconds", _timing(c.load_seconds, machine)
+    if c.peak_bytes is not None:
+        yield "peak_memory", _exact(c.peak_bytes)
+    if c.weight_bytes is not None:
+        yield "weight_memory", _exact(c.weight_bytes)
+    if c.weight_error or c.findings:
+        yield "findings", _exact(len(c.findings), *(f.message for f in c.findings))
+        for kind in sorted({"weights", "task", "fidelity", *(f.kind for f in c.findings)}):
+            messages = [f.message for f in c.findings if f.kind == kind]
+            yield f"findings.{kind}", _exact(len(messages), *messages)
+
+
+def _exact(value: float, *notes: str) -> Figure:
+    return Figure(Interval(float(value)), notes=notes)
+
+
+def _estimate(e: Estimate) -> Interval:
+    return Interval(e.value, e.low, e.high)
+
+
+def _ratio(ratio: Ratio | None) -> Interval | None:
+    return Interval(ratio.median, ratio.low, ratio.high) if ratio else None
+
+
+def _timing(timing: Timing, on: str, ratio: Ratio | None = None) -> Figure:
+    interval = Interval(timing.median, timing.low, timing.high)
+    return Figure(interval, on, ratio=_ratio(ratio), noise=ratio.noise if ratio else None)
+
+
+def _fidelity(f: Fidelity, suffix: str) -> Iterator[tuple[str, Figure]]:
+    ratio, noise = None, None
+    if f.log_perplexity_ratio:
+        log = f.log_perplexity_ratio
+        ratio = Interval(*(None if v is None else math.exp(min(v, 700.0)) for v in (log.value, log.low, log.high)))  # type: ignore[arg-type]
+        noise = None if log.low is None or log.high is None else log.low <= 0 <= log.high
+        yield f"perplexity_ratio{suffix}", Figure(ratio, f.sha256, noise=noise)
+    yield f"perplexity{suffix}", Figure(_estimate(f.perplexity), f.sha256, ratio=ratio, noise=noise)
+    if f.kld:
+        yield from _divergence(f.kld, f.sha256, suffix)
+    if f.same_top:
+        yield f"same_top{suffix}", Figure(_estimate(f.same_top), f.sha256)
+    if f.delta_p:
+        yield f"delta_p.mean{suffix}", Figure(_spread(f.delta_p.mean, f.delta_p.stderr), f.sha256)
+        yield f"delta_p.rms{suffix}", Figure(_spread(f.delta_p.rms, f.delta_p.rms_stderr), f.sha256)
+
+
+def _spread(value: float, stderr: float | None) -> Interval:
+    return Interval(value) if stderr is None else Interval(value, value - 1.96 * stderr, value + 1.96 * stderr)
+
+
+def _divergence(kld: Divergence, on: str, suffix: str) -> Iterator[tuple[str, Figure]]:
+    yield f"kld.mean{suffix}", Figure(Interval(kld.mean, kld.low, kld.high), on)
+    for name in ("median", "p90", "p95", "p99", "p99_9", "max"):
+        yield f"kld.{name}{suffix}", Figure(Interval(getattr(kld, name)), on)
+
+
+def _tasks(tasks: list[TaskScore]) -> Iterator[tuple[str, Figure]]:
+    suites: dict[str, list[Figure]] = {}
+    for task in tasks:
+        figure = _task(task)
+        yield task_metric(task.task, task.higher_is_better), figure
+        if task.suite and task.higher_is_better:
+            suites.setdefault(task.suite, []).append(figure)
+    for suite, figures in suites.items():
+        yield f"suite.{suite}", mean_figure(figures)
+
+
+def task_metric(task: str, higher_is_better: bool) -> str:
+    """The metric of a task's score: a share, or (less is better) a perplexity or the like."""
+    return f"task.{task}" if higher_is_better else f"perplexity.{task}"
+
+
+def _task(task: TaskScore) -> Figure:
+    d = task.difference
+    return Figure(
+        _estimate(task.score),
+        task.data_sha256,
+        tuple(task.items),
+        tuple(task.item_ids),
+        difference=Interval(d.value, d.low, d.high) if d else None,
+        noise=None if d is None else not d.significant,
+    )
+
+
+def mean_figure(figures: list[Figure]) -> Figure:
+    """The mean of independent figures; its interval from theirs, as far as each has one."""
+    if len(figures) == 1:
+        return figures[0]
+    differences = [f.difference for f in figures if f.difference]
+    return Figure(
+        _mean([f.interval for f in figures]),
+        "+".join(f.on for f in figures),
+        difference=_mean(differences) if len(differences) == len(figures) else None,
+    )
+
+
+def _mean(intervals: list[Interval]) -> Interval:
+    n = len(intervals)
+    value = math.fsum(i.value for i in intervals) / n
+    if not all(i.known for i in intervals):
+        return Interval(value)
+    below = math.sqrt(math.fsum((i.value - i.bounds[0]) ** 2 for i in intervals)) / n
+    above = math.sqrt(math.fsum((i.bounds[1] - i.value) ** 2 for i in intervals)) / n
+    return Interval(value, value - below, value + above)
+
+
+def _latency(c: Candidate, machine: str, kernel: str) -> Iterator[tuple[str, Figure]]:
+    if not c.latency:
+        return
+    t = c.latency
+    on = f"{machine}, {t.prompt_tokens} + {t.generated_tokens} tokens"
+    per_token = t.ratio_time_per_token
+    yield "time_to_first_token", _timing(t.time_to_first_token, on, t.ratio_time_to_first_token)
+    yield "time_per_token", _timing(t.time_per_token, on, per_token)
+    yield "tokens_per_second", replace(_timing(t.tokens_per_second, on, per_token), ratio=_inverse(_ratio(per_token)))
+    yield "prompt_tokens_per_second", _timing(t.prompt_tokens_per_second, on)
+    if t.per_reference:
+        on = f"{kernel}, {t.prompt_tokens} + {t.generated_tokens} tokens"
+        yield "time_per_token_per_reference", _timing(t.per_reference, on)
+
+
+def _inverse(ratio: Interval | None) -> Interval | None:
+    if ratio is None or ratio.value <= 0 or min(ratio.bounds) <= 0:
+        return None
+    return Interval(1 / ratio.value, *(None if v is None else 1 / v for v in (ratio.high, ratio.low)))
+
+
+# --- how figures are written
+
+
+def formatted(name: str, value: float) -> str:
+    """A metric's value as tables have it: three or four digits, in the unit of the column's title."""
+    return _WRITERS[metric_of(name).unit](value)
+
+
+def formatted_interval(name: str, interval: Interval) -> str:
+    """The value, and its interval in parentheses where there is one."""
+    text = formatted(name, interval.value)
+    if not interval.known:
+        return text
+    low, high = (formatted(name, bound) for bound in interval.bounds)
+    return f"{text} (95 %: {low} to {high})"
+
+
+def format_bytes(nbytes: float) -> str:
+    """Bytes in decimal units with three digits: 13.8 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 999.5:
+            return f"{nbytes:.0f} {unit}" if unit == "B" or abs(nbytes) >= 99.95 else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.4g} TB"
+
+
+def format_number(value: float) -> str:
+    """Three digits, without an exponent where that stays short."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "?"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6 or size < 1e-4:
+        text = f"{value:.2e}"
+    elif size >= 1000:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}"
+    return text.replace("-", "−") if text.startswith("-") else text
+
+
+def _percent(value: float) -> str:
+    size = abs(100 * value)
+    digits = 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{100 * value:.{digits}f} %".replace("-", "−") if value else "0 %"
+
+
+_WRITERS: dict[str, Callable[[float], str]] = {
+    "": format_number,
+    "bytes": format_bytes,
+    "percent": _percent,
+    "ms": lambda value: format_number(1000 * value),
+    "count": lambda value: f"{value:.0f}",
+}

@@ -1,0 +1,104 @@
+"""Sheets as tables for a terminal: sorted by size, the best of each column and what is only noise marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oss_tools.report.sheet import Model, Sheet, formatted, metric_of
+
+BEST, NOISE = "*", "~"
+
+
+def cell(sheet: Sheet, model: Model, metric: str) -> str:
+    """A figure as it is written, without marks; "" where there is none."""
+    return formatted(metric, model.figures[metric].value) if metric in model.figures else ""
+
+
+def is_best(sheet: Sheet, model: Model, metric: str) -> bool:
+    """Whether a figure is the best of its column, or is written as the best is."""
+    best = sheet.best(metric)
+    return best is not None and metric in model.figures and cell(sheet, model, metric) == formatted(metric, best)
+
+
+def is_noise(model: Model, metric: str) -> bool:
+    """Whether a figure's difference to the base is no more than noise."""
+    return metric in model.figures and model.figures[metric].noise is True
+
+
+def columns(sheet: Sheet) -> list[str]:
+    """The metrics that tables have columns for."""
+    return sheet.metrics(shown_only=True)
+
+
+def names(model: Model) -> str:
+    return f"{visible(model.name)} (base)" if model.is_base else visible(model.name)
+
+
+def visible(text: str) -> str:
+    """The text on one line, control characters (of a hostile record) shown as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def legend(sheet: Sheet, best: str = BEST, noise: str = NOISE) -> str:
+    """What the marks mean; only of marks that are there."""
+    cells = [(model, metric) for model in sheet.models for metric in columns(sheet)]
+    parts = []
+    if any(is_best(sheet, model, metric) for model, metric in cells):
+        parts.append(f"{best} best of its column")
+    if any(is_noise(model, metric) for model, metric in cells):
+        base = names(sheet.base) if sheet.base else "the base"
+        parts.append(f"{noise} no evidence of a difference from {base} (95 %; scores corrected for the number of tests)")
+    return "; ".join(parts)
+
+
+def blocks(sheet: Sheet, width: int) -> list[list[str]]:
+    """The metrics in groups whose tables are no wider than `width` characters, names included."""
+    first = max([len("model"), *(len(names(model)) for model in sheet.models)])
+    groups: list[list[str]] = []
+    used = width
+    for metric in columns(sheet):
+        size = (
+            max([len(visible(metric_of(metric).title)), *(len(_marked(sheet, model, metric)) for model in sheet.models)]) + 2
+        )
+        if used + size > width or not groups:
+            groups.append([])
+            used = first
+        groups[-1].append(metric)
+        used += size
+    return groups
+
+
+def _marked(sheet: Sheet, model: Model, metric: str) -> str:
+    """A cell behind its marks."""
+    marks = (NOISE if is_noise(model, metric) else "") + (BEST if is_best(sheet, model, metric) else "")
+    return marks + cell(sheet, model, metric)
+
+
+def rows(sheet: Sheet, metrics: Sequence[str]) -> list[list[str]]:
+    return [[names(model), *(_marked(sheet, model, metric) for metric in metrics)] for model in sheet.models]
+
+
+def text(sheet: Sheet, width: int = 120) -> str:
+    """The sheet as text: a title, tables of at most `width` columns below each other, the legend, findings."""
+    from tabulate import tabulate
+
+    parts = [visible(sheet.title)]
+    for metrics in blocks(sheet, width):
+        headers = ["model", *(visible(metric_of(metric).title) for metric in metrics)]
+        align = ["left", *["right"] * len(metrics)]
+        parts.append(tabulate(rows(sheet, metrics), headers, colalign=align, disable_numparse=True))
+    if line := legend(sheet):
+        parts.append(line)
+    if lines := findings(sheet):
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def findings(sheet: Sheet) -> list[str]:
+    """What is wrong with which candidate, a line each."""
+    return [
+        f"! {visible(model.name)}: {visible(finding.message)}"
+        for model in sheet.models
+        if model.candidate
+        for finding in model.candidate.findings
+    ]
