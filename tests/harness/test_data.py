@@ -30,7 +30,9 @@ def test_documents_keep_the_types_of_their_fields() -> None:
 
 
 def test_the_users_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "from_hub", lambda hub, config, split, message: data.Documents([{"from": hub, "split": split}]))
+    monkeypatch.setattr(
+        data, "from_hub", lambda hub, config, split, message: data.Documents([{"from": hub, "split": split}])
+    )
     where = {"hub": "org/set", "config": "main", "rename": {"train": "dev"}}
     source = str(tmp_path / "mine.yaml")
     assert data.splits(config_source=source, **where)["test"] == [{"from": "org/set", "split": "test"}]

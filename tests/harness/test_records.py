@@ -51,7 +51,14 @@ def test_perplexity_is_of_all_units_and_its_error_of_documents() -> None:
 
 def sample(number: int, metrics: dict[str, Any], kind: str, filter_name: str = "none") -> dict[str, Any]:
     doc = {"kind": kind, "q": number}
-    return {"doc_id": number, "doc": doc, "doc_hash": f"{number:064x}", "filter": filter_name, "metrics": list(metrics), **metrics}
+    return {
+        "doc_id": number,
+        "doc": doc,
+        "doc_hash": f"{number:064x}",
+        "filter": filter_name,
+        "metrics": list(metrics),
+        **metrics,
+    }
 
 
 def mean(values: list[float]) -> float:

@@ -39,7 +39,8 @@ def test_no_question_was_trained_on(suite: str) -> None:
     assert len(docs) == making.COUNT
     keys = {doc["key"] for doc in docs}
     assert len(keys) == len(docs)
-    assert {split_of(key) for key in keys} == {"test"}
+    if suite != "tool_use":  # there every noun and every value is held out, not only their combination
+        assert {split_of(key) for key in keys} == {"test"}
     trained = drawn(suite, "train", 4000)
     assert not keys & {item.key for item in trained}
     questions = {item.conversation.messages[0].content for item in trained}
