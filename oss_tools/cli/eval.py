@@ -4,11 +4,16 @@ Tasks are lm-eval's, run on this program's engine. The tier `smoke` needs no net
 tier `full` has the public sets, from the Hugging Face hub or from --data DIR, as DIR/TASK/SPLIT.jsonl with the fields of the
 original. --task names single tasks, ours (--list) or lm-eval's own. With --output, answers are kept as they come, and --resume
 goes on where a run was broken off. Intervals are of 95 %.
+
+HealthBench is graded by another model: --grader-url and --grader-model name it. Its grades are kept in --output and never asked
+for twice. --dry-run shows what a run would ask, and what grading it would cost in calls and tokens.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +25,7 @@ from oss_tools.cli._output import counted, print_facts, print_json, print_table,
 
 if TYPE_CHECKING:
     from oss_tools.engine.engine import Engine
+    from oss_tools.harness.grader import Grader
     from oss_tools.harness.suites import SuiteTask
 
 EXAMPLES = """
@@ -27,6 +33,7 @@ oss-tools eval tiny
 oss-tools eval gpt-oss-20b/ --suite math,health --tier full --limit 100 --reasoning high --output runs/20b
 oss-tools eval model-q4.gguf --suite text --base model-bf16/ --text notes.txt
 oss-tools eval model.gguf --task hellaswag --num-fewshot 5
+oss-tools eval gpt-oss-20b/ --task healthbench_hard --grader-url https://api.openai.com/v1 --grader-model gpt-4.1 --dry-run
 oss-tools eval --list
 """
 SUITES = "math,health,tool_use,text"
@@ -98,6 +105,24 @@ def run(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers in --output.")] = False,
+    grader_url: Annotated[
+        str | None,
+        typer.Option("--grader-url", help="An OpenAI-compatible API, as in http://localhost:8000/v1.", show_default=False),
+    ] = None,
+    grader_model: Annotated[
+        str | None, typer.Option("--grader-model", help="The model there that grades.", show_default=False)
+    ] = None,
+    grader_key: Annotated[
+        str | None,
+        typer.Option(
+            "--grader-key",
+            metavar="VARIABLE",
+            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            show_default=False,
+        ),
+    ] = None,
+    grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what grading costs.")] = False,
     threads: Threads = 0,
     context: Context = None,
     backend: BackendName = "numba",
@@ -115,6 +140,8 @@ def run(
         raise typer.BadParameter("needed, unless --list is given", param_hint="MODEL")
     if reasoning not in (None, "low", "medium", "high"):
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
+    if (grader_url is None) != (grader_model is None):
+        raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
     from oss_tools.harness.suites import chosen_tasks
@@ -124,12 +151,23 @@ def run(
     require_lm_eval()
     wanted = suite if suite is not None else "" if task or text else SUITES
     listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []
+    graders = grading(grader_url, grader_model, grader_key, grader_jobs, output, quiet)
+    if grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
+        remark(f"{', '.join(left_out)}: left out, as they are graded by a model: --grader-url and --grader-model name it")
+        listed = [entry for entry in listed if not entry.needs_grader]
+    names = [*(entry.task for entry in listed), *(task or [])]
+    if dry_run:
+        with graders:
+            show_plan(names, text or [], data, limit, quiet, as_json)
+        return
     from oss_tools.harness.run import Settings, write_record
 
     settings = Settings(limit, seed, num_fewshot, reasoning, chat, batch, max_tokens)  # type: ignore[arg-type]
     engine_options = {"backend": backend, "threads": threads, "context": context, "activations": activations, "quiet": quiet}
-    with loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
+    with graders as grader, loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
         record = evaluated(engine, model, listed, task or [], text or [], data, settings, output, resume, quiet)
+        if grader is not None:
+            record["grader"] = {"model": grader_model, **grader.tally.to_json()}
         if base is not None:
             with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
                 record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
@@ -139,6 +177,49 @@ def run(
         print_json(record)
     else:
         print_record(record)
+
+
+@contextmanager
+def grading(
+    url: str | None, model: str | None, key: str | None, jobs: int, output: Path | None, quiet: bool
+) -> Iterator[Grader | None]:
+    """Within it, tasks find the grader that is named, if one is. Grades are kept in OUTPUT/grades.jsonl."""
+    if url is None or model is None:
+        yield None
+        return
+    from oss_tools.harness.grader import GradeCache, Grader, GraderSettings, grading_with
+
+    settings = GraderSettings(url, model, key_variable=key, concurrency=jobs)
+    cache = GradeCache(None if output is None else output / "grades.jsonl")
+    with (
+        counted(quiet=quiet) as report,
+        Grader(
+            settings,
+            cache,
+            report=lambda done, total: report("grades", done, total),
+            say=(lambda line: None) if quiet else remark,
+        ) as grader,
+        grading_with(grader),
+    ):
+        yield grader
+
+
+def show_plan(names: list[str], texts: list[Path], data: Path | None, limit: int | None, quiet: bool, as_json: bool) -> None:
+    """What a run would ask, as a table or as JSON."""
+    from dataclasses import asdict
+
+    from oss_tools.harness.plan import planned
+
+    rows = planned(names, data, texts, limit, (lambda line: None) if quiet else remark)
+    if as_json:
+        print_json({"tasks": [asdict(row) for row in rows]})
+        return
+    cells = [
+        (row.task, f"{row.questions:,}", f"{row.requests:,}", *(f"{n:,}" if row.grader_calls else "" for n in row.grading()))
+        for row in rows
+    ]
+    header = ("task", "questions", "requests", "calls of the grader", "tokens to read, about", "tokens to write, about")
+    print_table(cells, header, right=(1, 2, 3, 4, 5))
 
 
 def described(model: Path) -> dict[str, Any]:
@@ -264,6 +345,14 @@ def _print_divergence(found: dict[str, Any]) -> None:
     print_facts(facts)
 
 
+def _grading(tally: dict[str, Any] | None) -> str | None:
+    if tally is None:
+        return None
+    asked = f"{tally['graded']:,} grades, {tally['kept']:,} kept from before, {tally['ungraded']:,} that it did not give"
+    trouble = f"{tally['retries']:,} retries, {tally['malformed']:,} malformed"
+    return f"{tally['model']}: {asked}; {trouble}; {tally['prompt_tokens']:,} tokens read, {tally['tokens']:,} written"
+
+
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
     usage = [task["usage"] for task in record["tasks"].values()]
     total = {
@@ -280,6 +369,7 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
         "no final answer": f"{total['no_final']} of {total['answers']}" if total["answers"] else None,
         "problems": ", ".join(f"{kind} {count}" for kind, count in sorted(problems.items())),
         "tokens": f"{total['prompt_tokens']:,} read, {total['tokens']:,} generated",
+        "grader": _grading(record.get("grader")),
         "shared prefixes": None if shared is None else f"saved {100 * shared:.0f} % of the positions",
         "time": f"{record['seconds']:.0f} s",
     }

@@ -10,7 +10,6 @@ deviation of 1,000 bootstrap samples.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ FILES = {
     "healthbench_hard": "hard_2025-05-08-21-00-10.jsonl",
     "healthbench_consensus": "consensus_2025-05-09-20-00-46.jsonl",
 }
+AXES = ("accuracy", "completeness", "communication_quality", "context_awareness", "instruction_following")
 BOOTSTRAP_SAMPLES = 1000
 ANSWER_TOKENS = 600  # of an answer that is not yet there, and
 GRADE_TOKENS = 120  # of a grade, in estimates
@@ -106,7 +106,8 @@ def _checked(doc: dict[str, Any], file: Path) -> dict[str, Any]:
             raise ValueError("wants messages, and criteria with points, some of them positive")
     except (KeyError, TypeError, ValueError) as error:
         raise BadSource(f"{file}: example {doc.get('prompt_id')} has not HealthBench's fields: {error}") from None
-    return {**doc, "conversation": {"messages": messages}}
+    themes = [tag for tag in doc.get("example_tags") or () if isinstance(tag, str) and tag.startswith("theme:")]
+    return {**doc, "kind": themes[0] if themes else "no theme", "conversation": {"messages": messages}}
 
 
 def last_message(doc: Mapping[str, Any]) -> str:
@@ -175,20 +176,32 @@ def example_score(rubrics: Sequence[Mapping[str, Any]], met: Sequence[bool]) -> 
 
 
 def score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """`score`, and `ungraded`: whether the grader left a criterion ungraded. Such an example has no score.
+    """`score`, that of each axis by its name, and `ungraded`: whether the grader left a criterion ungraded. Such an example has
+    no score.
 
     An answer that is not there (a model that never came to its final channel) scores 0.
     """
     answer = results[0]
     if not answer.strip():
-        return {"score": 0.0, "ungraded": 0.0}
+        return {"score": 0.0, "ungraded": 0.0, **_axis_scores(doc, [False] * len(doc["rubrics"]))}
     grades = answer.grades if isinstance(answer, Graded) else ()
     met = [grade.criteria_met for grade in grades if grade is not None]
     if len(met) != len(doc["rubrics"]):
         return {"ungraded": 1.0}
     value = example_score(doc["rubrics"], met)
     assert value is not None
-    return {"score": value, "ungraded": 0.0}
+    return {"score": value, "ungraded": 0.0, **_axis_scores(doc, met)}
+
+
+def _axis_scores(doc: Mapping[str, Any], met: Sequence[bool]) -> dict[str, float]:
+    """The score of the criteria of each axis, where it has any with positive points."""
+    found = {}
+    for axis in AXES:
+        chosen = [i for i, rubric in enumerate(doc["rubrics"]) if f"axis:{axis}" in rubric.get("tags", ())]
+        value = example_score([doc["rubrics"][i] for i in chosen], [met[i] for i in chosen])
+        if value is not None:
+            found[axis] = value
+    return found
 
 
 def clipped_mean(values: Sequence[float]) -> float:
@@ -202,35 +215,6 @@ def bootstrap_error(values: Sequence[float], seed: int = 0) -> float:
         return 0.0
     draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))
     return float(np.std(np.clip(np.asarray(values, float)[draws].mean(axis=1), 0, 1)))
-
-
-@dataclass(frozen=True)
-class TagScore:
-    """The score of the examples, or of the criteria, that have a tag."""
-
-    score: float
-    error: float
-    n: int
-
-
-def tag_scores(docs: Sequence[Mapping[str, Any]], answers: Sequence[Graded]) -> dict[str, TagScore]:
-    """Scores by tag: for an example's tags (themes) its whole score, for a criterion's tags (axes) that of its criteria alone."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for doc, answer in zip(docs, answers, strict=True):
-        met = [grade.criteria_met for grade in answer.grades if grade is not None]
-        if not answer.strip():
-            met = [False] * len(doc["rubrics"])
-        if len(met) != len(doc["rubrics"]):
-            continue
-        groups: dict[str, list[int]] = {tag: list(range(len(met))) for tag in doc.get("example_tags", ())}
-        for number, rubric in enumerate(doc["rubrics"]):
-            for tag in rubric.get("tags", ()):
-                groups.setdefault(tag, []).append(number)
-        for tag, numbers in groups.items():
-            value = example_score([doc["rubrics"][i] for i in numbers], [met[i] for i in numbers])
-            if value is not None:
-                found[tag].append(value)
-    return {tag: TagScore(clipped_mean(v), bootstrap_error(v), len(v)) for tag, v in sorted(found.items())}
 
 
 # ---- cost -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class SuiteTask:
         licence: of the data, as SPDX has it, or in words.
         source: where the data come from.
         about: what is asked, in a line.
+        needs_grader: another model grades the answers.
     """
 
     task: str
@@ -31,6 +32,7 @@ class SuiteTask:
     licence: str
     source: str
     about: str
+    needs_grader: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from oss_tools.harness.healthbench import (
     grade_answers,
     grader_prompts,
     score,
-    tag_scores,
 )
 
 SETTINGS = GraderSettings("http://127.0.0.1:9/v1", "grader-1", timeout=1.0, concurrency=4)
@@ -86,24 +85,21 @@ def test_bootstrap_error_is_that_of_the_mean() -> None:
     assert bootstrap_error([-3.0, -2.0]) == 0.0, "every sample's mean is clipped to 0"
 
 
-def test_tags() -> None:
+def test_axes() -> None:
+    """The criteria of each axis have a score of their own, if any of them has positive points."""
     with serving(ScriptedGrader()) as server:
         answers, _ = grade_all(server)
-    found = tag_scores(EXAMPLES, answers)
-    assert found["theme:hedging"].score == pytest.approx((0.5 + 0.25) / 2)
-    assert found["theme:communication"].score == 0.0
-    assert found["axis:accuracy"].score == pytest.approx((1.0 + 0.25 + 1.0) / 3)
-    assert found["axis:completeness"].score == pytest.approx((0.0 + 0.0 + 1.0) / 3)
-    assert {tag: value.n for tag, value in found.items()} == {
-        "theme:hedging": 2, "theme:communication": 2, "axis:accuracy": 3, "axis:completeness": 3,
-    }  # fmt: skip
+    found = [score(doc, [answer]) for doc, answer in zip(EXAMPLES, answers, strict=True)]
+    assert [row.get("accuracy") for row in found] == [1.0, 0.25, None, 1.0]
+    assert [row.get("completeness") for row in found] == [0.0, None, 0.0, 1.0]
+    assert not any("context_awareness" in row for row in found)
 
 
 def test_an_answer_that_is_not_there_scores_nothing_and_costs_nothing() -> None:
     with serving(ScriptedGrader()) as server, Grader(replace(SETTINGS, url=server.url)) as grader:
         empty = Answer("", Details(problems=("no_final",)))
         (answer,) = grade_answers([empty], EXAMPLES[:1], grader)
-    assert score(EXAMPLES[0], [answer]) == {"score": 0.0, "ungraded": 0.0}
+    assert score(EXAMPLES[0], [answer]) == {"score": 0.0, "ungraded": 0.0, "accuracy": 0.0, "completeness": 0.0}
     assert answer.details.problems == ("no_final",)
     assert not server.requests
 
@@ -192,7 +188,6 @@ def test_malformed_grades_are_asked_for_again_and_then_counted_apart() -> None:
     assert (grader.tally.ungraded, grader.tally.malformed, grader.tally.graded) == (1, 3 + 4, 8)
     again = [body["temperature"] for body in server.requests if "says stop" in body["messages"][0]["content"]]
     assert again == [0.0, 1.0, 1.0, 1.0]
-    assert "example-1" not in str(tag_scores(EXAMPLES, answers))
 
 
 @pytest.mark.parametrize("refuses", [("max_tokens",), ("temperature",), ("max_tokens", "temperature")])
@@ -333,8 +328,8 @@ def test_going_on_after_a_kill(tmp_path: Path) -> None:
         results = json.loads(done.stdout.strip().splitlines()[-1])
     assert len(server.requests) - first == 120 - kept == results["graded"]
     assert results["kept"] == kept
-    assert results["score,graded"] == pytest.approx(0.5)
-    assert results["ungraded,graded"] == 0.0
+    assert results["score,none"] == pytest.approx(0.5)
+    assert results["ungraded,none"] == 0.0
     assert len(GradeCache(cache)) == 120
 
 
@@ -356,13 +351,14 @@ def test_tasks_in_lm_eval(task: str, tmp_path: Path) -> None:
     with serving(scripted) as server, grading_with(Grader(replace(SETTINGS, url=server.url))) as grader, grader:
         tasks = load_tasks([task], tmp_path)
         found = evaluate(Scripted(lambda doc: next(answers)), tasks, bootstrap_iters=0, log_samples=True)
-    assert found["results"][task]["score,graded"] == 0.0
-    assert found["results"][task]["ungraded,graded"] == 0.25
+    assert found["results"][task]["score,none"] == 0.0
+    assert found["results"][task]["ungraded,none"] == 0.25
     record = task_record(tasks["tasks"][task], found["samples"][task], found["results"][task])
-    row = record["scores"]["score,graded"]
+    row = record["scores"]["score"]
     assert (row["score"], row["n"]) == (0.0, 3)
     assert row["stderr"] > 0
-    assert record["items"]["score,graded"] == [None, 0.25, -1.5, 1]
+    assert record["items"]["score"] == [None, 0.25, -1.5, 1]
+    assert record["by_kind"]["theme:communication"]["score"] == {"score": -0.25, "n": 2}
 
 
 def test_the_published_files_name_serves_too(tmp_path: Path) -> None:
