@@ -105,13 +105,13 @@ def compare_engines(
 def _compare_chunk(base: Engine, other: Engine, tokens: list[int]) -> Positions:
     first = len(tokens) // 2
     parts, at = [], first
-    for p, q in _in_step(base.each_logits(tokens[:-1], first), other.each_logits(tokens[:-1], first)):
+    for p, q in in_step(base.each_logits(tokens[:-1], first), other.each_logits(tokens[:-1], first)):
         parts.append(measure_rows(p, q, np.array(tokens[at + 1 : at + 1 + len(p)])))
         at += len(p)
     return joined(parts)
 
 
-def _in_step(one: Iterator[np.ndarray], two: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def in_step(one: Iterator[np.ndarray], two: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of both, as many at a time as both have ready."""
     p = q = np.empty((0, 0))
     while True:

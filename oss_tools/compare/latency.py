@@ -1,0 +1,148 @@
+"""Times of several checkpoints that take turns, each in a process of its own; load time and peak memory come from there too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oss_tools.compare.statistics import paired_ratio, timing
+from oss_tools.engine.memory import available_memory
+from oss_tools.measure.worker import Child
+from oss_tools.report.comparison import Latency
+
+REFERENCE = "tanh(a · b + c) over 4,096 float32 values by NumPy, 500 times, on one thread"
+PROCESS_BYTES = 300 << 20  # of a process beside its weights
+TURNS_APART = 3  # loads of each model where not all fit into memory at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is timed.
+
+    Attributes:
+        prompt, generate: tokens of each round.
+        repeat: rounds, after one that is not timed.
+        threads, backend, activations: as for the engine.
+    """
+
+    prompt: int = 128
+    generate: int = 64
+    repeat: int = 12
+    threads: int = 0
+    backend: str = "numba"
+    activations: str = "int8"
+
+
+def reference_seconds() -> float:
+    """The time of a fixed piece of work, which says how fast the machine was at that moment."""
+    a = np.linspace(-1, 1, 4096, dtype=np.float32)
+    began = time.perf_counter()
+    for _ in range(500):
+        a = np.tanh(a * np.float32(1.25) + np.float32(0.01))
+    return time.perf_counter() - began
+
+
+def contest(
+    models: Sequence[tuple[str, Path, int]],
+    settings: Settings,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """Times of every model, round by round: A B C A B C …, so that what slows the machine for a while slows all of them.
+
+    Args:
+        models: (name, path, bytes).
+
+    Returns by name: `first` and `step` (seconds by round), `reference` (of the same round), `load_seconds`, `peak_bytes`,
+    `weight_bytes`. Raises ContenderFailed.
+    """
+    together = sum(size * 1.3 + PROCESS_BYTES for _, _, size in models) < 0.8 * available_memory()
+    if together:
+        return _contest(models, settings, settings.repeat, progress)
+    found: dict[str, dict[str, Any]] = {}
+    rounds = -(-settings.repeat // TURNS_APART)
+    for turn in range(TURNS_APART):
+        for number, model in enumerate(models):
+            part = _contest([model], settings, rounds, lambda *_: None)[model[0]]
+            _join(found.setdefault(model[0], part), part, new=turn > 0)
+            progress(turn * len(models) + number + 1, TURNS_APART * len(models))
+    return found
+
+
+def _join(into: dict[str, Any], part: dict[str, Any], new: bool) -> None:
+    if new:
+        for name in ("first", "step", "reference", "load_seconds"):
+            into[name] = into[name] + part[name]
+        into["peak_bytes"] = max(into["peak_bytes"], part["peak_bytes"])
+
+
+def _contest(
+    models: Sequence[tuple[str, Path, int]], settings: Settings, rounds: int, progress: Callable[[int, int], None]
+) -> dict[str, dict[str, Any]]:
+    children: dict[str, Child] = {}
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for name, path, _ in models:
+            children[name] = child = _start(path, settings)
+            found[name] = {"first": [], "step": [], "reference": [], "load_seconds": [child.ready["load_seconds"]]}
+            weights = child.ready["facts"].get("weight_bytes")
+            found[name]["weight_bytes"] = sum(weights.values()) if isinstance(weights, dict) else weights
+            _time(child, settings)
+        reference_seconds()
+        for number in range(rounds):
+            reference = reference_seconds()
+            for name, child in children.items():
+                first, step = _time(child, settings)
+                for key, value in (("first", first), ("step", step), ("reference", reference)):
+                    found[name][key].append(value)
+            progress(number + 1, rounds)
+        for name, child in children.items():
+            child.close()
+            found[name]["peak_bytes"] = child.peak_bytes
+    except BaseException as error:
+        for child in children.values():
+            child.__exit__(type(error))
+        raise
+    return found
+
+
+def _start(path: Path, s: Settings) -> Child:
+    context = s.prompt + s.generate
+    return Child(
+        "oss-tools",
+        model=str(path),
+        threads=s.threads,
+        context=context,
+        batch=1,
+        backend=s.backend,
+        activations=s.activations,
+    )
+
+
+def _time(child: Child, s: Settings) -> tuple[float, float]:
+    """(seconds to the first token behind a prompt, mean seconds of each further one)."""
+    vocabulary = child.ready["facts"]["vocabulary"]
+    prompt, generated = ([(7919 * i + 13) % min(vocabulary, 20000) for i in range(n)] for n in (s.prompt, s.generate))
+    first = child.ask("prompt", tokens=prompt, depth=0)
+    steps = child.ask("generate", tokens=generated, depth=s.prompt, batch=1)
+    return float(first), float(np.mean(steps))
+
+
+def latency(found: dict[str, Any], base: dict[str, Any] | None, settings: Settings) -> Latency:
+    """The figures of a model's rounds; `base`: the base's in the same rounds, None for the base itself."""
+    first, step = found["first"], found["step"]
+    return Latency(
+        settings.prompt,
+        settings.generate,
+        timing(first),
+        timing(step),
+        timing([1 / s for s in step]),
+        timing([settings.prompt / s for s in first]),
+        timing([s / r for s, r in zip(step, found["reference"], strict=True)]),
+        paired_ratio(base["first"], first) if base else None,
+        paired_ratio(base["step"], step) if base else None,
+    )

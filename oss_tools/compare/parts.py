@@ -1,0 +1,69 @@
+"""Finished parts of a comparison, kept by what they depend on: bytes of the models and settings, never names or dates."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oss_tools import __version__
+
+SCHEMA = 1
+
+
+class Parts:
+    """A folder of finished parts, one JSON file each: {"about": …, "seconds": …, "result": …}.
+
+    Attributes:
+        seconds: of work that the parts asked for so far took, whenever it was done.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.seconds = 0.0
+
+    def key(self, kind: str, about: Mapping[str, Any]) -> str:
+        """A part's name: its kind, and the hash of all that its result depends on."""
+        whole = json.dumps({"schema": SCHEMA, "program": __version__, **about}, sort_keys=True, ensure_ascii=False)
+        return f"{kind}-{hashlib.sha256(whole.encode()).hexdigest()[:24]}"
+
+    def has(self, kind: str, about: Mapping[str, Any]) -> bool:
+        return self._read(self.key(kind, about)) is not None
+
+    def get(self, kind: str, about: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """The result, as JSON has it, found or made."""
+        key = self.key(kind, about)
+        part = self._read(key)
+        if part is None:
+            began = time.perf_counter()
+            result = make()
+            part = self.put(kind, about, result, time.perf_counter() - began)
+        self.seconds += part["seconds"]
+        return part["result"]
+
+    def put(self, kind: str, about: Mapping[str, Any], result: Any, seconds: float) -> Any:
+        """Keeps a result; the part as it will be found."""
+        file = self.folder / f"{self.key(kind, about)}.json"
+        text = json.dumps({"about": dict(about), "seconds": seconds, "result": result}, ensure_ascii=False, allow_nan=False)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(file)
+        return json.loads(text)
+
+    def drop(self, kind: str, about: Mapping[str, Any]) -> None:
+        """Forgets a part whose result is gone."""
+        (self.folder / f"{self.key(kind, about)}.json").unlink(missing_ok=True)
+
+    def _read(self, key: str) -> Any | None:
+        """A part; None where it is missing or damaged (it is then made again)."""
+        try:
+            part = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        whole = isinstance(part, dict) and {"seconds", "result"} <= set(part)
+        return part if whole else None

@@ -1,0 +1,186 @@
+"""Predictions of a candidate and the base over the same texts, chunk by chunk: exact, without a file of logits.
+
+Where the base's logits are few they are computed once, held in memory for all candidates; else both models run side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from oss_tools.compare.statistics import estimate
+from oss_tools.engine.engine import Engine
+from oss_tools.errors import BadRequest
+from oss_tools.harness.data import read_jsonl
+from oss_tools.harness.prompts import ChatPrompt, conversation_of
+from oss_tools.harness.speech import Speech
+from oss_tools.harness.suites import SuiteTask, task_files
+from oss_tools.measure.fidelity import CHUNK, Positions, clustered_error, in_step, joined, measure_rows, percentiles
+from oss_tools.report.comparison import DeltaP, Divergence, Estimate, Fidelity
+from oss_tools.resources import resource
+
+HELD = 1 << 30  # bytes of the base's logits that are held in memory
+DELTA_POINTS = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+TEXT, PROMPTS = "text", "prompts"
+LARGEST = 700.0  # whose exponential is a float
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to be predicted.
+
+    Attributes:
+        name: TEXT or PROMPTS.
+        chunks: tokens of each chunk, which is read with nothing before it and scored in its second half.
+    """
+
+    name: str
+    chunks: tuple[tuple[int, ...], ...]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(repr(self.chunks).encode()).hexdigest()
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.chunks))
+
+
+def passages(engine: Engine, tasks: Sequence[SuiteTask], limit: int | None, chunk: int = CHUNK) -> list[Passage]:
+    """The text suite's prose, and the prompts of those tasks whose questions travel with the program.
+
+    Args:
+        limit: the first so many chunks of each.
+    """
+    prose = "\n\n".join(doc["text"] for doc in read_jsonl(resource("evals/text/smoke.jsonl")))
+    found = [_passage(TEXT, engine.text.encode(prose), min(chunk, engine.context), limit)]
+    prompts = _prompts(engine, tasks)
+    return found + ([_passage(PROMPTS, prompts, min(chunk, engine.context), limit)] if prompts else [])
+
+
+def _passage(name: str, tokens: list[int], size: int, limit: int | None) -> Passage:
+    size = min(size, len(tokens))
+    if size < 4:
+        raise BadRequest(f"{size} tokens are too few to compare models on")
+    chunks = [tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)]
+    return Passage(name, tuple(chunks[:limit]))
+
+
+def _prompts(engine: Engine, tasks: Sequence[SuiteTask]) -> list[int]:
+    """Tokens of the rendered questions, one behind the other; none without a chat template."""
+    speech = Speech(engine)
+    if speech.template is None:
+        return []
+    tokens: list[int] = []
+    for task in tasks:
+        file = task_files()[task.task].with_name("smoke.jsonl") if task.task.endswith("_smoke") else None
+        for doc in read_jsonl(file) if file else []:
+            if "question" not in doc:
+                break
+            prompt = ChatPrompt("", [{"role": "user", "content": doc["question"]}])
+            tokens += speech.encode(conversation_of(prompt, doc, "low"))
+    return tokens
+
+
+class BaseLogits:
+    """The base's logits over chunks, held in memory while they fit into `room` bytes, else computed anew each time."""
+
+    def __init__(self, engine: Engine, room: int = HELD) -> None:
+        self.engine, self.room = engine, room
+        self._held: dict[tuple[int, ...], np.ndarray] = {}
+
+    def rows(self, chunk: tuple[int, ...]) -> Iterator[np.ndarray]:
+        """The logits after each token of the second half but the last, float32 [n, vocabulary], some at a time."""
+        first = len(chunk) // 2
+        if chunk in self._held:
+            yield self._held[chunk]
+            return
+        computed = self.engine.each_logits(list(chunk[:-1]), first)
+        size = 4 * (len(chunk) - 1 - first) * self.engine.backend.vocabulary
+        if size > self.room:
+            yield from computed
+            return
+        self.room -= size
+        self._held[chunk] = np.concatenate([rows.copy() for rows in computed])
+        yield self._held[chunk]
+
+
+def compare_predictions(
+    base: BaseLogits, engine: Engine, passage: Passage, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Fidelity:
+    """The statistics of llama.cpp's `perplexity --kl-divergence` over a passage, over the whole vocabulary.
+
+    Standard errors are of chunks, since the positions of one depend on each other; intervals are Student's. `engine` may be
+    the base's own: then only its perplexity is given.
+
+    Raises BadRequest if the vocabularies differ in size.
+    """
+    sizes = base.engine.backend.vocabulary, engine.backend.vocabulary
+    if sizes[0] != sizes[1]:
+        raise BadRequest(f"the models' vocabularies have {sizes[0]} and {sizes[1]} tokens; they cannot be compared")
+    found = []
+    for chunk in passage.chunks:
+        found.append(_chunk(base, engine, chunk))
+        progress(len(found), len(passage.chunks))
+    return _fidelity(passage, found, own=engine is base.engine)
+
+
+def _chunk(base: BaseLogits, engine: Engine, chunk: tuple[int, ...]) -> Positions:
+    first = len(chunk) // 2
+    own = engine is base.engine
+    pairs = (
+        ((p, p) for p in base.rows(chunk)) if own else in_step(base.rows(chunk), engine.each_logits(list(chunk[:-1]), first))
+    )
+    parts, at = [], first
+    for p, q in pairs:
+        parts.append(measure_rows(p, q, np.array(chunk[at + 1 : at + 1 + len(p)])))
+        at += len(p)
+    return joined(parts)
+
+
+def _fidelity(passage: Passage, chunks: list[Positions], own: bool) -> Fidelity:
+    every = joined(chunks)
+
+    def mean_of(values: Callable[[Positions], np.ndarray], shown: Callable[[float], float] = float) -> Estimate:
+        stderr = clustered_error([values(chunk) for chunk in chunks])
+        return estimate(float(values(every).mean()), stderr, len(chunks), shown)
+
+    perplexity = mean_of(lambda p: p.nll, lambda nats: math.exp(min(nats, LARGEST)))
+    about = (passage.name, passage.sha256, passage.tokens, len(every), len(chunks), perplexity)
+    if own:
+        return Fidelity(*about)
+    return Fidelity(
+        *about,
+        log_perplexity_ratio=mean_of(lambda p: p.nll - p.base_nll),
+        kld=_divergence(every, mean_of(lambda p: p.kld)),
+        same_top=mean_of(lambda p: p.same_top.astype(np.float64)),
+        delta_p=_delta_p(every, mean_of(lambda p: p.delta_p), mean_of(lambda p: p.delta_p**2)),
+    )
+
+
+def _divergence(every: Positions, mean: Estimate) -> Divergence:
+    points = percentiles(every.kld)
+    return Divergence(
+        mean.value,
+        mean.stderr,
+        None if mean.low is None else max(mean.low, 0.0),
+        mean.high,
+        float(np.median(every.kld)),
+        points["p90"],
+        points["p95"],
+        points["p99"],
+        points["p99.9"],
+        float(every.kld.max()),
+    )
+
+
+def _delta_p(every: Positions, mean: Estimate, square: Estimate) -> DeltaP:
+    rms = math.sqrt(square.value)
+    rms_error = square.stderr / (2 * rms) if square.stderr is not None and rms else None
+    values = every.delta_p
+    points = percentiles(values, DELTA_POINTS)
+    return DeltaP(mean.value, mean.stderr, rms, rms_error, float(values.min()), float(values.max()), points)
