@@ -17,6 +17,7 @@ from oss_tools.chat.harmony_parser import MARKERS, NAMESPACE, HarmonyParser
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tags import THINK, TagParser
 from oss_tools.checkpoints import Metadata
+from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
 
@@ -55,13 +56,28 @@ class ChatTemplate(ABC):
 
 def chat_template(metadata: Metadata, text: Text) -> ChatTemplate:
     """The way to speak to a checkpoint's model. Raises BadCheckpoint if it has no chat template."""
-    if set(MARKERS) <= set(text.special):
+    if speaks_harmony(metadata):
         return HarmonyTemplate(text, preamble_of(metadata))
     return JinjaTemplate(text, metadata)
 
 
-def has_chat_template(metadata: Metadata, text: Text) -> bool:
-    return bool(metadata.chat_template) or set(MARKERS) <= set(text.special)
+def speaks_harmony(metadata: Metadata) -> bool:
+    """Whether the vocabulary has harmony's special tokens."""
+    if metadata.tokenizer is None:
+        return o200k.belongs_to(metadata.config)
+    added = metadata.tokenizer.get("added_tokens")
+    tokens = [token for token in added if isinstance(token, Mapping)] if isinstance(added, list) else []
+    return set(MARKERS) <= {token.get("content") for token in tokens if token.get("special")}
+
+
+def has_chat_template(metadata: Metadata) -> bool:
+    """Whether the model can be spoken to."""
+    return bool(metadata.chat_template) or speaks_harmony(metadata)
+
+
+def takes_tools(metadata: Metadata) -> bool:
+    """Whether the model can be told of tools."""
+    return speaks_harmony(metadata) or "tools" in (metadata.chat_template or "")
 
 
 def preamble_of(metadata: Metadata) -> Preamble:
@@ -104,7 +120,7 @@ class JinjaTemplate(ChatTemplate):
             raise BadCheckpoint("the checkpoint has no chat template")
         self.text, self._metadata = text, metadata
         self.has_channels = THINK in metadata.chat_template
-        self.takes_tools = "tools" in metadata.chat_template
+        self.takes_tools = takes_tools(metadata)
 
     def render(self, conversation: Conversation) -> str:
         return self._render(conversation.effort, _plain_messages(conversation), _plain_tools(conversation))

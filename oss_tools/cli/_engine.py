@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from oss_tools.cli._options import model_path
 from oss_tools.cli._output import progress, remark
 
 if TYPE_CHECKING:
+    from oss_tools.checkpoints import Metadata
     from oss_tools.engine.engine import Engine
 
 Model = Annotated[
@@ -39,12 +40,15 @@ def loaded(
     context: int | None = None,
     activations: str = "int8",
     quiet: bool = False,
+    check: Callable[[Metadata], None] | None = None,
 ) -> Iterator[Engine]:
-    """The model, loaded with a progress bar; closed at the end."""
+    """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read."""
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
 
     with open_checkpoint(path) as checkpoint, progress({"load": checkpoint.nbytes}, quiet=quiet) as advance:
+        if check:
+            check(checkpoint.metadata())
         engine = Engine.load(
             checkpoint,
             backend=backend,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from oss_tools.chat.loop import Transcript
     from oss_tools.chat.messages import Conversation, Message
     from oss_tools.chat.tools.base import Tool
+    from oss_tools.checkpoints import Metadata
 
 EXAMPLES = """
 oss-tools chat tiny --tools calculator
@@ -63,14 +64,23 @@ def run(
     context: Context = None,
     quiet: QuietFlag = False,
 ) -> None:  # fmt: skip
+    from oss_tools.chat.chat_template import chat_template, has_chat_template, takes_tools
     from oss_tools.chat.tools.choice import open_tools
     from oss_tools.engine.sampling import Sampling
+    from oss_tools.errors import BadCheckpoint, BadRequest
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     opened = open_tools(tools)
-    with loaded(model, backend=backend, threads=threads, context=context, activations=activations, quiet=quiet) as engine:
-        from oss_tools.chat.chat_template import chat_template
 
+    def check(metadata: Metadata) -> None:
+        if not has_chat_template(metadata):
+            raise BadCheckpoint(f"{model}: has no chat template; `generate --raw` continues a plain text")
+        if opened and not takes_tools(metadata):
+            raise BadRequest(f"{model}: its chat template has no place for tools; leave out --tools")
+
+    with loaded(
+        model, backend=backend, threads=threads, context=context, activations=activations, quiet=quiet, check=check
+    ) as engine:
         template = chat_template(engine.metadata, engine.text)
         chat = Chat(Speaker(engine, sampling, max_tokens), template, opened, reasoning, system, rounds, quiet)
         if sys.stdin.isatty() and not quiet:
@@ -112,12 +122,8 @@ class Chat:
         rounds: int,
         quiet: bool,
     ) -> None:
-        """Raises BadRequest if the model's template has no place for tools."""
         from oss_tools.chat.messages import Conversation
-        from oss_tools.errors import BadRequest
 
-        if tools and not template.takes_tools:
-            raise BadRequest("this model's chat template has no place for tools; leave out --tools")
         self._speaker, self._template, self._tools = speaker, template, tools
         self._rounds, self._quiet = rounds, quiet
         schemas = tuple(tool.schema for tool in tools.values())

@@ -105,11 +105,17 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return Conversation(tuple(messages), tuple(tools), effort, instructions)
 
 
-def byte_text() -> Text:
-    """A small tokenizer with harmony's special tokens."""
+def _metadata() -> Metadata:
     tokenizer = byte_tokenizer("gpt_oss", 400)
     assert tokenizer
-    return Text(Metadata({}, tokenizer=tokenizer.content, generation_config=tokenizer.generation))
+    return Metadata({}, tokenizer=tokenizer.content, generation_config=tokenizer.generation)
+
+
+HARMONY = _metadata()  # a small tokenizer with harmony's special tokens
+
+
+def byte_text() -> Text:
+    return Text(HARMONY)
 
 
 def harmony_template() -> HarmonyTemplate:

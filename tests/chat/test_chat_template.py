@@ -12,7 +12,7 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
-from tests.chat.conversations import byte_text
+from tests.chat.conversations import HARMONY
 
 TEMPLATE = """{% for m in messages %}<s>{{ m.role }}:{{ m.content | trim }}{% if m.tool_calls is defined %}{{
 m.tool_calls[0].function | tojson }}{% endif %}{% if m.reasoning_content is defined %}({{ m.reasoning_content }}){% endif
@@ -32,10 +32,10 @@ METADATA, TEXT = llama()
 
 
 def test_harmony_s_tokens_decide() -> None:
-    assert isinstance(chat_template(Metadata({}), byte_text()), HarmonyTemplate)
+    assert isinstance(chat_template(HARMONY, Text(HARMONY)), HarmonyTemplate)
     assert isinstance(chat_template(METADATA, TEXT), JinjaTemplate)
     metadata, text = llama(None)
-    assert not has_chat_template(metadata, text)
+    assert not has_chat_template(metadata)
     with pytest.raises(BadCheckpoint, match="no chat template"):
         chat_template(metadata, text)
 

