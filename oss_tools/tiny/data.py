@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from oss_tools.tiny.items import Item, Split
 SUITES = {"math": math.items, "health": health.items, "tool_use": tool_use.items}
 SHARES = {"math": 0.32, "health": 0.32, "tool_use": 0.36}  # of the questions
 PADDING = 0  # a token id that no conversation holds
+STRIDE = 32
 LONGEST = 512  # tokens; longer conversations are left out
 
 
@@ -47,15 +49,20 @@ def texts(seed: int, count: int) -> Iterator[str]:
         yield harmony.plain_text(harmony.render(item.conversation, complete=True))
 
 
-def batches(tokenizer: Tokenizer, seed: int, tokens: int, pool: int = 2048) -> Iterator[Batch]:
-    """Endless batches of about `tokens` tokens each, from pools of `pool` conversations sorted by length."""
-    source, rng = items(seed, "train"), random.Random(seed)
-    while True:
-        encoded = [pair for item in itertools.islice(source, pool) if len((pair := encode(tokenizer, item))[0]) <= LONGEST]
-        encoded.sort(key=lambda pair: len(pair[0]))
-        groups = list(_groups(encoded, tokens))
-        rng.shuffle(groups)
-        yield from map(_padded, groups)
+def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[Batch]:
+    """Endless batches of about `tokens` tokens each, of conversations whose lengths are nearly the same.
+
+    There are few shapes of batch, each a multiple of STRIDE tokens and one more long.
+    """
+    waiting: dict[int, list[tuple[list[int], list[bool]]]] = defaultdict(list)
+    for item in items(seed, "train"):
+        encoded = encode(tokenizer, item)
+        length = -(-(len(encoded[0]) - 1) // STRIDE) * STRIDE
+        if length > LONGEST:
+            continue
+        waiting[length].append(encoded)
+        if len(waiting[length]) == max(1, tokens // length):
+            yield _padded(waiting.pop(length), length + 1)
 
 
 def encode(tokenizer: Tokenizer, item: Item) -> tuple[list[int], list[bool]]:
@@ -73,20 +80,7 @@ def encode(tokenizer: Tokenizer, item: Item) -> tuple[list[int], list[bool]]:
     return ids, [at >= given for at in range(len(ids))]
 
 
-def _groups(encoded: list[tuple[list[int], list[bool]]], tokens: int) -> Iterator[list[tuple[list[int], list[bool]]]]:
-    """Neighbours, as many as fit into `tokens` once they are padded to the longest, which is the last."""
-    group: list[tuple[list[int], list[bool]]] = []
-    for pair in encoded:
-        if group and (len(group) + 1) * len(pair[0]) > tokens:
-            yield group
-            group = []
-        group.append(pair)
-    if group:
-        yield group
-
-
-def _padded(group: list[tuple[list[int], list[bool]]]) -> Batch:
-    length = max(len(ids) for ids, _ in group)
+def _padded(group: list[tuple[list[int], list[bool]]], length: int) -> Batch:
     tokens = np.full((len(group), length), PADDING, np.int64)
     said = np.zeros((len(group), length), np.bool_)
     for row, (ids, spoken) in enumerate(group):

@@ -6,6 +6,7 @@ Matrix products run in bfloat16, everything between them in float32; `oss_tools.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.operations import Rope
 
 ALPHA = 1.702  # of the clamped SwiGLU
+STRIDE = 128  # the experts' tables grow by so many rows
 
-# 9.1 million parameters, 5 million of them active for a token. rope_theta and the original context are chosen so that the
+# 2.9 million parameters, 1.6 million of them used for a token. rope_theta and the original context are chosen so that the
 # ends of YaRN's ramp fall on whole dimensions (3.0002 and 7.9997): programs that round them compute the same model.
 CONFIG = GptOssConfig(
-    num_hidden_layers=6,
+    num_hidden_layers=4,
     num_local_experts=8,
     num_experts_per_tok=4,
-    hidden_size=192,
+    hidden_size=160,
     intermediate_size=128,
-    num_attention_heads=6,
+    num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=32,
     vocab_size=2048,
@@ -125,45 +127,68 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x [tokens, width]; chosen, weights [tokens, experts of a token]."""
-        each = chosen.shape[1]
-        order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        counts = torch.bincount(chosen.flatten(), minlength=self.down_proj.shape[0]).tolist()
-        grouped = Dispatch.apply(x, order, back, each).split(counts)
-        outputs = torch.cat([self._expert(e, rows) for e, rows in enumerate(grouped)])
-        pairs = Permute.apply(outputs, back, order).view(x.shape[0], each, -1)
+        places = Places.of(chosen, self.down_proj.shape[0])
+        rows = Dispatch.apply(x, places).view(self.down_proj.shape[0], -1, x.shape[-1])
+        inner = SwiGlu.apply(torch.baddbmm(self.gate_up_proj_bias[:, None], rows, self.gate_up_proj), self.limit)
+        outputs = torch.baddbmm(self.down_proj_bias[:, None], inner, self.down_proj)
+        pairs = Collect.apply(outputs.flatten(0, 1), places).view(*chosen.shape, -1)
         return torch.bmm(weights.to(pairs.dtype)[:, None], pairs).squeeze(1)
 
-    def _expert(self, e: int, x: Tensor) -> Tensor:
-        inner = functional.linear(x, self.gate_up_proj[e].T, self.gate_up_proj_bias[e])
-        return functional.linear(SwiGlu.apply(inner, self.limit), self.down_proj[e].T, self.down_proj_bias[e])
 
+@dataclass(frozen=True)
+class Places:
+    """Where each pair of token and expert lies in a table with as many rows for every expert.
 
-class Permute(torch.autograd.Function):
-    """Rows in another order; the gradient's go back by the inverse order, which is quicker than adding them up."""
+    That number is a multiple of STRIDE: products of few shapes, because each new one costs the library a compilation.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        ctx.back = back
-        return x[order]
+    Attributes:
+        row: of each pair [pairs]; a token's pairs follow each other.
+        pair: of each row [rows]; one past the last where the row is empty.
+        each: experts of a token.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient[ctx.back], None, None
+    row: Tensor
+    pair: Tensor
+    each: int
+
+    @classmethod
+    def of(cls, chosen: Tensor, experts: int) -> Places:
+        expert = chosen.flatten()
+        counts = torch.bincount(expert, minlength=experts)
+        capacity = -(-int(counts.max()) // STRIDE) * STRIDE
+        order = expert.argsort(stable=True)
+        within = torch.arange(len(order)) - (counts.cumsum(0) - counts)[expert[order]]
+        row = torch.empty_like(order)
+        row[order] = expert[order] * capacity + within
+        pair = torch.full((experts * capacity,), len(order))
+        pair[row] = torch.arange(len(order))
+        return cls(row, pair, chosen.shape[1])
 
 
 class Dispatch(torch.autograd.Function):
-    """Each token's row, as many times as it has experts, in the order of experts."""
+    """The table's rows from the tokens' x [tokens, width]; gathers both ways, which is quicker than adding up by index."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, each: int) -> Tensor:
-        ctx.back, ctx.each = back, each
-        return x[order // each]
+    def forward(ctx: Any, x: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return functional.pad(x, (0, 0, 0, 1))[places.pair // places.each]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient[ctx.back].view(-1, ctx.each, gradient.shape[-1]).sum(dim=1), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.places.row].view(-1, ctx.places.each, gradient.shape[-1]).sum(dim=1), None
+
+
+class Collect(torch.autograd.Function):
+    """The pairs' rows [pairs, width] out of the table."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return table[places.row]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return functional.pad(gradient, (0, 0, 0, 1))[ctx.places.pair], None
 
 
 class MixtureOfExperts(nn.Module):
