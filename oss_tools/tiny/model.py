@@ -17,6 +17,9 @@ from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.operations import Rope
 
 ALPHA = 1.702  # of the clamped SwiGLU
+# Of the induction heads in the first weights: how sharply the token before is looked at, how strongly a note is matched, the
+# logit of finding none, and how much of a copied token reaches the output
+PREVIOUS, MATCH, SINK, COPY = 32.0, 4.5, 8.0, 0.2
 STRIDE = 128  # the experts' tables grow by so many rows
 
 # 2.9 million parameters, 1.6 million of them used for a token. rope_theta and the original context are chosen so that the
@@ -240,15 +243,46 @@ class TinyModel(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Matrices with standard deviation width^-1/2, those that write to the residual stream smaller by its depth."""
+        """Matrices with standard deviation width^-1/2, small ones where they write to the residual stream."""
         for name, parameter in self.named_parameters():
             if name.endswith(("bias", "sinks")):
                 nn.init.zeros_(parameter)
             elif parameter.dim() >= 2:
                 fan_in = parameter.shape[1] if parameter.dim() == 3 else parameter.shape[-1]
-                deep = name.endswith(("o_proj.weight", "down_proj"))
-                scale = (2 * self.config.num_hidden_layers) ** -0.5 if deep else 1.0
-                nn.init.normal_(parameter, std=0.1 if "embed" in name else scale * fan_in**-0.5)
+                writes = name.endswith(("o_proj.weight", "down_proj"))
+                nn.init.normal_(parameter, std=1.0 if "embed" in name else (0.1 if writes else 1.0) * fan_in**-0.5)
+        self._seed_induction()
+
+    @torch.no_grad()
+    def _seed_induction(self) -> None:
+        """Builds induction heads (https://arxiv.org/abs/2209.11895) into the first weights: an hour is too short to find them.
+
+        The first layer's first head looks at the token before, by position alone, and notes which it was. The first heads of
+        the full-attention layers look for notes of the present token, and copy the token that they stand beside.
+        """
+        c, half = self.config, self.config.head_dim // 2
+        width, notes = c.hidden_size, half  # the dimensions that turn slowly can be compared at any distance
+        slow = torch.cat([torch.arange(half // 2, half), torch.arange(half // 2, half) + half])
+        read, note, value, write = (torch.linalg.qr(torch.randn(width, n)).Q for n in (notes, notes, c.head_dim, c.head_dim))
+        before = self.model.layers[0].self_attn
+        before.k_proj.weight[: c.head_dim], before.q_proj.weight[: c.head_dim] = 0, 0
+        quick = torch.from_numpy(self._rope.frequencies[:4])
+        before.q_proj.bias[:4] = PREVIOUS**0.5
+        before.k_proj.bias[:4], before.k_proj.bias[half : half + 4] = (
+            PREVIOUS**0.5 * quick.cos(),
+            PREVIOUS**0.5 * quick.sin(),
+        )
+        before.v_proj.weight[:notes] = read.T
+        before.o_proj.weight[:, : c.head_dim] = 0
+        before.o_proj.weight[:, :notes] = note
+        for layer in self.model.layers[1::2]:
+            match = layer.self_attn
+            match.q_proj.weight[: c.head_dim], match.k_proj.weight[: c.head_dim] = 0, 0
+            match.q_proj.weight[slow], match.k_proj.weight[slow] = MATCH**0.5 * read.T, MATCH**0.5 * note.T
+            match.v_proj.weight[: c.head_dim] = value.T
+            match.o_proj.weight[:, : c.head_dim] = write
+            match.sinks[0] = SINK
+        self.lm_head.weight.mul_(0.2).addmm_(self.model.embed_tokens.weight @ value, write.T, alpha=COPY)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [sequences, tokens]; returns the final hidden states [sequences, tokens, width] and the balancing loss."""
