@@ -141,7 +141,8 @@ def task_findings(scores: Sequence[TaskScore], base: str) -> list[Finding]:
         d = score.difference
         worse = d is not None and (d.value < 0) == score.higher_is_better and d.value != 0
         if d is not None and worse and d.significant:
+            worse_by = f"{score.metric} {score.score.value:.3f}, {abs(d.value):.3f} worse than {base}"
             figures = f"95 %: {d.low:+.3f} to {d.high:+.3f}, corrected p {d.p_corrected:.2g}"
             counts = f"{d.lost} lost, {d.gained} gained of {score.n}"
-            message = f"{score.task}: {score.metric} {score.score.value:.3f}, {abs(d.value):.3f} worse than {base} ({figures}; {counts})"
+            found.append(Finding("task", score.task, f"{score.task}: {worse_by} ({figures}; {counts})"))
     return found

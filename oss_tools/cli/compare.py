@@ -1,0 +1,231 @@
+"""Compare quantizations of a model: quality, speed and memory side by side.
+
+Without a name, the embedded model is made in several formats (--formats: formats, recipes or recipe files; the first is the
+base). With one model, that one is. With several, these finished checkpoints are compared, in whatever containers; the first,
+or --base, is the reference. Measured are size, weight error, perplexity and KL divergence from the base, the suites' scores
+with paired tests, latency in turns, load time and peak memory. Finished parts are kept under --output and found again, so that
+a run goes on where it was broken off, and one more format costs only its own part. Intervals are of 95 %.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._engine import Activations, BackendName, Threads
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
+from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
+
+if TYPE_CHECKING:
+    from oss_tools.compare.schedule import Now
+    from oss_tools.report.comparison import Comparison
+    from oss_tools.report.gates import Verdict
+
+EXAMPLES = """
+oss-tools compare
+oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,my-recipe.yaml --limit 50
+oss-tools compare model-bf16/ model-q8_0.gguf model-q4_0.gguf --output runs/q4
+oss-tools compare --gate default --baseline results/baselines/tiny.json
+"""
+FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
+SUITES = "math,health,tool_use"
+EMBEDDED_TOKENS = 320  # more than the embedded model's longest right answer
+EMBEDDED_LIMIT = 100  # questions of each task, so that all of it is done in minutes
+
+
+def run(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            parser=model_path,
+            help="Checkpoint folders, .gguf or .safetensors files, or tiny. [default: tiny]",
+            show_default=False,
+        ),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option("--formats", "-f", help=f"What to make of one model, a list. [default: {FORMATS}]", show_default=False),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", parser=model_path, help="The reference. [default: the first]", show_default=False),
+    ] = None,
+    suites: Annotated[
+        str, typer.Option("--suites", "-s", help="Suites whose questions are asked, a list; empty for none.")
+    ] = SUITES,
+    tier: Annotated[str, typer.Option("--tier", help="smoke or full.")] = "smoke",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help=f"Only so many questions of each task. [default: all; {EMBEDDED_LIMIT} of the embedded model]",
+            show_default=False,
+        ),
+    ] = None,
+    chunks: Annotated[
+        int | None,
+        typer.Option("--chunks", min=1, help="Only so many chunks of each text, of 512 tokens.", show_default=False),
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", "-r", min=0, help="Timed rounds; from 6 on there are intervals. 0 times nothing.")
+    ] = 12,
+    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="Tokens of the timed prompt.")] = 128,
+    generate: Annotated[int, typer.Option("--gen", "-n", min=1, help="Tokens generated after it.")] = 64,
+    reasoning: Annotated[str, typer.Option("--reasoning", help="low, medium or high.")] = "low",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", min=1, help="Of one answer with its reasoning. [default: the task's]", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A folder with TASK/SPLIT.jsonl of public sets.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of tests that resample.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    threads: Threads = 0,
+    backend: BackendName = "numba",
+    activations: Activations = "int8",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
+    ] = Path("comparison"),
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Use parts that are finished, or measure all anew.")
+    ] = True,
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="Limits to hold: a gate's name or a .yaml file.", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="A record that the gate compares with.", show_default=False),
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    if reasoning not in ("low", "medium", "high"):
+        raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{device!r}: cpu or cuda", param_hint="--device")
+    paths = list(models or [])
+    finished = len(paths) > 1 or base is not None
+    if finished and formats:
+        raise typer.BadParameter("is for one model; several checkpoints are compared as they are", param_hint="--formats")
+    if baseline and not gate:
+        raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
+    judge = _judge(gate, baseline)
+    from oss_tools.compare.latency import Settings as Timing
+    from oss_tools.compare.pipeline import RECORD, Settings, compare_checkpoints, compare_formats
+
+    embedded = model_path(EMBEDDED) if not paths else None
+    if embedded:
+        limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
+    timing = Timing(prompt, generate, repeat, threads, "cuda" if device == "cuda" else backend, activations)
+    settings = Settings(
+        _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing  # type: ignore[arg-type]
+    )  # fmt: skip
+    shared: dict[str, Any] = {"fresh": not resume, "say": (lambda line: None) if quiet else remark}
+    with shown(quiet=quiet) as report:
+        if finished:
+            record = compare_checkpoints(paths, settings, output, base=base, report=report, **shared)
+        else:
+            wanted = _names(formats or FORMATS)
+            record = compare_formats(
+                paths[0] if paths else model_path(EMBEDDED), wanted, settings, output, report=report, **shared
+            )
+    verdict = judge(record)
+    if as_json:
+        print_json(record.to_json() | ({"verdict": verdict.to_json()} if verdict else {}))
+    else:
+        print_comparison(record, output / RECORD, verdict)
+    if verdict and not verdict.passed:
+        raise typer.Exit(1)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _judge(gate: str | None, baseline: Path | None) -> Callable[[Comparison], Verdict | None]:
+    """What the gate will say of the record; its file and the baseline are read before anything is measured."""
+    if gate is None:
+        return lambda record: None
+    from oss_tools.report.gates import judge, load_gate
+    from oss_tools.report.reading import load_sheets
+    from oss_tools.report.sheet import sheet_of
+
+    rules = load_gate(gate)
+    known = load_sheets([baseline])[0] if baseline else None
+    if rules.wants_baseline and known is None:
+        raise typer.BadParameter(f"the gate {rules.name} compares with a record; give --baseline", param_hint="--gate")
+    return lambda record: judge(rules, sheet_of(record), known)
+
+
+def print_comparison(record: Comparison, file: Path, verdict: Verdict | None) -> None:
+    """The table, what is wrong, the gate's word, and how to go on."""
+    import shutil
+
+    from oss_tools.report.sheet import sheet_of
+    from oss_tools.report.table import text
+
+    print(text(sheet_of(record), max(shutil.get_terminal_size((120, 24)).columns, 80)))
+    print(_about(record))
+    if verdict:
+        print()
+        for outcome in verdict.failed:
+            print("\n".join([f"FAILED {outcome.rule.title}: {outcome.message}", *(f"  {line}" for line in outcome.details)]))
+        print(verdict.summary)
+    print(f"\nrecord: {file}; `oss-tools report {file}` makes a page of it")
+
+
+def _about(record: Comparison) -> str:
+    """What the figures were measured on."""
+    machine = record.environment.machine
+    texts = [f"{f.positions:,} tokens of {f.text}" for f in record.reference.fidelity]
+    over = f"predictions over {' and '.join(texts)}, whole vocabulary; " if texts else ""
+    asked = ", ".join(f"{task.n} of {task.task}" for task in record.reference.tasks)
+    return f"\n{over}{f'questions: {asked}; ' if asked else ''}{machine['cpu']}, {machine['cores']} cores"
+
+
+@contextmanager
+def shown(*, quiet: bool = False) -> Iterator[Callable[[Now], None]]:
+    """Progress on stderr: what is being done, the how manieth step it is, about how long the rest takes."""
+    if quiet:
+        yield lambda now: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as status:
+            yield lambda now: status.update(describe(now))
+        return
+    else:
+        yield _lines()
+
+
+def _lines() -> Callable[[Now], None]:
+    """A plain line for each step, and one now and then within it."""
+    last: tuple[int, float] = (0, 0.0)
+
+    def report(now: Now) -> None:
+        nonlocal last
+        if now.number != last[0] or time.monotonic() - last[1] >= PLAIN_INTERVAL:
+            last = (now.number, time.monotonic())
+            print(describe(now), file=sys.stderr)
+
+    return report
+
+
+def describe(now: Now) -> str:
+    """(7/23) predictions of q8_0, 40 %, about 1:30 left"""
+    share = f", {100 * now.done // now.of} %" if now.of else ""
+    left = "" if now.left is None else f", about {int(now.left) // 60}:{int(now.left) % 60:02} left"
+    return f"({now.number}/{now.total}) {now.what}{share}{left}"
