@@ -1,0 +1,1 @@
+"""Inference kernels for NVIDIA GPUs, written against `seam` and `intrinsics`."""

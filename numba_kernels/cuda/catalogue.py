@@ -1,0 +1,56 @@
+"""The kernels as the published gpt-oss models and a small Llama need them, and what their PTX has to contain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.blocks import LAYOUTS, Shape
+from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
+from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
+from numba_kernels.cuda.rows import choose_kernel, embed_kernel
+from numba_kernels.cuda.seam import Kernel
+
+HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
+WIDE = "ld.global.nc.L1::no_allocate.v4.u32"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A kernel of a published model, and instructions that have to be in its PTX."""
+
+    name: str
+    kernel: Kernel
+    contains: tuple[str, ...] = field(default=())
+
+
+def examples() -> Iterator[Example]:
+    """All kinds of kernels, at the sizes that count."""
+    for format, layout in LAYOUTS.items():
+        columns = 2816 if format == "int8_g128" else HIDDEN
+        for activations in ("f32",) if layout.is_float else ("int8", "f32"):
+            dots = ("dp4a.s32.s32",) if activations == "int8" else ()
+            kernel = matvec_kernel(Shape(format, columns, activations), norm=True, bias=True, finish=STORE)
+            yield Example(f"matvec {format} × {activations}", kernel, (WIDE, *dots))
+    attention = Shape("bf16", QUERIES * SIZE, "f32")
+    yield Example("attention output", matvec_kernel(attention, norm=False, bias=True, finish=ADD), (WIDE,))
+    gated = matvec_kernel(Shape("q8_0", 576, "int8"), norm=True, bias=False, finish=SILU)
+    yield Example("Llama gate and up", gated, (WIDE, "dp4a.s32.s32"))
+    router = Shape("bf16", HIDDEN, "f32")
+    for experts in (32, 128):
+        kernel = route_kernel(router, experts=experts, top=TOP, norm=True, bias=True)
+        yield Example(f"router of {experts}", kernel, (WIDE, "atom.global.add.u32"))
+    for format, activations in (("mxfp4", "int8"), ("q8_0", "int8"), ("mxfp4", "f32"), ("bf16", "f32")):
+        dots = ("dp4a.s32.s32",) if activations == "int8" else ()
+        shape = Shape(format, INNER, activations)
+        first, second = gate_up_kernel(shape, top=TOP, bias=True), down_kernel(shape, top=TOP, bias=True)
+        yield Example(f"gate and up {format} × {activations}", first, (WIDE, *dots))
+        yield Example(f"down {format} × {activations}", second, (WIDE, *dots))
+    for window, element in ((WINDOW, "bf16"), (None, "bf16"), (None, "f32")):
+        shape = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
+        wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
+        yield Example(f"attention {element}, window {window}", attend_kernel(shape, 16), (wide, "atom.global.add.u32"))
+    for format in ("bf16", "q8_0", "mxfp4"):
+        yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
+    yield Example("choice of a token", choose_kernel(), ("atom.global.add.u32",))

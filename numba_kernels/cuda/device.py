@@ -1,0 +1,208 @@
+"""A GPU as the engine uses it: memory, copies, launches, graphs, and time by events."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.seam import OLDEST, SIMULATED, WARP, CudaMissing, Kernel, cuda
+
+BLOCKS = 4  # that a multiprocessor is given to work on at once, if there is work for so many
+
+
+class Graph:
+    """Launches that were recorded once and are put on the stream as one."""
+
+    def __init__(self, device: Device, work: Callable[[], None]) -> None:
+        """Runs `work` once, so that its kernels are compiled and loaded, then records it without running it."""
+        self._device, self._work = device, work
+        work()
+        device.synchronize()
+        if not SIMULATED:
+            self._record()
+
+    def _record(self) -> None:
+        from cuda.bindings import driver
+
+        self._driver = driver
+        stream = driver.CUstream(self._device.stream_handle)
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED  # Numba may free memory meanwhile
+        _checked(driver.cuStreamBeginCapture(stream, mode))
+        try:
+            self._work()
+        finally:
+            graph = _checked(driver.cuStreamEndCapture(stream))
+        self._executable = _checked(driver.cuGraphInstantiate(graph, 0))
+        _checked(driver.cuGraphDestroy(graph))
+        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable)
+
+    def replay(self) -> None:
+        """Puts the launches on the stream."""
+        if SIMULATED:
+            self._work()
+        else:
+            _checked(self._driver.cuGraphLaunch(self._executable, self._driver.CUstream(self._device.stream_handle)))
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a call of the driver. Raises CudaMissing if it failed."""
+    error, *values = result
+    if int(error) != 0:
+        raise CudaMissing(f"the CUDA driver reports {error.name}")
+    return values[0] if values else None
+
+
+class Device:
+    """The first GPU of this process. All work goes to one stream, in order.
+
+    Attributes:
+        name: of the GPU.
+        architecture: compute capability.
+        driver: the driver's version, and the version of CUDA that it serves.
+        multiprocessors: of the GPU.
+        allocated, peak: bytes that `empty` gave out and that are alive, now and at most.
+    """
+
+    def __init__(self) -> None:
+        """Raises CudaMissing, in one line, if there is no driver, no GPU, or none that these kernels run on."""
+        self.allocated = self.peak = 0
+        self._copies: dict[int, Any] = {}
+        if SIMULATED:
+            self.name, self.architecture, self.driver, self.multiprocessors = "simulator", OLDEST, "none", 1
+        else:
+            self._find()
+        self.stream = cuda.stream()
+
+    def _find(self) -> None:
+        try:
+            error = cuda.cuda_error()
+            if error is not None:
+                raise CudaMissing(f"no NVIDIA driver can be used here: {' '.join(str(error).split())}")
+            gpu = cuda.get_current_device()
+            version = cuda.cudadrv.driver.driver.get_version()
+        except CudaMissing:
+            raise
+        except Exception as error:  # Numba's errors of drivers and devices have no common base
+            raise CudaMissing(f"no NVIDIA GPU can be used here: {' '.join(str(error).split())}") from None
+        name = gpu.name
+        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        self.architecture = tuple(gpu.compute_capability)
+        if self.architecture < OLDEST:
+            have, need = (".".join(map(str, a)) for a in (self.architecture, OLDEST))
+            raise CudaMissing(f"{self.name} has compute capability {have}, the kernels need {need} (Ampere) or later")
+        self.driver = f"{_driver_version()} (CUDA {version[0]}.{version[1]})"
+        self.multiprocessors = int(gpu.MULTIPROCESSOR_COUNT)
+
+    @property
+    def stream_handle(self) -> int:
+        """The stream, for the driver."""
+        handle = self.stream.handle
+        return int(getattr(handle, "value", handle) or 0)
+
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that the driver says are free, and all of the GPU's."""
+        if SIMULATED:
+            return 1 << 34, 1 << 34
+        free, total = cuda.current_context().get_memory_info()
+        return int(free), int(total)
+
+    def empty(self, count: int, dtype: Any) -> Any:
+        """An array of the device, of at least one element, with whatever was in the memory before."""
+        array = cuda.device_array(max(int(count), 1), dtype)
+        if SIMULATED:
+            array.view(np.uint8)[:] = 0xA5
+        size = int(array.nbytes)
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+        weakref.finalize(array, self._gone, size)
+        return array
+
+    def _gone(self, size: int) -> None:
+        self.allocated -= size
+
+    def zeros(self, count: int, dtype: Any) -> Any:
+        array = self.empty(count, dtype)
+        self.upload(array, np.zeros(max(int(count), 1), dtype))
+        return array
+
+    def array(self, values: np.ndarray) -> Any:
+        """A copy of an array on the device."""
+        array = self.empty(values.size, values.dtype)
+        if values.size:
+            self.upload(array, values.reshape(-1))
+        return array
+
+    def part(self, array: Any, start: int, stop: int) -> Any:
+        """A view of elements [start, stop)."""
+        return array[start:stop]
+
+    def upload(self, target: Any, values: np.ndarray, start: int = 0) -> None:
+        """Copies values into target[start …]; done when it returns."""
+        target[start : start + values.size].copy_to_device(np.ascontiguousarray(values).reshape(-1), stream=self.stream)
+        self.stream.synchronize()
+
+    def upload_soon(self, target: Any, pinned: np.ndarray, start: int = 0) -> None:
+        """The same from pinned memory, which is not to be changed until the stream has come so far."""
+        target[start : start + pinned.size].copy_to_device(pinned, stream=self.stream)
+
+    def download(self, source: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """A copy of elements [start, stop), when all work before it is done."""
+        part = source[start : len(source) if stop is None else stop]
+        values = np.empty(len(part), source.dtype)
+        part.copy_to_host(values, stream=self.stream)
+        self.stream.synchronize()
+        return values
+
+    def copy(self, target: Any, source: Any, start: int = 0) -> None:
+        """From the device to the device: target[start …] = source."""
+        target[start : start + len(source)].copy_to_device(source, stream=self.stream)
+
+    def pinned(self, count: int, dtype: Any) -> np.ndarray:
+        """Memory of the host that the device reads directly."""
+        return cuda.pinned_array(count, dtype)
+
+    # ---- work -------------------------------------------------------------------------------------------------------
+
+    def blocks(self, warps_of_work: int, kernel: Kernel) -> int:
+        """How many blocks a kernel gets whose blocks go on from one piece of work to the next."""
+        wanted = -(-warps_of_work * WARP // kernel.threads)
+        return max(min(wanted, BLOCKS * self.multiprocessors), 1)
+
+    def launch(self, kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
+        kernel.launch(grid, self.stream, *arguments)
+
+    def graph(self, work: Callable[[], None]) -> Graph:
+        """The launches of `work`, recorded."""
+        return Graph(self, work)
+
+    def synchronize(self) -> None:
+        """Waits until all work is done."""
+        self.stream.synchronize()
+
+    def event(self) -> Any:
+        """A mark in the stream, made now."""
+        event = cuda.event()
+        event.record(self.stream)
+        return event
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """Between two marks, by the device's clock."""
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1000
+
+
+def _driver_version() -> str:
+    """As the kernel module gives it."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", text)
+    return found[1] if found else "unknown"

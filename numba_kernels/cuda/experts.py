@@ -1,0 +1,201 @@
+"""Mixture of experts for one token: the router, and the layers of the experts that it chose, which the device knows alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.blocks import Shape
+from numba_kernels.cuda.intrinsics import load_fresh, prefetch, shuffle_xor, warp_barrier
+from numba_kernels.cuda.matvec import row_constants
+from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
+
+WARPS = 8
+FORMAT = KIND = ""  # in the kernel's name
+COLUMNS = WORDS_PER_ROW = 0
+X_SIZE = S_SIZE = QUADS = 1
+X_TYPE: Any = None
+SCALES: Any = None
+GAIN: Any = None
+FILL: Any = None
+PAIR: Any = None
+PICK: Any = None
+NORM = BIAS = 0
+TOP = 1
+EXPERTS = 1
+SLOTS = 1  # vectors in shared memory at once
+SLICES = 1  # of EXPERTS by lanes
+ONE = np.float32(1)
+
+
+# ---- routing --------------------------------------------------------------------------------------------------------
+
+
+def pick(logits, chosen):  # type: ignore[no-untyped-def]
+    """The largest of EXPERTS logits that is not among those chosen, the lower number of equals; by one warp."""
+    best, number = np.float32(-math.inf), EXPERTS
+    for i in range(SLICES):
+        expert = i * WARP + cuda.threadIdx.x % WARP
+        if expert < EXPERTS:
+            taken = False
+            for k in range(TOP):
+                taken = taken or chosen[k] == expert
+            value = load_fresh(logits, expert)
+            if not taken and (number == EXPERTS or value > best):
+                best, number = value, expert
+    for mask in (16, 8, 4, 2, 1):
+        other, other_number = shuffle_xor(best, mask), shuffle_xor(number, mask)
+        if other_number < EXPERTS and (number == EXPERTS or other > best or (other == best and other_number < number)):
+            best, number = other, other_number
+    return best, number
+
+
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, FLOATS, INTS, FLOATS, INTS, FLOATS)
+def route(codes, scales, bias, source, weight, epsilon, logits, counter, normed, ids, shares):  # type: ignore[no-untyped-def]
+    """The TOP experts of a token: ids [TOP] and the softmax of their logits, shares [TOP]; the last block to finish picks them.
+
+    normed [COLUMNS] receives the normalized vector, which the experts meet as well. counter [1] is 0 before and after.
+    """
+    x = cuda.shared.array(X_SIZE, X_TYPE, 16)
+    x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
+    sums = cuda.shared.array(WARPS, types.float32, 16)
+    chosen = cuda.shared.array(TOP, types.int32, 16)
+    last = cuda.shared.array(1, types.int32, 16)
+    thread = cuda.threadIdx.x
+    gain = ONE
+    if NORM:
+        gain = GAIN(source, 0, epsilon, sums)
+    FILL(source, 0, gain, weight, 0, x, x_scales)
+    if cuda.blockIdx.x == 0:
+        for i in range(thread, COLUMNS, WARPS * WARP):
+            normed[i] = source[i] * gain * weight[i] if NORM else source[i]
+    cuda.syncthreads()
+    row = 2 * (cuda.blockIdx.x * WARPS + thread // WARP)
+    while row < EXPERTS:
+        other = min(row + 1, EXPERTS - 1)
+        a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
+        if thread % WARP == 0:
+            logits[row] = a + bias[row] if BIAS else a
+            logits[other] = b + bias[other] if BIAS else b
+        row += 2 * cuda.gridDim.x * WARPS
+    cuda.threadfence()
+    cuda.syncthreads()
+    if thread == 0:
+        last[0] = cuda.atomic.add(counter, 0, 1)
+        for k in range(TOP):
+            chosen[k] = -1
+    cuda.syncthreads()
+    if last[0] == cuda.gridDim.x - 1 and thread < WARP:
+        total, top = np.float32(0), np.float32(0)
+        for k in range(TOP):
+            value, number = PICK(logits, chosen)
+            if k == 0:
+                top = value
+            share = np.float32(math.exp(value - top))
+            total += share
+            warp_barrier()
+            if thread == 0:
+                chosen[k] = number
+                ids[k] = number
+                shares[k] = share
+            warp_barrier()
+        if thread == 0:
+            for k in range(TOP):
+                shares[k] = shares[k] / total
+            counter[0] = 0
+
+
+def route_kernel(shape: Shape, *, experts: int, top: int, norm: bool, bias: bool, warps: int = 8) -> Kernel:
+    """The kernel for a router of this shape [experts, columns]."""
+    picker = device(pick, EXPERTS=experts, TOP=top, SLICES=-(-experts // WARP))
+    names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
+    constants = {**names, "NORM": int(norm), "BIAS": int(bias), "EXPERTS": experts, "TOP": top, "PICK": picker}
+    return route.bind(**constants, **row_constants(shape, norm, warps))
+
+
+# ---- the experts ----------------------------------------------------------------------------------------------------
+
+
+@device
+def swiglu(gate: Any, up: Any, limit: Any, alpha: Any) -> Any:
+    """gpt-oss's clamped gate: gate · σ(alpha · gate) · (up + 1) after gate ≤ limit and −limit ≤ up ≤ limit. NaN stays NaN."""
+    gate = limit if gate > limit else gate
+    up = limit if up > limit else up
+    up = -limit if up < -limit else up
+    return gate / (ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
+
+
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, INTS, INT, INT, FLOAT, FLOAT, FLOATS)
+def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):  # type: ignore[no-untyped-def]
+    """out[k · stride + i] = swiglu of rows 2i and 2i + 1 of expert ids[k] with source [COLUMNS]; bias [EXPERTS, 2 · inner]."""
+    x = cuda.shared.array(X_SIZE, X_TYPE, 16)
+    x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
+    lane, pair = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
+    if pair < TOP * inner:
+        row = 2 * (ids[pair // inner] * inner + pair % inner) + (lane >> 4)
+        prefetch(codes, row * WORDS_PER_ROW + min(32 * (lane & 15), WORDS_PER_ROW - 1))
+    FILL(source, 0, ONE, source, 0, x, x_scales)
+    cuda.syncthreads()
+    while pair < TOP * inner:
+        slot, i = pair // inner, pair % inner
+        row = 2 * (ids[slot] * inner + i)
+        a, b = PAIR(codes, scales, row, row + 1, 0, 0, x, x_scales)
+        if BIAS:
+            a += bias[row]
+            b += bias[row + 1]
+        if lane == 0:
+            out[slot * stride + i] = swiglu(a, b, limit, alpha)
+        pair += cuda.gridDim.x * WARPS
+
+
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, INT, INTS, FLOATS, INT, FLOATS)
+def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: ignore[no-untyped-def]
+    """out[n] += Σ over k of shares[k] · (row n of expert ids[k] · source[k · stride …] + bias); bias [EXPERTS, rows].
+
+    The vectors of SLOTS experts are in shared memory at a time; a warp has a row of each, two by two.
+    """
+    x = cuda.shared.array(X_SIZE, X_TYPE, 16)
+    x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
+    lane, first = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
+    if first < rows:
+        row = ids[min(lane >> 3, TOP - 1)] * rows + first
+        prefetch(codes, row * WORDS_PER_ROW + min(32 * (lane & 7), WORDS_PER_ROW - 1))
+    for held in range(0, TOP, SLOTS):
+        cuda.syncthreads()  # the vectors before are done with
+        for slot in range(SLOTS):
+            if held + slot < TOP:
+                FILL(source, (held + slot) * stride, ONE, source, slot * QUADS, x, x_scales)
+        cuda.syncthreads()
+        n = first
+        while n < rows:
+            total = np.float32(0)
+            for slot in range(0, SLOTS, 2):
+                if held + slot < TOP:
+                    k, other = held + slot, min(held + slot + 1, TOP - 1)
+                    row, next_row = ids[k] * rows + n, ids[other] * rows + n
+                    a, b = PAIR(codes, scales, row, next_row, slot * QUADS, (other - held) * QUADS, x, x_scales)
+                    if BIAS:
+                        a += bias[row]
+                        b += bias[next_row]
+                    total += shares[k] * a
+                    if other > k:
+                        total += shares[other] * b
+            if lane == 0:
+                out[n] += total
+            n += cuda.gridDim.x * WARPS
+
+
+def gate_up_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel:
+    """The first projection of the chosen experts: rows of this shape, gate and up in turn."""
+    names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
+    return gate_up.bind(**names, TOP=top, BIAS=int(bias), **row_constants(shape, False, warps))
+
+
+def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel:
+    """The second projection, weighted and added up."""
+    slots = top + top % 2 if shape.quantized and shape.quads * top <= 2048 else 2
+    names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
+    constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads}
+    return down.bind(**constants, **row_constants(shape, False, warps, slots))

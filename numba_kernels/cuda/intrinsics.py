@@ -1,0 +1,29 @@
+"""The instructions that kernels are written with: PTX on a device, their plain forms in the simulator."""
+
+from numba_kernels.cuda.seam import SIMULATED
+
+if SIMULATED:
+    from numba_kernels.cuda import plain as _forms
+else:
+    from numba_kernels.cuda import instructions as _forms  # type: ignore[no-redef]
+
+as_int = _forms.as_int
+bits_as_float = _forms.bits_as_float
+byte_permute = _forms.byte_permute
+dp4a = _forms.dp4a
+float_as_bits = _forms.float_as_bits
+half_as_float = _forms.half_as_float
+load_floats = _forms.load_floats
+load_fresh = _forms.load_fresh
+load_pair = _forms.load_pair
+load_words = _forms.load_words
+multiply_tiles = _forms.multiply_tiles
+pack_bf16 = _forms.pack_bf16
+prefetch = _forms.prefetch
+round_to_int = _forms.round_to_int
+shuffle_xor = _forms.shuffle_xor
+store_words = _forms.store_words
+stream_words = _forms.stream_words
+warp_barrier = _forms.warp_barrier
+warp_max = _forms.warp_max
+warp_sum = _forms.warp_sum

@@ -1,0 +1,218 @@
+"""The plain forms of the PTX instructions in `instructions`: what each computes, and what the simulator runs.
+
+A word is a uint32. Loads and stores of four words need an index that is a multiple of 4 in an array that begins on a
+multiple of 16 bytes, as all of the device's arrays do; the plain forms check that, and the bounds.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.seam import WARP
+
+# ---- numbers and memory ----------------------------------------------------------------------------------------------------
+
+
+def _word(value: Any) -> np.uint32:
+    return np.uint32(int(value) & 0xFFFFFFFF)
+
+
+def _signed_bytes(word: Any) -> tuple[int, ...]:
+    return struct.unpack("4b", struct.pack("<I", int(word) & 0xFFFFFFFF))
+
+
+def dp4a(a: Any, b: Any, total: Any) -> np.int32:
+    """total + Σ a[i] · b[i] over the four signed bytes of two words."""
+    value = int(total) + sum(x * y for x, y in zip(_signed_bytes(a), _signed_bytes(b), strict=True))
+    return np.uint32(value & 0xFFFFFFFF).view(np.int32)
+
+
+def byte_permute(low: Any, high: Any, selector: Any) -> np.uint32:
+    """Byte i of the result is byte s of (low, high), s the i-th nibble of the selector, which is below 8."""
+    data = struct.pack("<II", int(low), int(high))
+    picked = []
+    for i in range(4):
+        s = int(selector) >> 4 * i & 15
+        if s > 7:
+            raise ValueError(f"byte_permute: the selector {int(selector):x} asks for a sign")
+        picked.append(data[s])
+    return np.uint32(int.from_bytes(bytes(picked), "little"))
+
+
+def bits_as_float(word: Any) -> np.float32:
+    """The float32 with these bits."""
+    return _word(word).view(np.float32)
+
+
+def float_as_bits(value: Any) -> np.uint32:
+    """The bits of a float32."""
+    return np.float32(value).view(np.uint32)
+
+
+def as_int(word: Any) -> np.int32:
+    """The int32 with these bits."""
+    return _word(word).view(np.int32)
+
+
+def half_as_float(bits: Any) -> np.float32:
+    """The value of an IEEE half-precision number."""
+    return np.float32(np.uint16(int(bits)).view(np.float16))
+
+
+def _bf16_bits(value: Any) -> int:
+    bits = int(np.float32(value).view(np.uint32))
+    if bits & 0x7FFFFFFF > 0x7F800000:
+        return 0x7FFF
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF
+
+
+def pack_bf16(low: Any, high: Any) -> np.uint32:
+    """Two float32 as bfloat16, rounded to nearest with ties to even."""
+    return np.uint32(_bf16_bits(low) | _bf16_bits(high) << 16)
+
+
+def round_to_int(value: Any) -> np.int32:
+    """The nearest integer, ties to even; out of range the nearest there is, and 0 for NaN."""
+    value = np.float32(value)
+    if np.isnan(value):
+        return np.int32(0)
+    return np.int32(np.clip(np.rint(np.float64(value)), -(2.0**31), 2.0**31 - 1))
+
+
+def _four(array: Any, index: Any) -> int:
+    at = int(index)
+    if at % 4 or not 0 <= at <= len(array) - 4:
+        raise IndexError(f"four elements at {at} of {len(array)}: outside of the array, or not on a multiple of 4")
+    return at
+
+
+def stream_words(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four words of memory that nothing writes during the kernel and that is read once: 16 bytes, past the first cache."""
+    at = _four(array, index)
+    return tuple(array[at + i] for i in range(4))
+
+
+def load_words(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four words, 16 bytes at once."""
+    at = _four(array, index)
+    return tuple(array[at + i] for i in range(4))
+
+
+def load_floats(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four float32, 16 bytes at once."""
+    at = _four(array, index)
+    return tuple(array[at + i] for i in range(4))
+
+
+def load_pair(array: Any, index: Any) -> tuple[Any, ...]:
+    """Two words, 8 bytes at once; the index is even."""
+    at = int(index)
+    if at % 2 or not 0 <= at <= len(array) - 2:
+        raise IndexError(f"two elements at {at} of {len(array)}: outside of the array, or not on a multiple of 2")
+    return array[at], array[at + 1]
+
+
+def load_fresh(array: Any, index: Any) -> Any:
+    """A float32 or int32 that another block may just have written: past caches that do not see it."""
+    if not 0 <= int(index) < len(array):
+        raise IndexError(f"element {index} of {len(array)}")
+    return array[int(index)]
+
+
+def store_words(array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> None:
+    """Stores four words, 16 bytes at once."""
+    at = _four(array, index)
+    for i, word in enumerate((a, b, c, d)):
+        array[at + i] = _word(word)
+
+
+def prefetch(array: Any, index: Any) -> None:
+    """Asks for the line of memory that holds an element to be brought into the second cache. The element must exist."""
+    if not 0 <= int(index) < len(array):
+        raise IndexError(f"prefetch of element {index} of {len(array)}")
+
+
+# ---- what a warp does together -----------------------------------------------------------------------
+
+
+class _Meeting:
+    """Where the threads of a simulated warp hand each other values. Two sets of places, so that one barrier is enough."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(WARP, timeout=60)
+        self.values: tuple[list[Any], list[Any]] = ([None] * WARP, [None] * WARP)
+        self.turns = [0] * WARP
+
+
+_meetings_lock = threading.Lock()
+
+
+def _exchange(value: Any) -> tuple[int, list[Any]]:
+    """(this thread's lane, what all threads of its warp gave). Every thread of the warp has to call it."""
+    thread: Any = threading.current_thread()
+    warp, lane = divmod(thread.thread_id, WARP)
+    with _meetings_lock:
+        meetings = thread._manager.__dict__.setdefault("meetings", {})
+        meeting = meetings.setdefault(warp, _Meeting())
+    values = meeting.values[meeting.turns[lane] % 2]
+    meeting.turns[lane] += 1
+    values[lane] = value
+    meeting.barrier.wait()
+    return lane, list(values)
+
+
+def shuffle_xor(value: Any, mask: Any) -> Any:
+    """The value of the thread whose lane differs in the bits of `mask`."""
+    lane, values = _exchange(value)
+    return values[lane ^ int(mask)]
+
+
+def warp_sum(value: Any) -> np.float32:
+    """The sum over the warp, the same in every thread: pairs 16 lanes apart first, then 8, 4, 2 and 1."""
+    _, values = _exchange(np.float32(value))
+    sums = np.array(values, np.float32)
+    for mask in (16, 8, 4, 2, 1):
+        sums = sums + sums[np.arange(WARP) ^ mask]
+    return np.float32(sums[0])
+
+
+def warp_max(value: Any) -> np.float32:
+    """The largest over the warp, the same in every thread."""
+    _, values = _exchange(np.float32(value))
+    return np.float32(max(values))
+
+
+def warp_barrier() -> None:
+    """Threads of the warp wait for each other; what they wrote is seen by all of them."""
+    _exchange(None)
+
+
+def _bf16_pair(word: Any) -> tuple[float, float]:
+    bits = int(word)
+    return (float(bits_as_float((bits & 0xFFFF) << 16)), float(bits_as_float(bits & 0xFFFF0000)))
+
+
+def multiply_tiles(
+    a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any
+) -> tuple[Any, ...]:
+    """C [16, 8] + A [16, 16] · B [16, 8], A and B bfloat16, C float32, spread over the warp.
+
+    With lane = 4 · g + t: a0, a1 hold rows g and g + 8 of A at columns 2t, 2t + 1; a2, a3 the same rows at columns 2t + 8,
+    2t + 9. b0, b1 hold column g of B at rows 2t, 2t + 1 and 2t + 8, 2t + 9. c0, c1 hold row g of C at columns 2t, 2t + 1,
+    and c2, c3 row g + 8. Source: PTX ISA, `mma.m16n8k16`.
+    """
+    lane, given = _exchange((a0, a1, a2, a3, b0, b1))
+    g, t = divmod(lane, 4)
+    out = [float(c) for c in (c0, c1, c2, c3)]
+    for half in (0, 2):  # columns of A, rows of B
+        for other in range(4):
+            low, high = (_bf16_pair(given[4 * g + other][half + i]) for i in (0, 1))
+            for column in (0, 1):
+                b = _bf16_pair(given[4 * (2 * t + column) + other][4 + half // 2])
+                out[column] += low[0] * b[0] + low[1] * b[1]
+                out[2 + column] += high[0] * b[0] + high[1] * b[1]
+    return tuple(np.float32(value) for value in out)
