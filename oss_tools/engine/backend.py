@@ -15,6 +15,7 @@ from oss_tools.errors import BadRecipe
 from oss_tools.models import Architecture, Checkpoint
 
 Progress = Callable[[int], None]
+OnCompile = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,16 @@ class Options:
         threads: threads that share the work; 0 is every core this process may use.
         activations: "int8" quantizes the inputs of linear layers per 32 values, "f32" keeps them whole.
         context: the most positions that a sequence may have.
-        say: is told, in a line, what the user should know (a conversion on load, kernels being compiled).
+        say: is told, in a line, what the user should know (a conversion on load).
+        on_compile: is called before each kernel is compiled (or taken from the cache), and once after the last, with how many are
+            done, how many there are, and the kernel's name.
     """
 
     threads: int = 0
     activations: str = "int8"
     context: int = 4096
     say: Callable[[str], None] = field(default=lambda line: None)
+    on_compile: OnCompile = field(default=lambda done, total, name: None)
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Backend(ABC):
         chunk: the most tokens in one `run`.
         rows: the most rows in one `logits`.
         sequences: the most runs in one `run`.
+        recent: so many of the last positions can be read from a cache whatever else was run.
         vocabulary: tokens that have a logit.
     """
 
@@ -59,6 +64,7 @@ class Backend(ABC):
     chunk: int
     rows: int
     sequences: int
+    recent: int
     vocabulary: int
 
     @abstractmethod
@@ -84,6 +90,10 @@ class Backend(ABC):
         """Makes room for more positions; what is cached stays."""
 
     @abstractmethod
+    def fork(self, cache: Any, length: int, capacity: int) -> Any:
+        """A cache for `capacity` positions that begins with the first `length` of another one, which must be all it has."""
+
+    @abstractmethod
     def run(self, runs: list[Run]) -> None:
         """One forward pass over the tokens of all runs (together at most `chunk`, each of another cache)."""
 
@@ -94,12 +104,12 @@ class Backend(ABC):
 
     @abstractmethod
     def read_cache(self, cache: Any, start: int, stop: int) -> np.ndarray:
-        """A copy of the keys and values of positions [start, stop), [stop − start, …]; they must be among the last
-        `chunk` positions written."""
+        """A copy of the keys and values of positions [start, stop), [stop − start, …], up to the last one. Those before the
+        last `run`, if it was this cache's, or else all, must be among the `recent` last."""
 
     @abstractmethod
     def write_cache(self, cache: Any, start: int, block: np.ndarray) -> None:
-        """Puts back what `read_cache` gave, at the same positions."""
+        """Puts back what `read_cache` gave, at the same positions, which follow those that the cache has."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

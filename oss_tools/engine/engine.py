@@ -228,7 +228,7 @@ class Engine:
         for sequence, tokens in parts:
             sequence.tokens += tokens
             self.computed += len(tokens)
-            if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, 256):
+            if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, self.backend.recent, 256):
                 self.save(sequence)
 
     def save(self, sequence: Sequence) -> None:

@@ -8,25 +8,28 @@ the program points to, or in arguments that `Replay` patches.
 from __future__ import annotations
 
 import math
-import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
-from numba_kernels.cpu.attention import attention_op, attention_scratch, store_op
+from numba_kernels.cpu.attention import attention_op, attention_scratch, parts_of, store_op
+from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
 from numba_kernels.cpu.experts import combine, group_by_expert, route
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
+from numba_kernels.cpu.packing import pack_kernel
 from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quantize, quantizing_to, rms_norm
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
-from oss_tools.engine.numba_cache import POSITIONS, Cache, Pool
+from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, parts
 from oss_tools.engine.numba_weights import Stack, Weights, bytes_by_format, kernel_bytes
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
@@ -34,12 +37,9 @@ from oss_tools.models.operations import Heads, Operations, Rope
 
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one pass
-SEQUENCES = 64  # in one pass
 SWIGLU_ALPHA = 1.702  # gpt-oss
-TILES_DIVIDED = 64  # with at most so many tiles of attention, their keys are divided among threads
-KEYS_APART = 256  # in parts of at least so many
+PIECES = 1024  # of attention whose keys are divided among threads, at most
 MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
-SLOW = 0.5  # seconds after which a kernel was compiled, not loaded
 
 
 @dataclass(eq=False)
@@ -105,14 +105,13 @@ class Buffers:
 class State:
     """What a pass is about, in arrays that the programs point to."""
 
-    def __init__(self, pools: dict[int | None, Pool]) -> None:
+    def __init__(self) -> None:
         self.tokens = np.zeros(CHUNK, np.int32)
         self.positions = np.zeros(CHUNK, np.int32)
         self.sequence = np.zeros(CHUNK, np.int32)
         self.first_row = np.zeros(SEQUENCES, np.int32)
         self.row_count = np.zeros(SEQUENCES, np.int32)
         self.outputs = np.zeros(OUTPUTS, np.int32)
-        self.tables = {window: np.zeros((SEQUENCES, pool.ring), np.int32) for window, pool in pools.items()}
         one, zero = np.ones(1, np.int32), np.zeros(1, np.int32)
         every = np.arange(CHUNK, dtype=np.int32)
         self.all_rows = {"groups": one, "group_matrix": zero, "group_start": np.zeros(2, np.int32), "index": every}
@@ -127,8 +126,6 @@ class State:
             self.positions[at : at + n] = np.arange(run.start, run.start + n)
             self.sequence[at : at + n] = s
             self.first_row[s], self.row_count[s] = at, n
-            for table, numbers in zip(self.tables.values(), run.cache.numbers, strict=True):
-                table[s, : len(numbers)] = numbers
             at += n
         self.all_rows["group_start"][1] = at
         return at
@@ -156,7 +153,6 @@ class Recorder(Operations[Any]):
         return value
 
     def _add(self, op: Op, rows: int = 1, /, **arguments: Any) -> int:
-        self.model.compile(op)
         if "rows" in op.names:
             self.counts.append((len(self.program.ops), rows))
             arguments["rows"] = 0
@@ -175,9 +171,7 @@ class Recorder(Operations[Any]):
             return value.records[kind]
         if value.on_demand and not value.filled - {"out"}:
             records, program = value.records[kind], value.program
-            op = quantizing_to(program.ops[value.producer], kind)
-            self.model.compile(op)
-            program.replace(value.producer, op)
+            program.replace(value.producer, quantizing_to(program.ops[value.producer], kind))
             program.set(value.producer, "records", records)
             program.set(value.producer, "record_stride", records.strides[0])
         else:
@@ -265,12 +259,11 @@ class Recorder(Operations[Any]):
             raise TypeError("the kernels rotate queries and keys alike")
         state, pool = self.model.state, self.model.pools[heads.window]
         cos, sin = self.model.rope_tables(query.rope)
-        table = state.tables[heads.window]
         shared = {
             "qkv": query.floats, "stride": query.stride, "positions": state.positions, "heads": heads.queries,
             "kv_heads": heads.keys, "head_dim": heads.size, "pages": pool.memory[heads.layer],
-            "page_bytes": pool.pages.nbytes, "page_positions": POSITIONS, "tables": table, "table_stride": table.strides[0],
-            "ring": pool.ring,
+            "page_bytes": pool.pages.nbytes, "page_positions": POSITIONS, "tables": pool.table,
+            "table_stride": pool.table.strides[0], "ring": pool.ring,
         }  # fmt: skip
         stored = self._add(
             store_op(self.model.element),
@@ -350,14 +343,28 @@ class Replay:
             self.program.table[self._numbers, self._cells] = rows * self._each
             self._known["rows"] = rows
 
-    def set_attention(self, name: str, values: dict[int, int] | int) -> None:
-        """An argument of the attention operations that have it, by layer or for all."""
+    def set_attention(self, name: str, values: dict[int | None, int]) -> None:
+        """An argument of the attention operations that have it, by the layers' window."""
         if self._known.get(name) != values:
             for number, names, heads in self._attentions:
                 if name in names:
-                    value = values if isinstance(values, int) else values[heads.layer]
-                    self.program.table[number, 1 + names.index(name)] = value
+                    self.program.table[number, 1 + names.index(name)] = values[heads.window]
             self._known[name] = values
+
+    def set_pages(self, places: dict[int | None, Pool | Passing]) -> None:
+        """Where keys and values are stored and read, by the layers' window."""
+        layout = [(id(place), place.version) for place in places.values()]
+        if self._known.get("layout") == layout:
+            return
+        for number, names, heads in self._attentions:
+            place = places[heads.window]
+            arguments = {
+                "pages": place.memory[heads.layer].ctypes.data, "tables": place.table.ctypes.data,
+                "table_stride": place.table.strides[0], "ring": place.ring,
+            }  # fmt: skip
+            for name, value in arguments.items():
+                self.program.table[number, 1 + names.index(name)] = value
+        self._known["layout"] = layout
 
 
 class NumbaBackend(Backend):
@@ -380,28 +387,25 @@ class NumbaBackend(Backend):
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
         self.threads = options.threads or cores()
         self.buffers = Buffers()
-        self.weights = Weights(checkpoint, self.threads, progress, options.say)
+        self.weights = Weights(checkpoint, self.threads, options.say)
         self.pools = self._pools()
-        self.state = State(self.pools)
+        self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
+        self.state = State()
         self._ropes: dict[int, tuple[Rope, tuple[np.ndarray, np.ndarray]]] = {}
         self._areas: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._compile_seconds = 0.0
         self._kept: list[Value] = []
         self._one, self._one_head = self._record(1)
         self._many, self._many_head = self._record(CHUNK)
-        self.weights.finish()
-        if self._compile_seconds > SLOW:
-            options.say(f"compiled kernels in {self._compile_seconds:.0f} s; they are kept for the next time")
+        self._compile()
+        self.weights.load(progress)
         self.team = Team(self.threads)
         self._last = self._many_head
 
     def _pools(self) -> dict[int | None, Pool]:
         windows = dict.fromkeys(h.window for h in self.layers)
+        options = self.options.context, CHUNK, self.element
         try:
-            return {
-                w: Pool([h for h in self.layers if h.window == w], self.options.context, CHUNK, self.element)
-                for w in windows
-            }
+            return {w: Pool([h for h in self.layers if h.window == w], *options) for w in windows}
         except ValueError as error:
             raise BadRequest(f"{error}: use --backend torch for this model") from None
 
@@ -416,18 +420,19 @@ class NumbaBackend(Backend):
         self.vocabulary = logits.columns
         return Replay(recorder), head.program
 
-    # ---- for the recorder -------------------------------------------------------------------------------------------
+    def _compile(self) -> None:
+        """Has all kernels compiled, or taken from the cache, before there is a need for them."""
+        programs = (self._one.program, self._one_head, self._many.program, self._many_head)
+        ops = dict.fromkeys([op for program in programs for op in program.ops])
+        jobs: list[tuple[str, Callable[[], Any]]] = [("threads", Team.functions)]
+        jobs += [(f"pack {f}", partial(pack_kernel, f)) for f in self.weights.formats]
+        jobs += [(op.name, partial(getattr, op, "address")) for op in (*ops, copy_pages, read_rows, write_rows)]
+        for done, (name, job) in enumerate(jobs):
+            self.options.on_compile(done, len(jobs), name)
+            job()
+        self.options.on_compile(len(jobs), len(jobs), "")
 
-    def compile(self, op: Op) -> None:
-        """Has the kernel compiled, or taken from the cache; says so the first time that it takes long."""
-        began = time.perf_counter()
-        if not op.address:
-            raise RuntimeError(f"{op.name} has no address")
-        seconds = time.perf_counter() - began
-        if seconds > SLOW:
-            if not self._compile_seconds:
-                self.options.say("compiling kernels for this machine; this is done once and takes some 20 seconds")
-            self._compile_seconds += seconds
+    # ---- for the recorder -------------------------------------------------------------------------------------------
 
     def rope_tables(self, rope: Rope) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin for all positions of the context."""
@@ -438,7 +443,7 @@ class NumbaBackend(Backend):
     def scratch(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Memory for attention whose keys are divided."""
         if size not in self._areas:
-            self._areas[size] = attention_scratch(TILES_DIVIDED, 4 * self.threads, size)
+            self._areas[size] = attention_scratch(PIECES, size)
         return self._areas[size]
 
     # ---- the backend ------------------------------------------------------------------------------------------------
@@ -453,22 +458,31 @@ class NumbaBackend(Backend):
         return sum(2 * width * h.keys * h.size for h in architecture.attention_layers() if h.window is None)
 
     def open(self, capacity: int) -> Cache:
-        cache = Cache(list(self.pools.values()), [[] for _ in self.pools])
-        self.grow(cache, capacity)
-        return cache
+        return Cache(self.pools, {w: pool.take(pool.needed(capacity)) for w, pool in self.pools.items()})
 
     def grow(self, cache: Cache, capacity: int) -> None:
-        for pool, numbers in zip(cache.pools, cache.numbers, strict=True):
+        for window, pool in self.pools.items():
+            numbers = cache.numbers[window]
             numbers += pool.take(pool.needed(capacity) - len(numbers))
+
+    def fork(self, cache: Cache, length: int, capacity: int) -> Cache:
+        return Cache(self.pools, {w: p.fork(cache.numbers[w], length, capacity) for w, p in self.pools.items()})
 
     def run(self, runs: list[Run]) -> None:
         rows = self.state.fill(runs)
         replay, self._last = (self._one, self._one_head) if rows == 1 else (self._many, self._many_head)
+        places = {window: pool.lay_out(runs) for window, pool in self.pools.items()}
         replay.set_rows(rows)
-        replay.set_attention("sequences", len(runs))
-        replay.set_attention("splits", self._splits(runs, replay.tile_rows))
-        replay.set_attention("pages", {n: m.ctypes.data for pool in self.pools.values() for n, m in pool.memory.items()})
+        replay.set_attention("sequences", dict.fromkeys(self.pools, len(runs)))
+        splits = self._splits(runs, replay.tile_rows)
+        replay.set_attention("splits", {window: 1 if window else splits for window in self.pools})
+        replay.set_pages(places)
+        passing = [place for place in places.values() if isinstance(place, Passing)]
+        for place in passing:
+            self.team.run(place.copying(back=False))
         self._replay(replay.program, rows)
+        for place in passing:
+            self.team.run(place.copying(back=True))
 
     def _replay(self, program: Program, rows: int) -> None:
         """Replays a program, a long one in parts: between them an interrupt (Ctrl-C) is heard."""
@@ -478,12 +492,12 @@ class NumbaBackend(Backend):
             self.team.run(program, first, first + part)
 
     def _splits(self, runs: list[Run], tile_rows: int) -> int:
-        """Into how many parts the keys of a tile are divided, so that all threads have work."""
+        """Into how many pieces of work the keys of a tile are divided, so that all threads have work: 1 or all their parts."""
         h = self.layers[0]
         tiles = sum(-(-len(r.tokens) * (h.queries // h.keys) // tile_rows) for r in runs) * h.keys
-        longest = max(r.start + len(r.tokens) for r in runs)
-        wanted = -(-4 * self.threads // tiles) if tiles % self.threads or tiles < self.threads else 1
-        return max(min(wanted, longest // KEYS_APART), 1) if tiles <= TILES_DIVIDED else 1
+        pieces = parts_of(max(r.start + len(r.tokens) for r in runs))
+        even = tiles % self.threads == 0 or tiles >= 8 * self.threads
+        return 1 if even or tiles * pieces > PIECES else pieces
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         n = len(rows)
@@ -494,14 +508,19 @@ class NumbaBackend(Backend):
         return logits.floats[:n, : self.vocabulary]
 
     def read_cache(self, cache: Cache, start: int, stop: int) -> np.ndarray:
-        parts = [pool.read(n, start, stop) for pool, n in zip(cache.pools, cache.numbers, strict=True)]
-        return np.concatenate(parts, 1)
+        width = sum(pool.width for pool in self.pools.values())
+        block = np.empty((stop - start, width), next(iter(self.pools.values())).dtype)
+        program = Program()
+        for pool, rows in parts(self.pools, block):
+            pool.reading(program, cache, start, rows)
+        self.team.run(program)
+        return block
 
     def write_cache(self, cache: Cache, start: int, block: np.ndarray) -> None:
-        at = 0
-        for pool, numbers in zip(cache.pools, cache.numbers, strict=True):
-            pool.write(numbers, start, block[:, at : at + pool.width])
-            at += pool.width
+        program = Program()
+        for pool, rows in parts(self.pools, block):
+            pool.writing(program, cache, start, rows)
+        self.team.run(program)
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -2,113 +2,250 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.attention import Pages
-from numba_kernels.simd.values import LANES
+from numba_kernels.cpu.attention import ELEMENTS, Pages
+from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
+from numba_kernels.cpu.op import Op
+from numba_kernels.cpu.team import Program
+from oss_tools.engine.backend import Run
 from oss_tools.models.operations import Heads
 
 POSITIONS = 64  # of a page
 FIRST_PAGES = 16  # a pool begins with so many pages and doubles
+SEQUENCES = 64  # in one pass
 
 
 class Pool:
     """Pages of all layers that have one window, one page number standing for a page in each of them.
 
+    A sliding layer's sequence has a ring of pages for the window and no more (128 positions for a window of 128). A pass over
+    more tokens of a sequence than fit beside the window works on other pages, see `Passing`.
+
     Attributes:
         heads: the layers.
+        window: of the layers, or None.
         pages: geometry of a page.
         ring: a sequence's position p is in its page p // POSITIONS mod ring.
         memory: by layer, uint8 [pages, page bytes].
+        table: the page numbers of the sequences of the pass at hand, int32 [SEQUENCES, ring].
+        passing: for passes over many tokens; None where the ring holds the whole context.
+        version: changes when `memory` does.
     """
 
     def __init__(self, heads: list[Heads], context: int, chunk: int, element: str = "bf16") -> None:
-        self.heads = heads
+        self.heads, self.window = heads, heads[0].window
         self.pages = Pages(heads[0].keys, heads[0].size, POSITIONS, element)
         self.dtype = np.dtype(np.float32 if element == "f32" else np.uint16)
-        whole = -(-context // POSITIONS)
-        window = heads[0].window
-        self.ring = whole if window is None else min(-(-(window + chunk) // POSITIONS) + 1, whole)
+        whole = pages_of(context)
+        self.ring = whole if self.window is None else min(pages_of(self.window), whole)
         self.memory: dict[int, np.ndarray] = {}
+        self.table = np.zeros((SEQUENCES, self.ring), np.int32)
+        self.passing = Passing(self, chunk) if self.window and self.ring < whole else None
         self._free: list[int] = []
+        self.version = 0
+        self._uses: list[int] = []  # of each page: how many sequences it belongs to
         self.grow(FIRST_PAGES)
 
     def grow(self, count: int) -> None:
         """Makes the pool `count` pages large, layer by layer; `memory` is other arrays afterwards."""
-        had = len(next(iter(self.memory.values()))) if self.memory else 0
+        had = len(self._uses)
         for h in self.heads:
             larger = self.pages.allocate(count)
             if had:
                 larger[:had] = self.memory[h.layer]
             self.memory[h.layer] = larger
         self._free = list(range(count - 1, had - 1, -1)) + self._free
+        self._uses += [0] * (count - had)
+        self.version += 1
 
     def take(self, count: int) -> list[int]:
         """Page numbers; the pool grows if it has no more."""
         if len(self._free) < count:
-            had = len(next(iter(self.memory.values())))
-            self.grow(max(2 * had, had + count))
-        return [self._free.pop() for _ in range(count)]
+            self.grow(max(2 * len(self._uses), len(self._uses) + count))
+        numbers = [self._free.pop() for _ in range(count)]
+        for number in numbers:
+            self._uses[number] = 1
+        return numbers
 
     def give(self, numbers: list[int]) -> None:
-        self._free += numbers
+        """Ends a sequence's use of pages."""
+        for number in numbers:
+            self._uses[number] -= 1
+            if not self._uses[number]:
+                self._free.append(number)
+
+    def fork(self, numbers: list[int], length: int, capacity: int) -> list[int]:
+        """Pages for a sequence of `capacity` positions that begins with all `length` positions of the one that has `numbers`.
+        Pages that neither will write again belong to both, the others are copied."""
+        shared = 0 if self.window else length // POSITIONS
+        for number in numbers[:shared]:
+            self._uses[number] += 1
+        own = self.take(self.needed(capacity) - shared)
+        for source, target in zip(numbers[shared : pages_of(length)], own, strict=False):
+            for memory in self.memory.values():
+                memory[target] = memory[source]
+        return numbers[:shared] + own
 
     def needed(self, capacity: int) -> int:
         """Pages of a sequence with room for `capacity` positions."""
-        return min(-(-capacity // POSITIONS), self.ring)
+        return min(pages_of(capacity), self.ring)
+
+    def lay_out(self, runs: Sequence[Run]) -> Pool | Passing:
+        """Where a pass stores and reads the keys and values of its runs: the rings, if their tokens fit in beside the windows
+        that the first of them see, else pages of the pass."""
+        for s, run in enumerate(runs):
+            numbers = run.cache.numbers[self.window]
+            self.table[s, : len(numbers)] = numbers
+        if not self.passing or all(len(r.tokens) + self.passing.before <= self.ring * POSITIONS for r in runs):
+            return self
+        self.passing.lay_out(runs)
+        return self.passing
 
     # ---- copies of single positions, as [n, layers · 2 · heads · size] float32 or bfloat16 bits ---------------------
 
-    def read(self, numbers: list[int], start: int, stop: int) -> np.ndarray:
-        position = np.arange(start, stop)
-        page, slot = self._place(numbers, position)
-        parts = []
-        for h in self.heads:
-            keys, values = self._views(self.memory[h.layer])
-            parts.append(keys[page, :, slot // LANES, :, slot % LANES].reshape(len(position), -1))
-            parts.append(values[page, :, slot, : h.size].reshape(len(position), -1))
-        return np.concatenate(parts, 1)
-
-    def write(self, numbers: list[int], start: int, block: np.ndarray) -> None:
-        skip = max(len(block) - (self.ring - 1) * POSITIONS, 0) if self.heads[0].window else 0
-        position = np.arange(start + skip, start + len(block))
-        page, slot = self._place(numbers, position)
-        h = self.heads[0]
-        together = 4 // self.dtype.itemsize  # columns of a key that lie in one lane
-        parts = block[skip:].reshape(len(position), len(self.heads), 2, h.keys, h.size)
-        for i, head in enumerate(self.heads):
-            keys, values = self._views(self.memory[head.layer])
-            keys[page, :, slot // LANES, :, slot % LANES] = parts[:, i, 0].reshape(
-                len(position), *keys.shape[1:2], -1, together
-            )
-            values[page, :, slot, : h.size] = parts[:, i, 1]
-
     @property
     def width(self) -> int:
-        """Values that `read` gives for a position."""
+        """Values that a position has in all layers."""
         return len(self.heads) * 2 * self.heads[0].keys * self.heads[0].size
 
-    def _place(self, numbers: list[int], position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(numbers)[position // POSITIONS % self.ring], position % POSITIONS
+    def reading(self, program: Program, cache: Cache, start: int, rows: np.ndarray) -> None:
+        """Records what fills rows [n, width] with positions start, start + 1, …"""
+        seen = cache.passed.get(self.window)
+        if not self.passing or not seen or seen.serial != self.passing.serial or start < seen.first:
+            self._copying(program, read_rows, self.memory, cache.numbers[self.window], self.ring, start, rows)
+            return
+        here = min(max(seen.stop - start, 0), len(rows))
+        self._copying(program, read_rows, self.passing.memory, seen.table, self.passing.ring, start, rows[:here])
+        self._copying(program, read_rows, self.memory, cache.numbers[self.window], self.ring, start + here, rows[here:])
 
-    def _views(self, memory: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keys [pages, heads, panels, columns, LANES, columns in a lane], values [pages, heads, POSITIONS, padded size]."""
-        h, p, together = self.heads[0], self.pages, 4 // self.dtype.itemsize
-        by_head = memory.reshape(len(memory), h.keys, p.head_bytes).view(self.dtype)
-        split = p.key_bytes // self.dtype.itemsize
-        keys = by_head[..., :split].reshape(len(memory), h.keys, POSITIONS // LANES, h.size // together, LANES, together)
-        return keys, by_head[..., split:].reshape(len(memory), h.keys, POSITIONS, -1)
+    def writing(self, program: Program, cache: Cache, start: int, rows: np.ndarray) -> None:
+        """Records what stores rows [n, width] as positions start, start + 1, …; of a ring only the last ones."""
+        skip = max(len(rows) - self.ring * POSITIONS, 0) if self.window else 0
+        self._copying(program, write_rows, self.memory, cache.numbers[self.window], self.ring, start + skip, rows[skip:])
+
+    def _copying(
+        self, program: Program, op: Op, memory: dict[int, np.ndarray], numbers: Any, ring: int, start: int, rows: np.ndarray
+    ) -> None:
+        table = np.array(numbers, np.int32)
+        width = self.width // len(self.heads)
+        for i, h in enumerate(self.heads if len(rows) else ()):
+            program.add(
+                op, pages=memory[h.layer], table=table, ring=ring, rows=rows[:, i * width :], row_stride=rows.strides[0],
+                first=start, count=len(rows), **self.geometry,
+            )  # fmt: skip
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        """What the copying kernels want to know of a page."""
+        h, width = self.heads[0], ELEMENTS[self.pages.element]
+        return {
+            "kv_heads": h.keys, "head_dim": h.size, "width": width, "page_bytes": self.pages.nbytes,
+            "page_positions": POSITIONS,
+        }  # fmt: skip
+
+
+class Passing:
+    """The pages that a pass over many tokens works on in sliding layers: the window before the tokens is copied here from the
+    ring, their keys and values are stored behind it, and when the pass is complete, what is then the window goes back. So an
+    interrupted pass leaves the rings as they were, and all that a pass has computed can be read after it.
+
+    Attributes:
+        before: positions before a token that it sees.
+        ring, memory, table, version: as of a pool; a sequence's pages follow each other.
+        serial: counts the passes.
+    """
+
+    def __init__(self, pool: Pool, chunk: int) -> None:
+        self._pool = pool
+        self.before = (pool.window or 1) - 1
+        self.ring = pages_of(self.before + chunk) + 1
+        self.table = np.zeros((SEQUENCES, self.ring), np.int32)
+        self.memory: dict[int, np.ndarray] = {}
+        self.serial = self.version = 0
+        self._ranges = np.zeros(
+            (2, 2, SEQUENCES), np.int32
+        )  # to the pass and back: first and last position of each sequence
+        self._copies: tuple[tuple[int, int], list[Program]] = ((0, 0), [])
+        self._runs = 0
+        self._reserve(self.ring)
+
+    def _reserve(self, count: int) -> None:
+        self.memory = {h.layer: self._pool.pages.allocate(count) for h in self._pool.heads}
+        self._count = count
+        self.version += 1
+
+    def lay_out(self, runs: Sequence[Run]) -> None:
+        """Gives the runs of a pass their pages."""
+        self.serial += 1
+        self._runs, taken = len(runs), 0
+        for s, run in enumerate(runs):
+            stop = run.start + len(run.tokens)
+            low = max(run.start - self.before, 0)
+            page, count = low // POSITIONS, pages_of(stop) - low // POSITIONS
+            self.table[s, np.arange(page, page + count) % self.ring] = np.arange(taken, taken + count)
+            taken += count
+            self._ranges[:, :, s] = (low, run.start), (max(low, stop - self._pool.ring * POSITIONS), stop)
+            run.cache.passed[self._pool.window] = Passed(self.serial, low, stop, self.table[s].copy())
+        if taken > self._count:
+            self._reserve(max(taken, 2 * self._count))
+
+    def copying(self, back: bool) -> Program:
+        """What copies the windows from the rings to the pages of the pass, or back."""
+        version = (self._pool.version, self.version)
+        if self._copies[0] != version:
+            self._copies = (version, [self._record(self._pool, self, 0), self._record(self, self._pool, 1)])
+        program = self._copies[1][back]
+        for number in range(len(program.ops)):
+            program.set(number, "sequences", self._runs)
+        return program
+
+    def _record(self, source: Pool | Passing, target: Pool | Passing, which: int) -> Program:
+        program, (first, last) = Program(), self._ranges[which]
+        for h in self._pool.heads:
+            program.add(
+                copy_pages, source=source.memory[h.layer], source_tables=source.table, source_stride=source.table.strides[0],
+                source_ring=source.ring, target=target.memory[h.layer], target_tables=target.table,
+                target_stride=target.table.strides[0], target_ring=target.ring, first=first, last=last, sequences=0,
+                **self._pool.geometry,
+            )  # fmt: skip
+        return program
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Where the positions first … stop − 1 of a sequence lay in a pass."""
+
+    serial: int
+    first: int
+    stop: int
+    table: np.ndarray
 
 
 @dataclass(eq=False)
 class Cache:
-    """The pages of one sequence: page numbers by pool. They go back to their pools when the cache is dropped."""
+    """The pages of one sequence: page numbers by window. They go back to their pools when the cache is dropped."""
 
-    pools: list[Pool]
-    numbers: list[list[int]] = field(default_factory=list)
+    pools: dict[int | None, Pool]
+    numbers: dict[int | None, list[int]]
+    passed: dict[int | None, Passed] = field(default_factory=dict)
 
     def __del__(self) -> None:
-        for pool, numbers in zip(self.pools, self.numbers, strict=False):
-            pool.give(numbers)
+        for window, numbers in self.numbers.items():
+            self.pools[window].give(numbers)
+
+
+def pages_of(positions: int) -> int:
+    return -(-positions // POSITIONS)
+
+
+def parts(pools: dict[int | None, Pool], rows: np.ndarray) -> Iterator[tuple[Pool, np.ndarray]]:
+    """Each pool's columns of rows that hold all layers."""
+    at = 0
+    for pool in pools.values():
+        yield pool, rows[:, at : at + pool.width]
+        at += pool.width

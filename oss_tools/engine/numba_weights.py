@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -52,20 +53,31 @@ class Stack:
 
 
 class Weights:
-    """The tensors of a checkpoint in kernel form, loaded when they are first asked for."""
+    """The tensors of a checkpoint in kernel form. Asked for one, it gives the memory; `load` fills all that was asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, progress: Progress, say: Callable[[str], None]) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None]) -> None:
         self._checkpoint: Checkpoint | None = checkpoint
         self._names = set(checkpoint.entries)
         self._heights = {name: e.spec.matrices[1] for name, e in checkpoint.entries.items()}
-        self._threads, self._progress, self._say = threads, progress, say
+        self._threads, self._say = threads, say
         self._stacks: dict[tuple[str, ...], list[Stack]] = {}
         self._vectors: dict[str, np.ndarray] = {}
         self._said: set[str] = set()
+        self._jobs: list[Callable[[], int]] = []  # each loads a piece and returns its stored bytes
 
-    def finish(self) -> None:
-        """Lets the checkpoint go: from here on only what has been loaded can be had."""
-        self._checkpoint = None
+    def load(self, progress: Progress) -> None:
+        """Fills the memory that was given out, and lets the checkpoint go. Stops at the first error and on an interrupt."""
+
+        def run(job: Callable[[], int]) -> None:
+            progress(job())
+
+        pool = ThreadPoolExecutor(self._threads)
+        try:
+            for done in [pool.submit(run, job) for job in self._jobs]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._jobs, self._checkpoint = [], None
 
     def heights(self, names: tuple[str, ...]) -> list[int]:
         """The rows of each layer's matrix."""
@@ -95,10 +107,26 @@ class Weights:
         """A norm, a bias or sinks as float32, padded with zeros to a multiple of 32 values."""
         if name not in self._vectors:
             assert self._checkpoint
-            values = self._checkpoint.read_tensor(name).dequantize()
-            self._vectors[name] = padded(values)
-            self._progress(self._checkpoint.entries[name].nbytes)
+            self._vectors[name] = padded_zeros(self._checkpoint.entries[name].spec.shape)
+            self._fill(name, self._vectors[name], self._heights[name])
         return self._vectors[name]
+
+    def _fill(self, name: str, memory: np.ndarray, height: int, first: int = 0, step: int = 1) -> None:
+        """Has values first, first + step, … of float32 memory [..., padded] filled with the `height` values of a vector."""
+        checkpoint = self._checkpoint
+        assert checkpoint
+
+        def job() -> int:
+            values = checkpoint.read_tensor(name).dequantize()
+            memory[..., first : first + height * step : step] = values.reshape(*memory.shape[:-1], height)
+            return checkpoint.entries[name].nbytes
+
+        self._jobs.append(job)
+
+    @property
+    def formats(self) -> list[str]:
+        """Of the panels."""
+        return sorted({packed.format for packed in self.packed})
 
     def stacks(self, names: tuple[str, ...], interleave: bool = False) -> list[Stack]:
         """The named linear layers (`NAME.weight`, `NAME.bias`) one under another, or row by row in turn, as one stack if
@@ -131,41 +159,36 @@ class Weights:
         packed = Packed(form.name, count, sum(heights), columns)
         first, step = 0, len(entries) if interleave else 1
         for entry, height in zip(entries, heights, strict=True):
-            self._pack(packed, entry, form, first, step)
+            self._queue(packed, entry, form, first, step)
             first += 1 if interleave else height
-        return Stack(packed, self._biases(names, count, heights, interleave))
+        return Stack(packed, self._biases(names, count, heights, step))
 
-    def _biases(self, names: tuple[str, ...], count: int, heights: list[int], interleave: bool) -> np.ndarray | None:
+    def _biases(self, names: tuple[str, ...], count: int, heights: list[int], step: int) -> np.ndarray | None:
         wanted = [self._bias_name(name) for name in names]
         if not any(wanted):
             return None
-        parts = [
-            self._checkpoint.read_tensor(n).dequantize().reshape(count, h) if n else np.zeros((count, h), np.float32)
-            for n, h in zip(wanted, heights, strict=True)
-            if self._checkpoint
-        ]
-        joined = np.stack(parts, -1).reshape(count, -1) if interleave else np.concatenate(parts, 1)
-        return padded(joined)
+        biases, first = padded_zeros((count, sum(heights))), 0
+        for name, height in zip(wanted, heights, strict=True):
+            if name:
+                self._fill(name, biases, height, first, step)
+            first += height if step == 1 else 1
+        return biases
 
-    def _pack(self, packed: Packed, entry: Entry, form: Format, first: int, step: int) -> None:
+    def _queue(self, packed: Packed, entry: Entry, form: Format, first: int, step: int) -> None:
         if form != entry.format:
             self._remark(entry, form)
-        with ThreadPoolExecutor(self._threads) as pool:
-            jobs = [
-                pool.submit(self._pack_rows, packed, entry, form, piece, first, step)
-                for piece in chunks([entry], CHUNK_BYTES)
-            ]
-            for job in jobs:
-                job.result()
+        self._jobs += [
+            partial(self._pack_rows, packed, entry, form, piece, first, step) for piece in chunks([entry], CHUNK_BYTES)
+        ]
 
     def _pack_rows(
         self, packed: Packed, entry: Entry, form: Format, piece: tuple[int, int, int], first: int, step: int
-    ) -> None:
+    ) -> int:
         assert self._checkpoint
         matrix, start, stop = piece
         rows = converted(self._checkpoint.read(entry.name, matrix, start, stop), form)
         pack(packed, rows.planes, matrix=matrix, first=first + start * step, step=step)
-        self._progress((stop - start) * entry.format.bytes_per_row(packed.columns))
+        return (stop - start) * entry.format.bytes_per_row(packed.columns)
 
     def _remark(self, entry: Entry, form: Format) -> None:
         have = ", ".join(f.name for f in entry.mixed) or entry.format.name
@@ -179,12 +202,9 @@ def converted(rows: QTensor, form: Format) -> QTensor:
     return rows if rows.format == form else form.quantize(rows.dequantize())
 
 
-def padded(values: np.ndarray) -> np.ndarray:
-    """float32 with zeros up to a multiple of 32 along the last axis: kernels load whole vectors."""
-    width = -(-values.shape[-1] // 32) * 32
-    out = np.zeros((*values.shape[:-1], width), np.float32)
-    out[..., : values.shape[-1]] = values
-    return out
+def padded_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 zeros, the last axis rounded up to a multiple of 32: kernels load whole vectors."""
+    return np.zeros((*shape[:-1], -(-shape[-1] // 32) * 32), np.float32)
 
 
 def bytes_by_format(packed: Iterable[Packed]) -> dict[str, int]:

@@ -149,6 +149,7 @@ class TorchBackend(Backend):
     chunk = 512
     rows = 64
     sequences = 64
+    recent = 1 << 30
 
     def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
         if options.threads:
@@ -179,6 +180,12 @@ class TorchBackend(Backend):
         for new, old in zip(larger.layers, cache.layers, strict=True):
             new[:, : old.shape[1]] = old
         cache.layers = larger.layers
+
+    def fork(self, cache: Cache, length: int, capacity: int) -> Cache:
+        new = Cache(self.layers, capacity)
+        for target, source in zip(new.layers, cache.layers, strict=True):
+            target[:, :length] = source[:, :length]
+        return new
 
     @torch.inference_mode()
     def run(self, runs: list[Run]) -> None:
