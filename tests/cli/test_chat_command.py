@@ -214,6 +214,26 @@ def test_a_terminal_obeys_no_model() -> None:
     assert visible("a\x1b[2Jb\n\tc\x9b\u202e") == "a\\x1b[2Jb\n\tc\\x9b\\u202e"
 
 
+# ---- with random weights, which say anything ------------------------------------------------------------------------
+
+
+def test_what_random_weights_say_is_no_answer(tiny_gpt_oss: Path) -> None:
+    done = oss_tools("generate", tiny_gpt_oss, "What is 47 + 38?", "-q", "-t", 1, "-n", 8, status=1)
+    assert done.stdout == ""
+    assert done.stderr.startswith("oss-tools: no final answer: ")
+    record = json.loads(oss_tools("generate", tiny_gpt_oss, "Hi", "-q", "-t", 1, "-n", 8, "--json", status=1).stdout)
+    assert (record["text"], record["answered"], record["tokens"]) == ("", False, 8)
+    assert record["problems"]
+    assert oss_tools("generate", tiny_gpt_oss, "Hi", "-q", "-t", 1, "-n", 8, "--raw").stdout
+
+
+def test_a_conversation_with_random_weights_goes_on(tiny_gpt_oss: Path) -> None:
+    given = "What is 47 + 38?\n/help\nHi\n"
+    done = oss_tools("chat", tiny_gpt_oss, "-q", "-t", 1, "-n", 8, "--tools", "calculator", given=given)
+    assert done.stderr.count("the question is taken back") == 2
+    assert "tools: calculator" in done.stderr
+
+
 # ---- what MODEL means, and other refusals ---------------------------------------------------------------------------
 
 
