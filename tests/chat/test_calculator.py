@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from oss_tools.chat.tools.base import ToolError
 from oss_tools.chat.tools.calculator import Calculator, evaluate
+from oss_tools.tiny.tool_use import CALCULATOR
 
 NUMBERS = st.integers(0, 999).map(str) | st.floats(0.01, 999).map(lambda x: f"{x:.2f}")
 EXPRESSIONS = st.recursive(
@@ -77,6 +78,10 @@ def test_everything_else_is_an_error(expression: str) -> None:
         return
     with pytest.raises(ToolError):
         evaluate(expression)
+
+
+def test_it_is_the_calculator_that_the_embedded_model_has_learnt() -> None:
+    assert Calculator.schema == CALCULATOR
 
 
 @settings(deadline=None, max_examples=300)

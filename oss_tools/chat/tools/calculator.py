@@ -39,7 +39,11 @@ class Calculator(Tool):
     schema: Mapping[str, Any] = {
         "name": "calculator",
         "description": "Evaluates an arithmetic expression",
-        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"expression": {"type": "string", "description": "Arithmetic expression"}},
+            "required": ["expression"],
+        },
     }
 
     def run(self, arguments: Mapping[str, Any]) -> str:
