@@ -1,0 +1,237 @@
+"""A page of one file, which needs neither network nor scripts: tables, plots, changed answers, checks, the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from oss_tools.report import plots, table
+from oss_tools.report.comparison import Candidate, Fidelity
+from oss_tools.report.gates import Verdict
+from oss_tools.report.sheet import Interval, Model, Sheet, format_bytes, format_number, formatted, mean_figure, metric_of
+
+TEMPLATES = Path(__file__).with_name("templates")
+MAX_CHANGES = 20  # shown for a candidate
+MAX_TEXT = 4000  # characters of a prompt or answer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: its text, and its marks."""
+
+    text: str
+    best: bool = False
+    noise: bool = False
+    hint: str = ""
+
+
+def page(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
+    """The page. Whatever the records hold stays text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cut"] = cut
+    sections = [section(sheet, verdicts[number] if verdicts else None) for number, sheet in enumerate(sheets)]
+    title = ", ".join(sheet.comparison.model if sheet.comparison else sheet.title for sheet in sheets)
+    return environment.get_template("page.html").render(title=title, sections=sections)
+
+
+def cut(text: str) -> str:
+    """A text that a page has room for."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
+
+
+def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
+    """What the template wants of a sheet."""
+    metrics = table.columns(sheet)
+    return {
+        "sheet": sheet,
+        "comparison": sheet.comparison,
+        "verdict": verdict,
+        "summary": summary(sheet),
+        "findings": [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings],
+        "columns": [metric_of(metric) for metric in metrics],
+        "rows": [(model, [_cell(sheet, model, metric) for metric in metrics]) for model in sheet.models],
+        "legend": table.legend(sheet, "★", "≈"),
+        "plots": list(scatter_plots(sheet)),
+        "forest": forest_plot(sheet),
+        "divergences": divergences(sheet),
+        "heat": heat_maps(sheet),
+        "changes": changes(sheet),
+        "environment": {name: list(flat(values)) for name, values in sheet.environment.items()},
+    }
+
+
+def _cell(sheet: Sheet, model: Model, metric: str) -> Cell:
+    figure = model.figures.get(metric)
+    if figure is None:
+        return Cell("")
+    hint = ""
+    if figure.interval.known:
+        low, high = (formatted(metric, bound) for bound in figure.interval.bounds)
+        hint = f"95 %: {low} to {high}"
+    return Cell(
+        table.cell(sheet, model, metric), table.is_best(sheet, model, metric), table.is_noise(model, metric), hint
+    )
+
+
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values as text."""
+    for name, value in values.items():
+        if name.endswith("_bytes") and isinstance(value, int | float):
+            yield name.removesuffix("_bytes"), format_bytes(value)
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value))
+        elif value is not None:
+            yield name.replace("_", " "), str(value)
+
+
+def summary(sheet: Sheet) -> list[tuple[str, str, str]]:
+    """The choice in a few words: what, which, and its figures."""
+    good = [m for m in sheet.models if m.candidate and not m.is_base and not harmed(m.candidate) and m.candidate.tasks]
+    base = sheet.base
+    if not base or not base.candidate:
+        return []
+    rows = []
+    if good:
+        best = min(good, key=lambda m: m.figures["size"].value)
+        rows.append(("smallest without evidence of harm", best.name, _against_base(best, base)))
+    for what, metric in (("nearest to the base", "kld.mean"), ("fastest", "tokens_per_second")):
+        having = [m for m in sheet.models if metric in m.figures and not m.is_base]
+        if having:
+            lower = metric_of(metric).lower
+            best = (min if lower else max)(having, key=lambda m: m.figures[metric].value)
+            rows.append((what, best.name, _against_base(best, base)))
+    return rows
+
+
+def harmed(candidate: Candidate) -> bool:
+    """Whether there is evidence that a candidate is worse than the base."""
+    fell = (t for t in candidate.tasks if t.difference and t.difference.significant)
+    return bool(candidate.findings) or any((t.difference.value < 0) == t.higher_is_better for t in fell if t.difference)
+
+
+def _against_base(model: Model, base: Model) -> str:
+    parts = []
+    size, old = model.figures["size"].value, base.figures["size"].value
+    if size and old:
+        parts.append(f"{format_number(100 * size / old)} % of the size")
+    if "kld.mean" in model.figures:
+        parts.append(f"KLD {formatted('kld.mean', model.figures['kld.mean'].value)}")
+    speed = model.figures.get("tokens_per_second")
+    if speed and speed.ratio:
+        parts.append(f"{format_number(speed.ratio.value)} × the speed")
+    return ", ".join(parts)
+
+
+# --- plots
+
+
+def scatter_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
+    """Quality over size and over speed; quality is the divergence and the mean score, as far as they are there."""
+    if not sheet.comparison:
+        return
+    xs = [("size", plots.Axis("size", format_bytes, from_zero=True), "Size")]
+    xs += [("tokens_per_second", plots.Axis("tokens per second", format_number, from_zero=True), "Speed")]
+    ys = [("kld.mean", plots.Axis("KL divergence", format_number, log=True), "divergence (less is better)")]
+    ys += [("score", plots.Axis("mean score", lambda v: f"{100 * v:.0f} %"), "mean score (more is better)")]
+    for x_name, x, x_title in xs:
+        for y_name, y, y_title in ys:
+            points = [p for model in sheet.models if (p := _point(model, x_name, y_name))]
+            if len(points) > 1:
+                title = f"{x_title} and {y_title}"
+                if drawn := plots.scatter(points, x, y, title):
+                    yield title, drawn
+
+
+def _point(model: Model, x: str, y: str) -> plots.Point | None:
+    horizontal, vertical = _interval(model, x), _interval(model, y)
+    if horizontal is None or vertical is None:
+        return None
+    kind = "base" if model.is_base else "bad" if model.candidate and harmed(model.candidate) else "plain"
+    return plots.Point(table.visible(model.name), horizontal, vertical, kind)
+
+
+def _interval(model: Model, metric: str) -> Interval | None:
+    if metric != "score":
+        return model.figures[metric].interval if metric in model.figures else None
+    scores = [figure for name, figure in model.figures.items() if name.startswith("task.")]
+    return mean_figure(scores).interval if scores else None
+
+
+def forest_plot(sheet: Sheet) -> Markup:
+    """Differences of scores to the base, task by task."""
+    groups: dict[str, list[plots.Change]] = {}
+    for model in sheet.models:
+        for task in model.candidate.tasks if model.candidate else []:
+            if d := task.difference:
+                low, high = plots.points_written(d.low), plots.points_written(d.high)
+                hint = f"{model.name}: {plots.points_written(d.value)} points (95 %: {low} to {high}), "
+                hint += f"{d.gained} gained, {d.lost} lost, corrected p {d.p_corrected:.3g}"
+                change = plots.Change(table.visible(model.name), Interval(d.value, d.low, d.high), not d.significant, hint)
+                groups.setdefault(task.task, []).append(change)
+    return plots.forest(list(groups.items()), "Scores against the base") if groups else Markup()
+
+
+def heat_maps(sheet: Sheet) -> dict[str, Any]:
+    """A map for each candidate, on one scale."""
+    found = [(m.name, m.candidate.weight_error) for m in sheet.models if m.candidate and m.candidate.weight_error]
+    maps = [(name, error) for name, error in found if error and error.cells]
+    scale = plots.heat_scale([cell for _, error in maps for cell in error.cells])
+    drawn = [
+        (name, 100 * error.relative_error, plots.heat_map(error.cells, scale, f"Weight error of {name}"))
+        for name, error in maps
+    ]
+    return {"maps": drawn, "legend": plots.legend_bar(scale) if scale and drawn else Markup()}
+
+
+# --- tables
+
+
+DIVERGENCE = ("mean", "± SE", "median", "90 %", "95 %", "99 %", "99.9 %", "max", "top-1", "Δp mean", "Δp RMS", "ppl ratio")
+
+
+def divergences(sheet: Sheet) -> list[dict[str, Any]]:
+    """A table for each text: the divergence of every candidate in detail."""
+    texts: dict[str, list[tuple[str, list[str]]]] = {}
+    about: dict[str, Fidelity] = {}
+    for model in sheet.models:
+        for f in model.candidate.fidelity if model.candidate else []:
+            if f.kld:
+                texts.setdefault(f.text, []).append((model.name, list(_divergence(f))))
+                about[f.text] = f
+    return [{"text": text, "about": about[text], "columns": DIVERGENCE, "rows": rows} for text, rows in texts.items()]
+
+
+def _divergence(f: Fidelity) -> Iterator[str]:
+    assert f.kld
+    k = f.kld
+    for value in (k.mean, k.stderr, k.median, k.p90, k.p95, k.p99, k.p99_9, k.max):
+        yield "" if value is None else format_number(value)
+    yield formatted("same_top", f.same_top.value) if f.same_top else ""
+    yield formatted("delta_p.mean", f.delta_p.mean) if f.delta_p else ""
+    yield formatted("delta_p.rms", f.delta_p.rms) if f.delta_p else ""
+    yield formatted("perplexity_ratio", _exp(f.log_perplexity_ratio.value)) if f.log_perplexity_ratio else ""
+
+
+def _exp(value: float) -> float:
+    import math
+
+    return math.exp(min(value, 700.0))
+
+
+def changes(sheet: Sheet) -> list[dict[str, Any]]:
+    """Answers that changed, those that became worse first."""
+    found = []
+    for model in sheet.models:
+        if model.candidate and model.candidate.changes:
+            ordered = sorted(model.candidate.changes, key=lambda c: c.score - c.base_score)
+            lost = sum(c.score < c.base_score for c in ordered)
+            found.append({"name": model.name, "all": len(ordered), "lost": lost, "shown": ordered[:MAX_CHANGES]})
+    return found
