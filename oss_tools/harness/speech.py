@@ -31,7 +31,7 @@ class Speech:
     def __init__(self, engine: Engine) -> None:
         self._text, self._metadata = engine.text, engine.metadata
         self.template: ChatTemplate | None = None
-        if has_chat_template(self._metadata, self._text):
+        if has_chat_template(self._metadata):
             self.template = chat_template(self._metadata, self._text)
         self.harmony = isinstance(self.template, HarmonyTemplate)
         if isinstance(self.template, HarmonyTemplate) and self.template.preamble.date:
