@@ -1,0 +1,165 @@
+"""Whole runs on small random models, from Python and as a user calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+
+from oss_tools.engine.engine import Engine
+from oss_tools.harness.run import Settings, evaluate, fingerprint
+
+TASKS = ("math_smoke", "tool_use_smoke", "text_smoke")
+SETTINGS = Settings(limit=2, max_tokens=6, batch=2)
+
+
+def oss_tools(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def without_time(record: dict[str, Any]) -> dict[str, Any]:
+    """A record less what differs from run to run."""
+    found: dict[str, Any] = json.loads(json.dumps(record))
+    del found["seconds"]
+    for task in found["tasks"].values():
+        task["usage"] = {
+            name: task["usage"][name] for name in ("requests", "prompt_tokens", "tokens", "answers", "problems")
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_gpt_oss: Path) -> Any:
+    with Engine.load(tiny_gpt_oss, threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def first(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    output = tmp_path_factory.mktemp("run")
+    return output, evaluate(engine, TASKS, SETTINGS, model={"name": "m", "sha256": "0"}, output=output)
+
+
+def test_the_record_has_every_outcome(first: tuple[Path, dict[str, Any]]) -> None:
+    output, record = first
+    assert list(record["tasks"]) == list(TASKS)
+    assert json.loads((output / "eval.json").read_text()) == json.loads(json.dumps(record))
+    for name, task in record["tasks"].items():
+        assert task["n"] == 2
+        assert len(task["items"]["doc"]) == 2
+        assert task["usage"]["requests"] == 2
+        samples = [json.loads(line) for line in (output / f"samples-{name}.jsonl").read_text().splitlines()]
+        assert [sample["doc_id"] for sample in samples] == [0, 1]
+    usage = record["tasks"]["math_smoke"]["usage"]
+    assert usage["no_final"] == 2  # random weights say nothing
+    assert usage["tokens"] == 12
+    assert 0 < usage["computed"] < usage["positions"]  # both questions begin with the same system message
+    asked = json.loads((output / "samples-math_smoke.jsonl").read_text().splitlines()[0])
+    assert "<|start|>user<|message|>" in asked["prompts"][0]
+    assert asked["answers"][0]["transcript"]
+    assert record["tasks"]["text_smoke"]["scores"]["token_perplexity"]["score"] > 100
+    assert record["settings"]["chat"] is True
+
+
+def test_the_same_run_gives_the_same_record(engine: Engine, first: tuple[Path, dict[str, Any]]) -> None:
+    again = evaluate(engine, TASKS, SETTINGS, model={"name": "m", "sha256": "0"})
+    assert without_time(again) == without_time(first[1])
+
+
+def test_a_finished_run_is_taken_up_without_computing(engine: Engine, first: tuple[Path, dict[str, Any]]) -> None:
+    output, record = first
+    before = engine.computed
+    again = evaluate(engine, TASKS, SETTINGS, model={"name": "m", "sha256": "0"}, output=output, resume=True)
+    assert engine.computed == before
+    assert without_time(again) == without_time(record)
+
+
+def test_more_questions_can_be_added_to_a_run(engine: Engine, first: tuple[Path, dict[str, Any]]) -> None:
+    output, _ = first
+    seen: list[tuple[str, int, int]] = []
+    more = Settings(limit=3, max_tokens=6, batch=2)
+    model = {"name": "m", "sha256": "0"}
+    evaluate(engine, TASKS[:1], more, model=model, output=output, resume=True, report=lambda *told: seen.append(told))
+    assert seen == [("math_smoke", 2, 3), ("math_smoke", 3, 3)]
+
+
+def test_lm_eval_takes_the_model_by_name(tiny_llama: Path) -> None:
+    import lm_eval
+
+    import oss_tools.harness.lm  # noqa: F401 (registers the name)
+    from oss_tools.harness.tasks import load_tasks
+
+    task = load_tasks(["text_smoke"])["tasks"]["text_smoke"]
+    options = {"path": str(tiny_llama), "threads": 1, "context": 256}
+    found = lm_eval.simple_evaluate(model="oss-tools", model_args=options, tasks=[task], limit=1, bootstrap_iters=0)
+    assert found is not None
+    assert found["results"]["text_smoke"]["byte_perplexity,none"] > 1
+
+
+def test_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    one, two = tmp_path / "a.bin", tmp_path / "b.bin"
+    one.write_bytes(b"1" * 100)
+    two.write_bytes(b"2" * 100)
+    both = fingerprint([one, two])
+    assert both == fingerprint([two, one])
+    two.write_bytes(b"2" * 99 + b"3")
+    assert fingerprint([one, two])["sha256"] != both["sha256"]
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_and_a_record(tiny_llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("The sea was calm. " * 40)
+    options = ("--task", "math_smoke", "--text", text, "--limit", 2, "-n", 4, "-t", 1, "-q")
+    table = oss_tools("eval", tiny_llama, *options).stdout
+    assert "math_smoke" in table
+    assert "95 % interval" in table
+    assert "token_perplexity" in table
+    record = json.loads(
+        oss_tools("eval", tiny_llama, *options, "--base", tiny_llama, "--json", "-o", tmp_path / "out").stdout
+    )
+    assert record["settings"]["chat"] is False
+    assert record["divergence"]["kld"]["max"] == 0
+    assert record["model"]["sha256"] == record["divergence"]["base"]["sha256"]
+    assert json.loads((tmp_path / "out" / "eval.json").read_text()) == record
+
+
+def test_the_list_needs_no_model() -> None:
+    table = oss_tools("eval", "--list").stdout
+    for name in ("math_smoke", "health_smoke", "tool_use_smoke", "text_smoke", "public domain"):
+        assert name in table
+    suites = json.loads(oss_tools("eval", "--list", "--json").stdout)
+    assert suites["math"]["tiers"]["smoke"][0]["task"] == "math_smoke"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--suite", "maths"], "no suite named 'maths'"),
+        (["--tier", "huge"], "no tasks in the tier"),
+        (["--resume"], "needs --output"),
+        (["--reasoning", "deep"], "low, medium or high"),
+        (["--text", "missing.txt"], "missing.txt: No such file"),
+        (["--task", "math_smoke", "--data", "missing", "--task", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_options_end_in_a_line(tiny_llama: Path, options: list[str], said: str) -> None:
+    done = oss_tools("eval", tiny_llama, "-q", "-t", 1, *options, status=2)
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_without_lm_eval_the_extra_is_named(tiny_llama: Path) -> None:
+    code = "import sys; sys.modules['lm_eval'] = None; from oss_tools.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "eval", str(tiny_llama)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "oss-tools[eval]" in done.stderr
