@@ -14,6 +14,11 @@ U32, I32, U16, F32 = types.uint32, types.int32, types.uint16, types.float32
 FOUR_WORDS, FOUR_FLOATS = types.UniTuple(U32, 4), types.UniTuple(F32, 4)
 REGISTER = {U32: "r", I32: "r", U16: "h", F32: "f"}
 ALL = 0xFFFFFFFF  # threads of a warp
+PACK_BF16 = "cvt.rn.bf16x2.f32 $0, $2, $1;"
+MULTIPLY_TILES = (
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+)
 
 def _instruction(
     assembly: str, result: Any, *parameters: Any, asm_result: Any = None, convergent: bool = False, effect: bool = False
@@ -137,7 +142,7 @@ bits_as_float = _bitcast(F32, U32)
 float_as_bits = _bitcast(U32, F32)
 as_int = _bitcast(I32, U32)
 half_as_float = _instruction("cvt.f32.f16 $0, $1;", F32, U16)
-pack_bf16 = _instruction("cvt.rn.bf16x2.f32 $0, $2, $1;", U32, F32, F32)
+pack_bf16 = _instruction(PACK_BF16, U32, F32, F32)
 round_to_int = _instruction("cvt.rni.s32.f32 $0, $1;", I32, F32)
 stream_words = _pointer_instruction("ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=False)
 load_words, load_floats, store_words = _vector_load(FOUR_WORDS), _vector_load(FOUR_FLOATS), _vector_store()
@@ -145,9 +150,7 @@ load_pair = _vector_load(types.UniTuple(U32, 2))
 load_fresh = _volatile_load()
 prefetch = _pointer_instruction("prefetch.global.L2 [$0];", types.none, effect=True)
 multiply_tiles = _instruction(
-    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
-    FOUR_FLOATS, U32, U32, U32, U32, U32, U32, F32, F32, F32, F32, convergent=True,
+    MULTIPLY_TILES, FOUR_FLOATS, U32, U32, U32, U32, U32, U32, F32, F32, F32, F32, convergent=True,
 )  # fmt: skip
 
 @cuda.jit(device=True)

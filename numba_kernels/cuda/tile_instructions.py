@@ -1,0 +1,181 @@
+"""Operations on tiles of registers: loops that run while the code is emitted, so that every number has a register of its own.
+
+What each computes is said by its plain form, in `plain_tiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from llvmlite import ir
+from numba.cuda.extending import intrinsic
+
+from numba_kernels.cuda.instructions import MULTIPLY_TILES, PACK_BF16
+from numba_kernels.cuda.seam import types
+
+WORD, FLOAT, LONG = ir.IntType(32), ir.FloatType(), ir.IntType(64)
+INT, F32 = types.int64, types.float32
+LOWEST = ir.Constant(FLOAT, float("-inf"))
+
+
+class Emit:
+    """A builder with what the emitters below need."""
+
+    def __init__(self, context: Any, builder: Any) -> None:
+        self.context, self.b = context, builder
+
+    def parts(self, value: Any, count: int) -> list[Any]:
+        return [self.b.extract_value(value, i) for i in range(count)]
+
+    def tuple(self, kind: Any, values: list[Any]) -> Any:
+        return self.context.make_tuple(self.b, kind, values)
+
+    def element(self, kind: Any, array: Any, index: Any) -> Any:
+        """A pointer to an element."""
+        return self.b.gep(self.context.make_array(kind)(self.context, self.b, array).data, [index])
+
+    def plus(self, index: Any, times: int, stride: Any = None) -> Any:
+        """index + times · stride."""
+        if not times:
+            return index
+        return self.b.add(index, LONG(times) if stride is None else self.b.mul(stride, LONG(times)))
+
+    def pair(self, kind: Any, array: Any, index: Any) -> list[Any]:
+        """Two words, by one load."""
+        vector = ir.VectorType(WORD, 2)
+        loaded = self.b.load(self.b.bitcast(self.element(kind, array, index), vector.as_pointer()))
+        loaded.align = 8
+        return [self.b.extract_element(loaded, WORD(i)) for i in range(2)]
+
+    def multiply(self, a: list[Any], b: list[Any], c: list[Any]) -> list[Any]:
+        """mma.m16n8k16 on single registers."""
+        result = ir.LiteralStructType([FLOAT] * 4)
+        kind = ir.FunctionType(result, [v.type for v in (*a, *b, *c)])
+        constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+        call = self.b.call(ir.InlineAsm(kind, MULTIPLY_TILES, constraints, side_effect=True), [*a, *b, *c])
+        call.attributes.add("convergent")
+        return self.parts(call, 4)
+
+    def pack(self, low: Any, high: Any) -> Any:
+        """Two numbers as bfloat16 in a word."""
+        kind = ir.FunctionType(WORD, [FLOAT, FLOAT])
+        return self.b.call(ir.InlineAsm(kind, PACK_BF16, "=r,f,f", side_effect=False), [low, high])
+
+    def half_words(self, x: Any, y: Any, odd: bool) -> Any:
+        """The lower, or upper, halves of two words in one."""
+        kind = ir.FunctionType(WORD, [WORD, WORD, WORD])
+        selector = WORD(0x7632 if odd else 0x5410)
+        return self.b.call(ir.InlineAsm(kind, "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", side_effect=False), [x, y, selector])
+
+    def larger(self, x: Any, y: Any) -> Any:
+        kind = ir.FunctionType(FLOAT, [FLOAT, FLOAT])
+        return self.b.call(ir.InlineAsm(kind, "max.f32 $0, $1, $2;", "=f,f,f", side_effect=False), [x, y])
+
+    def power_of_two(self, x: Any) -> Any:
+        kind = ir.FunctionType(FLOAT, [FLOAT])
+        return self.b.call(ir.InlineAsm(kind, "ex2.approx.ftz.f32 $0, $1;", "=f,f", side_effect=False), [x])
+
+
+def _typed_as(count: int, positions: dict[int, Any], result: Callable[..., Any], emit: Callable[..., Any]) -> Any:
+    """An intrinsic of `count` arguments, of which those at the given positions have fixed types."""
+    names = "".join(f", a{i}" for i in range(count))
+
+    def typing(*given: Any) -> Any:
+        kinds = [positions.get(i, kind) for i, kind in enumerate(given)]
+
+        def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            value = emit(Emit(context, b), sig.args, args)
+            return context.get_dummy_value() if value is None else value
+
+        return result(*given)(*kinds), lower
+
+    scope: dict[str, Any] = {"typing": typing}
+    exec(f"def typed(context{names}):\n    return typing({names[2:]})", scope)
+    return intrinsic(scope["typed"])
+
+
+@lru_cache(maxsize=None)
+def zero_tile(count: int) -> Any:
+    kind = types.UniTuple(F32, count)
+    return _typed_as(0, {}, lambda *_: kind, lambda e, _, __: e.tuple(kind, [ir.Constant(FLOAT, 0.0)] * count))
+
+
+def _multiply_rows(e: Emit, kinds: Any, args: Any) -> Any:
+    low, high = e.parts(args[0], len(kinds[0])), e.parts(args[1], len(kinds[1]))
+    x, at, stride, out = args[2], args[3], args[4], e.parts(args[5], len(kinds[5]))
+    for step in range(len(low) // 2):
+        a = [low[2 * step], high[2 * step], low[2 * step + 1], high[2 * step + 1]]
+        for n in range(len(out) // 4):
+            index = e.plus(e.plus(at, 8 * n, stride), 8 * step)
+            out[4 * n : 4 * n + 4] = e.multiply(a, e.pair(kinds[2], x, index), out[4 * n : 4 * n + 4])
+    return e.tuple(kinds[5], out)
+
+
+def _multiply_columns(e: Emit, kinds: Any, args: Any) -> Any:
+    weights, values, at, stride = e.parts(args[0], len(kinds[0])), args[1], args[2], args[3]
+    out = e.parts(args[4], len(kinds[4]))
+    for step in range(len(weights) // 8):
+        w = weights[8 * step : 8 * step + 8]
+        a = [e.pack(w[i], w[i + 1]) for i in (0, 2, 4, 6)]
+        rows = [e.plus(at, 16 * step + key, stride) for key in (0, 1, 8, 9)]
+        for p in range(len(out) // 8):
+            words = [e.b.load(e.element(kinds[1], values, e.plus(row, 8 * p))) for row in rows]
+            for odd in (0, 1):
+                b = [e.half_words(words[i], words[i + 1], bool(odd)) for i in (0, 2)]
+                n = 4 * (2 * p + odd)
+                out[n : n + 4] = e.multiply(a, b, out[n : n + 4])
+    return e.tuple(kinds[4], out)
+
+
+def _masked_tile(e: Emit, kinds: Any, args: Any) -> Any:
+    numbers, column = e.parts(args[0], len(kinds[0])), args[1]
+    out = []
+    for i, value in enumerate(numbers):
+        at = e.plus(column, 8 * (i // 4) + i % 2)
+        low, high = args[2:4] if i % 4 < 2 else args[4:6]
+        seen = e.b.and_(e.b.icmp_signed(">=", at, low), e.b.icmp_signed("<", at, high))
+        out.append(e.b.select(seen, value, LOWEST))
+    return e.tuple(kinds[0], out)
+
+
+def _by_rows(e: Emit, kinds: Any, args: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    numbers = e.parts(args[0], len(kinds[0]))
+    results = []
+    for first in (0, 2):
+        own = [v for i, v in enumerate(numbers) if i % 4 // 2 == first // 2]
+        total = own[0]
+        for value in own[1:]:
+            total = combine(total, value)
+        results.append(total)
+    return e.tuple(types.UniTuple(F32, 2), results)
+
+
+def _map(e: Emit, kinds: Any, args: Any, function: Callable[[Any, Any], Any]) -> Any:
+    numbers = e.parts(args[0], len(kinds[0]))
+    return e.tuple(kinds[0], [function(v, args[1] if i % 4 < 2 else args[2]) for i, v in enumerate(numbers)])
+
+
+def _store_tile(e: Emit, kinds: Any, args: Any) -> None:
+    numbers, array, at, stride, further = e.parts(args[0], len(kinds[0])), *args[1:]
+    for i, value in enumerate(numbers):
+        index = e.plus(at, 8 * (i // 4) + i % 2, stride)
+        index = e.b.add(index, further) if i % 4 > 1 else index
+        e.b.store(e.b.bitcast(value, WORD), e.element(kinds[1], array, index))
+
+
+_two = types.UniTuple(F32, 2)
+_same = lambda tile, *_: tile  # noqa: E731
+
+
+multiply_rows = _typed_as(6, {3: INT, 4: INT}, lambda *given: given[5], _multiply_rows)
+multiply_columns = _typed_as(5, {2: INT, 3: INT}, lambda *given: given[4], _multiply_columns)
+masked_tile = _typed_as(6, dict.fromkeys(range(1, 6), INT), _same, _masked_tile)
+row_maxima = _typed_as(1, {}, lambda *_: _two, lambda e, k, a: _by_rows(e, k, a, e.larger))
+row_sums = _typed_as(1, {}, lambda *_: _two, lambda e, k, a: _by_rows(e, k, a, e.b.fadd))
+powers_of_two = _typed_as(
+    3, {1: F32, 2: F32}, _same, lambda e, k, a: _map(e, k, a, lambda v, top: e.power_of_two(e.b.fsub(v, top)))
+)  # fmt: skip
+scaled_tile = _typed_as(3, {1: F32, 2: F32}, _same, lambda e, k, a: _map(e, k, a, e.b.fmul))
+store_tile = _typed_as(5, {2: INT, 3: INT, 4: INT}, lambda *_: types.none, _store_tile)

@@ -1,0 +1,18 @@
+"""Tiles of registers that kernels work on: instructions on a device, their plain forms in the simulator."""
+
+from numba_kernels.cuda.seam import SIMULATED
+
+if SIMULATED:
+    from numba_kernels.cuda import plain_tiles as _forms
+else:
+    from numba_kernels.cuda import tile_instructions as _forms  # type: ignore[no-redef]
+
+masked_tile = _forms.masked_tile
+multiply_columns = _forms.multiply_columns
+multiply_rows = _forms.multiply_rows
+powers_of_two = _forms.powers_of_two
+row_maxima = _forms.row_maxima
+row_sums = _forms.row_sums
+scaled_tile = _forms.scaled_tile
+store_tile = _forms.store_tile
+zero_tile = _forms.zero_tile

@@ -1,0 +1,263 @@
+"""Weights on their way from a checkpoint to a GPU: read by threads, copied through two pinned buffers, each byte once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.blocks import LAYOUTS, fits
+from numba_kernels.cuda.device import Device
+from numba_kernels.cuda.packing import packed_rows
+from oss_tools.engine.backend import Progress
+from oss_tools.formats import Format, QTensor, get_format
+from oss_tools.models import Architecture, Checkpoint, Entry
+from oss_tools.models.checkpoint import chunks
+
+PIECE_BYTES = 32 << 20  # of float32 values: what a thread holds of a tensor
+STAGING_BYTES = 32 << 20  # of one pinned buffer; there are two
+READERS = 4  # threads; twice as many pieces are under way
+
+
+def kernel_format(entry: Entry) -> Format:
+    """The format in which a tensor's weights are kept on the device: its own if there is a kernel for it, else the nearest that
+    holds it well: q8_0 for block formats, bf16 where rows do not divide into blocks of 32."""
+    columns = entry.spec.matrices[2]
+    formats = entry.mixed or (entry.format,)
+    if len(formats) == 1 and fits(formats[0].name, columns):
+        return formats[0]
+    if all(f.is_float for f in formats):
+        return get_format("f32")
+    return get_format("q8_0" if columns % 32 == 0 else "bf16")
+
+
+def device_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all weights as the device keeps them."""
+    total = 0
+    for entry in checkpoint.entries.values():
+        count, rows, columns = entry.spec.matrices
+        total += count * rows * (4 * columns if entry.spec.is_vector else row_bytes(kernel_format(entry).name, columns))
+    return total
+
+
+def row_bytes(format: str, columns: int) -> int:
+    """Bytes of a row's codes and scales."""
+    layout = LAYOUTS[format]
+    return 4 * layout.row_words(columns) + layout.scale_dtype.itemsize * layout.row_scales(columns)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Matrices of one shape on the device, one under another.
+
+    Attributes:
+        format: a name of `LAYOUTS`.
+        matrices, rows, columns: the shape; rows of one matrix.
+        codes, scales: arrays of the device.
+        bias: float32 [matrices · rows] on the device, or None.
+    """
+
+    format: str
+    matrices: int
+    rows: int
+    columns: int
+    codes: Any
+    scales: Any
+    bias: Any
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrices * self.rows * row_bytes(self.format, self.columns)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [first, …) of a stack, ready to be copied: codes, scales, and the stored bytes that they were."""
+
+    first: int
+    codes: np.ndarray
+    scales: np.ndarray
+    stored: int
+
+
+class Weights:
+    """The tensors of a checkpoint on the device, loaded when they are first asked for."""
+
+    def __init__(self, device: Device, checkpoint: Checkpoint, progress: Progress, say: Callable[[str], None]) -> None:
+        self.device = device
+        self._checkpoint: Checkpoint | None = checkpoint
+        self._names = set(checkpoint.entries)
+        self._heights = {name: e.spec.matrices[1] for name, e in checkpoint.entries.items()}
+        self._progress, self._say = progress, say
+        self._stacks: dict[tuple[str, ...], list[Stack]] = {}
+        self._vectors: dict[str, Any] = {}
+        self._said: set[str] = set()
+        self._staging = [device.pinned(STAGING_BYTES // 4, np.uint32) for _ in range(2)]
+        self._copied: list[Any] = [None, None]  # the mark behind the last copy from each buffer
+        self._turn = 0
+
+    def finish(self) -> None:
+        """Lets the checkpoint and the buffers go: from here on only what has been loaded can be had."""
+        self.device.synchronize()
+        self._checkpoint = None
+        self._staging = []
+
+    def heights(self, names: tuple[str, ...]) -> list[int]:
+        """The rows of each layer's matrix."""
+        return [self._heights[self.weight_name(name)] for name in names]
+
+    def vector(self, name: str) -> Any:
+        """A norm or sinks as float32 on the device."""
+        if name not in self._vectors:
+            assert self._checkpoint
+            self._vectors[name] = self.device.array(self._checkpoint.read_tensor(name).dequantize().reshape(-1))
+            self._progress(self._checkpoint.entries[name].nbytes)
+        return self._vectors[name]
+
+    def stacks(self, names: tuple[str, ...], interleave: bool = False) -> list[Stack]:
+        """The named linear layers (`NAME.weight`, `NAME.bias`) one under another, or row by row in turn, as one stack if
+        their formats agree, else (never if interleaved) one for each."""
+        key = tuple(self.weight_name(name) for name in names)
+        if key not in self._stacks:
+            assert self._checkpoint
+            entries = [self._checkpoint.entries[n] for n in key]
+            forms = [kernel_format(e) for e in entries]
+            if len(set(forms)) == 1 or interleave:
+                form = forms[0] if len(set(forms)) == 1 else get_format("q8_0")
+                self._stacks[key] = [self._load(entries, names, form, interleave)]
+            else:
+                triples = zip(entries, names, forms, strict=True)
+                self._stacks[key] = [self._load([e], (n,), form, False) for e, n, form in triples]
+        return self._stacks[key]
+
+    def weight_name(self, name: str) -> str:
+        """The tensor of a layer: `NAME.weight`, `NAME` itself (stacked experts), or the embedding for a tied output."""
+        if f"{name}.weight" in self._names:
+            return f"{name}.weight"
+        return name if name in self._names else "model.embed_tokens.weight"
+
+    def bytes_per_token(self, architecture: Architecture) -> int:
+        """Bytes that one token's pass reads: every matrix once, the chosen experts' share of theirs, of the embedding one row
+        unless it is the output as well."""
+        chosen = getattr(getattr(architecture, "config", None), "num_experts_per_tok", 1)
+        total = 0.0
+        for key, stacks in self._stacks.items():
+            for stack in stacks:
+                if key == ("model.embed_tokens.weight",) and "lm_head.weight" in self._names:
+                    total += row_bytes(stack.format, stack.columns)
+                else:
+                    total += stack.nbytes * (chosen / stack.matrices if stack.matrices > 1 else 1)
+        return round(total)
+
+    def bytes_by_format(self) -> dict[str, int]:
+        """Bytes of matrices by format."""
+        total: dict[str, int] = {}
+        for stacks in self._stacks.values():
+            for stack in stacks:
+                total[stack.format] = total.get(stack.format, 0) + stack.nbytes
+        return total
+
+    # ---- loading ----------------------------------------------------------------------------------------------------
+
+    def _load(self, entries: list[Entry], names: tuple[str, ...], form: Format, interleave: bool) -> Stack:
+        count, _, columns = entries[0].spec.matrices
+        rows = sum(e.spec.matrices[1] for e in entries)
+        layout = LAYOUTS[form.name]
+        words, per_row = layout.row_words(columns), layout.row_scales(columns)
+        codes = self.device.empty(count * rows * words, np.uint32)
+        scales = self.device.empty(count * rows * per_row, layout.scale_dtype)
+        for entry in entries:
+            if form != entry.format:
+                self._remark(entry, form)
+        jobs = self._interleaved(entries, form) if interleave else self._stacked(entries, form)
+        for piece in _in_threads(jobs):
+            self._copy(codes, piece.codes, piece.first * words)
+            self._copy(scales, piece.scales, piece.first * per_row)
+            self._progress(piece.stored)
+        return Stack(form.name, count, rows, columns, codes, scales, self._bias(names, interleave))
+
+    def _stacked(self, entries: list[Entry], form: Format) -> Iterator[Callable[[], Piece]]:
+        """Jobs that make pieces of matrices one under another."""
+        rows, above = sum(e.spec.matrices[1] for e in entries), 0
+        for entry in entries:
+            for matrix, start, stop in chunks([entry], PIECE_BYTES):
+                yield (
+                    lambda e=entry, m=matrix, a=start, b=stop, f=matrix * rows + above + start: (  # type: ignore[misc]
+                        self._piece([e], form, m, a, b, f)
+                    )
+                )
+            above += entry.spec.matrices[1]
+
+    def _interleaved(self, entries: list[Entry], form: Format) -> Iterator[Callable[[], Piece]]:
+        """Jobs that make pieces whose rows are the matrices' in turn."""
+        for matrix, start, stop in chunks(entries, PIECE_BYTES):
+            yield lambda m=matrix, a=start, b=stop: self._piece(entries, form, m, a, b, len(entries) * a)  # type: ignore[misc]
+
+    def _piece(self, entries: list[Entry], form: Format, matrix: int, start: int, stop: int, first: int) -> Piece:
+        assert self._checkpoint
+        parts, stored = [], 0
+        for entry in entries:
+            rows = self._checkpoint.read(entry.name, matrix, start, stop)
+            stored += (stop - start) * entry.format.bytes_per_row(rows.columns)
+            parts.append(packed_rows(form.name, _converted(rows, form).planes, rows.columns))
+        codes, scales = (
+            np.stack(same, 1).reshape(-1) if len(parts) > 1 else same[0].reshape(-1) for same in zip(*parts, strict=True)
+        )
+        return Piece(first, codes, scales, stored)
+
+    def _copy(self, target: Any, values: np.ndarray, start: int) -> None:
+        """Copies through the pinned buffers: while one is on its way, the other is filled."""
+        for at in range(0, values.size, STAGING_BYTES // values.itemsize):
+            part = values[at : at + STAGING_BYTES // values.itemsize]
+            if self._copied[self._turn] is not None:
+                self._copied[self._turn].synchronize()
+            buffer = self._staging[self._turn].view(values.dtype)[: part.size]
+            buffer[:] = part
+            self.device.upload_soon(target, buffer, start + at)
+            self._copied[self._turn] = self.device.event()
+            self._turn = 1 - self._turn
+
+    def _bias(self, names: tuple[str, ...], interleave: bool) -> Any:
+        """The layers' biases, one behind another for each matrix or in turn; zeros where only some have one."""
+        assert self._checkpoint
+        wanted = [next((n for n in (f"{name}.bias", f"{name}_bias") if n in self._names), None) for name in names]
+        if not any(wanted):
+            return None
+        count = self._checkpoint.entries[self.weight_name(names[0])].spec.matrices[0]
+        parts = [
+            self._checkpoint.read_tensor(n).dequantize().reshape(count, h) if n else np.zeros((count, h), np.float32)
+            for n, h in zip(wanted, self.heights(names), strict=True)
+        ]
+        self._progress(sum(self._checkpoint.entries[n].nbytes for n in wanted if n))
+        return self.device.array(np.stack(parts, -1) if interleave else np.concatenate(parts, 1))
+
+    def _remark(self, entry: Entry, form: Format) -> None:
+        have = ", ".join(f.name for f in entry.mixed) or entry.format.name
+        if (line := f"no kernel for {have}: weights are kept as {form.name}") not in self._said:
+            self._said.add(line)
+            self._say(line)
+
+
+def _converted(rows: QTensor, form: Format) -> QTensor:
+    """The rows in another format, by its default rule."""
+    return rows if rows.format == form else form.quantize(rows.dequantize())
+
+
+def _in_threads(jobs: Iterator[Callable[[], Piece]]) -> Iterator[Piece]:
+    """The results of jobs in their order, some of them being worked on ahead."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque[Future[Piece]] = deque()
+        try:
+            for job in jobs:
+                ahead.append(pool.submit(job))
+                if len(ahead) >= 2 * READERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
