@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,7 @@ def _cell(sheet: Sheet, model: Model, metric: str) -> Cell:
     if figure.interval.known:
         low, high = (formatted(metric, bound) for bound in figure.interval.bounds)
         hint = f"95 %: {low} to {high}"
-    return Cell(
-        table.cell(sheet, model, metric), table.is_best(sheet, model, metric), table.is_noise(model, metric), hint
-    )
+    return Cell(table.cell(sheet, model, metric), table.is_best(sheet, model, metric), table.is_noise(model, metric), hint)
 
 
 def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -138,8 +137,8 @@ def scatter_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
     if not sheet.comparison:
         return
     xs = [("size", plots.Axis("size", format_bytes, from_zero=True), "Size")]
-    xs += [("tokens_per_second", plots.Axis("tokens per second", format_number, from_zero=True), "Speed")]
-    ys = [("kld.mean", plots.Axis("KL divergence", format_number, log=True), "divergence (less is better)")]
+    xs += [("tokens_per_second", plots.Axis("tokens per second", "{:,.0f}".format, from_zero=True), "Speed")]
+    ys = [("kld.mean", plots.Axis("KL divergence, nats", tick, log=True), "divergence (less is better)")]
     ys += [("score", plots.Axis("mean score", lambda v: f"{100 * v:.0f} %"), "mean score (more is better)")]
     for x_name, x, x_title in xs:
         for y_name, y, y_title in ys:
@@ -148,6 +147,11 @@ def scatter_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
                 title = f"{x_title} and {y_title}"
                 if drawn := plots.scatter(points, x, y, title):
                     yield title, drawn
+
+
+def tick(value: float) -> str:
+    """A number at an axis: no zeros behind the last digit."""
+    return f"{value:.3g}".replace("e-0", "e−")
 
 
 def _point(model: Model, x: str, y: str) -> plots.Point | None:
@@ -217,13 +221,7 @@ def _divergence(f: Fidelity) -> Iterator[str]:
     yield formatted("same_top", f.same_top.value) if f.same_top else ""
     yield formatted("delta_p.mean", f.delta_p.mean) if f.delta_p else ""
     yield formatted("delta_p.rms", f.delta_p.rms) if f.delta_p else ""
-    yield formatted("perplexity_ratio", _exp(f.log_perplexity_ratio.value)) if f.log_perplexity_ratio else ""
-
-
-def _exp(value: float) -> float:
-    import math
-
-    return math.exp(min(value, 700.0))
+    yield formatted("perplexity_ratio", math.exp(min(f.log_perplexity_ratio.value, 700.0))) if f.log_perplexity_ratio else ""
 
 
 def changes(sheet: Sheet) -> list[dict[str, Any]]:

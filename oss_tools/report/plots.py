@@ -1,4 +1,4 @@
-"""Plots as SVG for a page: colours are the page's CSS variables, sizes suit a phone's width, every plot says in words what it shows."""
+"""Plots as SVG: colours are the page's CSS variables, sizes suit a phone's width, every plot says in words what it shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CELL_TEXT = 37.0  # a cell this wide holds its figure
 DARK_TEXT = 0.6  # opacity of a cell from which its figure has the other colour
 ROW, SIDE, FIGURES = 22.0, 86.0, 62.0  # a forest plot's rows, names and figures
 
-_numbers = count(1)
+_numbers = count(1)  # of the plots of a page, whose names need ids
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,10 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
     up = scale_of(y, [p.y for p in shown], HEIGHT - BOTTOM, TOP)
     parts = [_grid(across, up, x, y)]
     parts += [_bars(point, across, up) for point in shown]
-    parts += [_mark(across(p.x.value), up(p.y.value), p.kind, f"{p.label}: {x.write(p.x.value)}, {y.write(p.y.value)}") for p in shown]
+    parts += [
+        _mark(across(p.x.value), up(p.y.value), p.kind, f"{p.label}: {x.write(p.x.value)}, {y.write(p.y.value)}")
+        for p in shown
+    ]
     parts += _labels([(p.label, across(p.x.value), up(p.y.value)) for p in shown])
     figures = "; ".join(f"{p.label} {x.write(p.x.value)}, {y.write(p.y.value)}" for p in shown)
     return svg(HEIGHT, title, f"{y.title} over {x.title}. {figures}.", parts)
@@ -292,8 +295,8 @@ def heat_map(cells: Sequence[Cell], scale: Scale | None, title: str) -> Markup:
                 parts.append(_cell(cell, scale, x, CELL * row, WIDTH - LABELS if cell.layer is None else width))
     bottom = CELL * len(roles)
     step = max(1, math.ceil(len(layers) * 22 / (WIDTH - LABELS)))
-    for layer in layers[::step]:
-        parts.append(text(LABELS + width * (column[layer] + 0.5), bottom + 16, str(layer), "middle", "tick"))
+    middles = [(layer, LABELS + width * (column[layer] + 0.5)) for layer in layers[::step]]
+    parts += [text(middle, bottom + 16, str(layer), "middle", "tick") for layer, middle in middles]
     if layers:
         parts.append(text(LABELS - 8, bottom + 16, "layer", "end", "title"))
     wrong = [cell.worst_tensor for cell in cells if cell.suspicious]
@@ -331,6 +334,6 @@ def legend_bar(scale: Scale) -> Markup:
     parts.append(text(LABELS, 28, f"{100 * scale.low:.2g} %", "start", "tick"))
     parts.append(text(WIDTH, 28, f"{100 * scale.high:.2g} %", "end", "tick"))
     parts.append(text(LABELS - 8, 12, "error", "end", "title"))
-    return svg(34, "Scale of the heat maps", f"From {100 * scale.low:.2g} % to {100 * scale.high:.2g} %, logarithmic.", parts)
-
-
+    return svg(
+        34, "Scale of the heat maps", f"From {100 * scale.low:.2g} % to {100 * scale.high:.2g} %, logarithmic.", parts
+    )

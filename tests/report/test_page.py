@@ -1,0 +1,227 @@
+"""The page, Markdown and JUnit: what they hold, and that hostile text stays text; the page in a real browser."""
+
+import copy
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from oss_tools.report.comparison import Cell, from_json
+from oss_tools.report.gates import judge, load_gate
+from oss_tools.report.html import page
+from oss_tools.report.junit import junit
+from oss_tools.report.markdown import markdown
+from oss_tools.report.plots import Axis, Point, heat_map, heat_scale, scatter
+from oss_tools.report.reading import load_sheets
+from oss_tools.report.sheet import Interval, sheet_of
+
+from browser import Browser, find_chromium
+
+SAMPLE = Path(__file__).with_name("sample-comparison.json")
+RAW = json.loads(SAMPLE.read_text(encoding="utf-8"))
+HOSTILE = "</pre></svg><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">{{ 7 * 7 }}\x00\x1b[31m|"
+BUILD = Path(__file__).parents[2] / "build"
+
+
+def sheets_and_verdicts(raw=RAW):
+    sheet = sheet_of(from_json(raw))
+    return [sheet], [judge(load_gate("default"), sheet)]
+
+
+def hostile_record():
+    record = copy.deepcopy(RAW)
+    record["model"] = HOSTILE
+    worst = record["candidates"][4]
+    worst["name"] = HOSTILE
+    worst["changes"][0] |= {"prompt": HOSTILE, "answer": HOSTILE, "base_answer": HOSTILE * 200}
+    worst["findings"][0]["message"] = HOSTILE
+    worst["tasks"][0]["task"] = record["candidates"][0]["tasks"][0]["task"] = HOSTILE
+    worst["weight_error"]["cells"][5] |= {"role": HOSTILE, "worst_tensor": HOSTILE}
+    worst["fidelity"][0]["text"] = HOSTILE
+    record["environment"]["settings"][HOSTILE] = HOSTILE
+    return record
+
+
+class Tags(HTMLParser):
+    """Every tag and attribute of a page, and the text of its <pre>."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.pre: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "pre":
+            self.pre.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.pre:
+            self.pre[-1] += data
+
+
+def test_the_page_is_one_file_with_all_plots_and_no_scripts() -> None:
+    tags = Tags(page(*sheets_and_verdicts())).tags
+    assert not {name for name, _ in tags} & {"script", "link", "img", "iframe", "object"}
+    assert not [attributes for _, attributes in tags if {"src", "onload", "onclick"} & set(attributes)]
+    assert all(attributes["href"].startswith("#") for name, attributes in tags if name == "a")
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert {attributes["href"][1:] for name, attributes in tags if name == "a"} <= set(ids)
+    assert sum(name == "svg" for name, _ in tags) == 4 + 1 + 1 + 4  # scatter plots, forest, scale, heat maps
+
+
+def test_hostile_text_stays_text_on_the_page() -> None:
+    shown = Tags(page(*sheets_and_verdicts(hostile_record())))
+    assert not [name for name, _ in shown.tags if name in ("script", "img")]
+    assert not [attributes for _, attributes in shown.tags if any(name.startswith("on") for name in attributes)]
+    assert any(HOSTILE.replace("\x00", "")[:60] in text.replace("\x00", "") for text in shown.pre)
+    assert not any("49" in text for text in shown.pre)
+
+
+def test_hostile_text_stays_text_in_markdown_and_junit() -> None:
+    sheets, verdicts = sheets_and_verdicts(hostile_record())
+    text = markdown(sheets, verdicts)
+    assert not re.search(r"(?<!\\)<(?!/?details|/?summary)", text)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| ---" not in line]
+    widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert widths == {4, len(re.findall(r"(?<!\\)\|", rows[-1]))}
+    ET.fromstring(junit(sheets, verdicts))
+
+
+def test_markdown_marks_the_best_and_noise_and_names_what_failed() -> None:
+    text = markdown(*sheets_and_verdicts())
+    row = next(line for line in text.splitlines() if line.startswith("| mxfp4"))
+    assert "**5.4 MB**" in row
+    assert "78.3 % ≈" in row
+    assert "✗ gate default: failed, 4 of 30 checks" in text
+    assert "model.layers.3.mlp.experts.down" in text
+
+
+def test_junit_counts_what_it_holds_and_follows_the_usual_schema() -> None:
+    root = ET.fromstring(junit(*sheets_and_verdicts()))
+    assert root.tag == "testsuites"
+    cases = list(root.iter("testcase"))
+    for element in (root, *root):
+        inner = list(element.iter("testcase"))
+        assert int(element.get("tests", "")) == len(inner)
+        assert int(element.get("failures", "")) == sum(case.find("failure") is not None for case in inner)
+        assert {"name", "tests", "failures", "errors", "skipped"} <= set(element.keys())
+    for case in cases:
+        assert {"name", "classname", "time"} == set(case.keys())
+        assert {child.tag for child in case} <= {"failure", "skipped", "system-out"}
+    failed = {(case.get("classname"), case.get("name")) for case in cases if case.find("failure") is not None}
+    assert ("task.q4_0", "math_smoke") in failed
+    assert ("gate.q4_0", "nothing is wrong with the weights") in failed
+    assert not any(classname.endswith("int8") for classname, _ in failed)
+
+
+def test_without_a_gate_nothing_fails() -> None:
+    root = ET.fromstring(junit(load_sheets([SAMPLE])))
+    assert root.get("failures") == "0"
+    assert len(list(root.iter("testcase"))) == 5 * (3 + 2) + 4 * 2  # tasks, perplexities, ratios
+
+
+def test_bench_records_make_a_page_without_plots_of_quality() -> None:
+    sheets = load_sheets([Path(__file__).parents[2] / "results" / "bench-small.json"])
+    text = page(sheets)
+    assert "small.gguf" in text
+    assert "<svg" not in text
+
+
+def test_points_on_a_logarithmic_axis_leave_out_what_it_cannot_hold() -> None:
+    points = [Point("a", Interval(1), Interval(0)), Point("b", Interval(2), Interval(1e-3, -1e-3, 2e-3))]
+    plot = scatter(points, Axis("x", str), Axis("y", str, log=True), "t")
+    assert plot.count("<circle") == 1
+    assert "nan" not in plot
+    assert scatter(points[:1], Axis("x", str), Axis("y", str, log=True), "t") == ""
+
+
+def test_a_heat_map_of_many_layers_stays_within_its_width() -> None:
+    cells = [Cell(layer, "experts_down", "q4_0", 0.1 + layer, 10, 0.2, "w", layer == 70) for layer in range(80)]
+    plot = heat_map([*cells, Cell(None, "head", "q4_0", 0.0, 1, 0.0, "h")], heat_scale(cells), "t")
+    places = [(float(x), float(w)) for x, w in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', plot)]
+    assert len(places) == 81
+    assert max(x + w for x, w in places) <= 420.01
+    assert plot.count("suspicious") == 3  # its name in the description, its hint, its frame
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    program = find_chromium(BUILD / "chromium")
+    if program is None:
+        assert not os.environ.get("CI"), "no Chromium: install one, or node and npm, which fetch it"
+        pytest.skip("no Chromium, nor npm to fetch it")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+VISIBLE = """[...document.querySelectorAll('svg')].map(plot => {
+  const box = plot.getBoundingClientRect();
+  const parts = [...plot.querySelectorAll('text, rect, circle, path, line')].map(part => part.getBoundingClientRect());
+  return {width: box.width, height: box.height, left: box.left, right: box.right, name: plot.querySelector('title').textContent,
+          parts: parts.length, outside: parts.filter(p => p.left < box.left - 8 || p.right > box.right + 8).length};
+})"""
+CONTRAST = """(() => {
+  const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(v => v / 255).map(
+    v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const paper = element => { for (let e = element; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor; if (!c.startsWith('rgba(0, 0, 0, 0')) return c; } return 'rgb(255, 255, 255)'; };
+  return [...document.querySelectorAll('p, li, td, th, dd, dt, pre, h1, h2, a, .badge, .detail, summary, text:not(.cell)')].map(e => {
+    const style = getComputedStyle(e), svg = e.tagName === 'text';
+    const [a, b] = [light(svg ? style.fill : style.color), light(paper(e))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.textContent.slice(0, 30)];
+  }).sort((a, b) => a[0] - b[0])[0]; })()"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page(*sheets_and_verdicts()), encoding="utf-8")
+    browser.open(file.as_uri(), width, scheme=scheme)
+    assert browser.value("document.documentElement.scrollWidth") <= width == browser.value("innerWidth")
+    plots = browser.value(VISIBLE)
+    assert len(plots) == 10
+    for plot in plots:
+        assert plot["width"] > 300, plot
+        assert plot["height"] > 20, plot
+        assert plot["left"] >= 0, plot
+        assert plot["right"] <= width, plot
+        assert plot["parts"] > 10, plot
+        assert plot["outside"] == 0, plot
+    assert browser.value(CONTRAST)[0] >= 4.5, browser.value(CONTRAST)
+    assert is_dark(browser.value("getComputedStyle(document.body).backgroundColor")) == (scheme == "dark")
+    assert said(browser) == ([file.as_uri()], [])
+    (BUILD / "screenshots").mkdir(parents=True, exist_ok=True)
+    picture = browser.screenshot(BUILD / "screenshots" / f"report-{width}-{scheme}.png")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert picture.stat().st_size > 100_000
+
+
+def is_dark(color: str) -> bool:
+    return sum(map(int, re.findall(r"\d+", color)[:3])) < 3 * 128
+
+
+def said(browser: Browser) -> tuple[list[str], list[object]]:
+    """Addresses that were asked for, and complaints of the console."""
+    asked = [p["request"]["url"] for method, p in browser.events if method == "Network.requestWillBeSent"]
+    wrong = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+    return asked, [p for method, p in browser.events if method in wrong]
+
+
+@pytest.mark.slow
+def test_hostile_text_does_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page(*sheets_and_verdicts(hostile_record())), encoding="utf-8")
+    browser.open(file.as_uri(), 390)
+    assert browser.value("document.title") != "taken"
+    assert browser.value("document.querySelectorAll('script, img').length") == 0
+    assert browser.value("document.documentElement.scrollWidth") <= 390
+    assert said(browser) == ([file.as_uri()], [])
