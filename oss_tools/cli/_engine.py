@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oss_tools.cli._options import model_path
-from oss_tools.cli._output import progress, remark
+from oss_tools.cli._output import Compiling, progress, remark
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
@@ -46,7 +46,11 @@ def loaded(
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
 
-    with open_checkpoint(path) as checkpoint, progress({"load": checkpoint.nbytes}, quiet=quiet) as advance:
+    with (
+        open_checkpoint(path) as checkpoint,
+        Compiling(quiet) as on_compile,
+        progress({"load": checkpoint.nbytes}, quiet=quiet) as advance,
+    ):
         if check:
             check(checkpoint.metadata())
         engine = Engine.load(
@@ -57,6 +61,7 @@ def loaded(
             activations=activations,
             progress=lambda nbytes: advance("load", nbytes),
             say=(lambda line: None) if quiet else remark,
+            on_compile=on_compile,
         )
     with engine:
         yield engine

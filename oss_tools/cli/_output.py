@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock, Timer
 from typing import Any
 
 from oss_tools.cli._options import format_size
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where stderr is no terminal
+COMPILING_PATIENCE = 1.0  # seconds before compiling is worth a word
 
 
 def print_json(record: dict[str, Any]) -> None:
@@ -66,14 +68,18 @@ def _bars(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {stage: bars.add_task(stage, total=total, start=False) for stage, total in totals.items()}
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks = {stage: bars.add_task(stage, total=total, start=False) for stage, total in totals.items()}
 
-        def advance(stage: str, nbytes: int) -> None:
-            bars.start_task(tasks[stage])
-            bars.advance(tasks[stage], nbytes)
+    def advance(stage: str, nbytes: int) -> None:
+        bars.start()  # with the first bytes; again it does nothing
+        bars.start_task(tasks[stage])
+        bars.advance(tasks[stage], nbytes)
 
+    try:
         yield advance
+    finally:
+        bars.stop()
 
 
 def _lines(totals: dict[str, int]) -> Callable[[str, int], None]:
@@ -143,3 +149,81 @@ def _count_lines() -> Callable[[str, int, int], None]:
             print(f"{name}: {done} of {total}", file=sys.stderr)
 
     return report
+
+
+class Compiling:
+    """Progress through kernels that are being compiled, on stderr: called before each with how many are done, how many there are,
+    and its name, and once after the last.
+
+    From the cache that takes a moment, and nothing is shown. If it takes longer, a bar on a terminal, elsewhere a line at the
+    beginning, and a line at the end.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._lock = Lock()
+        self._began = 0.0
+        self._state = (0, 1, "")
+        self._timer: Timer | None = None
+        self._shown, self._ended = False, quiet
+        self._bar: Any = None
+
+    def __enter__(self) -> Compiling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stop()
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._state = (done, total, name)
+            if self._timer is None:
+                self._began = time.monotonic()
+                self._timer = Timer(COMPILING_PATIENCE, self._show)
+                self._timer.daemon = True
+                self._timer.start()
+            self._update()
+            if done == total:
+                self._stop()
+                if self._shown:
+                    seconds = time.monotonic() - self._began
+                    remark(f"compiled {total} kernels in {seconds:.0f} s; they are kept for the next time")
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            self._shown = True
+            remark("compiling kernels for this machine, which is done once")
+            if sys.stderr.isatty():
+                from rich.console import Console
+                from rich.progress import (
+                    BarColumn,
+                    MofNCompleteColumn,
+                    Progress,
+                    SpinnerColumn,
+                    TextColumn,
+                    TimeElapsedColumn,
+                )
+
+                columns = (SpinnerColumn(), TextColumn("compile"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+                self._bar = Progress(
+                    *columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+                )
+                self._bar.add_task("")
+                self._update()
+                self._bar.start()
+
+    def _update(self) -> None:
+        if self._bar:
+            done, total, name = self._state
+            self._bar.update(0, completed=done, total=total, description=name)
+
+    def _stop(self) -> None:
+        self._ended = True
+        if self._timer:
+            self._timer.cancel()
+        if self._bar:
+            self._bar.stop()

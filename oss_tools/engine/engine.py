@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine import memory
-from oss_tools.engine.backend import Backend, Options, Progress, Run, backend_class
+from oss_tools.engine.backend import Backend, OnCompile, Options, Progress, Run, backend_class
 from oss_tools.engine.prefix import PrefixCache
-from oss_tools.engine.sampling import Sampler, Sampling, log_softmax
+from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
+from oss_tools.engine.sharing import Stem, find_stems
 from oss_tools.engine.text import Text
-from oss_tools.errors import BadRequest
-from oss_tools.models import Checkpoint, open_checkpoint
+from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.models import Architecture, Checkpoint, open_checkpoint
 
 DEFAULT_CONTEXT = 4096
 PREFIX_SHARE = 8  # the prefix cache may take one part in so many of the memory that is free after loading
@@ -75,12 +76,14 @@ class Scores:
 
 @dataclass(eq=False)
 class Sequence:
-    """A live sequence: the tokens whose keys and values are cached, and how many of them the prefix cache has seen."""
+    """A live sequence: the tokens whose keys and values are cached, how many of them the prefix cache has seen, and whether it
+    is to see the others."""
 
     cache: Any
     capacity: int
     tokens: list[int] = field(default_factory=list)
     saved: int = 0
+    kept: bool = True
 
 
 class Engine:
@@ -95,14 +98,22 @@ class Engine:
         computed: positions that forward passes have computed so far, which says what shared prefixes saved.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, context: int, prefix_budget: int) -> None:
-        self.architecture = checkpoint.architecture
-        self.metadata: Metadata = checkpoint.metadata()
+    def __init__(
+        self,
+        architecture: Architecture,
+        backend: Backend,
+        context: int,
+        prefix_budget: int,
+        metadata: Metadata,
+        text: Text | None = None,
+    ) -> None:
+        self.architecture = architecture
+        self.metadata = metadata
         self.backend = backend
         self.context = context
         self.prefixes = PrefixCache(prefix_budget)
         self.computed = 0
-        self._text: Text | None = None
+        self._text = text
 
     @classmethod
     def load(
@@ -116,6 +127,7 @@ class Engine:
         prefix_budget: int | None = None,
         progress: Progress = lambda nbytes: None,
         say: Callable[[str], None] = lambda line: None,
+        on_compile: OnCompile = lambda done, total, name: None,
     ) -> Engine:
         """Loads a checkpoint's weights.
 
@@ -128,6 +140,7 @@ class Engine:
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
             progress: called with the stored bytes that were read.
             say: is told what the user should know.
+            on_compile: called before each kernel is compiled and after the last, see `Options`.
 
         Raises BadCheckpoint, MissingPackage, BadRequest, NoRoom.
         """
@@ -142,19 +155,21 @@ class Engine:
                     prefix_budget=prefix_budget,
                     progress=progress,
                     say=say,
+                    on_compile=on_compile,
                 )
         made_for = path.architecture.context
         if context is not None and not 1 <= context <= made_for:
             raise BadRequest(f"a context of {context} positions: this model was made for 1..{made_for}")
-        options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), say)
+        options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), say, on_compile)
         chosen = backend_class(backend)
         per_position = chosen.position_bytes(path.architecture, options)
         weights = chosen.weight_bytes(path, options)
         memory.require(weights, per_position * options.context, options.context, per_position)
+        metadata, text = _tokenizer(path.metadata())  # first: what this takes is free again for the weights
         loaded = chosen(path, options, progress)
         if prefix_budget is None:
             prefix_budget = memory.available_memory() // PREFIX_SHARE
-        return cls(path, loaded, options.context, prefix_budget)
+        return cls(path.architecture, loaded, options.context, prefix_budget, metadata, text)
 
     @property
     def text(self) -> Text:
@@ -233,17 +248,54 @@ class Engine:
 
     def save(self, sequence: Sequence) -> None:
         """Puts what the sequence has computed since the last time into the prefix cache."""
-        if self.prefixes.budget and len(sequence.tokens) > sequence.saved:
-            start, stop = max(sequence.saved, len(sequence.tokens) - self.backend.chunk), len(sequence.tokens)
+        start, stop = sequence.saved, len(sequence.tokens)
+        if sequence.kept and self.prefixes.budget and stop > start:
             self.prefixes.insert(sequence.tokens, start, self.backend.read_cache(sequence.cache, start, stop))
-        sequence.saved = len(sequence.tokens)
+        sequence.saved = stop
 
-    @contextmanager
-    def _live(self, sequences: list[Sequence]) -> Iterator[None]:
-        """On an orderly end, saves what the sequences computed."""
-        yield
-        for sequence in sequences:
-            self.save(sequence)
+    def fork(self, sequence: Sequence, room: int = 0) -> Sequence:
+        """A sequence that begins with the tokens of this one and has room for more. What both have is not computed again, nor,
+        for the most part, copied."""
+        length = len(sequence.tokens)
+        capacity = min(length + room, self.context)
+        cache = self.backend.fork(sequence.cache, length, capacity)
+        return Sequence(cache, capacity, list(sequence.tokens), sequence.saved)
+
+    def _begin(self, tokens: list[int], room: int, reuse: int, stem: Stem | None) -> Sequence:
+        """A sequence for `tokens` and `room` more that has as many of the first `reuse` as the prefix cache or the stem has."""
+        if stem and len(stem.tokens) >= self.prefixes.longest(tokens[:reuse])[0]:
+            return self.fork(stem.sequence, len(tokens) - len(stem.tokens) + room)
+        return self.open(tokens, room, reuse)
+
+    def _share(self, beginnings: list[list[int]]) -> list[Stem | None]:
+        """Computes what several of these sequences begin with, each such stem once, into the prefix cache as well; returns the
+        stem of each."""
+        levels, stems = find_stems(beginnings, SHARED)
+        for level in levels:
+            for stem in level:
+                stem.sequence = self._begin(list(stem.tokens), 0, len(stem.tokens), stem.parent)
+            for _ in self._passes([(stem.sequence, list(stem.tokens)) for stem in level]):
+                pass
+            for stem in level:
+                self.save(stem.sequence)
+        return stems
+
+    def _passes(self, works: list[tuple[Sequence, list[int]]]) -> Iterator[list[tuple[int, int, int]]]:
+        """Brings each sequence to have its tokens, in passes over as many tokens of as many sequences as fit. Yields after each
+        pass what its rows were: (which sequence, first token, last token exclusive)."""
+        waiting = [i for i, (sequence, tokens) in enumerate(works) if len(sequence.tokens) < len(tokens)]
+        while waiting:
+            parts, room = [], self.backend.chunk
+            for i in waiting[: self.backend.sequences]:
+                begin = len(works[i][0].tokens)
+                end = min(begin + room, len(works[i][1]))
+                parts.append((i, begin, end))
+                room -= end - begin
+                if not room:
+                    break
+            self._run([(works[i][0], works[i][1][begin:end]) for i, begin, end in parts])
+            yield parts
+            waiting = [i for i in waiting if len(works[i][0].tokens) < len(works[i][1])]
 
     # ---- what to do with them ---------------------------------------------------------------------------------------
 
@@ -273,74 +325,44 @@ class Engine:
             self._check(tokens)
             if not 1 <= start <= len(tokens):
                 raise BadRequest(f"scores from token {start} on of {len(tokens)}: the first token has no probability")
-        order = sorted(range(len(requests)), key=lambda i: requests[i][0])
+        order = sorted(range(len(requests)), key=lambda i: (requests[i][0][: requests[i][1] - 1], requests[i][0]))
         results: dict[int, Scores] = {}
         for at in range(0, len(order), WAVE):
             wave = order[at : at + WAVE]
-            self._share([requests[i][0][: requests[i][1] - 1] for i in wave])
             results.update(zip(wave, self._score([requests[i] for i in wave]), strict=True))
             progress(len(wave))
         return [results[i] for i in range(len(requests))]
 
-    def _share(self, beginnings: list[list[int]]) -> None:
-        """Computes the longest common beginning once, into the prefix cache, if it is worth it."""
-        first, last = min(beginnings), max(beginnings)  # what these two share, all share
-        common = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-        if len(beginnings) < 2 or common < SHARED or not self.prefixes.budget:
-            return
-        sequence = self.open(first[:common], reuse=common)
-        if len(sequence.tokens) + SHARED <= common:
-            with self._live([sequence]):
-                self._append(sequence, first[len(sequence.tokens) : common])
-
-    def _append(self, sequence: Sequence, tokens: list[int]) -> None:
-        for start in range(0, len(tokens), self.backend.chunk):
-            self._run([(sequence, tokens[start : start + self.backend.chunk])])
-
     def _score(self, wave: list[tuple[list[int], int]]) -> list[Scores]:
         """Several requests at once: each pass takes as many tokens of as many of them as fit."""
-        sequences = [self.open(tokens, reuse=start - 1) for tokens, start in wave]
-        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in wave]
-        pending = list(range(len(wave)))
-        while pending:
-            parts, room = [], self.backend.chunk
-            for i in pending:
-                tokens, done = wave[i][0], len(sequences[i].tokens)
-                part = tokens[done : min(done + room, len(tokens) - 1)]
-                if part:
-                    parts.append((i, done, part))
-                    room -= len(part)
-                if not room:
-                    break
-            if parts:
-                self._run([(sequences[i], part) for i, _, part in parts])
-                self._collect(wave, parts, found)
-            pending = [i for i in pending if len(sequences[i].tokens) < len(wave[i][0]) - 1]
-        return [_joined(pieces) for pieces in found]
+        stems = self._share([tokens[: start - 1] for tokens, start in wave])
+        works = []
+        for (tokens, start), stem in zip(wave, stems, strict=True):
+            sequence = self._begin(tokens, 0, start - 1, stem)
+            sequence.kept = False  # what follows a beginning is not seen again
+            works.append((sequence, tokens[:-1]))
+        del stems  # and their pages
+        found = [Scores(np.empty(len(t) - start, np.float32), np.empty(len(t) - start, bool)) for t, start in wave]
+        for parts in self._passes(works):
+            self._collect(wave, parts, found)
+        return found
 
-    def _collect(
-        self,
-        wave: list[tuple[list[int], int]],
-        parts: list[tuple[int, int, list[int]]],
-        found: list[list[tuple[np.ndarray, np.ndarray]]],
-    ) -> None:
+    def _collect(self, wave: list[tuple[list[int], int]], parts: list[tuple[int, int, int]], found: list[Scores]) -> None:
         """Takes the wanted log-probabilities from the last pass."""
-        rows, targets, owners, base = [], [], [], 0
-        for i, done, part in parts:
-            tokens, start = wave[i]
-            for row in range(max(start - 1 - done, 0), len(part)):
-                rows.append(base + row)
-                targets.append(tokens[done + row + 1])
-                owners.append(i)
-            base += len(part)
-        at = 0
+        rows: list[int] = []
+        places: list[tuple[int, int]] = []
+        base = 0
+        for i, begin, end in parts:
+            first = max(wave[i][1] - 1, begin)  # the row that predicts the first token wanted
+            rows += range(base + first - begin, base + end - begin)
+            places += [(i, n + 1) for n in range(first, end)]
+            base += end - begin
+        wanted = iter(places)
         for logits in self._logits(np.array(rows, np.int64)):
-            wanted = np.array(targets[at : at + len(logits)])
-            greedy = logits.argmax(-1) == wanted
-            logprobs = _target_logprobs(logits, wanted)
-            for row in range(len(logits)):
-                found[owners[at + row]].append((logprobs[row : row + 1], greedy[row : row + 1]))
-            at += len(logits)
+            for row, (i, n) in zip(logits, wanted, strict=False):
+                tokens, start = wave[i]
+                found[i].logprobs[n - start] = log_probability(row, tokens[n])
+                found[i].greedy[n - start] = row.argmax() == tokens[n]
 
     def generate(self, request: Request) -> Iterator[Token]:
         """The tokens of one request as they come. Closing the iterator ends it."""
@@ -350,82 +372,95 @@ class Engine:
     def generate_batch(self, requests: list[Request], batch: int = 8) -> Iterator[tuple[int, Token]]:
         """The tokens of several requests as they come, each with its request's index; up to `batch` requests share each
         pass over the weights, and a request that ends makes room for the next."""
-        waiting = list(enumerate(requests))[::-1]
-        live: list[_Generation] = []
-        batch = min(batch, self.backend.sequences)
+        for request in requests:
+            self._check(request.tokens)
+            if request.max_tokens < 1:
+                raise BadRequest(f"max_tokens is {request.max_tokens}, at least 1 is needed")
+        waiting, live = deque(enumerate(requests)), list[_Generation]()
+        batch = max(min(batch, self.backend.sequences), 1)
         while waiting or live:
-            while waiting and len(live) < batch:
-                generation = _Generation(self, *waiting.pop())
-                yield generation.index, generation.choose(self._begin(generation))
-                if not generation.ended:
-                    live.append(generation)
-            if not live:
-                continue
-            rows = self.step([g.sequence for g in live], [g.last for g in live])
-            for generation, row in zip(live, rows.copy() if len(live) > 1 else rows, strict=True):
-                yield generation.index, generation.choose(row)
-            for generation in live:
-                if generation.ended:
-                    self.save(generation.sequence)
-            live = [g for g in live if not g.ended]
+            live += self._admit([waiting.popleft() for _ in range(min(batch - len(live), len(waiting)))])
+            yield from self._generate_one(live)
+            live = [generation for generation in live if not generation.ended]
 
-    def _begin(self, generation: _Generation) -> np.ndarray:
-        sequence, tokens = generation.sequence, generation.request.tokens
-        logits = self.prefill(sequence, tokens[len(sequence.tokens) :])
-        self.save(sequence)
-        return logits
+    def _admit(self, requests: list[tuple[int, Request]]) -> list[_Generation]:
+        """Opens a sequence for each request; what several begin with is computed once, and now."""
+        stems = self._share([request.tokens[:-1] for _, request in requests])
+        return [
+            _Generation(self, index, request, self._begin(request.tokens, request.max_tokens, len(request.tokens) - 1, stem))
+            for (index, request), stem in zip(requests, stems, strict=True)
+        ]
+
+    def _generate_one(self, live: list[_Generation]) -> list[tuple[int, Token]]:
+        """One pass: the last token of every sequence that generates, and as much as fits of the prompts of those that do not
+        yet. Returns a token of each whose prompt is complete."""
+        parts, rows, ready, room = [], [], [], self.backend.chunk
+        for generation in live:
+            if part := generation.ahead[:room]:
+                parts.append((generation.sequence, part))
+                room -= len(part)
+                if len(part) == len(generation.ahead):
+                    ready.append(generation)
+                    rows.append(self.backend.chunk - room - 1)
+                del generation.ahead[: len(part)]
+        self._run(parts)
+        chosen: list[tuple[int, Token]] = []
+        for logits in self._logits(np.array(rows, np.int64)):
+            chosen += [(g.index, g.choose(row)) for g, row in zip(ready[len(chosen) :], logits, strict=False)]
+        for generation in ready:
+            if generation.ended or generation.generated == 1:  # the prompt is known now, or the whole text
+                self.save(generation.sequence)
+        return chosen
 
 
 class _Generation:
     """A request being worked on."""
 
-    def __init__(self, engine: Engine, index: int, request: Request) -> None:
-        if request.max_tokens < 1:
-            raise BadRequest(f"max_tokens is {request.max_tokens}, at least 1 is needed")
-        self.index, self.request = index, request
-        self.sequence = engine.open(request.tokens, request.max_tokens)
+    def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
+        self.index, self.request, self.sequence = index, request, sequence
+        self.ahead = request.tokens[len(sequence.tokens) :]  # what the next passes are given
         self.sampler = Sampler(request.sampling, set(request.tokens))
         has_text = engine.has_text
         self.stream = engine.text.stream(request.stop) if has_text else None
         own = engine.text.stop_tokens if has_text else frozenset()
         self.stop_tokens = own if request.stop_tokens is None else request.stop_tokens
         self.left = min(request.max_tokens, engine.context - len(request.tokens) + 1)
-        self.last = -1
+        self.generated = 0
         self.ended = False
 
     def choose(self, logits: np.ndarray) -> Token:
         """The next token from logits [vocabulary]; sets `ended` on the last one."""
-        self.last = self.sampler(logits)
+        token = self.sampler(logits)
+        self.ahead = [token]
         self.left -= 1
+        self.generated += 1
         text = ""
-        if self.last in self.stop_tokens:
+        if token in self.stop_tokens:
             finish: str | None = "stop"
         else:
-            text = self.stream.add(self.last) if self.stream else ""
+            text = self.stream.add(token) if self.stream else ""
             finish = "stop" if self.stream and self.stream.stopped else "length" if self.left == 0 else None
         self.ended = finish is not None
         if self.ended and self.stream and not self.stream.stopped:
             text += self.stream.flush()
-        return Token(self.last, text, *self._logprobs(logits), finish=finish)
+        return Token(token, text, *self._logprobs(logits, token), finish=finish)
 
-    def _logprobs(self, logits: np.ndarray) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    def _logprobs(self, logits: np.ndarray, token: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
         n = self.request.logprobs
         if n is None:
             return None, ()
         logprobs = log_softmax(logits)
         best = np.argsort(-logprobs, kind="stable")[:n]
-        return float(logprobs[self.last]), tuple((int(i), float(logprobs[i])) for i in best)
+        return float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best)
 
 
-def _target_logprobs(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log-probabilities of one token per row: float32 [n] from logits [n, vocabulary]."""
-    top = logits.max(-1)
-    total = np.exp(logits - top[:, None]).sum(-1, dtype=np.float64)
-    chosen = logits[np.arange(len(targets)), targets]
-    return (chosen - top - np.log(total)).astype(np.float32)
-
-
-def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> Scores:
-    if not pieces:
-        return Scores(np.empty(0, np.float32), np.empty(0, bool))
-    return Scores(np.concatenate([p for p, _ in pieces]), np.concatenate([g for _, g in pieces]))
+def _tokenizer(metadata: Metadata) -> tuple[Metadata, Text | None]:
+    """The tokenizer, and the metadata without its content, which takes half a gigabyte for 200,000 tokens. A damaged one stays,
+    to be complained of when it is asked for."""
+    if metadata.tokenizer is None:
+        return metadata, None
+    try:
+        text = Text(metadata)
+    except BadCheckpoint:
+        return metadata, None
+    return replace(metadata, tokenizer=None), text

@@ -113,5 +113,16 @@ def _nucleus(weights: np.ndarray, tokens: np.ndarray, s: Sampling) -> np.ndarray
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Natural logarithms of the probabilities, float32 [..., vocabulary]."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    rows = logits.reshape(-1, logits.shape[-1])
+    return np.array([row - row.max() - _log_total(row) for row in rows], np.float32).reshape(logits.shape)
+
+
+def log_probability(logits: np.ndarray, token: int) -> np.float32:
+    """The natural logarithm of one token's probability, from logits float32 [vocabulary]: `log_softmax` at that token, bit for
+    bit."""
+    return np.float32(logits[token] - logits.max() - _log_total(logits))
+
+
+def _log_total(row: np.ndarray) -> np.float32:
+    """ln Σ e^(logit − largest). Row by row, so that the order of the sum does not depend on how many rows there are."""
+    return np.float32(np.log(np.exp(row - row.max()).sum(dtype=np.float64)))

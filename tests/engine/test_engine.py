@@ -1,4 +1,7 @@
-"""The engine holds to itself: decode equals prefill, batch equals single, a reused prefix equals a computed one."""
+"""The engine holds to itself: decode equals prefill, batch equals single, a reused prefix equals a computed one.
+
+With the kernels they are the same bits. With PyTorch, whose sums depend on the shapes of matrices, they are close.
+"""
 
 from pathlib import Path
 
@@ -9,8 +12,7 @@ from oss_tools.engine.engine import Engine, Request
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest, NoRoom
 
-# In log-probabilities. With int8, a value on the border of two codes may fall on either side, and an expert may change.
-TOLERANCE = {("torch", "f32"): 2e-5, ("numba", "f32"): 5e-5, ("numba", "int8"): 0.1}
+TOLERANCE = {("torch", "f32"): 2e-5, ("numba", "f32"): 0.0, ("numba", "int8"): 0.0}  # in log-probabilities
 MODELS = [(*kind, model) for kind in TOLERANCE for model in ("gpt_oss", "llama")]
 
 
@@ -30,7 +32,7 @@ def prompt(engine: Engine) -> list[int]:
 
 
 def assert_close(engine: Engine, a: np.ndarray, b: np.ndarray) -> None:
-    assert np.abs(log_softmax(a) - log_softmax(b)).max() < engine.tolerance
+    assert np.abs(log_softmax(a) - log_softmax(b)).max() <= engine.tolerance
 
 
 def test_decode_equals_prefill(engine: Engine, prompt: list[int]) -> None:
@@ -78,10 +80,9 @@ def test_scores_are_the_log_probabilities(engine: Engine, prompt: list[int]) -> 
     for scores, (tokens, start) in zip(engine.score(requests), requests, strict=True):
         logprobs = log_softmax(engine.logits(tokens))[start - 1 : -1]
         wanted = logprobs[np.arange(len(logprobs)), tokens[start:]]
-        np.testing.assert_allclose(scores.logprobs, wanted, atol=engine.tolerance)
+        np.testing.assert_allclose(scores.logprobs, wanted, rtol=0, atol=engine.tolerance)
         assert scores.greedy.dtype == bool
-        if engine.backend.name == "torch":
-            assert scores.greedy.tolist() == (logprobs.argmax(-1) == tokens[start:]).tolist()
+        assert scores.greedy.tolist() == (logprobs.argmax(-1) == tokens[start:]).tolist()
 
 
 def test_generation_is_greedy_and_ends_where_it_should(engine: Engine, prompt: list[int]) -> None:
@@ -92,7 +93,7 @@ def test_generation_is_greedy_and_ends_where_it_should(engine: Engine, prompt: l
     logprobs = log_softmax(engine.logits(prompt[:40] + ids))[39:-1]
     for token, row in zip(tokens, logprobs, strict=True):
         assert token.top[0][0] == token.id
-        assert row.max() - row[token.id] < engine.tolerance
+        assert row.max() - row[token.id] <= engine.tolerance
         assert token.logprob == pytest.approx(row[token.id], abs=engine.tolerance)
     stopped = list(engine.generate(Request(prompt[:40], 12, stop_tokens=frozenset([ids[4]]))))
     assert [t.id for t in stopped] == ids[: ids.index(ids[4]) + 1]
@@ -108,7 +109,8 @@ def test_seeds_reproduce_and_do_not_depend_on_the_batch(engine: Engine, prompt: 
     for index, token in engine.generate_batch(requests, batch=3):
         together[index].append(token.id)
     agree = [sum(a == b for a, b in zip(x, y, strict=True)) for x, y in zip(alone, together, strict=True)]
-    assert np.mean(agree) > 7.5  # a draw that falls on a border may differ by rounding
+    assert np.mean(agree) > 7.5  # with PyTorch, a draw that falls on a border may differ by rounding
+    assert together == alone or engine.backend.name == "torch"
 
 
 def test_a_closed_generation_leaves_a_sane_engine(engine: Engine, prompt: list[int]) -> None:
