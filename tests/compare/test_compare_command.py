@@ -1,0 +1,76 @@
+"""`oss-tools compare` from end to end on random weights: the record, resuming, one more format, a copy, a damaged layer."""
+
+import json
+import shutil
+
+import pytest
+from damage import change, shifted_scales
+from typer.testing import CliRunner
+
+from oss_tools.cli.main import app
+from oss_tools.compare.models import make, recipe_called
+from oss_tools.report.comparison import read
+
+SMALL = ["--suites", "", "--chunks", "2", "--repeat", "6", "--prompt", "16", "--gen", "4", "-t", "1"]
+
+
+def compare(*arguments, status=0):
+    done = CliRunner().invoke(app, ["compare", *map(str, arguments)])
+    assert done.exit_code == status, done.output
+    return done
+
+
+def parts(folder):
+    return {file.name: file.stat().st_mtime_ns for file in (folder / "parts").iterdir()}
+
+
+def test_what_cannot_be_compared_is_one_line(tiny_gpt_oss, tiny_llama, tmp_path):
+    done = compare(tiny_gpt_oss, tiny_llama, *SMALL, "-o", tmp_path, status=2)
+    assert "another tokenizer" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert "two checkpoints" in compare("--base", tiny_gpt_oss, tiny_gpt_oss, *SMALL, "-o", tmp_path, status=2).output
+
+
+@pytest.mark.slow
+def test_one_more_format_measures_only_that(tiny_gpt_oss, tmp_path):
+    compare(tiny_gpt_oss, "--formats", "bf16,q8_0", *SMALL, "-o", tmp_path, "-q")
+    before = parts(tmp_path)
+    first = read(tmp_path / "comparison.json")
+    done = compare(tiny_gpt_oss, "--formats", "bf16,q8_0,q4_0", *SMALL, "-o", tmp_path)
+    after = parts(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 4  # conversion, weights, predictions, times
+    assert "weights of q8_0" not in done.output
+    assert "about" in done.output
+    second = read(tmp_path / "comparison.json")
+    assert second.candidates[:2] == first.candidates
+    q8, q4 = second.others
+    assert 0 < q8.fidelity[0].kld.mean < q4.fidelity[0].kld.mean
+    assert q8.weight_error.relative_error < q4.weight_error.relative_error
+    assert q4.size < q8.size < second.reference.size
+    assert q4.latency.ratio_time_per_token.low is not None
+    assert q4.peak_bytes > 0
+
+
+@pytest.mark.slow
+def test_a_copy_is_equal_and_a_damaged_layer_is_refused(tiny_gpt_oss, tmp_path):
+    base = make(tiny_gpt_oss, recipe_called("mxfp4"), tmp_path / "base")
+    copy, damaged = tmp_path / "copy", tmp_path / "damaged"
+    shutil.copytree(base, copy)
+    shutil.copytree(base, damaged)
+    for name, edit in shifted_scales("model.layers.1.mlp.experts.down_proj").items():
+        change(damaged, name, edit)
+    done = compare(
+        base, copy, damaged, *SMALL, "--repeat", "0", "-o", tmp_path / "out", "--gate", "default", "--json", status=1
+    )
+    record = read(tmp_path / "out" / "comparison.json")
+    same, wrong = record.others
+    assert same.fidelity[0].kld.max == 0
+    assert same.fidelity[0].same_top.value == 1
+    assert same.weight_error.relative_error == 0
+    assert same.findings == []
+    assert [(f.kind, f.layer, f.role) for f in wrong.findings] == [("weights", 1, "experts.down")]
+    printed = json.loads(done.stdout)
+    failed = [o for o in printed["verdict"]["outcomes"] if o["status"] == "fail"]
+    assert {o["candidate"] for o in failed} == {"damaged"}
+    assert any("model.layers.1.mlp.experts.down_proj" in line for o in failed for line in o["details"])
