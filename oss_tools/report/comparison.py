@@ -8,6 +8,7 @@ are in 0 … 1; intervals are of 95 %. None (null) stands where a figure was not
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
@@ -382,7 +383,7 @@ def build(kind: type[T], raw: Any, where: str) -> T:
     """A value of a dataclass from JSON values, checked field by field. Raises BadRequest that names the field."""
     if not isinstance(raw, dict):
         raise BadRequest(f"{where}: an object is wanted, not {_shown(raw)}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     if unknown := sorted(set(raw) - set(hints)):
         raise BadRequest(f"{where}: unknown field {unknown[0]!r}")
     given = {}
@@ -392,6 +393,12 @@ def build(kind: type[T], raw: Any, where: str) -> T:
         elif entry.default is MISSING and entry.default_factory is MISSING:
             raise BadRequest(f"{where}: the field {entry.name!r} is missing")
     return kind(**given)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """A dataclass's types by field; they are evaluated once, a record has thousands of objects."""
+    return typing.get_type_hints(kind)
 
 
 def _checked(hint: Any, raw: Any, where: str) -> Any:
