@@ -16,16 +16,17 @@ SCHEMA = 1
 
 
 class Parts:
-    """A folder of finished parts, one JSON file each: {"about": …, "seconds": …, "result": …}.
-
-    Attributes:
-        seconds: of work that the parts asked for so far took, whenever it was done.
-    """
+    """A folder of finished parts, one JSON file each: {"about": …, "seconds": …, "result": …}."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.seconds = 0.0
+        self._seconds: dict[str, float] = {}  # by key, of the parts asked for
+
+    @property
+    def seconds(self) -> float:
+        """Of work that the parts asked for so far took, whenever it was done."""
+        return sum(self._seconds.values())
 
     def key(self, kind: str, about: Mapping[str, Any]) -> str:
         """A part's name: its kind, and the hash of all that its result depends on."""
@@ -43,7 +44,7 @@ class Parts:
             began = time.perf_counter()
             result = make()
             part = self.put(kind, about, result, time.perf_counter() - began)
-        self.seconds += part["seconds"]
+        self._seconds[key] = part["seconds"]
         return part["result"]
 
     def put(self, kind: str, about: Mapping[str, Any], result: Any, seconds: float) -> Any:

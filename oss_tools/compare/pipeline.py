@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -317,10 +318,12 @@ class _Work:
         missing = [m for m in members if not self.parts.has("time", self._timed(base, m))]
         if missing:
             turns = [base, *(m for m in missing if m is not base)]
+            began = time.perf_counter()
             with self.schedule.step("time", "timing, in turns: " + ", ".join(m.name for m in turns)) as advance:
                 found = latency.contest([(m.name, m.path, m.size) for m in turns], self.settings.timing, advance)
+            each = (time.perf_counter() - began) / len(missing)
             for m in missing:
-                self.parts.put("time", self._timed(base, m), {"own": found[m.name], "base": found[base.name]}, 0.0)
+                self.parts.put("time", self._timed(base, m), {"own": found[m.name], "base": found[base.name]}, each)
         return {m.name: self.parts.get("time", self._timed(base, m), dict) for m in members}
 
     # ---- engines ----------------------------------------------------------------------------------------------------
