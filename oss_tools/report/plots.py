@@ -240,7 +240,7 @@ def forest(groups: Sequence[tuple[str, Sequence[Change]]], title: str) -> Markup
     y = 0.0
     for name, changes in groups:
         y += 22
-        parts.append(text(0, y, name, "start", "group"))
+        parts.append(text(0, y, name if len(name) <= 48 else name[:47] + "…", "start", "group"))
         y += 8
         for change in changes:
             parts.append(_change(change, scale, y + ROW / 2))

@@ -35,7 +35,11 @@ def only(rule: dict, candidate: str = "mxfp4", sheet: Sheet | None = None, basel
     ("rule", "status", "said"),
     [
         # KLD of the sample's mxfp4: 0.0231, 0.0208 to 0.0254
-        ({"metric": "kld.mean", "max": 0.03}, "pass", "kld.mean is 0.0231 (95 %: 0.0208 to 0.0254); allowed is at most 0.03"),
+        (
+            {"metric": "kld.mean", "max": 0.03},
+            "pass",
+            "kld.mean is 0.0231 (95 %: 0.0208 to 0.0254); allowed is at most 0.03",
+        ),
         ({"metric": "kld.mean", "max": 0.022}, "noise", "no more than noise"),
         ({"metric": "kld.mean", "max": 0.022, "strict": True}, "fail", "at most 0.022, strict"),
         ({"metric": "kld.mean", "max": 0.02}, "fail", "at most 0.02"),

@@ -32,7 +32,10 @@ EVAL = {
             "items": {"sha256": ["a"], "token_perplexity": [[-10.0, 3]]},
         },
     },
-    "divergence": {"kld": {"mean": 0.01, "stderr": 0.001, "p99": 0.1, "p99.9": 0.2}, "same_top": {"mean": 0.9, "stderr": None}},
+    "divergence": {
+        "kld": {"mean": 0.01, "stderr": 0.001, "p99": 0.1, "p99.9": 0.2},
+        "same_top": {"mean": 0.9, "stderr": None},
+    },
 }
 
 
@@ -71,7 +74,10 @@ def test_records_of_bench_and_eval_share_a_sheet_and_comparisons_have_their_own(
         ({"kind": "comparison"}, "schema None, this program reads 1; make the record again"),
         ({"kind": "bench", "schema": 1}, "record: the field 'models' is missing"),
         ({"kind": "bench", "schema": 1, "models": {}}, "record.models: a list is wanted"),
-        ({"kind": "bench", "schema": 1, "models": [{"model": "x", "bytes": -1}]}, r"record.models\[0\].bytes: a number above 0"),
+        (
+            {"kind": "bench", "schema": 1, "models": [{"model": "x", "bytes": -1}]},
+            r"record.models\[0\].bytes: a number above 0",
+        ),
         ('{"kind": "bench", "schema": 1, "models": NaN}', "NaN is no figure"),
         (f'{{"kind": "bench", "schema": 1, "models": {"9" * 5000}}}', "a number of 5000 digits"),
         ({"kind": "eval", "schema": 1, "model": {"name": ""}, "tasks": {}}, "record.model.name: 1 to 200 characters"),
