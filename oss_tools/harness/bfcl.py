@@ -160,14 +160,16 @@ def request(doc: Mapping[str, Any]) -> str:
 def score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """`correct`: the calls are those that are wanted, or there is one, or none, where that is what counts.
 
-    A call whose arguments are no JSON object spoils an answer; where no call is wanted it is none, as in bfcl-eval.
+    A call whose arguments are no JSON object spoils an answer; where no call is wanted it is none, as in bfcl-eval. An answer
+    that broke off before its final channel is no abstention.
     """
-    calls = details_of(results[0]).calls
+    details = details_of(results[0])
+    calls = details.calls
     category = str(doc["id"]).rsplit("_", 1)[0]
     readable = [{"name": call.name, "arguments": call.arguments} for call in calls if call.arguments is not None]
     called = bool(calls) and len(readable) == len(calls)
     if "irrelevance" in category:
-        right = not called
+        right = not called and "no_final" not in details.problems
     elif "relevance" in category:
         right = called
     else:

@@ -274,6 +274,13 @@ def test_categories_from_files(category: str, upstream: bool, tmp_path: Path) ->
         assert found == [1, 0, 0, 0, 0]
 
 
+def test_an_answer_that_broke_off_is_no_abstention(tmp_path: Path) -> None:
+    (doc,) = BfclSplits("irrelevance", folder=tmp_path, data=write(tmp_path, upstream=False))["test"]
+    assert score(doc, [Answer("", Details(problems=("no_final",)))]) == {"correct": 0.0}
+    assert score(doc, [Answer("None serves.", Details())]) == {"correct": 1.0}
+    assert score(doc, ["None serves."]) == {"correct": 1.0}
+
+
 def test_every_category_is_a_task() -> None:
     assert {f"bfcl_{category}" for category in CATEGORIES} <= set(task_files())
 
