@@ -184,8 +184,9 @@ class EngineLM(LM):
             usage.repeated += len(group) - len(wanted)
             usage.prompt_tokens += sum(len(pairs[i][0]) for i in wanted.values())
             self.report(task, done, len(wanted))
-            for at in range(0, len(missing), SLAB):
-                slab = missing[at : at + SLAB]
+            step = SLAB if self.batch > 1 else 1
+            for at in range(0, len(missing), step):
+                slab = missing[at : at + step]
                 began, before = time.perf_counter(), self.engine.computed
                 scores = self.engine.score([pairs[i] for i in slab])
                 usage.computed += self.engine.computed - before
