@@ -84,7 +84,7 @@ def test_what_is_missing_fails_unless_it_may_be_skipped() -> None:
 
 
 def test_a_baseline_that_is_wanted_and_not_given_is_an_error() -> None:
-    with pytest.raises(BadRequest, match="gate limits: the rule .* compares with a baseline; give --baseline FILE"):
+    with pytest.raises(BadRequest, match=r"gate limits: the rule .* compares with a baseline; give --baseline FILE"):
         only({"metric": "size", "ratio": "baseline", "max": 1})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from browser import Browser, find_chromium
 
 from oss_tools.report.comparison import Cell, from_json
 from oss_tools.report.gates import judge, load_gate
@@ -19,11 +20,12 @@ from oss_tools.report.plots import Axis, Point, heat_map, heat_scale, scatter
 from oss_tools.report.reading import load_sheets
 from oss_tools.report.sheet import Interval, sheet_of
 
-from browser import Browser, find_chromium
-
 SAMPLE = Path(__file__).with_name("sample-comparison.json")
 RAW = json.loads(SAMPLE.read_text(encoding="utf-8"))
-HOSTILE = "</pre></svg><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">{{ 7 * 7 }}\x00\x1b[31m|"
+HOSTILE = (
+    "</pre></svg><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+    "{{ 7 * 7 }}\x00\x1b[31m|"
+)
 BUILD = Path(__file__).parents[2] / "build"
 
 
@@ -171,8 +173,10 @@ CONTRAST = """(() => {
   const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(v => v / 255).map(
     v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const paper = element => { for (let e = element; e; e = e.parentElement) {
-    const c = getComputedStyle(e).backgroundColor; if (!c.startsWith('rgba(0, 0, 0, 0')) return c; } return 'rgb(255, 255, 255)'; };
-  return [...document.querySelectorAll('p, li, td, th, dd, dt, pre, h1, h2, a, .badge, .detail, summary, text:not(.cell)')].map(e => {
+    const c = getComputedStyle(e).backgroundColor; if (!c.startsWith('rgba(0, 0, 0, 0')) return c; }
+    return 'rgb(255, 255, 255)'; };
+  const texts = 'p, li, td, th, dd, dt, pre, h1, h2, a, .badge, .detail, summary, text:not(.cell)';
+  return [...document.querySelectorAll(texts)].map(e => {
     const style = getComputedStyle(e), svg = e.tagName === 'text';
     const [a, b] = [light(svg ? style.fill : style.color), light(paper(e))];
     return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.textContent.slice(0, 30)];
