@@ -110,6 +110,7 @@ def equivalent(answer: str, reference: str) -> bool:
 def tidy(text: str) -> str:
     r"""The answer without dollar signs, markdown, \boxed and \text around it, closing full stop, and words that lead up to it."""
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])(?!\d+\*\*)", "^", plain_latex(text).strip())
+    text = re.sub(r"\b(?:negative|minus)\s+(?=[\d.$\\])", "-", text, flags=re.IGNORECASE)
     before = None
     while before != text:
         before = text

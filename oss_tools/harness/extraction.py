@@ -48,12 +48,14 @@ def is_correct(text: str, reference: str) -> bool:
         return False
     if equivalent(answer, reference):
         return True
-    numbers = NUMBER.findall(answer)
-    return (
-        len(numbers) == 1
-        and bool(re.search(r"[A-Za-z]{2}", _without_commands(answer)))
-        and equivalent(numbers[0], reference)
-    )
+    numbers, words = NUMBER.findall(tidy(answer)), _without_commands(answer)
+    if (
+        len(numbers) != 1
+        or not re.search(r"[A-Za-z]{2}", words)
+        or re.search(r"\b(?:not|never)\b|n[’']t\b", words, re.IGNORECASE)
+    ):
+        return False
+    return equivalent(numbers[0], reference)
 
 
 def _without_commands(text: str) -> str:
