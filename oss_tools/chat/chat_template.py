@@ -56,13 +56,15 @@ class ChatTemplate(ABC):
 
 def chat_template(metadata: Metadata, text: Text) -> ChatTemplate:
     """The way to speak to a checkpoint's model. Raises BadCheckpoint if it has no chat template."""
-    if speaks_harmony(metadata):
+    if speaks_harmony(metadata, text):
         return HarmonyTemplate(text, preamble_of(metadata))
     return JinjaTemplate(text, metadata)
 
 
-def speaks_harmony(metadata: Metadata) -> bool:
-    """Whether the vocabulary has harmony's special tokens."""
+def speaks_harmony(metadata: Metadata, text: Text | None = None) -> bool:
+    """Whether the vocabulary has harmony's special tokens: of its tokenizer, or of what a checkpoint says of it."""
+    if text is not None:
+        return set(MARKERS) <= set(text.special)
     if metadata.tokenizer is None:
         return o200k.belongs_to(metadata.config)
     added = metadata.tokenizer.get("added_tokens")
@@ -70,14 +72,14 @@ def speaks_harmony(metadata: Metadata) -> bool:
     return set(MARKERS) <= {token.get("content") for token in tokens if token.get("special")}
 
 
-def has_chat_template(metadata: Metadata) -> bool:
+def has_chat_template(metadata: Metadata, text: Text | None = None) -> bool:
     """Whether the model can be spoken to."""
-    return bool(metadata.chat_template) or speaks_harmony(metadata)
+    return bool(metadata.chat_template) or speaks_harmony(metadata, text)
 
 
-def takes_tools(metadata: Metadata) -> bool:
+def takes_tools(metadata: Metadata, text: Text | None = None) -> bool:
     """Whether the model can be told of tools."""
-    return speaks_harmony(metadata) or "tools" in (metadata.chat_template or "")
+    return speaks_harmony(metadata, text) or "tools" in (metadata.chat_template or "")
 
 
 def preamble_of(metadata: Metadata) -> Preamble:
@@ -120,7 +122,7 @@ class JinjaTemplate(ChatTemplate):
             raise BadCheckpoint("the checkpoint has no chat template")
         self.text, self._metadata = text, metadata
         self.has_channels = THINK in metadata.chat_template
-        self.takes_tools = takes_tools(metadata)
+        self.takes_tools = takes_tools(metadata, text)
 
     def render(self, conversation: Conversation) -> str:
         return self._render(conversation.effort, _plain_messages(conversation), _plain_tools(conversation))
@@ -179,7 +181,7 @@ def _plain_messages(conversation: Conversation) -> list[dict[str, Any]]:
             continue
         fields = _fields(message)
         if message.role == "assistant" and thoughts:
-            fields["reasoning_content"] = "\n".join(thoughts)
+            fields |= dict.fromkeys(("reasoning_content", "thinking"), "\n".join(thoughts))  # Qwen's name and gpt-oss's
         thoughts = []
         plain.append(fields)
     return plain

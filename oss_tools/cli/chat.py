@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 oss-tools chat tiny --tools calculator
 oss-tools chat gpt-oss-20b/ --reasoning high --tools python,tools.yaml
-echo "What is 47 + 38?" | oss-tools chat tiny -q
+oss-tools chat tiny -q < questions.txt
 """
 
 PROMPT = "> "

@@ -76,7 +76,7 @@ def run(
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     with loaded(model, backend=backend, threads=threads, context=context, activations=activations, quiet=quiet) as engine:
-        if not raw and has_chat_template(engine.metadata):
+        if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             speaker = Speaker(engine, sampling, max_tokens)
             screen = None if as_json else Screen(show_analysis)

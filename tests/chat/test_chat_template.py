@@ -36,6 +36,9 @@ def test_harmony_s_tokens_decide() -> None:
     assert isinstance(chat_template(METADATA, TEXT), JinjaTemplate)
     metadata, text = llama(None)
     assert not has_chat_template(metadata)
+    assert not has_chat_template(metadata, text)
+    assert has_chat_template(HARMONY)
+    assert has_chat_template(Metadata({}), Text(HARMONY))
     with pytest.raises(BadCheckpoint, match="no chat template"):
         chat_template(metadata, text)
 
