@@ -1,6 +1,7 @@
-# make demo    the whole path on a random gpt-oss: synth, inspect, convert, verify, requantize, verify, bench
+# make demo    the embedded model answers, five of its quantizations are compared; a table, and build/demo/report.html
 # make test    the tests that take no more than some ten seconds each, a few minutes in all
 # make slow    the others
+# make gate    the embedded model's quantizations against results/baselines, exit status 1 if one has become worse
 # make lint    ruff and mypy
 #
 # Each makes .venv first, with the versions of constraints.txt.
@@ -9,20 +10,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := build/demo
+GATE := build/gate
 OSS_TOOLS := $(BIN)/oss-tools
 
-.PHONY: demo test slow lint clean
+.PHONY: demo gate test slow lint clean
 
 demo: .venv/demo.stamp
-	rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(OSS_TOOLS) synth gpt-oss-small $(DEMO)/gpt-oss-small
-	$(OSS_TOOLS) inspect $(DEMO)/gpt-oss-small
-	$(OSS_TOOLS) convert $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small.gguf
-	$(OSS_TOOLS) verify $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small.gguf
-	$(OSS_TOOLS) requantize $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --recipe mxfp4-q8 --dry-run
-	$(OSS_TOOLS) requantize $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --recipe mxfp4-q8
-	$(OSS_TOOLS) verify $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --tolerance 0.01
-	$(OSS_TOOLS) bench $(DEMO)/gpt-oss-small $(DEMO)/gpt-oss-small-q8.gguf --prompt 256 --gen 64 --repeat 3
+	$(OSS_TOOLS) generate tiny "What is 47 + 38?" --show-analysis
+	$(OSS_TOOLS) compare --output $(DEMO)
+	$(OSS_TOOLS) report $(DEMO)/comparison.json --html $(DEMO)/report.html
+
+gate: .venv/demo.stamp
+	$(OSS_TOOLS) compare --formats bf16,q8_0,mxfp4 --output $(GATE) --quiet > /dev/null
+	$(OSS_TOOLS) report $(GATE)/comparison.json --gate tiny --baseline results/baselines/tiny.json --junit $(GATE)/gate.xml
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m "not slow"
@@ -42,9 +42,9 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e .
+	$(PIP) -e '.[eval]'
 	touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,eval]'
 	touch $@ .venv/demo.stamp

@@ -18,9 +18,9 @@ def main() -> None:
 @app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
-    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Updates of the weights.")] = 4400,
     tokens: Annotated[int, typer.Option(help="Tokens in each update, padding included.")] = 3072,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.01,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.006,
     seed: Annotated[int, typer.Option(help="Of the weights and of the questions.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
