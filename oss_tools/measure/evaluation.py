@@ -143,9 +143,12 @@ def loaded(model: str, setup: Setup, threads: int) -> Any:
 
         torch.set_num_threads(threads)
         return HFLM(pretrained=model, dtype=setup.dtype, device="cpu", batch_size=setup.batch)
+    import oss_tools.engine.engine as module
     from oss_tools.engine.engine import Engine
     from oss_tools.harness.lm import EngineLM
 
+    if not setup.prefixes:  # neither what is remembered nor what the requests of one batch have in common
+        module.SHARED = sys.maxsize
     engine = Engine.load(model, threads=threads, prefix_budget=None if setup.prefixes else 0)
     return EngineLM(engine, batch=setup.batch)
 
