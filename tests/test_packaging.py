@@ -49,9 +49,10 @@ def oss_tools(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return run
 
 
-def test_the_wheel_holds_the_configurations(wheel: Path) -> None:
+def test_the_wheel_holds_configurations_and_tasks(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    carried = {f"oss_tools/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    files = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "evals").rglob("*.yaml"), *(ROOT / "evals").rglob("*.jsonl")]
+    carried = {f"oss_tools/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert carried
     assert carried <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/")) or "__pycache__" in name]

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+UNTOLD = "untold_tools"  # the model's chat template leaves tools out, which is no fault of its answer
+
+
 @dataclass(frozen=True)
 class Call:
     """A tool call. `arguments` is None where the text was no JSON object; `text` is what the model wrote."""

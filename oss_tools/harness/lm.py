@@ -20,11 +20,11 @@ from lm_eval.api.registry import register_model
 from oss_tools.chat.messages import Conversation, Effort
 from oss_tools.engine.engine import Engine, Request, Scores
 from oss_tools.engine.sampling import Sampling
-from oss_tools.errors import BadRecipe
+from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.harness.answers import Answer, Details
 from oss_tools.harness.jobs import Asked, Job, Rule, Usage
 from oss_tools.harness.log import AnswerLog, request_key
-from oss_tools.harness.prompts import ChatPrompt, conversation_of
+from oss_tools.harness.prompts import ChatPrompt, conversation_of, needs_chat
 from oss_tools.harness.speech import Speech
 from oss_tools.harness.texts import Rolling
 from oss_tools.harness.turns import converse
@@ -208,6 +208,8 @@ class EngineLM(LM):
             conversation = conversation_of(prompt, request.doc, self.effort)
             tokens = self.speech.encode(conversation, _beginning(prompt))
         else:
+            if environment is not None or needs_chat(request.doc):
+                raise BadCheckpoint(f"{_task(request)} is a conversation, which needs a chat template; leave this task out")
             tokens = self.engine.text.encode(prompt)
         rule = self._rule(settings, conversation)
         room = self.engine.context - min(rule.max_tokens, self.engine.context // 2)

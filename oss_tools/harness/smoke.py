@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oss_tools.harness.answers import Call, details_of
+from oss_tools.harness.answers import UNTOLD, Call, details_of
 from oss_tools.harness.extraction import extract_choice
 
 Doc = Mapping[str, Any]
@@ -61,7 +61,7 @@ def score_tool_use(doc: Doc, results: Sequence[str]) -> Scores:
     well_formed: nothing is wrong with the answer's format.
     """
     details, wanted = details_of(results[0]), doc["call"]
-    scores = {"well_formed": float(not details.problems)}
+    scores = {"well_formed": float(not set(details.problems) - {UNTOLD})}
     if details.calls:
         scores["valid_json"] = float(all(call.arguments is not None for call in details.calls))
     if wanted is None:

@@ -13,7 +13,7 @@ from oss_tools.chat.messages import Conversation, Message
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.text import token_text
 from oss_tools.errors import BadCheckpoint
-from oss_tools.harness.answers import Answer, Call, Details
+from oss_tools.harness.answers import UNTOLD, Answer, Call, Details
 
 TODAY = "2025-08-05"  # in system messages that say the date, so that the same run is the same on any day: gpt-oss's release
 
@@ -102,6 +102,8 @@ class Speech:
         about = Details(
             transcript=self._text.decode(tokens, skip_special=False), tokens=len(tokens), finish=finish, **details
         )
+        if conversation is not None and conversation.tools and not self._required().takes_tools:
+            problems += (UNTOLD,)
         if conversation is None or not self._structured(conversation):
             return Answer(text, replace(about, problems=problems))
         completion = self._required().parse(tokens, conversation)

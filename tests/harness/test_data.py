@@ -111,6 +111,14 @@ def test_unknown_names_are_told_apart(tmp_path: Path) -> None:
         load_tasks([str(broken)])
 
 
+@pytest.mark.slow
+def test_names_that_are_not_ours_are_looked_for_in_lm_evals_list() -> None:
+    said: list[str] = []
+    with pytest.raises(BadRecipe, match="no task named no_such_task"):
+        load_tasks(["math_smoke", "no_such_task", "hellaswag"], say=said.append)
+    assert said == ["no_such_task, hellaswag: looking through lm-eval's own tasks"]
+
+
 def test_our_tasks_need_no_scan_of_lm_evals(monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.tasks
 

@@ -230,6 +230,24 @@ def test_without_a_template_a_chat_is_refused(plain: Any) -> None:
         lm.apply_chat_template([{"role": "user", "content": "?"}])
 
 
+def test_tools_are_never_left_out_silently(plain: Any) -> None:
+    lm = plain(lambda prompt: "x")
+    plain_prompt = instance("generate_until", ("Call it.", GREEDY), {"conversation": {"tools": [WEATHER]}})
+    with pytest.raises(BadCheckpoint, match="task is a conversation, which needs a chat template"):
+        lm.generate_until([plain_prompt])
+    assert lm.generate_until([instance("generate_until", ("Say it.", GREEDY), {"conversation": {"effort": "low"}})]) == ["x"]
+
+
+def test_a_template_without_tools_is_told(plain: Any) -> None:
+    lm = plain(lambda prompt: "I cannot.</s>")
+    lm.engine.metadata.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    lm = EngineLM(lm.engine)
+    (answer,) = lm.generate_until([asked(lm, "Call it.", {"conversation": {"tools": [WEATHER]}})])
+    assert answer == "I cannot."
+    assert details_of(answer).problems == ("untold_tools",)
+    assert lm.engine.prompts == ["user: Call it.\nassistant:"]
+
+
 def test_blanks_at_a_contexts_end_belong_to_the_continuation(plain: Any) -> None:
     lm = plain(lambda prompt: "")
     lm.loglikelihood([instance("loglikelihood", ("The cat sat ", "on the mat")), instance("loglikelihood", ("", "alone"))])
