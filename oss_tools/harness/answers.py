@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
 UNTOLD = "untold_tools"  # the model's chat template leaves tools out, which is no fault of its answer
 
 
