@@ -1,5 +1,9 @@
 """One interface: harmony and Jinja templates, and answers with tags."""
 
+from dataclasses import replace
+from itertools import islice
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +16,9 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
+from oss_tools.models import open_checkpoint
+from oss_tools.resources import resource
+from oss_tools.tiny import tool_use
 from tests.chat.conversations import HARMONY
 
 TEMPLATE = """{% for m in messages %}<s>{{ m.role }}:{{ m.content | trim }}{% if m.tool_calls is defined %}{{
@@ -29,6 +36,21 @@ def llama(template: str | None = TEMPLATE) -> tuple[Metadata, Text]:
 
 
 METADATA, TEXT = llama()
+
+
+def test_the_embedded_model_s_template_says_what_is_rendered() -> None:
+    """As transformers and llama.cpp would render it, on questions with tools and their answers."""
+    with open_checkpoint(resource("tiny/checkpoint")) as checkpoint:
+        metadata = checkpoint.metadata()
+    text = Text(metadata)
+    harmony, own = chat_template(metadata, text), JinjaTemplate(text, metadata)
+    assert isinstance(harmony, HarmonyTemplate)
+    for item in islice(tool_use.items(Random(1), "test"), 100):
+        asked = list(item.conversation.messages)
+        while asked[-1].role == "assistant":
+            asked.pop()
+        conversation = replace(item.conversation, messages=tuple(asked))
+        assert harmony.render(conversation) == own.render(conversation)
 
 
 def test_harmony_s_tokens_decide() -> None:

@@ -53,7 +53,7 @@ def test_failures_are_told_to_the_model(tmp_path: Path) -> None:
 def test_a_command_s_children_end_with_it() -> None:
     sleeper = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])"
     began = time.monotonic()
-    ended = run_program([sys.executable, "-c", f"import subprocess, sys; print({sleeper}.pid, flush=True)"], timeout=10)
+    ended = run_program([sys.executable, "-c", f"import subprocess, sys; print({sleeper}.pid, flush=True)"], timeout=5)
     assert time.monotonic() - began < 100
     deadline = time.monotonic() + 60
     while psutil.pid_exists(int(ended.output)) and time.monotonic() < deadline:

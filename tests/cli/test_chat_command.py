@@ -17,12 +17,8 @@ from oss_tools.cli._chat import Figures, Screen, Speaker, visible
 from oss_tools.cli._options import model_path
 from oss_tools.cli.chat import Chat
 from oss_tools.errors import BadRequest, BadSource
-from oss_tools.resources import resource
 from tests.chat.conversations import harmony_template
 from tests.interop.peers import smollm2
-
-EMBEDDED = resource("tiny/checkpoint")
-needs_tiny = pytest.mark.skipif(not (EMBEDDED / "config.json").exists(), reason="the embedded model is not there")
 
 TEMPLATE = harmony_template()
 THOUGHT = "<|channel|>analysis<|message|>I see.<|end|><|start|>assistant"
@@ -60,7 +56,6 @@ def chat(*completions: str, tools: str = "", rounds: int = 8) -> tuple[Chat, Par
 # ---- with the embedded model ----------------------------------------------------------------------------------------
 
 
-@needs_tiny
 def test_the_embedded_model_adds() -> None:
     done = oss_tools("generate", "tiny", "What is 47 + 38?", "-q")
     assert done.stdout == "85\n"
@@ -70,7 +65,6 @@ def test_the_embedded_model_adds() -> None:
     assert record["analysis"]
 
 
-@needs_tiny
 def test_reasoning_is_shown_apart() -> None:
     low, high = (
         oss_tools("generate", "tiny", "What is 47 + 38?", "-q", "--show-analysis", "--reasoning", effort)
@@ -80,14 +74,12 @@ def test_reasoning_is_shown_apart() -> None:
     assert len(high.stderr) > len(low.stderr) > 1
 
 
-@needs_tiny
 def test_an_answer_that_does_not_come_is_exit_status_1() -> None:
     done = oss_tools("generate", "tiny", "What is 47 + 38?", "-q", "-n", 3, status=1)
     assert done.stdout == ""
     assert done.stderr == "oss-tools: no final answer: the tokens ran out\n"
 
 
-@needs_tiny
 def test_the_embedded_model_calls_the_calculator_and_uses_its_result() -> None:
     done = oss_tools("chat", "tiny", "--tools", "calculator", "-q", given="What is 4831 * 27?\n/quit\n")
     assert "→ calculator {" in done.stderr
