@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from numba_kernels.cuda.attention import Attention, attend_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
+from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
+from numba_kernels.cuda.prefill import attend_many_kernel, combine_kernel, group_kernel, round_kernel, store_many_kernel
 from numba_kernels.cuda.rows import choose_kernel, embed_kernel
 from numba_kernels.cuda.seam import Kernel
 
 HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
 WIDE = "ld.global.nc.L1::no_allocate.v4.u32"
+MATRIX = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Example:
 
 def examples() -> Iterator[Example]:
     """All kinds of kernels, at the sizes that count."""
+    yield from one_token()
+    yield from many_tokens()
+
+
+def one_token() -> Iterator[Example]:
+    """Of a decode step."""
     for format, layout in LAYOUTS.items():
         columns = 2816 if format == "int8_g128" else HIDDEN
         for activations in ("f32",) if layout.is_float else ("int8", "f32"):
@@ -54,3 +63,26 @@ def examples() -> Iterator[Example]:
     for format in ("bf16", "q8_0", "mxfp4"):
         yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
     yield Example("choice of a token", choose_kernel(), ("atom.global.add.u32",))
+
+
+def many_tokens() -> Iterator[Example]:
+    """Of a prompt."""
+    for format in LAYOUTS:
+        columns = 2816 if format == "int8_g128" else HIDDEN
+        for tokens in (16, 64):
+            kernel = matmul_kernel(Shape(format, columns, "int8"), finish=STORE, bias=True, tokens=tokens)
+            yield Example(f"matmul {format} × {tokens} tokens", kernel, (WIDE, MATRIX))
+    for format in ("mxfp4", "q8_0", "bf16"):
+        shape = Shape(format, HIDDEN, "int8")
+        first = matmul_kernel(shape, finish=SWIGLU, bias=True, grouped=True, indexed=True)
+        yield Example(f"experts' gate and up {format}", first, (WIDE, MATRIX))
+        yield Example(f"experts' down {format}", matmul_kernel(shape, finish=STORE, bias=True, grouped=True), (WIDE, MATRIX))
+    gated = matmul_kernel(Shape("q8_0", 576, "int8"), finish=SILU, bias=False)
+    yield Example("Llama gate and up, many tokens", gated, (WIDE, MATRIX))
+    for window in (WINDOW, None):
+        shape = Attention(QUERIES, KEYS, SIZE, window, 11 if window else 64, "bf16", sinks=True)
+        yield Example(f"store of many tokens, window {window}", store_many_kernel(shape))
+        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(shape), ("ld.global.v4.u32", MATRIX))
+    yield Example("norm to bfloat16", round_kernel(HIDDEN, norm=True))
+    yield Example("tokens by expert", group_kernel(128, TOP, 64))
+    yield Example("experts put together", combine_kernel(HIDDEN, TOP))

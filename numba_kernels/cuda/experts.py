@@ -33,8 +33,8 @@ ONE = np.float32(1)
 # ---- routing --------------------------------------------------------------------------------------------------------
 
 
-def pick(logits, chosen):  # type: ignore[no-untyped-def]
-    """The largest of EXPERTS logits that is not among those chosen, the lower number of equals; by one warp."""
+def pick(logits, first, chosen):  # type: ignore[no-untyped-def]
+    """The largest of EXPERTS logits from `first` on that is not among those chosen, the lower number of equals; by one warp."""
     best, number = np.float32(-math.inf), EXPERTS
     for i in range(SLICES):
         expert = i * WARP + cuda.threadIdx.x % WARP
@@ -42,7 +42,7 @@ def pick(logits, chosen):  # type: ignore[no-untyped-def]
             taken = False
             for k in range(TOP):
                 taken = taken or chosen[k] == expert
-            value = load_fresh(logits, expert)
+            value = load_fresh(logits, first + expert)
             if not taken and (number == EXPERTS or value > best):
                 best, number = value, expert
     for mask in (16, 8, 4, 2, 1):
@@ -52,45 +52,48 @@ def pick(logits, chosen):  # type: ignore[no-untyped-def]
     return best, number
 
 
-@kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, FLOATS, INTS, FLOATS, INTS, FLOATS)
-def route(codes, scales, bias, source, weight, epsilon, logits, counter, normed, ids, shares):  # type: ignore[no-untyped-def]
-    """The TOP experts of a token: ids [TOP] and the softmax of their logits, shares [TOP]; the last block to finish picks them.
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, INT, FLOATS, FLOAT, FLOATS, INTS, FLOATS, INTS, FLOATS)
+def route(codes, scales, bias, source, stride, weight, epsilon, logits, counter, normed, ids, shares):  # type: ignore[no-untyped-def]
+    """The TOP experts of each token: ids [tokens, TOP] and the softmax of their logits, shares [tokens, TOP].
 
-    normed [COLUMNS] receives the normalized vector, which the experts meet as well. counter [1] is 0 before and after.
+    A grid of (blocks, tokens); the last block of a token to finish picks its experts. source [tokens, stride]; normed, alike,
+    receives the normalized vectors, which the experts meet as well; logits [tokens, EXPERTS]. counter [tokens] is 0 before and
+    after.
     """
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
     sums = cuda.shared.array(WARPS, types.float32, 16)
     chosen = cuda.shared.array(TOP, types.int32, 16)
     last = cuda.shared.array(1, types.int32, 16)
-    thread = cuda.threadIdx.x
+    thread, token = cuda.threadIdx.x, cuda.blockIdx.y
+    at, first = token * stride, token * EXPERTS
     gain = ONE
     if NORM:
-        gain = GAIN(source, 0, epsilon, sums)
-    FILL(source, 0, gain, weight, 0, x, x_scales)
+        gain = GAIN(source, at, epsilon, sums)
+    FILL(source, at, gain, weight, 0, x, x_scales)
     if cuda.blockIdx.x == 0:
         for i in range(thread, COLUMNS, WARPS * WARP):
-            normed[i] = source[i] * gain * weight[i] if NORM else source[i]
+            normed[at + i] = source[at + i] * gain * weight[i] if NORM else source[at + i]
     cuda.syncthreads()
     row = 2 * (cuda.blockIdx.x * WARPS + thread // WARP)
     while row < EXPERTS:
         other = min(row + 1, EXPERTS - 1)
         a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
         if thread % WARP == 0:
-            logits[row] = a + bias[row] if BIAS else a
-            logits[other] = b + bias[other] if BIAS else b
+            logits[first + row] = a + bias[row] if BIAS else a
+            logits[first + other] = b + bias[other] if BIAS else b
         row += 2 * cuda.gridDim.x * WARPS
     cuda.threadfence()
     cuda.syncthreads()
     if thread == 0:
-        last[0] = cuda.atomic.add(counter, 0, 1)
+        last[0] = cuda.atomic.add(counter, token, 1)
         for k in range(TOP):
             chosen[k] = -1
     cuda.syncthreads()
     if last[0] == cuda.gridDim.x - 1 and thread < WARP:
         total, top = np.float32(0), np.float32(0)
         for k in range(TOP):
-            value, number = PICK(logits, chosen)
+            value, number = PICK(logits, first, chosen)
             if k == 0:
                 top = value
             share = np.float32(math.exp(value - top))
@@ -98,13 +101,13 @@ def route(codes, scales, bias, source, weight, epsilon, logits, counter, normed,
             warp_barrier()
             if thread == 0:
                 chosen[k] = number
-                ids[k] = number
-                shares[k] = share
+                ids[token * TOP + k] = number
+                shares[token * TOP + k] = share
             warp_barrier()
         if thread == 0:
             for k in range(TOP):
-                shares[k] = shares[k] / total
-            counter[0] = 0
+                shares[token * TOP + k] = shares[token * TOP + k] / total
+            counter[token] = 0
 
 
 def route_kernel(shape: Shape, *, experts: int, top: int, norm: bool, bias: bool, warps: int = 8) -> Kernel:

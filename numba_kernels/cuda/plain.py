@@ -75,6 +75,15 @@ def pack_bf16(low: Any, high: Any) -> np.uint32:
     return np.uint32(_bf16_bits(low) | _bf16_bits(high) << 16)
 
 
+def multiply_pairs(a: Any, b: Any, c: Any) -> np.uint32:
+    """a · b + c on the two bfloat16 of each word, rounded once."""
+    results = []
+    for shift in (0, 16):
+        x, y, z = (np.float64(bits_as_float((int(w) >> shift & 0xFFFF) << 16)) for w in (a, b, c))
+        results.append(_bf16_bits(x * y + z))
+    return np.uint32(results[0] | results[1] << 16)
+
+
 def round_to_int(value: Any) -> np.int32:
     """The nearest integer, ties to even; out of range the nearest there is, and 0 for NaN."""
     value = np.float32(value)
@@ -88,6 +97,11 @@ def _four(array: Any, index: Any) -> int:
     if at % 4 or not 0 <= at <= len(array) - 4:
         raise IndexError(f"four elements at {at} of {len(array)}: outside of the array, or not on a multiple of 4")
     return at
+
+
+def power_of_two(x: Any) -> np.float32:
+    """2^x, as exact as the device's function units are."""
+    return np.float32(np.exp2(np.float32(x)))
 
 
 def stream_words(array: Any, index: Any) -> tuple[Any, ...]:

@@ -33,6 +33,11 @@ def multiply_rows(low: Any, high: Any, x: Any, at: Any, stride: Any, tile: Any) 
     return tuple(out)
 
 
+def load_row(steps: int) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """(array, at) -> two words for each of `steps` steps of 16 columns, 8 words apart."""
+    return lambda array, at: tuple(word for step in range(steps) for word in load_pair(array, at + 8 * step))
+
+
 def multiply_columns(weights: Any, values: Any, at: Any, stride: Any, tile: Any) -> tuple[Any, ...]:
     """tile + W · V: a tile of weights [16, keys] and V [keys, columns] in bfloat16, whose row n begins at word n · stride; `at`
     points to row 2t at word g.
@@ -95,3 +100,14 @@ def store_tile(tile: Any, array: Any, at: Any, stride: Any, further: Any) -> Non
     """Puts the numbers as words into an array: column c of row g at at + (c − 2t) · stride, of row g + 8 `further` on."""
     for i, value in enumerate(tile):
         array[at + (8 * (i // 4) + i % 2) * stride + (further if i % 4 > 1 else 0)] = float_as_bits(value)
+
+
+def store_rows(tile: Any, array: Any, at: Any, other: Any, valid: Any, other_valid: Any) -> None:
+    """What `multiply_columns` made, as bfloat16: of row g, where it is valid, two words at `at`, 8 words further those of
+    the next 16 columns; of row g + 8 likewise at `other`."""
+    for p in range(len(tile) // 8):
+        for row, (place, wanted) in enumerate(((at, valid), (other, other_valid))):
+            if wanted:
+                a, b, c, d = (tile[8 * p + 2 * row + i] for i in (0, 4, 1, 5))
+                array[place + 8 * p] = pack_bf16(a, b)
+                array[place + 8 * p + 1] = pack_bf16(c, d)

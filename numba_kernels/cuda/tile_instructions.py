@@ -102,6 +102,17 @@ def zero_tile(count: int) -> Any:
     return _typed_as(0, {}, lambda *_: kind, lambda e, _, __: e.tuple(kind, [ir.Constant(FLOAT, 0.0)] * count))
 
 
+@lru_cache(maxsize=None)
+def load_row(steps: int) -> Any:
+    kind = types.UniTuple(types.uint32, 2 * steps)
+
+    def emit(e: Emit, kinds: Any, args: Any) -> Any:
+        pairs = [e.pair(kinds[0], args[0], e.plus(args[1], 8 * step)) for step in range(steps)]
+        return e.tuple(kind, [word for pair in pairs for word in pair])
+
+    return _typed_as(2, {1: INT}, lambda *_: kind, emit)
+
+
 def _multiply_rows(e: Emit, kinds: Any, args: Any) -> Any:
     low, high = e.parts(args[0], len(kinds[0])), e.parts(args[1], len(kinds[1]))
     x, at, stride, out = args[2], args[3], args[4], e.parts(args[5], len(kinds[5]))
@@ -165,6 +176,16 @@ def _store_tile(e: Emit, kinds: Any, args: Any) -> None:
         e.b.store(e.b.bitcast(value, WORD), e.element(kinds[1], array, index))
 
 
+def _store_rows(e: Emit, kinds: Any, args: Any) -> None:
+    numbers, array = e.parts(args[0], len(kinds[0])), args[1]
+    for row, (place, valid) in enumerate(((args[2], args[4]), (args[3], args[5]))):
+        with e.b.if_then(valid):
+            for p in range(len(numbers) // 8):
+                a, b, c, d = (numbers[8 * p + 2 * row + i] for i in (0, 4, 1, 5))
+                e.b.store(e.pack(a, b), e.element(kinds[1], array, e.plus(place, 8 * p)))
+                e.b.store(e.pack(c, d), e.element(kinds[1], array, e.plus(place, 8 * p + 1)))
+
+
 _two = types.UniTuple(F32, 2)
 _same = lambda tile, *_: tile  # noqa: E731
 
@@ -179,3 +200,6 @@ powers_of_two = _typed_as(
 )  # fmt: skip
 scaled_tile = _typed_as(3, {1: F32, 2: F32}, _same, lambda e, k, a: _map(e, k, a, e.b.fmul))
 store_tile = _typed_as(5, {2: INT, 3: INT, 4: INT}, lambda *_: types.none, _store_tile)
+store_rows = _typed_as(
+    6, {2: INT, 3: INT, 4: types.boolean, 5: types.boolean}, lambda *_: types.none, _store_rows
+)  # fmt: skip

@@ -7,6 +7,7 @@ if SIMULATED:
 else:
     from numba_kernels.cuda import tile_instructions as _forms  # type: ignore[no-redef]
 
+load_row = _forms.load_row
 masked_tile = _forms.masked_tile
 multiply_columns = _forms.multiply_columns
 multiply_rows = _forms.multiply_rows
@@ -14,5 +15,6 @@ powers_of_two = _forms.powers_of_two
 row_maxima = _forms.row_maxima
 row_sums = _forms.row_sums
 scaled_tile = _forms.scaled_tile
+store_rows = _forms.store_rows
 store_tile = _forms.store_tile
 zero_tile = _forms.zero_tile

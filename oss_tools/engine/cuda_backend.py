@@ -244,7 +244,7 @@ class Recorder(Operations[Value]):
         bias = source.array if stack.bias is None else stack.bias
         grid = self.model.device.blocks(-(-stack.rows // 2), kernel)
         self._add(
-            kernel, grid, stack.codes, stack.scales, bias, source.view, weight, epsilon, logits.view, counter, normed.view, ids,
+            kernel, (grid, 1), stack.codes, stack.scales, bias, source.view, source.columns, weight, epsilon, logits.view, counter, normed.view, ids,
             shares,
         )  # fmt: skip
         return Routing(chosen, ids, shares, normed)

@@ -469,6 +469,11 @@ class Machine:
         self._set(i.operands[0], lanes, _multiply(i.code, kind, a, b) + self._value(i.operands[3], wide, lanes))
 
     def _fma(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
+        if "bf16x2" in i.code:
+            a, b, c = (_bf16_values(self._value(o, "u32", lanes)).astype(np.float64) for o in i.operands[1:])
+            low, high = (_round_bf16((a * b + c)[:, n]) for n in (0, 1))
+            self._set(i.operands[0], lanes, high << np.uint32(16) | low)
+            return
         a, b, c = (self._value(o, kinds[-1], lanes).astype(np.float64) for o in i.operands[1:])
         exact = a * b + c
         result = exact.astype(_dtype(kinds[-1]))

@@ -97,7 +97,7 @@ def test_route(experts: int, top: int, grid: int, rng: np.random.Generator) -> N
     m, x, weight, bias = matrix("bf16", experts, 72, rng), floats(rng, 72), floats(rng, 72), floats(rng, experts)
     logits, normed, ids, shares = poison(experts), poison(72), poison(top, dtype=np.int32), poison(top)
     counter = np.zeros(1, np.int32)
-    run(kernel, grid, m.codes, m.scales, bias, x, weight, EPSILON, logits, counter, normed, ids, shares)
+    run(kernel, grid, m.codes, m.scales, bias, x, 72, weight, EPSILON, logits, counter, normed, ids, shares)
     wanted = ops.rms_norm(x[None], weight, EPSILON)
     wanted_ids, wanted_shares = ops.route(ops.linear(wanted, m.values, bias), top)
     assert ids.tolist() == wanted_ids[0].tolist()
@@ -117,7 +117,7 @@ def test_equal_logits_and_nan_give_experts_that_exist(rng: np.random.Generator) 
     ):
         logits, normed, ids, shares = poison(6), poison(8), poison(3, dtype=np.int32), poison(3)
         x, counter = floats(rng, 8), np.zeros(1, np.int32)
-        run(kernel, 2, codes, scales, bias, x, x, EPSILON, logits, counter, normed, ids, shares)
+        run(kernel, 2, codes, scales, bias, x, 8, x, EPSILON, logits, counter, normed, ids, shares)
         assert ids.tolist() == wanted if wanted else set(ids.tolist()) <= set(range(6))
         assert len(set(ids.tolist())) == 3
 

@@ -1,0 +1,282 @@
+"""What many tokens need beside matrix × matrix: norms to bfloat16, keys and values into their pages, attention on the tensor
+cores (https://arxiv.org/abs/2205.14135), tokens sorted by expert, and the experts' outputs put together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.attention import PAGE, Attention, rotated
+from numba_kernels.cuda.intrinsics import load_words, pack_bf16, power_of_two, shuffle_xor, store_words
+from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
+from numba_kernels.cuda.tiles import (
+    load_row,
+    masked_tile,
+    multiply_columns,
+    multiply_rows,
+    powers_of_two,
+    row_maxima,
+    row_sums,
+    scaled_tile,
+    store_rows,
+    zero_tile,
+)
+from numba_kernels.cuda.vectors import rms_gain
+
+WARPS = 4
+COLUMNS = 0
+NORM = 0
+TOP = EXPERTS = TOKENS = 1
+GAIN: Any = None
+ONE, ZERO = np.float32(1), np.float32(0)
+LOWEST = np.float32(-math.inf)
+LOG2_E = np.float32(math.log2(math.e))
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+
+@kernel(FLOATS, INT, FLOATS, FLOAT, WORDS, INT)
+def round_rows(source, stride, weight, epsilon, out, out_stride):  # type: ignore[no-untyped-def]
+    """Rows of COLUMNS float32, with NORM normalized, as bfloat16: out [rows, out_stride words], zeros beyond the last column. A
+    block has a row."""
+    sums = cuda.shared.array(WARPS, types.float32, 16)
+    at, gain = cuda.blockIdx.x * stride, ONE
+    if NORM:
+        gain = GAIN(source, at, epsilon, sums)
+    for i in range(cuda.threadIdx.x, out_stride, WARPS * WARP):
+        a = b = ZERO
+        if 2 * i < COLUMNS:
+            a = source[at + 2 * i] * gain * weight[2 * i] if NORM else source[at + 2 * i]
+        if 2 * i + 1 < COLUMNS:
+            b = source[at + 2 * i + 1] * gain * weight[2 * i + 1] if NORM else source[at + 2 * i + 1]
+        out[cuda.blockIdx.x * out_stride + i] = pack_bf16(a, b)
+
+
+def round_kernel(columns: int, *, norm: bool, warps: int = 4) -> Kernel:
+    """The kernel for rows of so many columns."""
+    gain = device(rms_gain, WARPS=warps, COLUMNS=columns)
+    return round_rows.bind(WARPS=warps, COLUMNS=columns, NORM=int(norm), GAIN=gain)
+
+
+@kernel(FLOATS, INT, FLOATS, INTS, FLOATS, INT)
+def combine(parts, stride, shares, place, out, out_stride):  # type: ignore[no-untyped-def]
+    """out[token] += Σ over k of shares[token, k] · parts[place[token, k]]; a grid of (parts of a row, tokens)."""
+    column, token = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x, cuda.blockIdx.y
+    if column < COLUMNS:
+        total = ZERO
+        for k in range(TOP):
+            total += shares[token * TOP + k] * parts[place[token * TOP + k] * stride + column]
+        out[token * out_stride + column] += total
+
+
+def combine_kernel(columns: int, top: int, warps: int = 4) -> Kernel:
+    return combine.bind(WARPS=warps, COLUMNS=columns, TOP=top)
+
+
+# ---- tokens sorted by expert ----------------------------------------------------------------------------------------
+
+
+@kernel(INTS, INT, INTS, INTS, INTS, INTS)
+def group(ids, pairs, order, place, tiles, tile_count):  # type: ignore[no-untyped-def]
+    """Sorts pairs of token and chosen expert by expert; one block, whose threads have an expert each.
+
+    order[i] is the token of the i-th pair, place[p] where pair p went. tiles [.., 3] are (expert, first, pairs) of tiles of at most
+    TOKENS, tile_count [1] how many.
+    """
+    counts = cuda.shared.array(EXPERTS, types.int32, 16)
+    starts = cuda.shared.array(EXPERTS, types.int32, 16)
+    first_tiles = cuda.shared.array(EXPERTS, types.int32, 16)
+    thread = cuda.threadIdx.x
+    for expert in range(thread, EXPERTS, WARPS * WARP):
+        count = 0
+        for p in range(pairs):
+            if ids[p] == expert:
+                count += 1
+        counts[expert] = count
+    cuda.syncthreads()
+    if thread == 0:
+        start = tile = 0
+        for expert in range(EXPERTS):
+            starts[expert], first_tiles[expert] = start, tile
+            start += counts[expert]
+            tile += (counts[expert] + TOKENS - 1) // TOKENS
+        tile_count[0] = tile
+    cuda.syncthreads()
+    for expert in range(thread, EXPERTS, WARPS * WARP):
+        at = np.int64(starts[expert])
+        for p in range(pairs):
+            if ids[p] == expert:
+                order[at] = p // TOP
+                place[p] = at
+                at += 1
+        for i in range((counts[expert] + TOKENS - 1) // TOKENS):
+            tile = 3 * (first_tiles[expert] + i)
+            tiles[tile] = expert
+            tiles[tile + 1] = starts[expert] + i * TOKENS
+            tiles[tile + 2] = min(counts[expert] - i * TOKENS, TOKENS)
+
+
+def group_kernel(experts: int, top: int, tokens: int, warps: int = 4) -> Kernel:
+    """The kernel for so many experts, `top` of them for each token, and tiles of `tokens`."""
+    return group.bind(WARPS=warps, EXPERTS=experts, TOP=top, TOKENS=tokens)
+
+
+def most_tiles(pairs: int, experts: int, tokens: int) -> int:
+    """The most tiles that `group` can make."""
+    return min(pairs, pairs // tokens + experts)
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+HEADS = 1  # query heads that share a key-value head
+KV = 1
+SIZE = 64
+HALF = 32
+WINDOW = 0
+RING = 1
+SINKS = 0
+VALUE_WORDS = 32
+PAGE_WORDS = 1
+TILE_TOKENS = 8  # tokens of a tile
+KEY_STRIDE, VALUE_STRIDE = 40, 36  # words from a position to the next in shared memory, so that threads hit different banks
+KEYS_SIZE = VALUES_SIZE = 1
+ROW: Any = None
+SCORES: Any = None
+OUTPUT: Any = None
+
+
+@kernel(FLOATS, INT, FLOATS, FLOATS, FLOAT, WORDS, INTS, INTS, INTS, WORDS)
+def store_many(qkv, stride, cos, sin, scale, cache, tables, positions, sequences, queries):  # type: ignore[no-untyped-def]
+    """Rotates queries and keys, and puts keys and values into their pages; a block has a token.
+
+    qkv [tokens, stride]; tables [sequences, RING]; positions, sequences [tokens]. queries [tokens, KV · HEADS · SIZE / 2 words]
+    are bfloat16, scaled, times log2(e).
+    """
+    token = cuda.blockIdx.x
+    at, position = token * stride, np.int64(positions[token])
+    angle, factor = position * HALF, scale * LOG2_E
+    words = np.int64(tables[sequences[token] * RING + position // PAGE % RING]) * PAGE_WORDS + position % PAGE * VALUE_WORDS
+    for i in range(cuda.threadIdx.x, KV * HEADS * HALF, WARPS * WARP):
+        head, d = i // HALF, 2 * (i % HALF)
+        a = rotated(qkv, at + head * SIZE, d, HALF, cos, sin, angle) * factor
+        b = rotated(qkv, at + head * SIZE, d + 1, HALF, cos, sin, angle) * factor
+        queries[token * KV * HEADS * HALF + i] = pack_bf16(a, b)
+    for i in range(cuda.threadIdx.x, KV * HALF, WARPS * WARP):
+        kv, d = i // HALF, 2 * (i % HALF)
+        key, value = at + (KV * HEADS + kv) * SIZE, at + (KV * HEADS + KV + kv) * SIZE
+        place = words + kv * PAGE * VALUE_WORDS + d // 2
+        a, b = rotated(qkv, key, d, HALF, cos, sin, angle), rotated(qkv, key, d + 1, HALF, cos, sin, angle)
+        cache[place] = pack_bf16(a, b)
+        cache[place + KV * PAGE * VALUE_WORDS] = pack_bf16(qkv[value + d], qkv[value + d + 1])
+
+
+@device
+def over_quad(value: Any, other: Any) -> Any:
+    """The larger of two rows' numbers over the four threads that share the rows."""
+    for mask in (1, 2):
+        value, other = max(value, shuffle_xor(value, mask)), max(other, shuffle_xor(other, mask))
+    return value, other
+
+
+@device
+def above_nothing(top: Any) -> Any:
+    """0 for −∞, so that differences from it are no NaN."""
+    return top if top > LOWEST else ZERO
+
+
+@kernel(WORDS, FLOATS, WORDS, INTS, INTS, WORDS)
+def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-untyped-def]
+    """Causal attention of many tokens; a grid of (tiles, KV). out, like queries, [tokens, KV · HEADS · SIZE / 2 words].
+
+    tiles [.., 4] are (first token, tokens ≤ TILE_TOKENS, position of the first, sequence). A warp has 16 rows, a row being a query
+    head of a token; keys and values pass through shared memory page by page.
+    """
+    keys = cuda.shared.array(KEYS_SIZE, types.uint32, 16)
+    values = cuda.shared.array(VALUES_SIZE, types.uint32, 16)
+    thread, kv, tile = cuda.threadIdx.x, cuda.blockIdx.y, 4 * cuda.blockIdx.x
+    g, t = thread % WARP // 4, thread % 4
+    first, count = np.int64(tiles[tile]), np.int64(tiles[tile + 1])
+    start, table = np.int64(tiles[tile + 2]), np.int64(tiles[tile + 3]) * RING
+    row, other = thread // WARP * 16 + g, thread // WARP * 16 + g + 8
+    valid, other_valid = row < count * HEADS, other < count * HEADS
+    row, other = min(row, count * HEADS - 1), min(other, count * HEADS - 1)
+    at = (first + row // HEADS) * KV * HEADS * HALF + (kv * HEADS + row % HEADS) * HALF + 2 * t
+    other_at = (first + other // HEADS) * KV * HEADS * HALF + (kv * HEADS + other % HEADS) * HALF + 2 * t
+    a, b = ROW(queries, at), ROW(queries, other_at)
+    stop, other_stop = start + row // HEADS + 1, start + other // HEADS + 1
+    begin = max(stop - WINDOW, 0) if WINDOW else 0
+    other_begin = max(other_stop - WINDOW, 0) if WINDOW else 0
+    lowest, highest = max(start + 1 - WINDOW, 0) if WINDOW else 0, start + count
+    top = other_top = LOWEST
+    total = other_total = ZERO
+    sums = OUTPUT()
+    for page in range(lowest // PAGE, (highest + PAGE - 1) // PAGE):
+        words = np.int64(tables[table + page % RING]) * PAGE_WORDS + kv * PAGE * VALUE_WORDS
+        cuda.syncthreads()  # the page before is done with
+        for i in range(thread, PAGE * (VALUE_WORDS // 4), WARPS * WARP):
+            slot, word = i // (VALUE_WORDS // 4), 4 * (i % (VALUE_WORDS // 4))
+            k, v = (ZEROS, ZEROS, ZEROS, ZEROS), (ZEROS, ZEROS, ZEROS, ZEROS)
+            if lowest <= page * PAGE + slot < highest:  # elsewhere may be anything, and 0 · NaN is NaN
+                k = load_words(cache, words + slot * VALUE_WORDS + word)
+                v = load_words(cache, words + KV * PAGE * VALUE_WORDS + slot * VALUE_WORDS + word)
+            store_words(keys, slot * KEY_STRIDE + word, k[0], k[1], k[2], k[3])
+            store_words(values, slot * VALUE_STRIDE + word, v[0], v[1], v[2], v[3])
+        cuda.syncthreads()
+        scores = multiply_rows(a, b, keys, g * KEY_STRIDE + 2 * t, KEY_STRIDE, SCORES())
+        scores = masked_tile(scores, page * PAGE + 2 * t, begin, stop, other_begin, other_stop)
+        largest = row_maxima(scores)
+        new, other_new = over_quad(max(largest[0], top), max(largest[1], other_top))
+        base, other_base = above_nothing(new), above_nothing(other_new)
+        weights = powers_of_two(scores, base, other_base)
+        factor, other_factor = power_of_two(top - base), power_of_two(other_top - other_base)
+        partial = row_sums(weights)
+        total, other_total = total * factor + partial[0], other_total * other_factor + partial[1]
+        sums = multiply_columns(weights, values, 2 * t * VALUE_STRIDE + g, VALUE_STRIDE, scaled_tile(sums, factor, other_factor))
+        top, other_top = new, other_new
+    for mask in (1, 2):
+        total += shuffle_xor(total, mask)
+        other_total += shuffle_xor(other_total, mask)
+    if SINKS:
+        sink, other_sink = sinks[kv * HEADS + row % HEADS] * LOG2_E, sinks[kv * HEADS + other % HEADS] * LOG2_E
+        base, other_base = max(top, sink), max(other_top, other_sink)
+        factor, other_factor = power_of_two(top - base), power_of_two(other_top - other_base)
+        total = total * factor + power_of_two(sink - base)
+        other_total = other_total * other_factor + power_of_two(other_sink - other_base)
+        sums = scaled_tile(sums, factor / total, other_factor / other_total)
+    else:
+        sums = scaled_tile(sums, ONE / total, ONE / other_total)
+    store_rows(sums, out, at, other_at, valid, other_valid)
+
+
+ZEROS = np.uint32(0)
+
+
+def _constants(shape: Attention, warps: int) -> dict[str, Any]:
+    if shape.element != "bf16":
+        raise ValueError("many tokens at once need a cache in bfloat16")
+    names = ("HEADS", "KV", "SIZE", "HALF", "WINDOW", "RING", "SINKS", "VALUE_WORDS", "PAGE_WORDS")
+    return {"WARPS": warps, **{name: shape.constants()[name] for name in names}}
+
+
+def store_many_kernel(shape: Attention, warps: int = 4) -> Kernel:
+    return store_many.bind(**_constants(shape, warps))
+
+
+def tile_tokens(shape: Attention, warps: int = 4) -> int:
+    """Tokens of one tile of `attend_many`."""
+    return max(16 * warps // (shape.queries // shape.keys), 1)
+
+
+def attend_many_kernel(shape: Attention, warps: int = 4) -> Kernel:
+    """The kernel for a layer. Raises ValueError if so many heads do not fit into a tile."""
+    if shape.queries // shape.keys > 16 * warps:
+        raise ValueError(f"{shape.queries // shape.keys} query heads share a key-value head, at most {16 * warps} can")
+    key_stride, value_stride = shape.size // 2 + 8, shape.size // 2 + 4
+    return attend_many.bind(
+        **_constants(shape, warps), TILE_TOKENS=tile_tokens(shape, warps), KEY_STRIDE=key_stride, VALUE_STRIDE=value_stride,
+        KEYS_SIZE=PAGE * key_stride, VALUES_SIZE=PAGE * value_stride, ROW=load_row(shape.size // 16),
+        SCORES=zero_tile(PAGE // 2), OUTPUT=zero_tile(shape.size // 2),
+    )  # fmt: skip
