@@ -21,7 +21,7 @@ oss-tools bench model.gguf
 oss-tools bench gpt-oss-20b/ --prompt 512 --gen 128 --depth 0,4096 --batch 1,4
 oss-tools bench model.gguf --peer llama.cpp --repeat 3 --json > record.json
 """
-HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "ratio")
+HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec", "ratio")
 
 
 def run(
@@ -110,14 +110,14 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
 
         print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True))
     else:
-        print_table(rows, HEADERS, right=(3, 4, 5, 6, 7, 8))
+        print_table(rows, HEADERS, right=(3, 4, 5, 6, 7, 8, 9))
     print()
     print("\n".join([*notes, f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores"]))
 
 
 def _row(model: str, program: str, result: dict[str, Any]) -> tuple[str, ...]:
     low, high = result["tokens_per_second_range"]
-    ratio = result.get("ratio")
+    ratio, shares = result.get("ratio"), result.get("shares", {})
     return (
         model,
         program,
@@ -126,7 +126,7 @@ def _row(model: str, program: str, result: dict[str, Any]) -> tuple[str, ...]:
         f"{low:.1f}–{high:.1f}",
         f"{1000 * result.get('step_seconds_p50', result.get('time_to_first_token', 0)):.1f}",
         f"{1000 * result['step_seconds_p95']:.1f}" if "step_seconds_p95" in result else "",
-        f"{result['bandwidth_share']:.0%}" if "bandwidth_share" in result else "",
+        *(f"{shares[name]['median']:.0%}" if name in shares else "" for name in ("read", "multiply")),
         f"{ratio['median']:.2f} ({ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})" if ratio else "",
     )
 
@@ -136,7 +136,10 @@ def _note(entry: dict[str, Any], program: str, contender: dict[str, Any]) -> str
     parts = [f"loaded in {contender['load_seconds']:.1f} s", f"peak memory {format_size(contender['peak_bytes'])}"]
     if facts.get("bytes_per_token"):
         parts.append(f"{format_size(facts['bytes_per_token'])} of weights per token")
-        parts.append(f"memory reads {format_size(entry['read_bandwidth'])}/s")
+    ceilings = next((r["ceilings"] for r in contender["results"] if "ceilings" in r), None)
+    if ceilings:
+        read, multiply = (format_size(ceilings[name]) for name in ("read", "multiply"))
+        parts.append(f"memory reads {read}/s, matrix × vector {multiply}/s")
     if program == "oss-tools":
         parts.append(f"{facts['kernels']}, {facts['threads']} threads")
     return f"{entry['model']}, {program}: {', '.join(parts)}"

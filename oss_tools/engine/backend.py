@@ -115,6 +115,11 @@ class Backend(ABC):
     def facts(self) -> dict[str, Any]:
         """What a record of a measurement should say: kernel path, threads, bytes of weights by format."""
 
+    def ceilings(self) -> dict[str, float]:
+        """What generation is held against, measured now, in bytes of weights per second: `read`, all weights read as plain memory,
+        and `multiply`, all of them multiplied with one vector, with nothing in between. Empty where that is not known."""
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Ends threads."""

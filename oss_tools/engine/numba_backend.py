@@ -24,6 +24,7 @@ from numba_kernels.cpu.experts import combine, group_by_expert, route
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.packing import pack_kernel
+from numba_kernels.cpu.probe import multiplying, rate, reading
 from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quantize, quantizing_to, rms_norm
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
@@ -530,6 +531,11 @@ class NumbaBackend(Backend):
             "weight_bytes": bytes_by_format(self.weights.packed),
             "bytes_per_token": self.weights.bytes_per_token(self.architecture),
         }
+
+    def ceilings(self) -> dict[str, float]:
+        stacks = self.weights.packed
+        read, multiply = reading([p.data for p in stacks]), multiplying(stacks, self.threads)
+        return {"read": rate(self.team, *read), "multiply": rate(self.team, *multiply)}
 
     def close(self) -> None:
         self.team.close()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from oss_tools.checkpoints import open_container
 from oss_tools.engine.memory import available_memory
-from oss_tools.measure.bandwidth import read_bandwidth
+from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.machine import machine, versions
 from oss_tools.measure.worker import Child, Contender
 
@@ -43,6 +46,10 @@ class EngineContender(Contender):
             self._engine.step(sequences, [token] * batch).argmax(-1)
             seconds.append(time.perf_counter() - began)
         return seconds
+
+    def ceilings(self) -> dict[str, float]:
+        """See `Backend.ceilings`."""
+        return self._engine.backend.ceilings()
 
     def _filled(self, tokens: list[int], depth: int, room: int) -> Any:
         first = (tokens * (depth // len(tokens) + 1))[:depth]
@@ -112,15 +119,26 @@ def measure(
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "bench",
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "versions": versions("numpy", "numba", "llvmlite", "llama-cpp-python"),
+        "load_before": os.getloadavg()[0],
+        "versions": versions("numpy", "numba", "llvmlite", "torch", "gguf", "tokenizers", "llama-cpp-python"),
         "settings": asdict(settings),
         "models": [],
     }
     for model in models:
         file = peer_file(model) if settings.peer else model
-        record["models"].append({"model": model.name, **_measure_model(file, settings, say)})
-    return record
+        entry = {"model": model.name, "sha256": "", **_measure_model(file, settings, say)}
+        if file != model:
+            entry["made_from_sha256"] = _hash(model, say)
+        entry["sha256"] = _hash(file, say, remember=file == model)  # at the end: what reads the disk disturbs what is timed
+        record["models"].append(entry)
+    return {**record, "load_after": os.getloadavg()[0]}
+
+
+def _hash(model: Path, say: Callable[[str], None], remember: bool = True) -> str:
+    with open_container(model) as reader:
+        return model_sha256(reader.files(), remember=remember, say=say)
 
 
 class Contest:
@@ -190,30 +208,31 @@ def _size(path: Path) -> int:
     return sum(f.stat().st_size for f in files)
 
 
+@dataclass
+class Rounds:
+    """What was measured: seconds of each step, and our ceilings right after, by round."""
+
+    seconds: dict[tuple[str, Case], list[list[float]]] = field(default_factory=dict)
+    ceilings: dict[Case, list[dict[str, float]]] = field(default_factory=dict)
+
+
 def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    rounds: dict[tuple[str, Case], list[list[float]]] = {}
-    bandwidth: list[float] = []
+    rounds = Rounds()
     with Contest(file, settings) as contest:
         for number in range(settings.repeat):
             say(f"round {number + 1} of {settings.repeat}")
             _round(contest, settings, rounds)
-            bandwidth.append(read_bandwidth(contest.ready["oss-tools"]["facts"]["threads"]))
-    entry: dict[str, Any] = {
-        "bytes": _size(file),
-        "read_bandwidth": statistics.median(bandwidth),
-        "loaded_together": contest.together,
-        "contenders": {},
-    }
+    entry: dict[str, Any] = {"bytes": _size(file), "loaded_together": contest.together, "contenders": {}}
     for kind in contest.kinds:
-        results = [_figures(case, rounds[kind, case]) for case in settings.cases()]
+        results = [_figures(case, rounds.seconds[kind, case]) for case in settings.cases()]
         entry["contenders"][kind] = {**contest.ready[kind], "peak_bytes": contest.peaks[kind], "results": results}
-    _add_bandwidth(entry)
+    _add_shares(entry, settings, rounds)
     if settings.peer:
         _add_ratios(entry, settings, rounds)
     return entry
 
 
-def _round(contest: Contest, settings: Settings, rounds: dict[tuple[str, Case], list[list[float]]]) -> None:
+def _round(contest: Contest, settings: Settings, rounds: Rounds) -> None:
     """Times every case once: case by case in turns where all are loaded, else contender by contender."""
     if contest.together:
         turns = [(kind, [case]) for case in settings.cases() for kind in contest.kinds]
@@ -222,7 +241,9 @@ def _round(contest: Contest, settings: Settings, rounds: dict[tuple[str, Case], 
     for kind, cases in turns:
         with contest.turn(kind) as child:
             for case in cases:
-                rounds.setdefault((kind, case), []).append(contest.time(child, case))
+                rounds.seconds.setdefault((kind, case), []).append(contest.time(child, case))
+                if kind == "oss-tools" and case.kind == "generate" and case.batch == 1:
+                    rounds.ceilings.setdefault(case, []).append(child.ask("ceilings"))
 
 
 def _figures(case: Case, rounds: list[list[float]]) -> dict[str, Any]:
@@ -233,6 +254,7 @@ def _figures(case: Case, rounds: list[list[float]]) -> dict[str, Any]:
         **asdict(case),
         "tokens_per_second": statistics.median(rates),
         "tokens_per_second_range": [rates[0], rates[-1]],
+        "rounds": [case.tokens * case.batch / sum(seconds) for seconds in rounds],
     }
     if case.kind == "prompt":
         return figures | {"time_to_first_token": statistics.median(s[0] for s in rounds)}
@@ -244,21 +266,27 @@ def _quantile(ordered: list[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-def _add_bandwidth(entry: dict[str, Any]) -> None:
-    """What share of the memory's bandwidth the weights of generated tokens take."""
+def _add_shares(entry: dict[str, Any], settings: Settings, rounds: Rounds) -> None:
+    """What share of the ceilings the weights of generated tokens reach, round by round: of the speed at which their memory is
+    read, and of matrix × vector alone."""
     ours = entry["contenders"]["oss-tools"]
     weights = ours["facts"].get("bytes_per_token")
-    for result in ours["results"]:
-        if weights and result["kind"] == "generate" and result["batch"] == 1:
-            rate = weights * result["tokens_per_second"]
-            result["weight_bytes_per_second"] = rate
-            result["bandwidth_share"] = rate / entry["read_bandwidth"]
+    for case, result in zip(settings.cases(), ours["results"], strict=True):
+        ceilings = [c for c in rounds.ceilings.get(case, []) if c]
+        if not weights or not ceilings:
+            continue
+        result["weight_bytes_per_second"] = weights * result["tokens_per_second"]
+        result["ceilings"] = {name: statistics.median(c[name] for c in ceilings) for name in ceilings[0]}
+        result["shares"] = {}
+        for name in ceilings[0]:
+            shares = sorted(weights * r / c[name] for r, c in zip(result["rounds"], ceilings, strict=True))
+            result["shares"][name] = {"median": statistics.median(shares), "range": [shares[0], shares[-1]]}
 
 
-def _add_ratios(entry: dict[str, Any], settings: Settings, rounds: dict[tuple[str, Case], list[list[float]]]) -> None:
+def _add_ratios(entry: dict[str, Any], settings: Settings, rounds: Rounds) -> None:
     """How many times as fast as the peer, round by round."""
     assert settings.peer
     for case, result in zip(settings.cases(), entry["contenders"]["oss-tools"]["results"], strict=True):
-        pairs = zip(rounds[settings.peer, case], rounds["oss-tools", case], strict=True)
+        pairs = zip(rounds.seconds[settings.peer, case], rounds.seconds["oss-tools", case], strict=True)
         ratios = sorted(sum(theirs) / sum(ours) for theirs, ours in pairs)
         result["ratio"] = {"median": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}

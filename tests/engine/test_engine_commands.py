@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from oss_tools.measure.identity import model_sha256
+
 
 def oss_tools(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
@@ -53,6 +55,16 @@ def test_bench_measures_every_case(tiny_gpt_oss: Path) -> None:
     assert all(r["tokens_per_second"] > 0 for r in ours["results"])
     assert ours["peak_bytes"] > ours["facts"]["bytes_per_token"] > 0
     assert ours["facts"]["kernels"].startswith("numba ")
+    for result in ours["results"]:
+        if result["kind"] == "generate" and result["batch"] == 1:
+            assert result["ceilings"].keys() == result["shares"].keys() == {"read", "multiply"}
+            assert result["shares"]["multiply"]["median"] > 0
+        else:
+            assert "shares" not in result
+    (file,) = tiny_gpt_oss.glob("*.safetensors")
+    assert entry["sha256"] == model_sha256([file], remember=False)
+    assert {"began", "machine", "versions", "settings", "load_before", "load_after"} <= record.keys()
+    assert {"python", "oss-tools", "numpy", "numba", "llvmlite"} <= record["versions"].keys()
     table = oss_tools("bench", tiny_gpt_oss, "--prompt", 8, "--gen", 0, "--repeat", 1, "-t", 1, "-q", "--markdown").stdout
     assert table.startswith("| model")
 
@@ -64,3 +76,5 @@ def test_bench_beside_llama_cpp(tiny_llama: Path) -> None:
     (entry,) = json.loads(oss_tools("bench", tiny_llama, *options).stdout)["models"]
     assert [r["ratio"]["median"] > 0 for r in entry["contenders"]["oss-tools"]["results"]] == [True, True]
     assert len(entry["contenders"]["llama.cpp"]["results"]) == 2
+    (file,) = tiny_llama.glob("*.safetensors")
+    assert entry["made_from_sha256"] == model_sha256([file]) != entry["sha256"]
