@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,11 +27,20 @@ EXAMPLES = [
     for n in range(8)
 ]
 GRADES = 48
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def talker(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with a chat template: whatever is asked, there is an answer."""
+    folder = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("talker") / "talker")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
 
 
 def command(model: Path, data: Path, server: ScriptedGrader, *more: object) -> list[str]:
     grader = ["--grader-url", server.url, "--grader-model", "scripted", "--grader-jobs", "3"]
-    asked = ["--task", "healthbench", "--data", data, "--max-tokens", 6, "--context", 512, "--no-chat"]
+    asked = ["--task", "healthbench", "--data", data, "--max-tokens", 6, "--context", 512]
     return [str(word) for word in (sys.executable, "-m", "oss_tools", "eval", model, *asked, *grader, *more)]
 
 
@@ -38,10 +48,10 @@ def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
 
 
-def test_a_dry_run_asks_nobody(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_dry_run_asks_nobody(talker: Path, tmp_path: Path) -> None:
     write_examples(tmp_path, EXAMPLES)
     with serving(ScriptedGrader()) as server:
-        done = run(tiny_llama, tmp_path, server, "--dry-run", "--json")
+        done = run(talker, tmp_path, server, "--dry-run", "--json")
         assert done.returncode == 0, done.stderr
         assert not server.requests
     (row,) = json.loads(done.stdout)["tasks"]
@@ -50,13 +60,13 @@ def test_a_dry_run_asks_nobody(tiny_llama: Path, tmp_path: Path) -> None:
     assert row["grader_tokens"] > GRADES
 
 
-def test_going_on_after_a_kill(tiny_llama: Path, tmp_path: Path) -> None:
+def test_going_on_after_a_kill(talker: Path, tmp_path: Path) -> None:
     """Killed in the middle of grading, the same command with --resume asks for the missing grades only."""
     write_examples(tmp_path / "data", EXAMPLES)
     output = tmp_path / "run"
     with serving(ScriptedGrader(delay=0.2)) as server:
         process = subprocess.Popen(
-            command(tiny_llama, tmp_path / "data", server, "--output", output),
+            command(talker, tmp_path / "data", server, "--output", output),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -72,7 +82,7 @@ def test_going_on_after_a_kill(tiny_llama: Path, tmp_path: Path) -> None:
         assert first - kept <= 3, "no more is lost than was under way"
         server.delay = 0.0
         server.script = {"good 1.1": ["malformed"], "good 2.1": [(429, {"Retry-After": "0"})], "bad 7.0": [500]}
-        done = run(tiny_llama, tmp_path / "data", server, "--output", output, "--resume", "--json")
+        done = run(talker, tmp_path / "data", server, "--output", output, "--resume", "--json")
         assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     tally = record["grader"]
@@ -86,14 +96,14 @@ def test_going_on_after_a_kill(tiny_llama: Path, tmp_path: Path) -> None:
     assert record["tasks"]["healthbench"]["usage"]["computed"] == 0, "answers are not generated again either"
 
 
-def test_the_whole_tier_from_files(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+def test_the_whole_tier_from_files(tmp_path: Path) -> None:
     write_bfcl(write_sets(tmp_path), upstream=True)
     for task in FILES:
         write_examples(tmp_path, EXAMPLES[:1], task)
     asked = ["--suite", "math,health,tool_use", "--tier", "full", "--data", tmp_path, "--max-tokens", 4, "--json"]
     with serving(ScriptedGrader()) as server:
         grader = ["--grader-url", server.url, "--grader-model", "scripted"]
-        line = [sys.executable, "-m", "oss_tools", "eval", tiny_gpt_oss, *asked, *grader]
+        line = [sys.executable, "-m", "oss_tools", "eval", "tiny", *asked, *grader]
         done = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     tasks = json.loads(done.stdout)["tasks"]
@@ -105,10 +115,10 @@ def test_the_whole_tier_from_files(tiny_gpt_oss: Path, tmp_path: Path) -> None:
         assert row["scores"][row["metric"]]["score"] == right_by_chance, name
 
 
-def test_refusals_are_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+def test_refusals_are_one_line(talker: Path, tmp_path: Path) -> None:
     write_examples(tmp_path, EXAMPLES[:1])
     with serving(ScriptedGrader({"bad 0.0": [401]})) as server:
-        done = run(tiny_llama, tmp_path, server, "--quiet")
+        done = run(talker, tmp_path, server, "--quiet")
     assert (done.returncode, done.stdout) == (2, "")
     assert "the grader answers 401: scripted; check the key" in done.stderr
     assert "Traceback" not in done.stderr
@@ -123,7 +133,7 @@ def test_refusals_are_one_line(tiny_llama: Path, tmp_path: Path) -> None:
             "-m",
             "oss_tools",
             "eval",
-            str(tiny_llama),
+            str(talker),
             "--task",
             "healthbench",
             "--data",
