@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._engine import Activations, BackendName, Context, Threads, loaded
-from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import counted, print_facts, print_json, print_table, remark
 
 if TYPE_CHECKING:
@@ -226,9 +226,11 @@ def described(model: Path) -> dict[str, Any]:
     """What the record says of a model's files."""
     from oss_tools.harness.run import fingerprint
     from oss_tools.models import open_checkpoint
+    from oss_tools.resources import resource
 
+    name = EMBEDDED if model == resource("tiny/checkpoint") else model.name
     with open_checkpoint(model) as checkpoint:
-        return {"name": model.name, "nbytes": checkpoint.nbytes, **fingerprint(checkpoint.reader.files())}
+        return {"name": name, "nbytes": checkpoint.nbytes, **fingerprint(checkpoint.reader.files())}
 
 
 def evaluated(

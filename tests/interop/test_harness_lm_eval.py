@@ -23,7 +23,7 @@ from oss_tools.models import open_checkpoint
 from oss_tools.tiny.health import items
 
 pytestmark = pytest.mark.peers
-CONTEXT = 1024
+CONTEXT = 512
 
 
 @pytest.fixture(scope="module")
