@@ -1,4 +1,4 @@
-"""Compare quantizations of a model: quality, speed and memory side by side.
+"""Compare quantizations: quality, speed and memory side by side.
 
 Without a name, the embedded model is made in several formats (--formats: formats, recipes or recipe files; the first is the
 base). With one model, that one is. With several, these finished checkpoints are compared, in whatever containers; the first,

@@ -383,7 +383,7 @@ def build(kind: type[T], raw: Any, where: str) -> T:
     """A value of a dataclass from JSON values, checked field by field. Raises BadRequest that names the field."""
     if not isinstance(raw, dict):
         raise BadRequest(f"{where}: an object is wanted, not {_shown(raw)}")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     if unknown := sorted(set(raw) - set(hints)):
         raise BadRequest(f"{where}: unknown field {unknown[0]!r}")
     given = {}

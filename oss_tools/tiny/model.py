@@ -264,7 +264,8 @@ class TinyModel(nn.Module):
         width, notes = c.hidden_size, half  # the dimensions that turn slowly can be compared at any distance
         slow = torch.cat([torch.arange(half // 2, half), torch.arange(half // 2, half) + half])
         read, note, value, write = (torch.linalg.qr(torch.randn(width, n)).Q for n in (notes, notes, c.head_dim, c.head_dim))
-        before = self.model.layers[0].self_attn
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        before = attentions[0]
         before.k_proj.weight[: c.head_dim], before.q_proj.weight[: c.head_dim] = 0, 0
         quick = torch.from_numpy(self._rope.frequencies[:4])
         before.q_proj.bias[:4] = PREVIOUS**0.5
@@ -275,8 +276,7 @@ class TinyModel(nn.Module):
         before.v_proj.weight[:notes] = read.T
         before.o_proj.weight[:, : c.head_dim] = 0
         before.o_proj.weight[:, :notes] = note
-        for layer in self.model.layers[1::2]:
-            match = layer.self_attn
+        for match in attentions[1::2]:
             match.q_proj.weight[: c.head_dim], match.k_proj.weight[: c.head_dim] = 0, 0
             match.q_proj.weight[slow], match.k_proj.weight[slow] = MATCH**0.5 * read.T, MATCH**0.5 * note.T
             match.v_proj.weight[: c.head_dim] = value.T
