@@ -59,7 +59,7 @@ def test_every_verb_has_a_short_summary_and_examples_that_name_it(verb: str) -> 
     assert command.name == verb
     examples = [line.strip() for line in command.epilog.splitlines()[2:]]
     assert examples
-    assert all(line.startswith(f"oss-tools {verb} ") for line in examples)
+    assert all(f"{line} ".startswith(f"oss-tools {verb} ") for line in examples)
     result = runner.invoke(cli.app, [verb, "--help"])
     assert result.exit_code == 0
     assert examples[0] in result.stdout
