@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadSource
-from oss_tools.harness.answers import details_of
+from oss_tools.harness.answers import Call, Environment, details_of
 from oss_tools.harness.bfcl_check import Language, check_calls
 from oss_tools.harness.data import Documents, Splits, read_jsonl
 
@@ -154,6 +154,16 @@ def request(doc: Mapping[str, Any]) -> str:
     return str(doc["question"][0][-1]["content"])
 
 
+class OneByOne(Environment):
+    """For the parallel categories: models that make one call a message, as harmony has it, are let go on until they are done.
+
+    Each call is answered with a word. A message of several calls is all that is wanted and ends the conversation.
+    """
+
+    def respond(self, calls: Sequence[Call], text: str) -> list[dict[str, str]]:
+        return [{"role": "tool", "name": f"functions.{calls[0].name}", "content": "done"}] if len(calls) == 1 else []
+
+
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +174,7 @@ def score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     that broke off before its final channel is no abstention.
     """
     details = details_of(results[0])
-    calls = details.calls
+    calls = [call for turn in details.turns for step in turn for call in step] or details.calls
     category = str(doc["id"]).rsplit("_", 1)[0]
     readable = [{"name": call.name, "arguments": call.arguments} for call in calls if call.arguments is not None]
     called = bool(calls) and len(readable) == len(calls)

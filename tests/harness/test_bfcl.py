@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from oss_tools.errors import BadSource
 from oss_tools.harness.answers import Answer, Call, Details
-from oss_tools.harness.bfcl import CATEGORIES, WITHOUT_TRUTH, BfclSplits, score, tools_of
+from oss_tools.harness.bfcl import CATEGORIES, WITHOUT_TRUTH, BfclSplits, OneByOne, score, tools_of
 from oss_tools.harness.bfcl_check import check_calls
 from oss_tools.harness.bfcl_literals import java_value, javascript_value
 from oss_tools.harness.suites import task_files
@@ -279,6 +279,45 @@ def test_an_answer_that_broke_off_is_no_abstention(tmp_path: Path) -> None:
     assert score(doc, [Answer("", Details(problems=("no_final",)))]) == {"correct": 0.0}
     assert score(doc, [Answer("None serves.", Details())]) == {"correct": 1.0}
     assert score(doc, ["None serves."]) == {"correct": 1.0}
+
+
+def test_parallel_calls_one_by_one(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    """A harmony model calls, sees that it is done, and calls again; all its calls are judged."""
+    pytest.importorskip("lm_eval")
+    from fake_engine import FakeEngine
+    from lm_eval.evaluator import evaluate
+    from test_engine_lm import CALL, FINAL
+
+    from oss_tools.harness.lm import EngineLM
+    from oss_tools.harness.tasks import load_tasks
+
+    write(tmp_path, upstream=False)
+    truth = [{"weather.get": {"city": [city], "more": [""]}} for city in ("Rome", "Oslo")]
+    (tmp_path / "bfcl_parallel" / "possible_answer.jsonl").write_text(
+        json.dumps({"id": "parallel_0", "ground_truth": truth})
+    )
+
+    def answering(cities: list[str]) -> Any:
+        def answer_to(prompt: str) -> str:
+            made = prompt.count("to=assistant")
+            return (
+                CALL.format("weather_get", json.dumps({"city": cities[made]}))
+                if made < len(cities)
+                else FINAL.format("Done.")
+            )
+
+        return answer_to
+
+    for cities, expected in ((["Oslo", "Rome"], 1.0), (["Oslo"], 0.0), (["Oslo", "Rome", "Rome"], 0.0), ([], 0.0)):
+        lm = EngineLM(FakeEngine(tiny_gpt_oss, answering(cities)))  # type: ignore[arg-type]
+        found = evaluate(lm, load_tasks(["bfcl_parallel"], tmp_path), bootstrap_iters=0, apply_chat_template=True)
+        assert found["results"]["bfcl_parallel"]["correct,none"] == expected
+
+
+def test_a_message_of_several_calls_is_all() -> None:
+    assert OneByOne({}).respond([ROME, OSLO], "") == []
+    assert OneByOne({}).respond([], "It rains.") == []
+    assert OneByOne({}).respond([ROME], "") == [{"role": "tool", "name": "functions.weather_get", "content": "done"}]
 
 
 def test_every_category_is_a_task() -> None:
