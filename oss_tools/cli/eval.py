@@ -165,7 +165,7 @@ def run(
     settings = Settings(limit, seed, num_fewshot, reasoning, chat, batch, max_tokens)  # type: ignore[arg-type]
     engine_options = {"backend": backend, "threads": threads, "context": context, "activations": activations, "quiet": quiet}
     with graders as grader, loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
-        record = evaluated(engine, model, listed, task or [], text or [], data, settings, output, resume, quiet)
+        record = evaluated(engine, model, listed, task or [], text or [], data, settings, output, resume, quiet, grader)
         if grader is not None:
             record["grader"] = {"model": grader_model, **grader.tally.to_json()}
         if base is not None:
@@ -191,16 +191,8 @@ def grading(
 
     settings = GraderSettings(url, model, key_variable=key, concurrency=jobs)
     cache = GradeCache(None if output is None else output / "grades.jsonl")
-    with (
-        counted(quiet=quiet) as report,
-        Grader(
-            settings,
-            cache,
-            report=lambda done, total: report("grades", done, total),
-            say=(lambda line: None) if quiet else remark,
-        ) as grader,
-        grading_with(grader),
-    ):
+    say = (lambda line: None) if quiet else remark
+    with Grader(settings, cache, say=say) as grader, grading_with(grader):
         yield grader
 
 
@@ -244,11 +236,14 @@ def evaluated(
     output: Path | None,
     resume: bool,
     quiet: bool,
+    grader: Grader | None = None,
 ) -> dict[str, Any]:
     """Runs the suites' tasks and those named, with progress; the record."""
     from oss_tools.harness.run import evaluate
 
     with counted(quiet=quiet) as report:
+        if grader is not None:
+            grader.report = lambda done, total: report("grades", done, total)
         return evaluate(
             engine,
             [*(entry.task for entry in listed), *names],
