@@ -21,7 +21,7 @@ demo: .venv/demo.stamp
 	$(OSS_TOOLS) report $(DEMO)/comparison.json --html $(DEMO)/report.html
 
 gate: .venv/demo.stamp
-	$(OSS_TOOLS) compare --output $(GATE) --quiet > /dev/null
+	$(OSS_TOOLS) compare --threads 1 --output $(GATE) --quiet > /dev/null
 	$(OSS_TOOLS) report $(GATE)/comparison.json --gate tiny --baseline results/baselines/tiny.json --junit $(GATE)/gate.xml
 
 test: .venv/dev.stamp
