@@ -1,8 +1,8 @@
 """Attention over a paged KV cache, for one token of a sequence.
 
 A page holds PAGE positions of one layer: keys [KV, PAGE, SIZE], then values alike, bfloat16 (two in a word) or float32.
-A sequence's position p is in page table[p // PAGE % RING]. The positions that are seen are divided among blocks, page by page; the
-last block of a key-value head to finish puts the parts together (https://arxiv.org/abs/2311.01282).
+A sequence's position p is in page table[p // PAGE % RING]. The positions that are seen are divided among blocks, page by page;
+the last block of a key-value head to finish puts the parts together (https://arxiv.org/abs/2311.01282).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_kernels.cuda.blocks import bf16_pair
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
     float_as_bits,
@@ -25,7 +26,6 @@ from numba_kernels.cuda.intrinsics import (
     warp_max,
     warp_sum,
 )
-from numba_kernels.cuda.blocks import bf16_pair
 from numba_kernels.cuda.seam import FLOAT, FLOATS, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
 
 PAGE = 64  # positions

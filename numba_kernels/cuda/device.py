@@ -12,6 +12,7 @@ import numpy as np
 
 from numba_kernels.cuda.seam import OLDEST, SIMULATED, WARP, CudaMissing, Kernel, cuda
 
+COPIED = 1 << 29  # bytes: more than caches hold
 BLOCKS = 4  # that a multiprocessor is given to work on at once, if there is work for so many
 
 
@@ -57,6 +58,27 @@ def _checked(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+def find_gpu() -> Any:
+    """Numba's description of the first GPU; takes none of its memory. Raises CudaMissing, in one line, if there is no driver, no
+    GPU, or none that these kernels run on."""
+    try:
+        driver = cuda.cudadrv.driver.driver
+        gpu = driver.get_device(0) if driver.get_device_count() else None
+    except Exception as error:  # Numba's errors of drivers and devices have no common base
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" :")]
+        raise CudaMissing(f"no NVIDIA driver can be used here: {' '.join(lines)}") from None
+    if gpu is None:
+        raise CudaMissing("this machine has an NVIDIA driver but no GPU")
+    if tuple(gpu.compute_capability) < OLDEST:
+        have, need = (".".join(map(str, a)) for a in (gpu.compute_capability, OLDEST))
+        raise CudaMissing(f"{_text(gpu.name)} has compute capability {have}, the kernels need {need} (Ampere) or later")
+    return gpu
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
 class Device:
     """The first GPU of this process. All work goes to one stream, in order.
 
@@ -69,7 +91,7 @@ class Device:
     """
 
     def __init__(self) -> None:
-        """Raises CudaMissing, in one line, if there is no driver, no GPU, or none that these kernels run on."""
+        """Raises CudaMissing as `find_gpu` does."""
         self.allocated = self.peak = 0
         self._copies: dict[int, Any] = {}
         if SIMULATED:
@@ -79,22 +101,10 @@ class Device:
         self.stream = cuda.stream()
 
     def _find(self) -> None:
-        try:
-            error = cuda.cuda_error()
-            if error is not None:
-                raise CudaMissing(f"no NVIDIA driver can be used here: {' '.join(str(error).split())}")
-            gpu = cuda.get_current_device()
-            version = cuda.cudadrv.driver.driver.get_version()
-        except CudaMissing:
-            raise
-        except Exception as error:  # Numba's errors of drivers and devices have no common base
-            raise CudaMissing(f"no NVIDIA GPU can be used here: {' '.join(str(error).split())}") from None
-        name = gpu.name
-        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        gpu = find_gpu()
+        self.name = _text(gpu.name)
         self.architecture = tuple(gpu.compute_capability)
-        if self.architecture < OLDEST:
-            have, need = (".".join(map(str, a)) for a in (self.architecture, OLDEST))
-            raise CudaMissing(f"{self.name} has compute capability {have}, the kernels need {need} (Ampere) or later")
+        version = cuda.cudadrv.driver.driver.get_version()
         self.driver = f"{_driver_version()} (CUDA {version[0]}.{version[1]})"
         self.multiprocessors = int(gpu.MULTIPROCESSOR_COUNT)
 
@@ -175,6 +185,11 @@ class Device:
         wanted = -(-warps_of_work * WARP // kernel.threads)
         return max(min(wanted, BLOCKS * self.multiprocessors), 1)
 
+    def prepare(self, kernel: Kernel) -> None:
+        """Has a kernel compiled, or taken from the cache."""
+        if kernel.compiled is None:
+            raise RuntimeError(f"{kernel.name} was not compiled")
+
     def launch(self, kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
         kernel.launch(grid, self.stream, *arguments)
 
@@ -191,6 +206,17 @@ class Device:
         event = cuda.event()
         event.record(self.stream)
         return event
+
+    def copy_bandwidth(self, size: int = COPIED, rounds: int = 5) -> float:
+        """Bytes per second, read and written, of a copy from the device to itself; less is copied if less is free."""
+        size = min(size, self.memory()[0] // 4) // 16 * 16
+        source, target = (self.zeros(size // 4, np.uint32) for _ in range(2))
+        seconds = []
+        for _ in range(rounds + 1):
+            began = self.event()
+            self.copy(target, source)
+            seconds.append(self.seconds(began, self.event()))
+        return 2 * size / sorted(seconds[1:])[rounds // 2]
 
     def seconds(self, first: Any, last: Any) -> float:
         """Between two marks, by the device's clock."""

@@ -16,9 +16,9 @@ REGISTER = {U32: "r", I32: "r", U16: "h", F32: "f"}
 ALL = 0xFFFFFFFF  # threads of a warp
 PACK_BF16 = "cvt.rn.bf16x2.f32 $0, $2, $1;"
 MULTIPLY_TILES = (
-    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
 )
+
 
 def _instruction(
     assembly: str, result: Any, *parameters: Any, asm_result: Any = None, convergent: bool = False, effect: bool = False
@@ -90,6 +90,7 @@ def _pointer_instruction(assembly: str, result: Any, effect: bool) -> Any:
 
 def _vector_load(result: Any) -> Any:
     """An intrinsic (array, index) -> several elements, one load from whatever memory the array is in."""
+
     def typing(typing_context: Any, array: Any, index: Any) -> Any:
         def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
             count = len(result)
@@ -155,9 +156,11 @@ multiply_tiles = _instruction(
     MULTIPLY_TILES, FOUR_FLOATS, U32, U32, U32, U32, U32, U32, F32, F32, F32, F32, convergent=True,
 )  # fmt: skip
 
+
 @cuda.jit(device=True)
 def shuffle_xor(value: Any, mask: Any) -> Any:
     return cuda.shfl_xor_sync(ALL, value, mask)
+
 
 @cuda.jit(device=True)
 def warp_sum(value: Any) -> Any:
@@ -165,11 +168,13 @@ def warp_sum(value: Any) -> Any:
         value += cuda.shfl_xor_sync(ALL, value, mask)
     return value
 
+
 @cuda.jit(device=True)
 def warp_max(value: Any) -> Any:
     for mask in (16, 8, 4, 2, 1):
         value = max(value, cuda.shfl_xor_sync(ALL, value, mask))
     return value
+
 
 @cuda.jit(device=True)
 def warp_barrier() -> None:

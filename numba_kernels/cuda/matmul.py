@@ -28,6 +28,7 @@ from numba_kernels.cuda.blocks import (
     e8m0,
     f16_pair,
 )
+from numba_kernels.cuda.experts import swiglu
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
     byte_permute,
@@ -39,7 +40,6 @@ from numba_kernels.cuda.intrinsics import (
     stream_words,
 )
 from numba_kernels.cuda.matvec import no_scale, scale_of_chunk, silu
-from numba_kernels.cuda.experts import swiglu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
 from numba_kernels.cuda.tiles import multiply_rows, store_tile, zero_tile
 

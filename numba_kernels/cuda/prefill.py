@@ -83,8 +83,8 @@ def combine_kernel(columns: int, top: int, warps: int = 4) -> Kernel:
 def group(ids, pairs, order, place, tiles, tile_count):  # type: ignore[no-untyped-def]
     """Sorts pairs of token and chosen expert by expert; one block, whose threads have an expert each.
 
-    order[i] is the token of the i-th pair, place[p] where pair p went. tiles [.., 3] are (expert, first, pairs) of tiles of at most
-    TOKENS, tile_count [1] how many.
+    order[i] is the token of the i-th pair, place[p] where pair p went. tiles [.., 3] are (expert, first, pairs) of tiles of at
+    most TOKENS, tile_count [1] how many.
     """
     counts = cuda.shared.array(EXPERTS, types.int32, 16)
     starts = cuda.shared.array(EXPERTS, types.int32, 16)
@@ -191,8 +191,8 @@ def above_nothing(top: Any) -> Any:
 def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-untyped-def]
     """Causal attention of many tokens; a grid of (tiles, KV). out, like queries, [tokens, KV · HEADS · SIZE / 2 words].
 
-    tiles [.., 4] are (first token, tokens ≤ TILE_TOKENS, position of the first, sequence). A warp has 16 rows, a row being a query
-    head of a token; keys and values pass through shared memory page by page.
+    tiles [.., 4] are (first token, tokens ≤ TILE_TOKENS, position of the first, sequence). A warp has 16 rows, a row being a
+    query head of a token; keys and values pass through shared memory page by page.
     """
     keys = cuda.shared.array(KEYS_SIZE, types.uint32, 16)
     values = cuda.shared.array(VALUES_SIZE, types.uint32, 16)
@@ -234,7 +234,9 @@ def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-u
         factor, other_factor = power_of_two(top - base), power_of_two(other_top - other_base)
         partial = row_sums(weights)
         total, other_total = total * factor + partial[0], other_total * other_factor + partial[1]
-        sums = multiply_columns(weights, values, 2 * t * VALUE_STRIDE + g, VALUE_STRIDE, scaled_tile(sums, factor, other_factor))
+        sums = multiply_columns(
+            weights, values, 2 * t * VALUE_STRIDE + g, VALUE_STRIDE, scaled_tile(sums, factor, other_factor)
+        )
         top, other_top = new, other_new
     for mask in (1, 2):
         total += shuffle_xor(total, mask)

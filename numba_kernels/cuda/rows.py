@@ -17,7 +17,6 @@ from numba_kernels.cuda.intrinsics import (
 )
 from numba_kernels.cuda.seam import (
     BYTES,
-    FLOAT,
     FLOATS,
     HALVES,
     INT,
@@ -49,7 +48,11 @@ FOUR, FIFTEEN, THIRTY_ONE = np.uint32(4), np.uint32(15), np.uint32(31)
 
 def mxfp4_element(codes, scales, words, first_scale, column):  # type: ignore[no-untyped-def]
     code = np.uint32(codes[words + column // 8] >> np.uint32(4 * (column % 8)) & FIFTEEN)
-    return np.float32(as_int(np.uint32(fp4_bytes(code) << np.uint32(24))) >> 24) * HALF * e8m0(scales[first_scale + column // 32])
+    return (
+        np.float32(as_int(np.uint32(fp4_bytes(code) << np.uint32(24))) >> 24)
+        * HALF
+        * e8m0(scales[first_scale + column // 32])
+    )
 
 
 def q4_0_element(codes, scales, words, first_scale, column):  # type: ignore[no-untyped-def]

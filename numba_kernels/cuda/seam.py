@@ -7,29 +7,23 @@ and the intrinsics take their plain forms. Compiling to PTX needs neither a GPU 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import types as python_types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numba_cuda  # noqa: F401  (the CUDA target is this package, not the one that Numba had)
 import numpy as np
-
-import numba_kernels  # noqa: F401  (sets where compiled code is kept, before Numba is imported)
-
-
-class CudaMissing(RuntimeError):
-    """The CUDA target, the driver or the device that kernels need is not there; the message is one line."""
-
-
-if importlib.util.find_spec("numba_cuda") is None:
-    raise CudaMissing("the CUDA kernels need the package numba-cuda: pip install 'oss-tools[cuda]'")
-
 from numba import cuda
 from numba.cuda import types
 from numba.cuda.core import config
+
+
+class CudaMissing(RuntimeError):
+    """The driver or the device that kernels need is not there, or fails; the message is one line."""
+
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))  # what the kernels are compiled for in tests
@@ -63,7 +57,7 @@ if SIMULATED:
 # ---- kernels --------------------------------------------------------------------------------------------------------
 
 
-@lru_cache
+@cache
 def _sources() -> str:
     """A digest of all code that kernels are made of: Numba's cache looks at one file only."""
     digest = hashlib.sha256()
@@ -92,7 +86,7 @@ def device(function: Callable[..., Any], **constants: Any) -> Any:
     return _device(function, tuple(sorted(constants.items())))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _device(function: Callable[..., Any], constants: tuple[tuple[str, Any], ...]) -> Any:
     values = [str(v) for _, v in constants if isinstance(v, (str, int))]
     name = "_".join([function.__name__, *values])

@@ -6,7 +6,7 @@ What each computes is said by its plain form, in `plain_tiles`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -96,13 +96,13 @@ def _typed_as(count: int, positions: dict[int, Any], result: Callable[..., Any],
     return intrinsic(scope["typed"])
 
 
-@lru_cache(maxsize=None)
+@cache
 def zero_tile(count: int) -> Any:
     kind = types.UniTuple(F32, count)
     return _typed_as(0, {}, lambda *_: kind, lambda e, _, __: e.tuple(kind, [ir.Constant(FLOAT, 0.0)] * count))
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_row(steps: int) -> Any:
     kind = types.UniTuple(types.uint32, 2 * steps)
 

@@ -115,4 +115,3 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[st
         "GAIN": gain,
         "FILL": fill,
     }
-

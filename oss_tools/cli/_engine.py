@@ -22,6 +22,9 @@ Model = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0 uses every core.", show_default=False)]
 BackendName = Annotated[str, typer.Option("--backend", help="numba (the kernels) or torch (the plain path, float32).")]
+Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda (an NVIDIA GPU), or auto: the GPU if there is one that can be used.")
+]
 Activations = Annotated[
     str, typer.Option("--activations", help="int8 quantizes what linear layers are given, per 32 values; f32 does not.")
 ]
@@ -35,6 +38,7 @@ Context = Annotated[
 def loaded(
     path: Path,
     *,
+    device: str = "cpu",
     backend: str = "numba",
     threads: int = 0,
     context: int | None = None,
@@ -43,9 +47,12 @@ def loaded(
     check: Callable[[Metadata], None] | None = None,
 ) -> Iterator[Engine]:
     """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read."""
+    from oss_tools.engine.backend import backend_for
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
 
+    say = (lambda line: None) if quiet else remark
+    backend = backend_for(device, backend, say)
     with (
         open_checkpoint(path) as checkpoint,
         Compiling(quiet) as on_compile,
@@ -60,7 +67,7 @@ def loaded(
             context=context,
             activations=activations,
             progress=lambda nbytes: advance("load", nbytes),
-            say=(lambda line: None) if quiet else remark,
+            say=say,
             on_compile=on_compile,
         )
     with engine:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Threads
+from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import print_json, print_table, remark
 
@@ -20,6 +20,7 @@ EXAMPLES = """
 oss-tools bench model.gguf
 oss-tools bench gpt-oss-20b/ --prompt 512 --gen 128 --depth 0,4096 --batch 1,4
 oss-tools bench model.gguf --peer llama.cpp --repeat 3 --json > record.json
+oss-tools bench gpt-oss-20b/ --device cuda --depth 0,4096
 """
 HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec", "ratio")
 
@@ -38,18 +39,21 @@ def run(
     threads: Threads = 0,
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="Timed rounds, after one that is not.")] = 5,
     peer: Annotated[str | None, typer.Option("--peer", help="A program to compare with: llama.cpp.")] = None,
+    device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
+    from oss_tools.engine.backend import backend_for
     from oss_tools.measure.bench import Settings, measure
 
     if peer not in (None, "llama.cpp"):
         raise typer.BadParameter(f"{peer!r}: the one known peer is llama.cpp", param_hint="--peer")
     if not prompt and not generate:
         raise typer.BadParameter("with --prompt 0 and --gen 0 there is nothing to time")
+    backend = backend_for(device, backend, (lambda line: None) if quiet else remark)
     settings = Settings(
         prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peer,
         backend, activations,
@@ -140,6 +144,9 @@ def _note(entry: dict[str, Any], program: str, contender: dict[str, Any]) -> str
     if ceilings:
         read, multiply = (format_size(ceilings[name]) for name in ("read", "multiply"))
         parts.append(f"memory reads {read}/s, matrix × vector {multiply}/s")
+    if memory := contender.get("device_memory"):
+        parts.append(f"{facts['device']}, driver {facts['driver']}")
+        parts.append(f"GPU memory {format_size(memory['allocated'])} allocated, {format_size(memory['used'])} used")
     if program == "oss-tools":
-        parts.append(f"{facts['kernels']}, {facts['threads']} threads")
+        parts.append(facts["kernels"] + (f", {facts['threads']} threads" if facts["threads"] else ""))
     return f"{entry['model']}, {program}: {', '.join(parts)}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import EFFORTS, Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Model, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
 
@@ -59,6 +59,7 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest that reach this probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same text.")] = None,
     threads: Threads = 0,
+    device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
     context: Context = None,
@@ -79,7 +80,14 @@ def run(
             raise BadRequest(f"{model}: its chat template has no place for tools; leave out --tools")
 
     with loaded(
-        model, backend=backend, threads=threads, context=context, activations=activations, quiet=quiet, check=check
+        model,
+        device=device,
+        backend=backend,
+        threads=threads,
+        context=context,
+        activations=activations,
+        quiet=quiet,
+        check=check,
     ) as engine:
         template = chat_template(engine.metadata, engine.text)
         chat = Chat(Speaker(engine, sampling, max_tokens), template, opened, reasoning, system, rounds, quiet)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Context, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Threads, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import counted, print_facts, print_json, print_table, remark
 
@@ -125,6 +125,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what grading costs.")] = False,
     threads: Threads = 0,
     context: Context = None,
+    device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
     list_tasks: Annotated[
@@ -163,7 +164,8 @@ def run(
     from oss_tools.harness.run import Settings, write_record
 
     settings = Settings(limit, seed, num_fewshot, reasoning, chat, batch, max_tokens)  # type: ignore[arg-type]
-    engine_options = {"backend": backend, "threads": threads, "context": context, "activations": activations, "quiet": quiet}
+    where = {"device": device, "backend": backend, "threads": threads}
+    engine_options = where | {"context": context, "activations": activations, "quiet": quiet}
     with graders as grader, loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
         record = evaluated(engine, model, listed, task or [], text or [], data, settings, output, resume, quiet, grader)
         if grader is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Model, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._output import print_json, remark
 
@@ -63,6 +63,7 @@ def run(
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End where this text comes; may be repeated.")
     ] = None,
     threads: Threads = 0,
+    device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
     context: Context = None,
@@ -75,7 +76,8 @@ def run(
 
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with loaded(model, backend=backend, threads=threads, context=context, activations=activations, quiet=quiet) as engine:
+    options = {"device": device, "backend": backend, "activations": activations}
+    with loaded(model, **options, threads=threads, context=context, quiet=quiet) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             speaker = Speaker(engine, sampling, max_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from oss_tools.errors import BadRecipe
+from oss_tools.engine import memory
+from oss_tools.errors import BadRecipe, BadRequest, MissingPackage, Unsupported
 from oss_tools.models import Architecture, Checkpoint
 
 Progress = Callable[[int], None]
@@ -81,6 +83,12 @@ class Backend(ABC):
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
         """Bytes of memory that the keys and values of one position take, in layers that keep all positions."""
 
+    @classmethod
+    def require(cls, checkpoint: Checkpoint, options: Options) -> None:
+        """Raises NoRoom with the numbers if weights and cache do not fit into the memory that they are meant for."""
+        each = cls.position_bytes(checkpoint.architecture, options)
+        memory.require(cls.weight_bytes(checkpoint, options), each * options.context, options.context, each)
+
     @abstractmethod
     def open(self, capacity: int) -> Any:
         """A cache for one sequence of at most `capacity` positions."""
@@ -102,6 +110,10 @@ class Backend(ABC):
         """Logits float32 [n, vocabulary] after the tokens of the last `run` at these rows, counted over all its runs.
         The array is overwritten by the next call."""
 
+    def likeliest(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens with the largest of those logits, int [n]."""
+        return self.logits(rows).argmax(-1)
+
     @abstractmethod
     def read_cache(self, cache: Any, start: int, stop: int) -> np.ndarray:
         """A copy of the keys and values of positions [start, stop), [stop − start, …], up to the last one. Those before the
@@ -116,13 +128,46 @@ class Backend(ABC):
         """What a record of a measurement should say: kernel path, threads, bytes of weights by format."""
 
     def ceilings(self) -> dict[str, float]:
-        """What generation is held against, measured now, in bytes of weights per second: `read`, all weights read as plain memory,
-        and `multiply`, all of them multiplied with one vector, with nothing in between. Empty where that is not known."""
+        """What generation is held against, measured now, in bytes of weights per second: `read`, all weights read as plain
+        memory, and `multiply`, all of them multiplied with one vector, with nothing in between. Empty where that is not known."""
+        return {}
+
+    def stopwatch(self) -> Callable[[], float]:
+        """Starts to measure; the call gives the seconds that all work since then took, when it is done."""
+        began = time.perf_counter()
+        return lambda: time.perf_counter() - began
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of a GPU's memory: `allocated` at most by this program, `used` now as the driver says. Empty on a CPU."""
         return {}
 
     @abstractmethod
     def close(self) -> None:
         """Ends threads."""
+
+
+DEVICES = ("cpu", "cuda", "auto")
+
+
+def backend_for(device: str, backend: str, say: Callable[[str], None] = lambda line: None) -> str:
+    """The backend that runs on a device: `backend` on the cpu, cuda on the GPU; auto takes the GPU if there is one that the
+    kernels run on, and says so if not. Raises BadRequest, and Unsupported or MissingPackage where cuda cannot be had."""
+    if device not in DEVICES:
+        raise BadRequest(f"no device named {device!r}; there are {', '.join(DEVICES)}")
+    if device == "cpu":
+        return backend
+    if backend not in ("numba", "cuda"):
+        if device == "cuda":
+            raise BadRequest(f"the backend {backend} runs on the CPU only: leave --backend out")
+        return backend
+    try:
+        importlib.import_module("oss_tools.engine.cuda_backend").check_device()
+    except (Unsupported, MissingPackage) as error:
+        if device == "cuda":
+            raise
+        say(f"the CPU is used: {error}")
+        return backend
+    return "cuda"
 
 
 def backends() -> dict[str, str]:

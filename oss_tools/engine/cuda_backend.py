@@ -1,14 +1,12 @@
 """The CUDA kernels' backend. A decode step is recorded once into a graph, which is replayed without Python in between.
 
-What changes between steps (the token, its position, the pages of its sequence) lies in arrays on the device that the
-recorded launches read.
+What changes between passes (tokens, positions, the pages of sequences) lies in arrays on the device that the launches read.
 """
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,29 +14,28 @@ import numpy as np
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported
 from oss_tools.models import Architecture, Checkpoint
-from oss_tools.models.operations import Heads, Operations, Rope
+from oss_tools.models.operations import Rope
 
 try:
-    from numba_kernels.cuda.attention import attend_kernel, partial_size
+    from numba_kernels.cuda.attention import PAGE
     from numba_kernels.cuda.blocks import Shape
-    from numba_kernels.cuda.device import Device, Graph
-    from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
-    from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
-    from numba_kernels.cuda.rows import choose_kernel, embed_kernel
+    from numba_kernels.cuda.device import Device, Graph, find_gpu
+    from numba_kernels.cuda.prefill import tile_tokens
+    from numba_kernels.cuda.rows import choose_kernel
     from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel
 except ImportError as error:
     raise MissingPackage(f"the GPU needs the package numba-cuda: pip install 'oss-tools[cuda]' ({error})") from None
 
 from oss_tools.engine.cuda_cache import Cache, Pool, ring_pages
+from oss_tools.engine.cuda_recorder import ManyTokens, OneToken
 from oss_tools.engine.cuda_weights import Stack, Weights, device_bytes
 
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one call
 SEQUENCES = 64  # in one pass
-SPLITS = 2 if SIMULATED else 16  # blocks among which a head's positions are divided
-WARPS = 2 if SIMULATED else 8  # of a block
 CHOOSERS = 2 if SIMULATED else 64  # blocks that look for the largest logit
-SWIGLU_ALPHA = np.float32(1.702)  # gpt-oss
+READERS = ("matvec", "route", "gate_up", "down")  # kernels that read weights
+CEILING_ROUNDS = 5
 WORK_BYTES = 900_000_000  # the CUDA context, activations of a chunk, logits
 POSITION, SEED, TOKEN, TABLES = 0, 1, 4, 8  # places in `Step.numbers`
 
@@ -51,237 +48,140 @@ def open_device() -> Device:
         raise Unsupported(str(error)) from None
 
 
-# ---- values ---------------------------------------------------------------------------------------------------------
+def check_device() -> None:
+    """Raises Unsupported, in one line, if there is no GPU that the kernels run on. Takes none of its memory."""
+    try:
+        find_gpu()
+    except CudaMissing as error:
+        raise Unsupported(str(error)) from None
 
 
-@dataclass(frozen=True)
-class Floats:
-    """float32 of one token on the device: elements [start, start + columns) of an array."""
+class Numbers:
+    """int32 that change from pass to pass: pinned memory of the host, and the device's copy."""
 
-    array: Any
-    start: int
-    columns: int
-
-    @property
-    def view(self) -> Any:
-        return self.array[self.start : self.start + self.columns]
-
-
-@dataclass(frozen=True)
-class Normed:
-    """x normalized by its root mean square, to be computed by whoever takes it."""
-
-    x: Floats
-    weight: Any
-    epsilon: float
-
-
-@dataclass(frozen=True)
-class Pending:
-    """The output of a layer that is not written yet: `emit` adds it to an array, or stores it there."""
-
-    columns: int
-    emit: Callable[[Floats, bool], None]
-
-
-@dataclass(frozen=True)
-class Rotated:
-    """A query or key that the attention still has to rotate."""
-
-    x: Floats
-    rope: Rope
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The experts that the device chose, and what they are to meet."""
-
-    chosen: int
-    ids: Any
-    shares: Any
-    normed: Floats
-
-
-Value = Any  # one of these
-
-
-class Step:
-    """What a decode step is about, in one array of the device: position, seed, token, and the tables of pages."""
-
-    def __init__(self, device: Device, pools: dict[int | None, Pool]) -> None:
+    def __init__(self, device: Device, size: int) -> None:
         self.device = device
-        self.places: dict[int | None, tuple[int, int]] = {}
-        size = TABLES
-        for window, pool in pools.items():
-            self.places[window] = (size, size + pool.shape.ring)
-            size += pool.shape.ring
         self.host = device.pinned(size, np.int32)
         self.host[:] = 0
         self.numbers = device.zeros(size, np.int32)
-        self.state = self.numbers[POSITION : SEED + 1]
-        self.token = self.numbers[TOKEN : TOKEN + 1]
         self._under_way: Any = None
 
-    def table(self, window: int | None) -> Any:
-        start, stop = self.places[window]
-        return self.numbers[start:stop]
-
-    def fill(self, cache: Cache, token: int, position: int, seed: int = 0) -> None:
-        """Sends the numbers of the next step."""
+    def wait(self) -> None:
+        """Until the host's memory may be changed again."""
         if self._under_way is not None:
             self._under_way.synchronize()
-        self.host[POSITION], self.host[SEED], self.host[TOKEN] = position, seed, token
-        for (start, _), numbers in zip(self.places.values(), cache.numbers, strict=True):
-            self.host[start : start + len(numbers)] = numbers
+
+    def send(self) -> None:
         self.device.upload_soon(self.numbers, self.host)
         self._under_way = self.device.event()
 
 
-class Recorder(Operations[Value]):
-    """Writes operations on one token down as launches, fused where that saves a pass; loads the weights that they name."""
+class Step(Numbers):
+    """What a decode step is about: position, seed, token, and the tables of pages."""
 
-    def __init__(self, model: CudaBackend) -> None:
-        self.model = model
-        self.launches: list[tuple[Kernel, int | tuple[int, ...], tuple[Any, ...]]] = []
+    def __init__(self, device: Device, pools: dict[int | None, Pool]) -> None:
+        self._places: dict[int | None, int] = {}
+        size = TABLES
+        for window, pool in pools.items():
+            self._places[window] = size
+            size += pool.shape.ring
+        super().__init__(device, size)
+        self._rings = {window: pool.shape.ring for window, pool in pools.items()}
 
-    def play(self) -> None:
-        """Puts the launches on the device's stream."""
-        for kernel, grid, arguments in self.launches:
-            self.model.device.launch(kernel, grid, *arguments)
+    @property
+    def state(self) -> Any:
+        """Position and seed."""
+        return self.numbers[POSITION : SEED + 1]
 
-    def _add(self, kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
-        self.launches.append((kernel, grid, arguments))
+    @property
+    def token(self) -> Any:
+        return self.numbers[TOKEN : TOKEN + 1]
 
-    def _floats(self, role: str, columns: int) -> Floats:
-        return Floats(self.model.buffer(role, columns, np.float32), 0, columns)
+    def table(self, window: int | None) -> Any:
+        return self.numbers[self._places[window] : self._places[window] + self._rings[window]]
 
-    def floats(self, value: Value) -> Floats:
-        """A value that lies in memory."""
-        if isinstance(value, Floats):
-            return value
-        if isinstance(value, Pending):
-            out = self._floats("output", value.columns)
-            value.emit(out, False)
-            return out
-        raise TypeError(f"a {type(value).__name__} lies nowhere")
-
-    def _source(self, value: Value) -> tuple[Floats, Any, np.float32, bool]:
-        """(where x is, norm's weight, epsilon, whether it is to be normalized)."""
-        if isinstance(value, Normed):
-            return value.x, value.weight, np.float32(value.epsilon), True
-        x = self.floats(value)
-        return x, x.array, np.float32(0), False
-
-    def _multiply(self, stack: Stack, value: Value, out: Floats, finish: int) -> None:
-        x, weight, epsilon, norm = self._source(value)
-        kernel = matvec_kernel(
-            self.model.shape(stack), norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS
-        )  # fmt: skip
-        bias = x.array if stack.bias is None else stack.bias
-        grid = self.model.device.blocks(-(-stack.rows // 2), kernel)
-        self._add(kernel, grid, stack.codes, stack.scales, bias, x.view, weight, epsilon, stack.rows, out.view)
-
-    # ---- operations -------------------------------------------------------------------------------------------------
-
-    def embed(self, name: str) -> Floats:
-        (stack,) = self.model.weights.stacks((name,))
-        out = self._floats("x", stack.columns)
-        kernel = embed_kernel(stack.format, stack.columns, WARPS)
-        grid = (-(-stack.columns // kernel.threads), 1)
-        self._add(kernel, grid, stack.codes, stack.scales, self.model.step.token, stack.rows, stack.columns, out.view)
-        return out
-
-    def rms_norm(self, x: Value, name: str, epsilon: float) -> Normed:
-        return Normed(self.floats(x), self.model.weights.vector(name), epsilon)
-
-    def linear(self, x: Value, name: str) -> Pending:
-        (stack,) = self.model.weights.stacks((name,))
-        return Pending(stack.rows, lambda out, add: self._multiply(stack, x, out, ADD if add else STORE))
-
-    def linears(self, x: Value, names: tuple[str, ...]) -> tuple[Floats, ...]:
-        heights = self.model.weights.heights(names)
-        whole, at = self._floats("projections", sum(heights)), 0
-        for stack in self.model.weights.stacks(names):
-            self._multiply(stack, x, Floats(whole.array, at, stack.rows), STORE)
-            at += stack.rows
-        edges = np.cumsum([0, *heights]).tolist()
-        return tuple(Floats(whole.array, a, height) for a, height in zip(edges, heights, strict=False))
-
-    def gated(self, x: Value, gate: str, up: str) -> Floats:
-        (stack,) = self.model.weights.stacks((gate, up), interleave=True)
-        out = self._floats("inner", stack.rows // 2)
-        self._multiply(stack, x, out, SILU)
-        return out
-
-    def rope(self, x: Floats, heads: int, rope: Rope) -> Rotated:
-        return Rotated(x, rope)
-
-    def attention(self, query: Rotated, key: Rotated, value: Floats, heads: Heads) -> Floats:
-        if query.rope is not key.rope or query.x.array is not value.array or query.x.start:
-            raise TypeError("the kernels take queries, keys and values from one projection, rotated alike")
-        model, pool = self.model, self.model.pools[heads.window]
-        kernel = attend_kernel(pool.shape, SPLITS)
-        out = self._floats("attended", heads.queries * heads.size)
-        partial = model.buffer("parts", partial_size(pool.shape, SPLITS), np.float32)
-        counters = model.buffer("counters", heads.keys, np.int32)
-        cos, sin = model.rope_tables(query.rope)
-        sinks = model.weights.vector(heads.sinks) if heads.sinks else cos
-        self._add(
-            kernel, (heads.keys, SPLITS), query.x.array, cos, sin, np.float32(1 / math.sqrt(heads.size)), sinks,
-            pool.memory[heads.layer], model.step.table(heads.window), model.step.state, partial, counters, out.view,
-        )  # fmt: skip
-        return out
-
-    def route(self, x: Value, name: str, chosen: int) -> Routing:
-        (stack,) = self.model.weights.stacks((name,))
-        source, weight, epsilon, norm = self._source(x)
-        kernel = route_kernel(
-            self.model.shape(stack), experts=stack.rows, top=chosen, norm=norm, bias=stack.bias is not None, warps=WARPS
-        )  # fmt: skip
-        logits, normed = self._floats("router", stack.rows), self._floats("normed", stack.columns)
-        ids, shares = self.model.buffer("ids", chosen, np.int32), self.model.buffer("shares", chosen, np.float32)
-        counter = self.model.buffer("counters", 1, np.int32)
-        bias = source.array if stack.bias is None else stack.bias
-        grid = self.model.device.blocks(-(-stack.rows // 2), kernel)
-        self._add(
-            kernel, (grid, 1), stack.codes, stack.scales, bias, source.view, source.columns, weight, epsilon, logits.view, counter, normed.view, ids,
-            shares,
-        )  # fmt: skip
-        return Routing(chosen, ids, shares, normed)
-
-    def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Pending:
-        (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
-        (second,) = self.model.weights.stacks((f"{name}.down_proj",))
-        inner, top = first.rows // 2, routing.chosen
-        between = self._floats("inner", top * inner)
-        kernel = gate_up_kernel(self.model.shape(first), top=top, bias=first.bias is not None, warps=WARPS)
-        bias = between.array if first.bias is None else first.bias
-        grid = self.model.device.blocks(top * inner, kernel)
-        self._add(
-            kernel, grid, first.codes, first.scales, bias, routing.normed.view, routing.ids, inner, inner, np.float32(limit),
-            SWIGLU_ALPHA, between.view,
-        )  # fmt: skip
-        return Pending(second.rows, lambda out, add: self._down(second, between, routing, out, add))
-
-    def _down(self, stack: Stack, between: Floats, routing: Routing, out: Floats, add: bool) -> None:
-        if not add:
-            raise TypeError("the experts' outputs are only added to something")
-        kernel = down_kernel(self.model.shape(stack), top=routing.chosen, bias=stack.bias is not None, warps=WARPS)
-        bias = between.array if stack.bias is None else stack.bias
-        grid = self.model.device.blocks(stack.rows, kernel)
-        self._add(
-            kernel, grid, stack.codes, stack.scales, bias, between.view, stack.columns, routing.ids, routing.shares, stack.rows,
-            out.view,
-        )  # fmt: skip
-
-    def add(self, x: Floats, y: Value) -> Floats:
-        if not isinstance(y, Pending):
-            raise TypeError("only outputs of layers are added")
-        y.emit(x, True)
-        return x
+    def fill(self, cache: Cache, token: int, position: int, seed: int = 0) -> None:
+        """Sends the numbers of the next step."""
+        self.wait()
+        self.host[POSITION], self.host[SEED], self.host[TOKEN] = position, seed, token
+        for start, numbers in zip(self._places.values(), cache.numbers, strict=True):
+            self.host[start : start + len(numbers)] = numbers
+        self.send()
 
 
-# ---- the backend ----------------------------------------------------------------------------------------------------
+class Batch(Numbers):
+    """What a pass over many tokens is about: tokens, positions, sequences, tables of pages, tiles of attention.
+
+    Attributes:
+        rows: tokens of the last pass.
+    """
+
+    def __init__(self, device: Device, pools: dict[int | None, Pool]) -> None:
+        self._tables: dict[int | None, int] = {}
+        self._tiles: dict[int | None, int] = {}
+        self._pools, self.rows = pools, 0
+        self._counts: dict[int | None, int] = {}
+        size = 3 * CHUNK + OUTPUTS
+        for window, pool in pools.items():
+            self._tables[window] = size
+            size += SEQUENCES * pool.shape.ring
+            self._tiles[window] = size
+            size += 4 * (CHUNK // tile_tokens(pool.shape) + SEQUENCES)
+        super().__init__(device, size)
+
+    @property
+    def tokens(self) -> Any:
+        return self.numbers[:CHUNK]
+
+    @property
+    def positions(self) -> Any:
+        return self.numbers[CHUNK : 2 * CHUNK]
+
+    @property
+    def sequences(self) -> Any:
+        return self.numbers[2 * CHUNK : 3 * CHUNK]
+
+    @property
+    def selected(self) -> Any:
+        """Rows whose logits are asked for."""
+        return self.numbers[3 * CHUNK : 3 * CHUNK + OUTPUTS]
+
+    def tables(self, window: int | None) -> Any:
+        return self.numbers[self._tables[window] : self._tiles[window]]
+
+    def tiles(self, window: int | None) -> Any:
+        return self.numbers[self._tiles[window] :]
+
+    def tile_count(self, window: int | None) -> int:
+        return self._counts[window]
+
+    def fill(self, runs: list[Run]) -> None:
+        """Sends the numbers of the next pass."""
+        self.wait()
+        at = 0
+        tiles: dict[int | None, list[int]] = {window: [] for window in self._pools}
+        for s, run in enumerate(runs):
+            n = len(run.tokens)
+            self.host[at : at + n] = run.tokens
+            self.host[CHUNK + at : CHUNK + at + n] = np.arange(run.start, run.start + n)
+            self.host[2 * CHUNK + at : 2 * CHUNK + at + n] = s
+            for (window, pool), numbers in zip(self._pools.items(), run.cache.numbers, strict=True):
+                start, step = self._tables[window] + s * pool.shape.ring, tile_tokens(pool.shape)
+                self.host[start : start + len(numbers)] = numbers
+                for i in range(0, n, step):
+                    tiles[window] += [at + i, min(step, n - i), run.start + i, s]
+            at += n
+        for window, numbers in tiles.items():
+            self.host[self._tiles[window] : self._tiles[window] + len(numbers)] = numbers
+            self._counts[window] = len(numbers) // 4
+        self.rows = at
+        self.send()
+
+    def select(self, rows: np.ndarray) -> None:
+        """Sends which rows' logits are asked for."""
+        self.wait()
+        self.host[3 * CHUNK : 3 * CHUNK + len(rows)] = rows
+        self.send()
 
 
 class CudaBackend(Backend):
@@ -302,13 +202,18 @@ class CudaBackend(Backend):
         self.element = "f32" if options.activations == "f32" else "bf16"  # of the KV cache
         self.device = open_device()
         self.weights = Weights(self.device, checkpoint, progress, options.say)
-        self._buffers: dict[tuple[str, int], Any] = {}
+        self._buffers: dict[tuple[str, int, str], Any] = {}
         self._ropes: dict[int, tuple[Rope, tuple[Any, Any]]] = {}
         self._graphs: dict[str, Graph] = {}
+        self._kernels: dict[str, Kernel] = {}
+        self._recorded = False
         self.pools = self._pools()
         self.step = Step(self.device, self.pools)
+        self.batch = Batch(self.device, self.pools)
         self._record()
         self.weights.finish()
+        self._compile()
+        self._last = 0  # rows of the last pass that was made token by token
 
     def _pools(self) -> dict[int | None, Pool]:
         windows = dict.fromkeys(h.window for h in self.layers)
@@ -322,26 +227,47 @@ class CudaBackend(Backend):
 
     def _moved(self) -> None:
         """Pages are elsewhere: what was recorded points to memory that is gone."""
-        if self._graphs:
+        if self._recorded:
             self._graphs.clear()
             self._record()
 
     def _record(self) -> None:
-        """Writes down the passes of one token: to the hidden states, and from them to the logits."""
-        self._one = Recorder(self)
+        """Writes down the passes of one token and of many: to the hidden states, and from them to the logits."""
+        self._recorded = True
+        self._one = OneToken(self)
         hidden = self.architecture.forward(self._one)
         self._x = hidden.x
-        self._head = Recorder(self)
+        self._head = OneToken(self)
         self._logits = self._head.floats(self.architecture.logits(self._head, hidden))
         self.vocabulary = self._logits.columns
+        self._chooser = self.kernel(choose_kernel(2 if SIMULATED else 8))
+        if self.options.activations == "f32":
+            return  # the tensor cores would round them
+        self._many = ManyTokens(self)
+        states = self.architecture.forward(self._many)
+        self._states = states.x
+        self._heads = ManyTokens(self, self.batch.selected, OUTPUTS)
+        self._rows_logits = self._heads.floats(self.architecture.logits(self._heads, states))
+
+    def _compile(self) -> None:
+        """Compiles all kernels, or takes them from the cache."""
+        for done, kernel in enumerate(self._kernels.values()):
+            self.options.on_compile(done, len(self._kernels), kernel.name)
+            self.device.prepare(kernel)
+        self.options.on_compile(len(self._kernels), len(self._kernels), "")
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
 
+    def kernel(self, kernel: Kernel) -> Kernel:
+        """The kernel, or the one of its name that there already is."""
+        return self._kernels.setdefault(kernel.name, kernel)
+
     def buffer(self, role: str, count: int, dtype: Any) -> Any:
         """Memory for one kind of value, shared by all layers, zero at first."""
-        if (role, count) not in self._buffers:
-            self._buffers[role, count] = self.device.zeros(count, dtype)
-        return self._buffers[role, count]
+        key = (role, count, np.dtype(dtype).name)
+        if key not in self._buffers:
+            self._buffers[key] = self.device.zeros(count, dtype)
+        return self._buffers[key]
 
     def shape(self, stack: Stack) -> Shape:
         return Shape(stack.format, stack.columns, self.options.activations)
@@ -366,13 +292,13 @@ class CudaBackend(Backend):
 
     @classmethod
     def require(cls, checkpoint: Checkpoint, options: Options) -> None:
-        """Raises NoRoom with the numbers if weights and cache do not fit into the GPU's free memory, Unsupported without a GPU."""
+        """Raises NoRoom with the numbers if weights and cache do not fit into the GPU's free memory; Unsupported without one."""
         device = open_device()
         free, total = device.memory()
         weights = cls.weight_bytes(checkpoint, options)
         width = 4 if options.activations == "f32" else 2
         cache = sum(
-            2 * width * h.keys * h.size * 64 * ring_pages(h.window, options.context, CHUNK)
+            2 * width * h.keys * h.size * PAGE * ring_pages(h.window, options.context, CHUNK)
             for h in checkpoint.architecture.attention_layers()
         )
         if weights + cache + WORK_BYTES > free:
@@ -400,15 +326,24 @@ class CudaBackend(Backend):
 
     def run(self, runs: list[Run]) -> None:
         rows = sum(len(run.tokens) for run in runs)
-        self._rows = rows
-        at = 0
+        if rows == 1 or self.options.activations == "f32":
+            self._run_singly(runs, rows)
+        else:
+            self.batch.fill(runs)
+            self._many.play(rows)
+            self._last = 0
+
+    def _run_singly(self, runs: list[Run], rows: int) -> None:
+        """Token by token; what becomes of each is kept if there are several."""
+        at, columns = 0, self._x.columns
         for run in runs:
             for i, token in enumerate(run.tokens.tolist()):
-                self.step.fill(run.cache, token, run.start + i)
+                self.step.fill(run.cache, token, run.start + i)  # first: recording takes a step, in the pages named there
                 self._graph("step", self._one.play).replay()
                 if rows > 1:
-                    self.device.copy(self._hidden, self._x.view, at * self._x.columns)
+                    self.device.copy(self._kept, self._x.array, at * columns)
                 at += 1
+        self._last = rows
 
     def _graph(self, name: str, work: Callable[[], None]) -> Graph:
         if name not in self._graphs:
@@ -416,19 +351,77 @@ class CudaBackend(Backend):
         return self._graphs[name]
 
     @property
-    def _hidden(self) -> Any:
-        """The hidden states of a pass, [CHUNK, columns]."""
-        return self.buffer("hidden", CHUNK * self._x.columns, np.float32)
+    def _kept(self) -> Any:
+        """The hidden states of a pass that was made token by token, [CHUNK, columns]."""
+        return self.buffer("kept", CHUNK * self._x.columns, np.float32)
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), self.vocabulary), np.float32)
+        found = self.device.download(self._logits_of(rows), 0, len(rows) * self.vocabulary)
+        return found.reshape(len(rows), self.vocabulary)
+
+    def likeliest(self, rows: np.ndarray) -> np.ndarray:
+        """Chosen on the device: four bytes a row are sent."""
+        logits, found = self._logits_of(rows), self.buffer("likeliest", OUTPUTS, np.int32)
+        state, greedy = self.buffer("likeliest state", 2, np.int32), self.buffer("likeliest settings", 1, np.float32)
+        unused = self.buffer("likeliest history", 1, np.int32)
+        for i in range(len(rows)):
+            row = logits[i * self.vocabulary : (i + 1) * self.vocabulary]
+            self._launch_choice(row, state, greedy, found[i : i + 1], unused)
+        return self.device.download(found, 0, len(rows))
+
+    def _logits_of(self, rows: np.ndarray) -> Any:
+        """Logits of these rows of the last pass, on the device, one row behind another."""
+        if len(rows) > 1 and not self._last:
+            self.batch.select(rows)
+            self._heads.play(len(rows))
+            return self._rows_logits.array
         for i, row in enumerate(rows.tolist()):
-            if self._rows > 1:
-                columns = self._x.columns
-                self.device.copy(self._x.view, self._hidden[row * columns : (row + 1) * columns])
-            self._graph("head", self._head.play).replay()
-            out[i] = self.device.download(self._logits.array, 0, self.vocabulary)
-        return out
+            graph = self._graph("head", self._head.play)
+            if self._last != 1:
+                source, columns = self._kept if self._last else self._states.array, self._x.columns
+                self.device.copy(self._x.array, source[row * columns : (row + 1) * columns])
+            graph.replay()
+            if len(rows) > 1:
+                together = self.buffer("rows of logits", OUTPUTS * self.vocabulary, np.float32)
+                self.device.copy(together, self._logits.array, i * self.vocabulary)
+        return together if len(rows) > 1 else self._logits.array
+
+    # ---- generation without the host --------------------------------------------------------------------------------
+
+    def generate(
+        self, cache: Cache, token: int, start: int, count: int, temperature: float = 0.0, seed: int = 0
+    ) -> np.ndarray:
+        """`count` tokens that follow `token`, which stands at position `start`, int32 [count]: the likeliest ones, or drawn. The
+        device chooses them itself, and nothing waits for the host in between."""
+        chosen = self.enqueue(cache, token, start, count, temperature, seed)
+        found = self.device.download(chosen)
+        return found[np.arange(start, start + count) % len(found)]
+
+    def enqueue(self, cache: Cache, token: int, start: int, count: int, temperature: float = 0.0, seed: int = 0) -> Any:
+        """The same put on the stream; returns where the token after position p will be: at p modulo the array's length."""
+        chosen = self.buffer("chosen", max(self.options.context, CHUNK), np.int32)
+        settings = self.buffer("settings", 1, np.float32)
+        self.device.upload(settings, np.array([1 / temperature if temperature > 0 else 0], np.float32))
+        self.step.fill(cache, token, start, seed)
+        graph = self._graph("generate", lambda: self._generate_one(settings, chosen))
+        self.step.fill(cache, token, start, seed)  # again: recording takes a step
+        for _ in range(count):
+            graph.replay()
+        self._last = 1
+        return chosen
+
+    def _generate_one(self, settings: Any, chosen: Any) -> None:
+        """One step, the logits, and the choice, which becomes the next step's token."""
+        self._one.play()
+        self._head.play()
+        self._launch_choice(self._logits.array, self.step.state, settings, self.step.token, chosen)
+
+    def _launch_choice(self, logits: Any, state: Any, settings: Any, token: Any, history: Any) -> None:
+        best, numbers = self.buffer("best", CHOOSERS, np.float32), self.buffer("best numbers", CHOOSERS, np.int32)
+        counter = self.buffer("choice counter", 1, np.int32)
+        self.device.launch(
+            self._chooser, CHOOSERS, logits, self.vocabulary, state, settings, best, numbers, counter, token, history
+        )  # fmt: skip
 
     def read_cache(self, cache: Cache, start: int, stop: int) -> np.ndarray:
         parts = [pool.read(n, start, stop) for pool, n in zip(cache.pools, cache.numbers, strict=True)]
@@ -441,7 +434,6 @@ class CudaBackend(Backend):
             at += pool.width
 
     def facts(self) -> dict[str, Any]:
-        free, total = self.device.memory()
         return {
             "kernels": f"numba-cuda sm_{''.join(map(str, self.device.architecture))}",
             "device": self.device.name,
@@ -450,9 +442,31 @@ class CudaBackend(Backend):
             "activations": self.options.activations,
             "weight_bytes": self.weights.bytes_by_format(),
             "bytes_per_token": self.weights.bytes_per_token(self.architecture),
-            "device_allocated_peak": self.device.peak,
-            "device_memory_used": total - free,
         }
+
+    def stopwatch(self) -> Callable[[], float]:
+        began = self.device.event()
+        return lambda: self.device.seconds(began, self.device.event())
+
+    def device_memory(self) -> dict[str, int]:
+        free, total = self.device.memory()
+        return {"allocated": self.device.peak, "used": total - free}
+
+    def ceilings(self) -> dict[str, float]:
+        """`read` is a copy from the device to the device, bytes read and written; `multiply` the launches of a step that read
+        weights, and no others."""
+        graph = self._graph("weights", self._read_weights)
+        seconds = statistics.median(self._seconds(graph.replay) for _ in range(CEILING_ROUNDS))
+        return {"read": self.device.copy_bandwidth(), "multiply": self.weights.bytes_per_token(self.architecture) / seconds}
+
+    def _read_weights(self) -> None:
+        self._one.play(only=READERS)
+        self._head.play(only=READERS)
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        watch = self.stopwatch()
+        work()
+        return watch()
 
     def close(self) -> None:
         self._graphs.clear()

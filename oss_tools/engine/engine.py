@@ -133,7 +133,7 @@ class Engine:
 
         Args:
             path: a checkpoint, or where one lies.
-            backend: "numba" or "torch".
+            backend: "numba", "torch" or "cuda"; `backend_for` names the one of a device.
             threads: 0 for every core that this process may use.
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
             activations: "int8" or "f32", see `Options`.
@@ -162,11 +162,11 @@ class Engine:
             raise BadRequest(f"a context of {context} positions: this model was made for 1..{made_for}")
         options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), say, on_compile)
         chosen = backend_class(backend)
-        per_position = chosen.position_bytes(path.architecture, options)
-        weights = chosen.weight_bytes(path, options)
-        memory.require(weights, per_position * options.context, options.context, per_position)
+        chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata())  # first: what this takes is free again for the weights
+        memory.give_back()
         loaded = chosen(path, options, progress)
+        memory.give_back()
         if prefix_budget is None:
             prefix_budget = memory.available_memory() // PREFIX_SHARE
         return cls(path.architecture, loaded, options.context, prefix_budget, metadata, text)
@@ -228,6 +228,11 @@ class Engine:
         the next call overwrites."""
         self._run([(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)])
         return self.backend.logits(np.arange(len(tokens)))
+
+    def likeliest(self, sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
+        """Appends one token to each of several sequences; returns the likeliest token after each, int [n]."""
+        self._run([(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)])
+        return self.backend.likeliest(np.arange(len(tokens)))
 
     def _run(self, parts: list[tuple[Sequence, list[int]]]) -> None:
         """One forward pass. Lengths advance only when it is complete, so an interrupted one leaves the sequences as they
@@ -405,6 +410,11 @@ class Engine:
                 del generation.ahead[: len(part)]
         self._run(parts)
         chosen: list[tuple[int, Token]] = []
+        if all(g.is_greedy for g in ready):  # which a GPU does without sending the logits
+            for at in range(0, len(rows), self.backend.rows):
+                found = self.backend.likeliest(np.array(rows[at : at + self.backend.rows], np.int64))
+                chosen += [(g.index, g.take(int(t))) for g, t in zip(ready[at:], found, strict=False)]
+            rows = []
         for logits in self._logits(np.array(rows, np.int64)):
             chosen += [(g.index, g.choose(row)) for g, row in zip(ready[len(chosen) :], logits, strict=False)]
         for generation in ready:
@@ -428,9 +438,19 @@ class _Generation:
         self.generated = 0
         self.ended = False
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        s = self.request.sampling
+        return s.temperature == 0 and s.repetition_penalty == 1.0 and self.request.logprobs is None
+
     def choose(self, logits: np.ndarray) -> Token:
         """The next token from logits [vocabulary]; sets `ended` on the last one."""
         token = self.sampler(logits)
+        return self.take(token, *self._logprobs(logits, token))
+
+    def take(self, token: int, logprob: float | None = None, top: tuple[tuple[int, float], ...] = ()) -> Token:
+        """The token that was chosen, with its text."""
         self.ahead = [token]
         self.left -= 1
         self.generated += 1
@@ -443,7 +463,7 @@ class _Generation:
         self.ended = finish is not None
         if self.ended and self.stream and not self.stream.stopped:
             text += self.stream.flush()
-        return Token(token, text, *self._logprobs(logits, token), finish=finish)
+        return Token(token, text, logprob, top, finish=finish)
 
     def _logprobs(self, logits: np.ndarray, token: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
         n = self.request.logprobs

@@ -12,7 +12,7 @@ from oss_tools.convert.recipe import Recipe, load_recipe, recipe_names, recipe_o
 from oss_tools.convert.synth import Shape, plan_synthesis
 from oss_tools.errors import BadRecipe, BadTensor
 from oss_tools.fit.machine import Machine
-from oss_tools.fit.memory import Memory, Use, bytes_per_token, memory, tokenizer_bytes, tokenizer_bytes_of
+from oss_tools.fit.memory import Memory, Tokenizer, Use, bytes_per_token, memory, tokenizer_bytes, tokenizer_bytes_of
 from oss_tools.models import Architecture, Checkpoint, Entry
 
 STORED = "as stored"
@@ -121,7 +121,7 @@ Planned = Callable[[Recipe, str], tuple[list[Entry], int, int]]  # entries, byte
 
 
 def _all_rows(
-    architecture: Architecture, planned: Planned, tokenizer: int, use: Use, published: str
+    architecture: Architecture, planned: Planned, tokenizer: Tokenizer, use: Use, published: str
 ) -> tuple[list[Row], tuple[tuple[str, str], ...]]:
     rows, impossible = [], []
     for name, recipe in _recipes():
@@ -157,7 +157,7 @@ def _row(
     architecture: Architecture,
     entries: Sequence[Entry],
     nbytes: int,
-    tokenizer: int,
+    tokenizer: Tokenizer,
     use: Use,
     published: bool,
     noted: int = 0,

@@ -20,8 +20,10 @@ from oss_tools.engine.numba_weights import CHUNK_BYTES, kernel_format
 from oss_tools.models import Architecture, Checkpoint, Entry
 
 PROGRAM_BYTES = 184_000_000  # interpreter, NumPy, Numba, compiled kernels: the peak of a model of 0.4 MB
-TOKENIZER_PER_BYTE = 20  # of tokenizer.json: the file parsed, and the tokenizers library's own tables
-TOKENIZER_PER_TOKEN, TOKENIZER_PER_MERGE = 400, 1250  # the same, from a GGUF file's vocabulary
+# Of a tokenizer, per byte of tokenizer.json, or per token and merge of a GGUF file's vocabulary: what the library keeps, and
+# what there is while the file is parsed, before the weights are loaded
+KEPT_PER_BYTE, KEPT_PER_TOKEN, KEPT_PER_MERGE = 5, 300, 50
+READ_PER_BYTE, READ_PER_TOKEN, READ_PER_MERGE = 18, 300, 1000
 MERGES = 2  # for each token, in vocabularies of gpt-oss's and Llama 3's kind
 SAMPLER_COPIES = 8  # of a row of logits: softmax, sorting, random choice, in float32 and float64
 
@@ -34,7 +36,8 @@ class Memory:
         weights: panels, biases and norms, as the kernels keep them.
         cache: keys and values of the live sequences; sliding layers keep their window only.
         prefixes: copies of keys and values of finished prompts, for reuse; bounded by a share of what is free.
-        activations: values of a pass, logits, position tables, or what loading takes if that is more.
+        activations: values of a pass, its pages of sliding layers, logits, position tables, or what loading takes beside weights
+            if that is more.
         program: interpreter, libraries, kernels, tokenizer.
     """
 
@@ -64,8 +67,16 @@ class Use:
     free: int | None = None
 
 
-def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: int, use: Use) -> Memory:
-    """The engine's memory for a model whose tensors are stored as `entries` say; `tokenizer` is what its tokenizer takes."""
+@dataclass(frozen=True)
+class Tokenizer:
+    """Bytes that a tokenizer takes: for good, and while it is read."""
+
+    kept: int = 0
+    read: int = 0
+
+
+def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: Tokenizer, use: Use) -> Memory:
+    """The engine's memory for a model whose tensors are stored as `entries` say."""
     weights = sum(panel_bytes(entry) for entry in entries)
     pools = _pools(architecture, use)
     cache = sum(use.batch * _pool_bytes(pool, use.context) for pool in pools)
@@ -73,9 +84,9 @@ def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: int,
     budget = max((use.free or 1 << 60) - weights, 0) // PREFIX_SHARE
     prefixes = min(use.batch * use.context * position, budget)
     copied = 2 * min(CHUNK, use.context) * position
-    working = pass_bytes(architecture, entries, use) + copied
-    working = max(working, loading_bytes(entries, use.threads))
-    return Memory(weights, cache, prefixes, working, PROGRAM_BYTES + tokenizer)
+    working = pass_bytes(architecture, entries, use) + copied + sum(map(_passing_bytes, pools))
+    working = max(working, loading_bytes(entries, use.threads), tokenizer.read - tokenizer.kept - weights - cache)
+    return Memory(weights, cache, prefixes, working, PROGRAM_BYTES + tokenizer.kept)
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -134,9 +145,18 @@ def _pools(architecture: Architecture, use: Use) -> list[Pool]:
 
 
 def _pool_bytes(pool: Pool, context: int) -> int:
-    """Bytes of one sequence's pages; a layer's pages lie together and take whole huge pages."""
-    layer = pool.needed(context) * pool.pages.nbytes
-    return len(pool.heads) * (-(-layer // HUGE) * HUGE if layer > HUGE // 2 else layer)
+    """Bytes of one sequence's pages."""
+    return len(pool.heads) * _in_memory(pool.needed(context) * pool.pages.nbytes)
+
+
+def _passing_bytes(pool: Pool) -> int:
+    """Bytes of the pages that passes over many tokens work on; one set for all sequences."""
+    return len(pool.heads) * _in_memory(pool.passing.ring * pool.pages.nbytes) if pool.passing else 0
+
+
+def _in_memory(nbytes: int) -> int:
+    """A layer's pages lie together and take whole huge pages."""
+    return -(-nbytes // HUGE) * HUGE if nbytes > HUGE // 2 else nbytes
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------
@@ -167,17 +187,22 @@ def _chosen(architecture: Architecture) -> int:
     return int(architecture.hf_config().get("num_experts_per_tok") or 1)
 
 
-def tokenizer_bytes(checkpoint: Checkpoint) -> int:
-    """What a checkpoint's tokenizer takes; 0 if it has none."""
+def tokenizer_bytes(checkpoint: Checkpoint) -> Tokenizer:
+    """What a checkpoint's tokenizer takes; nothing if it has none."""
     if checkpoint.container == "gguf":
         keys = checkpoint.reader.raw_config
-        tokens, merges = (len(keys.get(f"tokenizer.ggml.{name}", ())) for name in ("tokens", "merges"))
-        return tokens * TOKENIZER_PER_TOKEN + merges * TOKENIZER_PER_MERGE
+        return _tokenizer(*(len(keys.get(f"tokenizer.ggml.{name}", ())) for name in ("tokens", "merges")))
     folder = checkpoint.path if checkpoint.path.is_dir() else Path(checkpoint.path).parent
     file = folder / "tokenizer.json"
-    return TOKENIZER_PER_BYTE * file.stat().st_size if file.exists() else 0
+    size = file.stat().st_size if file.exists() else 0
+    return Tokenizer(KEPT_PER_BYTE * size, READ_PER_BYTE * size)
 
 
-def tokenizer_bytes_of(vocabulary: int) -> int:
+def tokenizer_bytes_of(vocabulary: int) -> Tokenizer:
     """What a tokenizer of so many tokens takes, where nothing else is known of it."""
-    return vocabulary * (TOKENIZER_PER_TOKEN + MERGES * TOKENIZER_PER_MERGE)
+    return _tokenizer(vocabulary, MERGES * vocabulary)
+
+
+def _tokenizer(tokens: int, merges: int) -> Tokenizer:
+    kept = tokens * KEPT_PER_TOKEN + merges * KEPT_PER_MERGE
+    return Tokenizer(kept, tokens * READ_PER_TOKEN + merges * READ_PER_MERGE)

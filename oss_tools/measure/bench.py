@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,22 +33,26 @@ class EngineContender(Contender):
 
     def prompt(self, tokens: list[int], depth: int) -> float:
         sequence = self._filled(tokens, depth, len(tokens))
-        began = time.perf_counter()
+        passed = self._engine.backend.stopwatch()
         int(self._engine.prefill(sequence, tokens).argmax())
-        return time.perf_counter() - began
+        return passed()
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
         sequences = [self._filled(tokens, depth, len(tokens)) for _ in range(batch)]
         seconds = []
         for token in tokens:
-            began = time.perf_counter()
-            self._engine.step(sequences, [token] * batch).argmax(-1)
-            seconds.append(time.perf_counter() - began)
+            passed = self._engine.backend.stopwatch()
+            self._engine.likeliest(sequences, [token] * batch)
+            seconds.append(passed())
         return seconds
 
     def ceilings(self) -> dict[str, float]:
         """See `Backend.ceilings`."""
         return self._engine.backend.ceilings()
+
+    def device_memory(self) -> dict[str, int]:
+        """See `Backend.device_memory`."""
+        return self._engine.backend.device_memory()
 
     def _filled(self, tokens: list[int], depth: int, room: int) -> Any:
         first = (tokens * (depth // len(tokens) + 1))[:depth]
@@ -84,7 +87,7 @@ class Settings:
         threads: 0 for every core.
         repeat: timed rounds; the first run of each case in a process is not timed.
         peer: "llama.cpp" or None.
-        backend, activations: as for the engine.
+        backend, activations: as for the engine; cuda runs on the GPU, timed by its events.
     """
 
     prompt: int = 512
@@ -148,6 +151,7 @@ class Contest:
     Attributes:
         ready: what each said when it was loaded, by kind.
         peaks: the largest resident size of each, in bytes.
+        device_memory: what our program took of a GPU's memory, if it ran there.
     """
 
     def __init__(self, file: Path, settings: Settings) -> None:
@@ -156,6 +160,7 @@ class Contest:
         self.together = len(self.kinds) * _size(file) < 0.8 * available_memory()
         self.ready: dict[str, Any] = {}
         self.peaks: dict[str, int] = {}
+        self.device_memory: dict[str, int] = {}
         self._live: dict[str, Child] = {}
 
     def __enter__(self) -> Contest:
@@ -226,6 +231,8 @@ def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -
     for kind in contest.kinds:
         results = [_figures(case, rounds.seconds[kind, case]) for case in settings.cases()]
         entry["contenders"][kind] = {**contest.ready[kind], "peak_bytes": contest.peaks[kind], "results": results}
+    if contest.device_memory:
+        entry["contenders"]["oss-tools"]["device_memory"] = contest.device_memory
     _add_shares(entry, settings, rounds)
     if settings.peer:
         _add_ratios(entry, settings, rounds)
@@ -244,6 +251,8 @@ def _round(contest: Contest, settings: Settings, rounds: Rounds) -> None:
                 rounds.seconds.setdefault((kind, case), []).append(contest.time(child, case))
                 if kind == "oss-tools" and case.kind == "generate" and case.batch == 1:
                     rounds.ceilings.setdefault(case, []).append(child.ask("ceilings"))
+                if kind == "oss-tools":
+                    contest.device_memory = child.ask("device_memory")
 
 
 def _figures(case: Case, rounds: list[list[float]]) -> dict[str, Any]:

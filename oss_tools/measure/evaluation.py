@@ -76,7 +76,8 @@ def task(kind: str) -> dict[str, Any]:
             "output_type": "generate_until",
             "doc_to_target": "worked",
             "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 96, "do_sample": False},
-            "metric_list": [{"metric": "exact_match"}],
+            "process_results": right_number,
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }
     return common | {
         "output_type": "multiple_choice",
@@ -84,6 +85,12 @@ def task(kind: str) -> dict[str, Any]:
         "doc_to_target": "gold",
         "metric_list": [{"metric": "acc"}],
     }
+
+
+def right_number(doc: dict[str, str], results: list[str]) -> dict[str, float]:
+    from oss_tools.harness.smoke import last_number
+
+    return {"acc": float(last_number(results[0]) == last_number(doc["worked"]))}
 
 
 def problems() -> Iterator[dict[str, str]]:
@@ -132,7 +139,7 @@ def timed(model: str, setup: Setup, kind: str, limit: int, threads: int) -> dict
         seconds = time.perf_counter() - began
     outcomes = [sample["filtered_resps"] for sample in found["samples"][kind]]
     usage = lm.usage[kind].to_json() if setup.program == "oss-tools" else {}
-    (score,) = (v for k, v in found["results"][kind].items() if k.split(",")[0] in ("acc", "exact_match"))
+    score = found["results"][kind]["acc,none"]
     return {"seconds": seconds, "questions": limit, "score": score, "outcomes": outcomes, "usage": usage}
 
 
@@ -186,9 +193,10 @@ def contest(model: str, limits: dict[str, int], threads: int, rounds: int) -> di
         "tasks": {},
     }
     for kind, limit in limits.items():
-        trials = {
-            s: in_process(model, s, kind, max(limit // 8, 4), threads) for s in (Setup("hf", b, dtype=d) for d, b in TRIALS)
-        }
+        trials = {}
+        for setup in (Setup("hf", batch, dtype=dtype) for dtype, batch in TRIALS):
+            trials[setup] = in_process(model, setup, kind, max(limit // 8, 4), threads)
+            print(f"{kind}: trial of {setup.label}: {trials[setup]['seconds']:.1f} s", file=sys.stderr)
         best = min(trials, key=lambda setup: trials[setup]["seconds"])
         print(f"{kind}: of lm-eval's hf the fastest is {best.label}", file=sys.stderr)
         runs: dict[str, list[dict[str, Any]]] = {}

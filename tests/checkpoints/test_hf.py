@@ -72,7 +72,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, case: str, shard_size: int
     tensors = save(architecture, "hf", tmp_path / "m", formats, shard_size=shard_size)
     checkpoint = assert_holds(tmp_path / "m", tensors)
     assert (len(checkpoint.reader.files()) > 1) == (shard_size is not None)
-    assert checkpoint.nbytes == sum(raw.nbytes for f in checkpoint.reader.files() for raw in SafetensorsFile(f).tensors.values())
+    assert checkpoint.nbytes == sum(
+        raw.nbytes for f in checkpoint.reader.files() for raw in SafetensorsFile(f).tensors.values()
+    )
     assert checkpoint.architecture.hf_config() | {"torch_dtype": "bfloat16"} == architecture.hf_config()
     checkpoint.close()
 

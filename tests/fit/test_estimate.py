@@ -16,7 +16,7 @@ from oss_tools.engine.numba_backend import NumbaBackend
 from oss_tools.engine.numba_weights import Weights
 from oss_tools.fit.estimate import Estimate, choose, of_checkpoint, of_shape
 from oss_tools.fit.machine import Machine
-from oss_tools.fit.memory import Use, bytes_per_token, memory, panel_bytes
+from oss_tools.fit.memory import Tokenizer, Use, bytes_per_token, memory, panel_bytes
 from oss_tools.models import open_checkpoint
 
 USE = Use(4096, 1, 2, 16 << 30)
@@ -86,17 +86,17 @@ def test_panels_and_bytes_per_token_are_the_engines(shape: str, recipe: str, tmp
 def test_sliding_layers_count_for_their_window_only() -> None:
     shape = load_shape("gpt-oss-20b")
     synthesis = plan_synthesis(shape, "hf")
-    taken = {n: memory(synthesis.architecture, synthesis.entries, 0, Use(n)) for n in (4096, 8192, 131072)}
+    taken = {n: memory(synthesis.architecture, synthesis.entries, Tokenizer(), Use(n)) for n in (4096, 8192, 131072)}
     position = 12 * 2 * 8 * 64 * 2  # twelve layers of full attention, keys and values of 8 heads of 64 in bf16
     assert taken[8192].cache - taken[4096].cache == 4096 * position
     assert taken[131072].cache - taken[8192].cache == (131072 - 8192) * position
     sliding = taken[4096].cache - 4096 * position
-    assert 0 < sliding <= 12 * 2 * 8 * 64 * 2 * 1024  # a window of 128, a chunk of 512, and a page
+    assert sliding == 12 * 2 * 8 * 64 * 2 * 128  # the window
 
 
 def test_two_sequences_take_two_caches() -> None:
     synthesis = plan_synthesis(load_shape("gpt-oss-20b"), "hf")
-    one, two = (memory(synthesis.architecture, synthesis.entries, 0, Use(4096, n)) for n in (1, 2))
+    one, two = (memory(synthesis.architecture, synthesis.entries, Tokenizer(), Use(4096, n)) for n in (1, 2))
     assert two.cache == 2 * one.cache
     assert two.weights == one.weights
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -127,7 +129,7 @@ def test_a_row_does_not_depend_on_its_company(team, heads, kv_heads, window):
     for divided, rows, chunks in ((False, None, [total]), (True, None, [1, 511, 2, 500, 86]), (True, 1, [130] * 8 + [60])):
         case = Case(team, heads, kv_heads, 32, window=window, sinks=True, divided=divided, ring=40)
         edges = np.cumsum([0, *chunks])
-        parts = zip(edges, edges[1:], strict=False)
+        parts = itertools.pairwise(edges)
         results.append(np.concatenate([case.step([b - a], qkv[a:b], rows) for a, b in parts]))
     last = Case(team, heads, kv_heads, 32, window=window, sinks=True, ring=40)
     last.step([total - 20], qkv[:-20])

@@ -65,7 +65,9 @@ def test_positions_go_from_one_store_to_another(team, element):
 
     def copy(source, target):  # type: ignore[no-untyped-def]
         sides = zip(("source", "target"), (source.side, target.side), strict=True)
-        arguments = {f"{n}{p}": v for n, side in sides for p, v in zip(("", "_tables", "_stride", "_ring"), side, strict=True)}
+        arguments = {
+            f"{n}{p}": v for n, side in sides for p, v in zip(("", "_tables", "_stride", "_ring"), side, strict=True)
+        }
         team.call(copy_pages, first=first, last=last, sequences=3, **arguments, **small.geometry)
 
     before = [large.rows(s, 0, 9 * POSITIONS) for s in range(3)]

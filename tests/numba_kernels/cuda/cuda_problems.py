@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from numba_kernels.cuda.blocks import LAYOUTS
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.reference import formats as reference

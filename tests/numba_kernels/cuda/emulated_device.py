@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ptx_machine
 from carry_out import ptx
+
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.seam import Kernel
 
@@ -63,6 +64,9 @@ class EmulatedDevice(Device):
 
     def pinned(self, count: int, dtype: Any) -> np.ndarray:
         return np.empty(count, dtype)
+
+    def prepare(self, kernel: Kernel) -> None:
+        """Kernels are compiled when they are launched."""
 
     def launch(self, kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
         assert len(arguments) == len(kernel.parameters)

@@ -232,7 +232,7 @@ class Memory:
     def place(self, address: np.ndarray, size: int) -> tuple[int, np.ndarray]:
         """(array, byte offsets). All lanes of one instruction have to mean one array."""
         which = np.searchsorted(self.starts, address.astype(np.int64), "right") - 1
-        if which.min(initial=0) < 0 or which.size and which.min() != which.max():
+        if which.min(initial=0) < 0 or (which.size and which.min() != which.max()):
             raise Fault("an instruction whose lanes mean no array, or several")
         n = int(which[0])
         offset = address.astype(np.int64) - self.starts[n]

@@ -1,4 +1,4 @@
-"""The CUDA kernels against the plain definitions, wherever `carry_out` can run them: odd sizes, fresh numbers, poisoned outputs."""
+"""The CUDA kernels against the plain definitions, wherever `carry_out` runs them: odd sizes, fresh numbers, poisoned outputs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from carry_out import poison, run, where
 from cuda_problems import as_the_kernel_sees, floats, matrix
+
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
@@ -167,7 +168,12 @@ def test_the_largest_logit_is_chosen(rng: np.random.Generator) -> None:
     for count in (1, 63, 300):
         logits, state, counter = floats(rng, count), np.array([5, 1], np.int32), np.zeros(1, np.int32)
         logits[rng.integers(count)] = logits.max()  # of equals, the first
-        best, numbers, tokens, history = poison(3), poison(3, dtype=np.int32), poison(1, dtype=np.int32), np.zeros(9, np.int32)
+        best, numbers, tokens, history = (
+            poison(3),
+            poison(3, dtype=np.int32),
+            poison(1, dtype=np.int32),
+            np.zeros(9, np.int32),
+        )
         run(kernel, 3, logits, count, state, np.zeros(1, np.float32), best, numbers, counter, tokens, history)
         assert tokens[0] == history[5] == logits.argmax()
         assert state.tolist() == [6, 1]
@@ -198,7 +204,12 @@ def cache_words(x: np.ndarray, element: str) -> np.ndarray:
     return reference.encode_bfloat16(x).view(np.uint32) if element == "bf16" else x.view(np.uint32)
 
 
-CASES = [(8, 2, 32, None, "bf16", True), (3, 1, 16, None, "f32", False), (8, 1, 64, 20, "bf16", True), (4, 4, 48, 70, "f32", True)]
+CASES = [
+    (8, 2, 32, None, "bf16", True),
+    (3, 1, 16, None, "f32", False),
+    (8, 1, 64, 20, "bf16", True),
+    (4, 4, 48, 70, "f32", True),
+]
 
 
 @pytest.mark.parametrize("case", CASES[:2] if SLOW else CASES, ids=str)
@@ -236,5 +247,7 @@ def test_attend(case: tuple, position: int, rng: np.random.Generator) -> None:
     assert (counters == 0).all()
     place = places[table[position // 64 % ring], :, :, position % 64]
     np.testing.assert_allclose(  # what was appended; the kernel fuses multiply and add
-        place.view(np.uint16).astype(np.int64), np.stack([cache_words(x[position], element) for x in held]).view(np.uint16), atol=1
+        place.view(np.uint16).astype(np.int64),
+        np.stack([cache_words(x[position], element) for x in held]).view(np.uint16),
+        atol=1,
     ) if element == "bf16" else assert_near(place.view(np.float32), np.stack([x[position] for x in held]))

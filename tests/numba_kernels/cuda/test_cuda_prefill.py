@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from carry_out import poison, run, where
 from cuda_problems import floats, matrix
+
 from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.matmul import ADD, SILU, STORE, SWIGLU, matmul_grid, matmul_kernel
@@ -167,7 +168,9 @@ def test_attention(case: tuple, rng: np.random.Generator) -> None:
             for half, x in enumerate((rotated, v)):
                 places[tables[s, p // 64 % ring], half, :, p % 64] = reference.encode_bfloat16(x[p]).view(np.uint32)
         held.append((ops.apply_rope(q, cos[start : start + count], sin[start : start + count]), bf16(rotated), bf16(v)))
-        everything.append(np.concatenate([q.reshape(count, -1), k[start:].reshape(count, -1), v[start:].reshape(count, -1)], 1))
+        everything.append(
+            np.concatenate([q.reshape(count, -1), k[start:].reshape(count, -1), v[start:].reshape(count, -1)], 1)
+        )
         step = tile_tokens(shape, warps)
         first = sum(counts[:s])
         tiles += [(first + i, min(step, count - i), start + i, s) for i in range(0, count, step)]

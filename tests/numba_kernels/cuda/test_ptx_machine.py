@@ -6,6 +6,7 @@ import numpy as np
 import ptx_machine
 import pytest
 from carry_out import ptx
+
 from numba_kernels.cuda.intrinsics import load_words, multiply_tiles, stream_words, warp_sum
 from numba_kernels.cuda.plain import multiply_tiles as plain_multiply  # noqa: F401  (its definition is tested below)
 from numba_kernels.cuda.seam import FLOATS, INT, SIMULATED, WORDS, Kernel, cuda, kernel, types
@@ -108,7 +109,10 @@ def product(a, b, out):  # type: ignore[no-untyped-def]
 
 def test_the_matrix_instruction() -> None:
     rng = np.random.default_rng()
-    a, b = ((rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16) for shape in ((16, 16), (8, 16)))
+    a, b = (
+        (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        for shape in ((16, 16), (8, 16))
+    )
     out = np.full(128, np.nan, np.float32)
     launch(product, 1, 32, a.view(np.uint32).reshape(-1), b.view(np.uint32).reshape(-1), out)
     x, y = ((m.astype(np.uint32) << 16).view(np.float32) for m in (a, b))

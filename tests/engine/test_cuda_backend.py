@@ -1,0 +1,271 @@
+"""The CUDA backend without a GPU: an emulated device interprets the PTX of every kernel that is launched.
+
+Held against the engine on the CPU; with float32 activations both compute the same, with others each rounds in its own way.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba_cuda")
+sys.path.insert(0, str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
+
+from emulated_device import EmulatedDevice
+
+from numba_kernels.cuda.device import find_gpu
+from numba_kernels.cuda.packing import packed_rows
+from numba_kernels.cuda.seam import CudaMissing, cuda
+from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
+from oss_tools.engine import cuda_backend
+from oss_tools.engine.backend import backend_for
+from oss_tools.engine.cuda_weights import Weights, device_bytes
+from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.sampling import Sampling, log_softmax
+from oss_tools.errors import BadRequest, NoRoom, Unsupported
+from oss_tools.models import open_checkpoint
+
+CONTEXT = 160
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulated() -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cuda_backend, "open_device", EmulatedDevice)
+    patch.setattr(cuda_backend, "check_device", lambda: None)
+    patch.setattr(cuda_backend, "CHOOSERS", 2)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_gpt_oss: Path) -> Engine:
+    """The engine on the CPU with float32 activations."""
+    return Engine.load(tiny_gpt_oss, activations="f32", context=CONTEXT, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_gpt_oss: Path) -> Engine:
+    """The GPU's, as it is used."""
+    return Engine.load(tiny_gpt_oss, backend="cuda", context=CONTEXT)
+
+
+@pytest.fixture
+def prompt() -> list[int]:
+    return np.random.default_rng(7).integers(0, 768, CONTEXT).tolist()
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(log_softmax(a) - log_softmax(b)).max())
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(log_softmax(a) - log_softmax(b)).mean())
+
+
+def test_float32_is_exact(tiny_gpt_oss: Path, exact: Engine, prompt: list[int]) -> None:
+    """Token by token, past the window of 16; and the same weights give the same tokens."""
+    engine = Engine.load(tiny_gpt_oss, backend="cuda", activations="f32", context=CONTEXT)
+    assert difference(engine.logits(prompt[:19]), exact.logits(prompt[:19])) < 5e-5
+    request = Request(prompt[:5], 3, stop_tokens=frozenset())
+    assert [t.id for t in engine.generate(request)] == [t.id for t in exact.generate(request)]
+
+
+def test_prompts_and_steps_agree(engine: Engine, exact: Engine, prompt: list[int]) -> None:
+    """A prompt goes through the tensor cores, a step through int8 products: both near to the truth, and to each other."""
+    wanted = exact.logits(prompt[:70])
+    whole = engine.logits(prompt[:70])
+    assert mean_difference(whole, wanted) < 0.03
+    assert (whole.argmax(-1) == wanted.argmax(-1)).mean() > 0.9
+    sequence = engine.open(prompt[:70], reuse=0)
+    rows = [engine.prefill(sequence, prompt[:66])]
+    rows += [engine.step([sequence], [token])[0].copy() for token in prompt[66:70]]
+    assert mean_difference(np.array(rows), wanted[65:]) < 0.05
+    assert difference(rows[0], whole[65]) < 0.02  # the head of many rows rounds them to bfloat16
+
+
+def test_several_sequences_in_one_pass(engine: Engine, prompt: list[int]) -> None:
+    sequences = [engine.open(prompt[:n], room=4, reuse=0) for n in (3, 40)]
+    for sequence, n in zip(sequences, (3, 40), strict=True):
+        engine.prefill(sequence, prompt[:n])
+    together = engine.step(sequences, [5, 6]).copy()
+    for row, n, token in zip(together, (3, 40), (5, 6), strict=True):
+        alone = engine.open(prompt[:n], room=4, reuse=0)
+        assert mean_difference(row, engine.prefill(alone, [*prompt[:n], token])) < 0.02
+    assert engine.likeliest(sequences, [7, 8]).shape == (2,)
+
+
+def test_many_sequences_outgrow_the_pool(engine: Engine, prompt: list[int]) -> None:
+    """Pages move to larger memory; what was recorded before is recorded anew."""
+    first = engine.open(prompt[:20], room=4, reuse=0)
+    engine.prefill(first, prompt[:20])
+    pool = engine.backend.pools[None]  # type: ignore[attr-defined]
+    before, others = pool._pages, []
+    while pool._pages == before:
+        others.append(engine.open(prompt[:1], room=CONTEXT - 1, reuse=0))
+    after = engine.step([first], [9])[0].copy()
+    again = engine.open(prompt[:20], room=4, reuse=0)
+    engine.prefill(again, prompt[:20])
+    np.testing.assert_array_equal(after, engine.step([again], [9])[0])
+
+
+def test_reused_and_forked_beginnings(engine: Engine, prompt: list[int]) -> None:
+    tokens = prompt[:90]
+    first = engine.open(tokens, reuse=0)
+    wanted = engine.prefill(first, tokens)
+    engine.save(first)
+    reused = engine.open(tokens, room=3, reuse=66)
+    assert len(reused.tokens) == 66
+    assert mean_difference(engine.prefill(reused, tokens[66:]), wanted) < 1e-3
+    other = engine.fork(reused, room=3)
+    a, b = (engine.step([s], [11])[0].copy() for s in (reused, other))
+    np.testing.assert_array_equal(a, b)
+    engine.step([other], [12])
+    assert (
+        difference(engine.step([reused], [13]), engine.prefill(engine.open([*tokens, 11, 13], reuse=0), [*tokens, 11, 13]))
+        < 1
+    )
+
+
+def test_the_device_chooses_by_itself(engine: Engine, prompt: list[int]) -> None:
+    """Steps that follow each other without the host give what the engine gives step by step."""
+    backend: Any = engine.backend
+    request = Request(prompt[:10], 4, stop_tokens=frozenset())
+    wanted = [t.id for t in engine.generate(request)]
+    sequence = engine.open(prompt[:10], room=8, reuse=0)
+    first = int(engine.prefill(sequence, prompt[:10]).argmax())
+    assert [first, *backend.generate(sequence.cache, first, 10, 3)] == wanted
+    drawn = backend.generate(sequence.cache, first, 10, 3, temperature=2.0, seed=1)
+    assert drawn.tolist() == backend.generate(sequence.cache, first, 10, 3, temperature=2.0, seed=1).tolist()
+    assert ((drawn >= 0) & (drawn < backend.vocabulary)).all()
+
+
+def test_sampling_and_logprobs_take_the_logits(engine: Engine, prompt: list[int]) -> None:
+    greedy = [t.id for t in engine.generate(Request(prompt[:10], 2, stop_tokens=frozenset()))]
+    told = list(engine.generate(Request(prompt[:10], 2, stop_tokens=frozenset(), logprobs=1)))
+    assert [t.id for t in told] == greedy == [t.top[0][0] for t in told]
+    assert list(engine.generate(Request(prompt[:10], 2, Sampling(temperature=1.0, seed=3), stop_tokens=frozenset())))
+
+
+def test_measurements(engine: Engine) -> None:
+    backend: Any = engine.backend
+    assert backend.device_memory()["allocated"] >= backend.device.allocated > 0
+    assert backend.facts()["bytes_per_token"] > 0
+    assert set(backend.ceilings()) == {"read", "multiply"}
+    assert backend.stopwatch()() > 0
+
+
+def test_llama(tiny_llama: Path, prompt: list[int]) -> None:
+    tokens = [t % 512 for t in prompt[:20]]
+    wanted = Engine.load(tiny_llama, activations="f32", context=CONTEXT, threads=1).logits(tokens)
+    engine = Engine.load(tiny_llama, backend="cuda", context=CONTEXT)
+    assert mean_difference(engine.logits(tokens), wanted) < 0.01
+    sequence = engine.open(tokens, reuse=0)
+    engine.prefill(sequence, tokens[:18])
+    assert mean_difference(engine.step([sequence], [tokens[18]])[0], wanted[18]) < 0.01
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4", "q8_0", "iq4_nl"])
+def test_weights_arrive(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte, through buffers that are smaller than a tensor; formats without a kernel in another."""
+    from oss_tools.convert.recipe import load_recipe
+
+    monkeypatch.setattr("oss_tools.engine.cuda_weights.STAGING_BYTES", 1 << 12)
+    monkeypatch.setattr("oss_tools.engine.cuda_weights.PIECE_BYTES", 1 << 14)
+    path = synthesize(plan_synthesis(load_shape("gpt-oss-tiny"), "gguf", load_recipe(recipe)), tmp_path / "m.gguf")
+    told, done = [], []
+    with open_checkpoint(path) as checkpoint:
+        weights = Weights(EmulatedDevice(), checkpoint, done.append, told.append)
+        name = "model.layers.1.mlp.experts.gate_up_proj"
+        (stack,) = weights.stacks((name,))
+        assert (stack.matrices, stack.rows, stack.columns) == (4, 128, 64)
+        tensor = checkpoint.read_tensor(name)
+        planes = tensor if stack.format == tensor.format.name else weights_format(stack.format).quantize(tensor.dequantize())
+        codes, scales = packed_rows(stack.format, planes.reshape(512, 64).planes, 64)
+        np.testing.assert_array_equal(stack.codes, codes.reshape(-1))
+        np.testing.assert_array_equal(stack.scales, scales.reshape(-1))
+        (qkv,) = weights.stacks(tuple(f"model.layers.0.self_attn.{x}_proj" for x in "qkv"))
+        assert (qkv.rows, qkv.bias.size) == (256, 256)
+        assert sum(done) > 0
+        assert bool(told) == (recipe == "iq4_nl")
+        assert device_bytes(checkpoint) > 0
+
+
+def weights_format(name: str) -> Any:
+    from oss_tools.formats import get_format
+
+    return get_format(name)
+
+
+def test_interleaved_rows(tiny_llama: Path) -> None:
+    with open_checkpoint(tiny_llama) as checkpoint:
+        weights = Weights(EmulatedDevice(), checkpoint, lambda n: None, lambda line: None)
+        names = ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj")
+        (stack,) = weights.stacks(names, interleave=True)
+        both = stack.codes.view(np.uint16).reshape(-1, 64)
+        for i, name in enumerate(names):
+            np.testing.assert_array_equal(both[i::2], checkpoint.read_tensor(f"{name}.weight").planes["values"])
+
+
+def test_what_does_not_fit_is_refused(tiny_gpt_oss: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EmulatedDevice, "memory", lambda self: (850_000_000, 16_000_000_000))
+    with pytest.raises(NoRoom, match=r"emulated: the model needs 0.9 GB .* 0.8 of 16.0 GB are free; "):
+        Engine.load(tiny_gpt_oss, backend="cuda", context=CONTEXT)
+
+
+# ---- no GPU ---------------------------------------------------------------------------------------------------------
+
+
+def no_gpu() -> None:
+    raise Unsupported("no NVIDIA driver can be used here: none")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend_for("cuda", "numba") == backend_for("auto", "numba") == "cuda"
+    assert backend_for("cpu", "numba") == "numba"
+    with pytest.raises(BadRequest, match="there are cpu, cuda, auto"):
+        backend_for("tpu", "numba")
+    with pytest.raises(BadRequest, match="leave --backend out"):
+        backend_for("cuda", "torch")
+    monkeypatch.setattr(cuda_backend, "check_device", no_gpu)
+    told: list[str] = []
+    assert backend_for("auto", "numba", told.append) == "numba"
+    assert told == ["the CPU is used: no NVIDIA driver can be used here: none"]
+    with pytest.raises(Unsupported):
+        backend_for("cuda", "numba")
+
+
+NO_GPU = pytest.mark.skipif(cuda.is_available(), reason="there is a GPU")
+
+
+@NO_GPU
+def test_commands_without_a_gpu(tiny_llama: Path) -> None:
+    """One line and status 3; auto goes on without."""
+
+    def oss_tools(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    for verb in (["generate", tiny_llama, "x", "--raw"], ["bench", tiny_llama]):
+        done = oss_tools(*verb, "--device", "cuda")
+        assert done.returncode == 3
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "no NVIDIA driver can be used here" in done.stderr
+    done = oss_tools("generate", tiny_llama, "x", "--raw", "-n", 1, "-t", 1, "--device", "auto")
+    assert done.returncode == 0
+    assert "the CPU is used: no NVIDIA driver" in done.stderr
+
+
+@NO_GPU
+def test_the_driver_that_is_missing_is_named() -> None:
+    with pytest.raises(CudaMissing, match=r"^no NVIDIA driver can be used here: ") as raised:
+        find_gpu()
+    assert "\n" not in str(raised.value)
