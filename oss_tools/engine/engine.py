@@ -164,7 +164,9 @@ class Engine:
         chosen = backend_class(backend)
         chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata())  # first: what this takes is free again for the weights
+        memory.give_back()
         loaded = chosen(path, options, progress)
+        memory.give_back()
         if prefix_budget is None:
             prefix_budget = memory.available_memory() // PREFIX_SHARE
         return cls(path.architecture, loaded, options.context, prefix_budget, metadata, text)
