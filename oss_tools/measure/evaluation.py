@@ -50,7 +50,11 @@ class Setup:
         return ", ".join(["oss-tools", *less, *([] if self.batch > 1 else ["no batching"])])
 
 
-OURS = [Setup("oss-tools", batch, prefixes) for batch in (16, 1) for prefixes in (True, False)]
+OURS = {
+    GENERATE: [Setup("oss-tools", batch, prefixes) for batch in (16, 1) for prefixes in (True, False)],
+    # one request alone has nothing to share
+    CHOOSE: [Setup("oss-tools", 16), Setup("oss-tools", 16, prefixes=False), Setup("oss-tools", 1, prefixes=False)],
+}
 
 
 # ---- the tasks ------------------------------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ def contest(model: str, limits: dict[str, int], threads: int, rounds: int) -> di
         print(f"{kind}: of lm-eval's hf the fastest is {best.label}", file=sys.stderr)
         runs: dict[str, list[dict[str, Any]]] = {}
         for _ in range(rounds):
-            for setup in (*OURS, best):
+            for setup in (*OURS[kind], best):
                 runs.setdefault(setup.label, []).append(in_process(model, setup, kind, limit, threads))
                 print(f"{kind}: {setup.label}: {runs[setup.label][-1]['seconds']:.1f} s", file=sys.stderr)
         record["tasks"][kind] = _compared(runs, best.label) | {"trials": {s.label: t["seconds"] for s, t in trials.items()}}
@@ -209,7 +213,7 @@ def contest(model: str, limits: dict[str, int], threads: int, rounds: int) -> di
 
 
 def _compared(runs: dict[str, list[dict[str, Any]]], peer: str) -> dict[str, Any]:
-    ours = runs[OURS[0].label]
+    ours = next(iter(runs.values()))
     shortest = min(run["seconds"] for run in ours)
     rows = {
         label: {
