@@ -268,7 +268,7 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     last = cuda.shared.array(1, types.int32, 16)
     thread, kv, split = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
     position = np.int64(state[0])
-    first = max(position - WINDOW + 1, 0) if WINDOW else 0
+    first: Any = max(position - WINDOW + 1, 0) if WINDOW else 0
     first_page, pages = first // PAGE, position // PAGE - first // PAGE + 1
     each = (pages + SPLITS - 1) // SPLITS
     active = (pages + each - 1) // each

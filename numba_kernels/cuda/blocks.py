@@ -81,8 +81,10 @@ LAYOUTS = {
 
 def fits(name: str, columns: int) -> bool:
     """Whether rows of this length can be kept in a format here."""
-    layout = LAYOUTS.get(name)
-    return bool(layout) and (layout.is_float or columns % 32 == 0) and not (layout.group and columns % layout.group)
+    if name not in LAYOUTS:
+        return False
+    layout = LAYOUTS[name]
+    return (layout.is_float or columns % 32 == 0) and not (layout.group and columns % layout.group)
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ def one_token() -> Iterator[Example]:
         yield Example(f"gate and up {format} × {activations}", first, (WIDE, *dots))
         yield Example(f"down {format} × {activations}", second, (WIDE, *dots))
     for window, element in ((WINDOW, "bf16"), (None, "bf16"), (None, "f32")):
-        shape = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
+        heads = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
-        yield Example(f"attention {element}, window {window}", attend_kernel(shape, 16), (wide, "atom.global.add.u32"))
+        yield Example(f"attention {element}, window {window}", attend_kernel(heads, 16), (wide, "atom.global.add.u32"))
     for format in ("bf16", "q8_0", "mxfp4"):
         yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
     yield Example("choice of a token", choose_kernel(), ("atom.global.add.u32",))
@@ -80,9 +80,9 @@ def many_tokens() -> Iterator[Example]:
     gated = matmul_kernel(Shape("q8_0", 576, "int8"), finish=SILU, bias=False)
     yield Example("Llama gate and up, many tokens", gated, (WIDE, MATRIX))
     for window in (WINDOW, None):
-        shape = Attention(QUERIES, KEYS, SIZE, window, 11 if window else 64, "bf16", sinks=True)
-        yield Example(f"store of many tokens, window {window}", store_many_kernel(shape))
-        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(shape), ("ld.global.v4.u32", MATRIX))
+        heads = Attention(QUERIES, KEYS, SIZE, window, 11 if window else 64, "bf16", sinks=True)
+        yield Example(f"store of many tokens, window {window}", store_many_kernel(heads))
+        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(heads), ("ld.global.v4.u32", MATRIX))
     yield Example("norm to bfloat16", round_kernel(HIDDEN, norm=True))
     yield Example("tokens by expert", group_kernel(128, TOP, 64))
     yield Example("experts put together", combine_kernel(HIDDEN, TOP))

@@ -209,7 +209,8 @@ def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-u
     stop, other_stop = start + row // HEADS + 1, start + other // HEADS + 1
     begin = max(stop - WINDOW, 0) if WINDOW else 0
     other_begin = max(other_stop - WINDOW, 0) if WINDOW else 0
-    lowest, highest = max(start + 1 - WINDOW, 0) if WINDOW else 0, start + count
+    lowest: Any = max(start + 1 - WINDOW, 0) if WINDOW else 0
+    highest = start + count
     top = other_top = LOWEST
     total = other_total = ZERO
     sums = OUTPUT()

@@ -169,8 +169,8 @@ def _map(e: Emit, kinds: Any, args: Any, function: Callable[[Any, Any], Any]) ->
 
 
 def _store_tile(e: Emit, kinds: Any, args: Any) -> None:
-    numbers, array, at, stride, further = e.parts(args[0], len(kinds[0])), *args[1:]
-    for i, value in enumerate(numbers):
+    array, at, stride, further = args[1:]
+    for i, value in enumerate(e.parts(args[0], len(kinds[0]))):
         index = e.plus(at, 8 * (i // 4) + i % 2, stride)
         index = e.b.add(index, further) if i % 4 > 1 else index
         e.b.store(e.b.bitcast(value, WORD), e.element(kinds[1], array, index))
