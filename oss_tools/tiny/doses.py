@@ -96,7 +96,7 @@ def _long_division(n: int, d: int) -> list[str]:
 
 def by_weight(rng: random.Random) -> Problem:
     """mg per kg times the weight."""
-    dose, weight = rng.randint(2, 9), rng.randint(3, 99)
+    dose, weight = rng.randint(2, 9), rng.choice((rng.randint(3, 30), 5 * rng.randint(7, 19)))
     if rng.random() < 0.2:
         dose = 10
     question = rng.choice(

@@ -18,7 +18,7 @@ from oss_tools.tiny.items import Item, Split, split_of
 Form = Literal["choice", "short"]
 FORMS: tuple[Form, ...] = ("choice", "short")
 CHOICE_SHARE, SHORT_SHARE = 0.45, 0.30  # the rest are doses
-EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+EFFORTS: dict[Effort, int] = {"low": 15, "medium": 65, "high": 20}  # shares
 LETTERS = "ABCD"
 
 
@@ -92,7 +92,7 @@ def items(rng: random.Random, split: Split) -> Iterator[Item]:
 
 def _fact_item(rng: random.Random, split: Split, form: Form) -> Item:
     fact, numbers = rng.choice(wordings(split, form))
-    number, effort = rng.choice(numbers), rng.choice(EFFORTS)
+    number, effort = rng.choice(numbers), _effort(rng)
     question = fact.questions[number]
     if form == "short":
         prompt, analysis, answer = question, _recall(fact, effort), fact.answer
@@ -114,16 +114,20 @@ def _recall(fact: Fact, effort: Effort) -> str:
 
 
 def _choose(fact: Fact, options: list[str], letter: str, effort: Effort) -> str:
-    """The fact comes first, then its letter: by copying the answer (low, medium) or option by option (high)."""
+    """The fact comes first, then its letter: at once (low), option by option up to the right one (medium) or all (high)."""
     if effort == "low":
         return f"{fact.statement} So {fact.answer} is {letter}."
-    if effort == "medium":
-        return f"{fact.statement} Look for {fact.answer}. The option {fact.answer} is {letter}. So {letter}."
-    judged = " ".join(
-        f"{name} is {option}, {'yes' if option == fact.answer else 'no'}."
-        for name, option in zip(LETTERS, options, strict=True)
+    seen = options if effort == "high" else options[: LETTERS.index(letter) + 1]
+    topic = f"This is about {fact.kind.replace('_', ' ')}. " if effort == "high" else ""
+    judged = "".join(
+        f"{name}. {option}: {'yes' if option == fact.answer else 'no'}\n"
+        for name, option in zip(LETTERS, seen, strict=False)
     )
-    return f"This is about {fact.kind.replace('_', ' ')}. {fact.statement} {judged} So {fact.answer} is {letter}."
+    return f"{topic}{fact.statement}\n{judged}So {letter}."
+
+
+def _effort(rng: random.Random) -> Effort:
+    return rng.choices(list(EFFORTS), list(EFFORTS.values()))[0]
 
 
 def _dose_item(rng: random.Random, split: Split) -> Item:
@@ -132,7 +136,7 @@ def _dose_item(rng: random.Random, split: Split) -> Item:
         problem: Problem = make(rng)
         key = f"health/{problem.kind}/{problem.numbers}"
         if split_of(key) == split:
-            effort = rng.choice(EFFORTS)
+            effort = _effort(rng)
             return _item(problem.kind, key, problem.question, problem.analysis(effort), problem.answer, effort)
 
 

@@ -13,7 +13,7 @@ import yaml
 from oss_tools.chat.messages import Conversation, Effort, Message
 from oss_tools.tiny.items import Item, Split, split_of
 
-EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+EFFORTS: dict[Effort, int] = {"low": 15, "medium": 65, "high": 20}  # shares
 KINDS = {"addition": 28, "subtraction": 24, "multiplication": 22, "story": 26}  # shares
 
 ASK = {
@@ -24,7 +24,7 @@ ASK = {
     "*": ("What is {a} * {b}?", "{a} * {b} = ?", "Calculate {a} * {b}.", "Multiply {a} by {b}.", "What is {a} times {b}?",
           "What is the product of {a} and {b}?", "How much is {a} * {b}?"),
 }  # fmt: skip
-PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands")
+PLACES = ("Ones", "Tens", "Hundreds", "Thousands")
 
 
 @cache
@@ -43,7 +43,7 @@ def items(rng: random.Random, split: Split) -> Iterator[Item]:
     while True:
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
         question, operator, a, b, unit = makers[kind](rng)
-        effort = rng.choice(EFFORTS)
+        effort = rng.choices(list(EFFORTS), list(EFFORTS.values()))[0]
         key = f"math/{operator}/{min(a, b)}/{max(a, b)}"  # the wording does not matter: what is new is the pair of numbers
         if split_of(key) == split:
             worked, result = work(operator, a, b, effort)
@@ -80,9 +80,8 @@ def _subtraction(rng: random.Random) -> tuple[str, str, int, int, str]:
 
 
 def _multiplication(rng: random.Random) -> tuple[str, str, int, int, str]:
-    a, b = rng.choice(
-        [(_number(rng, 1), _number(rng, 1)), (_number(rng, 3), _number(rng, 1)), (_number(rng, 2), _number(rng, 2))]
-    )
+    longer, shorter = rng.choices(((1, 1), (2, 1), (3, 1), (2, 2)), (3, 4, 2, 2))[0]
+    a, b = _number(rng, longer), _number(rng, shorter)
     if rng.random() < 0.5:
         a, b = b, a
     return _asked(rng, "*", a, b), "*", a, b, ""
@@ -103,8 +102,9 @@ def _story(rng: random.Random) -> tuple[str, str, int, int, str]:
 
 
 def work(operator: str, a: int, b: int, effort: Effort) -> tuple[str, int]:
-    """The steps as text, and the result. `a` ≥ `b` for a difference."""
-    steps, result = {"+": _add, "-": _subtract, "*": _multiply}[operator](a, b, effort)
+    """The steps as text, and the result. Numbers of at most four digits; `a` ≥ `b` for a difference."""
+    steps = {"+": _add, "-": _subtract, "*": _multiply}[operator](a, b, effort)
+    result = {"+": a + b, "-": a - b, "*": a * b}[operator]
     if effort == "low":
         return " ".join(steps), result
     named = {"+": "sum", "-": "difference", "*": "product"}[operator]
@@ -113,29 +113,24 @@ def work(operator: str, a: int, b: int, effort: Effort) -> tuple[str, int]:
     return between.join([*start, *steps, f"The {named} is {result}."]), result
 
 
-def _add(a: int, b: int, effort: Effort) -> tuple[list[str], int]:
-    """Columns from the ones on: `7 + 8 = 15, 5.` and the carry named as a third summand of the next column."""
-    steps, carry = [], 0
+def _add(a: int, b: int, effort: Effort) -> list[str]:
+    """Columns from the ones on, the carry as third summand: `Ones: 7 + 8 + 0 = 15, write 5, carry 1.`"""
+    steps, carry = [f"{a:04d} + {b:04d}."], 0
     for place, (x, y) in enumerate(_columns(a, b)):
         total = x + y + carry
-        shown = f"{x} + {y} + 1 = {total}" if carry else f"{x} + {y} = {total}"
+        steps.append(_written(f"{x} + {y} + {carry} = {total}", place, total % 10, f"carry {total // 10}", effort))
         carry = total // 10
-        steps.append(_written(shown, place, total % 10, carry, "carry 1", effort))
-    return steps, a + b
+    return steps
 
 
-def _subtract(a: int, b: int, effort: Effort) -> tuple[list[str], int]:
-    """Columns from the ones on, ten borrowed where the upper digit is too small."""
-    steps, borrowed = [], 0
+def _subtract(a: int, b: int, effort: Effort) -> list[str]:
+    """Columns from the ones on, ten borrowed where the rest is negative: `Ones: 2 - 8 - 0 = -6, write 4, borrow 1.`"""
+    steps, borrow = [f"{a:04d} - {b:04d}."], 0
     for place, (x, y) in enumerate(_columns(a, b)):
-        rest = x - y - borrowed
-        borrow = rest < 0
-        digit = rest + 10 if borrow else rest
-        upper = x + 10 if borrow else x
-        shown = f"{upper} - {y} - 1 = {digit}" if borrowed else f"{upper} - {y} = {digit}"
-        borrowed = int(borrow)
-        steps.append(_written(shown, place, digit, borrowed, "borrow 1", effort))
-    return steps, a - b
+        rest = x - y - borrow
+        steps.append(_written(f"{x} - {y} - {borrow} = {rest}", place, rest % 10, f"borrow {int(rest < 0)}", effort))
+        borrow = int(rest < 0)
+    return steps
 
 
 def _columns(a: int, b: int) -> list[tuple[int, int]]:
@@ -145,40 +140,35 @@ def _columns(a: int, b: int) -> list[tuple[int, int]]:
     return [(int(x), int(y)) for x, y in zip(reversed(upper), reversed(lower), strict=True)]
 
 
-def _written(shown: str, place: int, digit: int, over: int, what: str, effort: Effort) -> str:
+def _written(shown: str, place: int, digit: int, over: str, effort: Effort) -> str:
     if effort == "low":
         return f"{shown}."
-    rest = f", {what}" if over else ""
-    if effort == "medium":
-        return f"{shown}, write {digit}{rest}."
-    return f"{PLACES[place].capitalize()}: {shown}, write {digit}{rest}."
+    return f"{PLACES[place]}: {shown}, write {digit}, {over}."
 
 
-def _multiply(a: int, b: int, effort: Effort) -> tuple[list[str], int]:
-    """Each place of the longer factor (by the larger one if both are as long) times the other, then the products summed."""
-    if len(str(b)) > len(str(a)):
-        a, b = b, a
+def _multiply(a: int, b: int, effort: Effort) -> list[str]:
+    """The longer factor (the larger one if both are as long) times each digit of the other, then the products summed."""
+    a, b = max(a, b), min(a, b)
     if a < 10:
-        return [f"{a} * {b} = {a * b}."], a * b
+        return [f"{a} * {b} = {a * b}."]
     if b < 10:
-        return _by_digit(a, b), a * b
-    tens, ones = b // 10 * 10, b % 10
-    steps = [f"{b} = {tens} + {ones}."] if effort != "low" else []
-    steps += [*_by_digit(a, tens // 10), f"{a} * {tens} = {a * tens}.", *_by_digit(a, ones)]
-    sums, _ = _add(a * tens, a * ones, "low")
-    return [*steps, f"{a * tens} + {a * ones}:", *sums, f"{a * b}."], a * b
+        return _by_digit(a, b, effort)
+    tens, ones = divmod(b, 10)
+    return [
+        *_by_digit(a, ones, effort),
+        f"{a} * {ones} = {a * ones}.",
+        *_by_digit(a, tens, effort),
+        f"{a} * {tens * 10} = {a * tens * 10}.",
+        *_add(a * tens * 10, a * ones, effort),
+    ]
 
 
-def _by_digit(a: int, digit: int) -> list[str]:
-    """a · digit, from the left: `47 * 8: 40 * 8 = 320. 7 * 8 = 56. 320 + 56 = 376.`"""
-    text = str(a)
-    parts = [int(d) * 10 ** (len(text) - 1 - i) for i, d in enumerate(text)]
-    parts = [part for part in parts if part] or [0]
-    steps, total = [f"{a} * {digit}:"], 0
-    for i, part in enumerate(parts):
-        product = part * digit
-        steps.append(f"{part} * {digit} = {product}.")
-        if i:
-            steps.append(f"{total} + {product} = {total + product}.")
-        total += product
+def _by_digit(a: int, digit: int, effort: Effort) -> list[str]:
+    """a · digit, by columns from the ones on: `Ones: 7 * 8 = 56, 56 + 0 = 56, write 6, carry 5.`"""
+    steps, carry = [f"{a:04d} * {digit}."], 0
+    for place, x in enumerate(map(int, reversed(str(a)))):
+        product, total = x * digit, x * digit + carry
+        shown = f"{x} * {digit} = {product}, {product} + {carry} = {total}"
+        steps.append(_written(shown, place, total % 10, f"carry {total // 10}", effort))
+        carry = total // 10
     return steps

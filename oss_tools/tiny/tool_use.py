@@ -32,7 +32,7 @@ SHARES = {
     "string": 17, "integer": 8, "number": 8, "boolean": 7, "enum": 8, "list": 9, "mixed": 17,
     "abstain": 17, "after_result": 7, "calculator": 6,
 }  # fmt: skip
-MADE_UP = 0.5  # of tools: a noun that is no word, so that a tool is found by matching and not by heart
+MADE_UP = 0.25  # of tools: a noun that is no word, so that a tool is found by matching and not by heart
 PEOPLE_WRITE = 0.35  # of the other tools: a tool from the list in tool_words.yaml, the rest get random parameters
 
 
@@ -135,9 +135,9 @@ class _Maker:
         return word
 
     def word(self) -> str:
-        return self.rng.choice(self.words["words"]) if self.rng.random() < 0.4 else self.made_up()
+        return self.rng.choice(self.words["words"]) if self.rng.random() < 0.7 else self.made_up()
 
-    def listed(self, key: str, share: float = 0.5) -> str:
+    def listed(self, key: str, share: float = 0.75) -> str:
         return self.rng.choice(self.words[key]) if self.rng.random() < share else self.made_up().capitalize()
 
     def text(self) -> str:
@@ -146,7 +146,7 @@ class _Maker:
 
         def draw() -> str:
             chosen = [self.rng.choice(vocabulary) for _ in range(self.rng.randint(2, 6))]
-            if self.rng.random() < 0.4:
+            if self.rng.random() < 0.2:
                 chosen[self.rng.randrange(len(chosen))] = self.made_up()
             return " ".join(chosen)
 
@@ -181,7 +181,7 @@ class _Maker:
         if values == "place":
             return self.listed("places")
         if values == "food":
-            return self.rng.choice(self.words["foods"]) if rng.random() < 0.5 else self.made_up()
+            return self.listed("foods").lower()
         if values == "word":
             return self.word()
         if values == "code":
@@ -259,7 +259,7 @@ class _Maker:
         return tuple(dict.fromkeys(self.word() for _ in range(self.rng.randint(2, 4))))
 
     def _boolean(self, word: str | None, required: bool) -> Parameter:
-        word = word or (self.rng.choice(self.words["booleans"]) if self.rng.random() < 0.4 else self.made_up())
+        word = word or (self.rng.choice(self.words["booleans"]) if self.rng.random() < 0.7 else self.made_up())
         return Parameter(word, "boolean", f"With or without {word}", (f"with {word}", f"without {word}"), required=required)
 
     def any_parameter(self, kind: str, required: bool = True) -> Parameter:
@@ -267,7 +267,7 @@ class _Maker:
         rng = self.rng
         if kind == "boolean":
             return self._boolean(None, required)
-        if rng.random() < 0.65:
+        if rng.random() < 0.75:
             fitting = [role for role, about in _words()["roles"].items() if about["type"] == kind]
             return self.parameter(rng.choice(fitting), required)
         word = self.made_up()
@@ -396,7 +396,7 @@ class _Maker:
 
     def item(self, share: str) -> Item:
         """One item of a share named in SHARES."""
-        effort: Effort = self.rng.choices(("low", "medium", "high"), (35, 45, 20))[0]
+        effort: Effort = self.rng.choices(("low", "medium", "high"), (15, 65, 20))[0]
         if share == "abstain":
             return self.abstain(effort)
         if share == "calculator":

@@ -11,7 +11,7 @@ import pytest
 from oss_tools.tiny import math
 from oss_tools.tiny.items import Split, split_of
 
-STEP = re.compile(r"(\d+(?: [+*-] \d+)+) = (\d+)")
+STEP = re.compile(r"(\d+(?: [+*-] \d+)+) = (-?\d+)")
 
 
 def sample(split: Split, count: int = 3000) -> list[math.Item]:
