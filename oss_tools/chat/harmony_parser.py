@@ -21,6 +21,7 @@ SPELT = re.compile(
     r"assistant(?:analysis|commentary|final)|assistant to=functions\.|<\|(?:start|channel|message|constrain|end|call|return)\|>"
 )
 EXCERPT = 60
+BROKEN_BYTES = "\ufffd"  # what decoding makes of bytes that are no UTF-8
 
 
 class HarmonyParser(Parser):
@@ -132,7 +133,7 @@ class HarmonyParser(Parser):
         recipient, content_type = _recipient_and_type(words)
         kind = types[0][0] if types and types[0] else content_type
         sound = len(channels) <= 1 and len(words) <= (1 if types else 2) and [len(t) for t in types] in ([], [1])
-        if not role or not sound or recipient == "" or (channels and channel is None):
+        if not role or not sound or recipient == "" or (channels and channel is None) or BROKEN_BYTES in header:
             self._find(Problem.BROKEN_HEADER, excerpt(header))
             recipient = None  # which part of it would be meant is a guess
         elif role != "assistant":

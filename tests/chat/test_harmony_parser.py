@@ -103,6 +103,26 @@ def test_letters_that_spell_a_marker_are_reported() -> None:
     assert found.final is None
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<|channel|>final <|constrain|>json", "<|message|>85<|return|>"),
+        ("<|channel|>final", "<|message|>85<|return|>"),
+        ("", "<|channel|>final<|message|>85<|return|>"),
+        ("<|channel|>commentary to=functions.weather <|constrain|>json", f"<|message|>{ARGUMENTS}<|call|>"),
+        ("<|channel|>commentary to=functions.weather", f"<|constrain|>json<|message|>{ARGUMENTS}<|call|>"),
+    ],
+)
+def test_a_header_that_is_no_utf8_announces_nothing(before: str, after: str) -> None:
+    """openai-harmony refuses such a header."""
+    broken = TEXT.encode_plain("é")[0]  # the first byte of two
+    assert TEXT.decode([broken]) == "\ufffd"
+    tokens = [*TEXT.encode(before, special=False), broken, *TEXT.encode(after, special=False)]
+    found = HarmonyParser(TEXT, ("weather",)).read(tokens)
+    assert [finding.problem for finding in found.findings] == [Problem.BROKEN_HEADER]
+    assert (found.final, found.calls) == (None, ())
+
+
 def encoded(piece: str) -> list[int]:
     return [TEXT.special[piece]] if isinstance(piece, Special) else TEXT.encode_plain(piece)
 
