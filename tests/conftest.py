@@ -1,10 +1,17 @@
-"""Small checkpoints of random weights that many tests share."""
+"""Small checkpoints of random weights that many tests share; what hypothesis does where `CI` is set."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
+
+# One change is judged by the same examples as the next; new ones are looked for on developers' machines.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
