@@ -90,3 +90,7 @@ class Environment:
         next turn (role "user").
         """
         raise NotImplementedError
+
+    def tools(self) -> Sequence[Mapping[str, Any]] | None:
+        """The tools that are offered from now on, all of them; asked after every `respond`. None: the document's, as before."""
+        return None

@@ -5,6 +5,9 @@ The documents have the fields of BFCL's multi-turn categories: `question` (a lis
 be in the state in which the ground truth's calls leave theirs, and every result of those calls must be among the results that
 the model has seen. Our own scenarios play in the classes of `worlds`; BFCL's in those of the package bfcl-eval, which the user
 installs.
+
+In a turn that `missed_function` names, tools come in addition, which the model was not shown before; such a turn may have no
+messages of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ BFCL_MODULES = {
     "VehicleControlAPI": "vehicle_control",
 }
 BFCL_STATELESS = ("MathAPI",)
-BFCL_TURNS = ("base", "long_context", "miss_param")
+BFCL_TURNS = ("base", "long_context", "miss_param", "miss_func")
+MORE_TOOLS = (
+    "There are more functions now. Please try again with them."  # what the user says in a turn that only brings tools
+)
 
 
 # ---- worlds ---------------------------------------------------------------------------------------------------------
@@ -47,12 +53,12 @@ class World:
 
     Attributes:
         objects: by the name of their class.
-        tools: names of the methods that may be called.
+        tools: names of the methods that may be called, those of later turns included, as in bfcl-eval.
     """
 
     def __init__(self, doc: Mapping[str, Any]) -> None:
         """Raises BadSource for an unknown class or a configuration that it does not take, MissingPackage without bfcl-eval."""
-        self.tools = {tool["name"] for tool in doc["conversation"]["tools"]}
+        self.tools = {tool["name"] for tools in (doc["conversation"]["tools"], *_later(doc).values()) for tool in tools}
         self.objects = {name: _made(name, doc) for name in doc["involved_classes"]}
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
@@ -118,13 +124,23 @@ class Scenario(Environment):
         self.turn += 1
         if self.turn >= len(self.doc["question"]):
             return []
-        return [{"role": "user", "content": _said(self.doc["question"][self.turn])}]
+        return [{"role": "user", "content": _said(self.doc["question"][self.turn]) or MORE_TOOLS}]
+
+    def tools(self) -> list[dict[str, Any]]:
+        more = [tool for turn, tools in _later(self.doc).items() if int(turn) <= self.turn for tool in tools]
+        return [*self.doc["conversation"]["tools"], *more]
 
 
 def _executed(world: World, call: Call) -> str:
     if call.arguments is None:
         return "Error during execution: the arguments are no JSON object"
     return world.call(call.name, call.arguments)
+
+
+def _later(doc: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The tools that come in later turns, by the turn's number as a string (a key of JSON)."""
+    later: dict[str, list[dict[str, Any]]] = doc.get("later_tools") or {}
+    return later
 
 
 def _said(turn: Sequence[Mapping[str, Any]]) -> str:
@@ -147,11 +163,20 @@ class _Own(Splits):
 
 def _own_scenario(doc: dict[str, Any]) -> dict[str, Any]:
     tools = [tool for name in doc["involved_classes"] for tool in tools_of_world(WORLDS[name])]
-    return {"conversation": _conversation(doc, tools)}
+    return _conversation(doc, tools)
 
 
 def _conversation(doc: Mapping[str, Any], tools: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": _said(doc["question"][0])}], "tools": tools}
+    """The fields `conversation`, how it begins, and `later_tools`, what comes in addition, if anything does."""
+    said = [{"role": "user", "content": _said(doc["question"][0])}]
+    held = doc.get("missed_function", {})
+    if not held:
+        return {"conversation": {"messages": said, "tools": tools}}
+    missed = {name for names in held.values() for name in names}
+    return {
+        "conversation": {"messages": said, "tools": [tool for tool in tools if tool["name"] not in missed]},
+        "later_tools": {turn: [tool for tool in tools if tool["name"] in names] for turn, names in held.items()},
+    }
 
 
 def bfcl_splits(*, category: str, config_source: str, **where: Any) -> Splits:
@@ -182,7 +207,7 @@ class _Bfcl(Splits):
         folder = self.data / "multi_turn_func_doc"
         functions = [f for name in doc["involved_classes"] for f in read_jsonl(folder / f"{BFCL_MODULES[name]}.json")]
         truth_calls = [[_written_call(text, doc) for text in turn] for turn in truth]
-        return {"ground_truth": truth_calls, "conversation": _conversation(doc, tools_of(functions))}
+        return {"ground_truth": truth_calls, **_conversation(doc, tools_of(functions))}
 
 
 def _written_call(text: str, doc: Mapping[str, Any]) -> dict[str, Any]:

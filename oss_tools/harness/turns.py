@@ -40,7 +40,12 @@ class Talk:
         if any(message["role"] == "user" for message in following):
             self.turns.append([])
         said = tuple(message_of(message) for message in following)
-        self.conversation = replace(self.conversation, messages=(*self.conversation.messages, *messages, *said))
+        tools = self.world.tools()
+        self.conversation = replace(
+            self.conversation,
+            messages=(*self.conversation.messages, *messages, *said),
+            tools=self.conversation.tools if tools is None else tuple(tools),
+        )
         return bool(following)
 
     def answer(self) -> Answer:

@@ -11,7 +11,7 @@ import pytest
 from oss_tools.chat.tools.base import ToolError, check_arguments
 from oss_tools.errors import BadSource, MissingPackage
 from oss_tools.harness.answers import Answer, Call, Details
-from oss_tools.harness.scenarios import Scenario, World, bfcl_splits, right_turns, score, splits
+from oss_tools.harness.scenarios import MORE_TOOLS, Scenario, World, bfcl_splits, right_turns, score, splits
 from oss_tools.harness.worlds import WORLDS, Arithmetic, Files, Letters, Shop, Tasks, tools_of_world
 from oss_tools.resources import resource
 
@@ -113,6 +113,66 @@ def test_from_end_to_end(tiny_gpt_oss: Path) -> None:
             "tool_turns"
         ]
         assert found["correct,none"] == expected
+
+
+MOVE = {"name": "move_file", "arguments": {"path": "a.txt", "to": "b.txt"}}
+LATER = {
+    "id": "later_0",
+    "question": [[{"role": "user", "content": "Move a.txt to b.txt."}], [], [{"role": "user", "content": "Delete it."}]],
+    "involved_classes": ["Files"],
+    "initial_config": {"Files": {"files": {"a.txt": "x"}}},
+    "missed_function": {"1": ["move_file"], "2": ["delete_file"]},
+    "ground_truth": [[], [MOVE], [{"name": "delete_file", "arguments": {"path": "b.txt"}}]],
+}
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> dict[str, Any]:
+    """A conversation in which two functions come later, as in BFCL's multi_turn_miss_func."""
+    (tmp_path / "later.jsonl").write_text(json.dumps(LATER))
+    (doc,) = splits(config_source=str(tmp_path / "later.yaml"), files={"test": "later.jsonl"})["test"]
+    return dict(doc)
+
+
+def test_functions_that_come_later_are_not_shown_before(later: dict[str, Any]) -> None:
+    scenario = Scenario(later)
+
+    def shown() -> set[str]:
+        return {tool["name"] for tool in scenario.tools()} & {"move_file", "delete_file"}
+
+    assert not {"move_file", "delete_file"} & {tool["name"] for tool in later["conversation"]["tools"]}
+    assert shown() == set()
+    assert scenario.respond([], "I cannot.") == [{"role": "user", "content": MORE_TOOLS}]
+    assert shown() == {"move_file"}
+    assert scenario.respond([], "Moved.") == [{"role": "user", "content": "Delete it."}]
+    assert shown() == {"move_file", "delete_file"}
+    assert Scenario(DOCS[0]).tools() == DOCS[0]["conversation"]["tools"]
+
+
+def test_calls_of_functions_that_come_later_count_in_their_turn(later: dict[str, Any]) -> None:
+    first, second, third = truth_of(later)
+    assert score(later, [answer(later, [first, second, third])]) == {"correct": 1.0, "turns": 1.0}
+    assert score(later, [answer(later, [first, (), third])]) == {"correct": 0.0, "turns": pytest.approx(1 / 3)}
+
+
+def test_prompts_have_the_functions_from_their_turn_on(later: dict[str, Any], tiny_gpt_oss: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from fake_engine import FakeEngine
+    from test_engine_lm import CALL, FINAL, GREEDY, asked
+
+    from oss_tools.harness.lm import EngineLM
+
+    def answering(prompt: str) -> str:
+        turn = prompt.count("<|start|>user")
+        assert ("type move_file" in prompt, "type delete_file" in prompt) == (turn > 1, turn > 2)
+        done = prompt.rpartition("<|start|>user")[2].count("to=assistant")
+        calls = later["ground_truth"][turn - 1][done:]
+        return CALL.format(calls[0]["name"], json.dumps(calls[0]["arguments"])) if calls else FINAL.format("Well.")
+
+    lm = EngineLM(FakeEngine(tiny_gpt_oss, answering))  # type: ignore[arg-type]
+    (found,) = lm.generate_until([asked(lm, "", later, {**GREEDY, "environment": Scenario})])
+    assert score(later, [found]) == {"correct": 1.0, "turns": 1.0}
+    assert found.details.problems == ()  # the calls are known to the parser as well
 
 
 @pytest.mark.parametrize("world", WORLDS.values())
