@@ -163,7 +163,15 @@ def run(
         return
     from oss_tools.harness.run import Settings, write_record
 
-    settings = Settings(limit, seed, num_fewshot, reasoning, chat, batch, max_tokens)  # type: ignore[arg-type]
+    settings = Settings(
+        limit=limit,
+        seed=seed,
+        num_fewshot=num_fewshot,
+        effort=reasoning,  # type: ignore[arg-type]
+        chat=chat,
+        batch=batch,
+        max_tokens=max_tokens,
+    )
     where = {"device": device, "backend": backend, "threads": threads}
     engine_options = where | {"context": context, "activations": activations, "quiet": quiet}
     with graders as grader, loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
