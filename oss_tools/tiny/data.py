@@ -16,7 +16,7 @@ from oss_tools.tiny import health, math, tool_use
 from oss_tools.tiny.items import Item, Split
 
 SUITES = {"math": math.items, "health": health.items, "tool_use": tool_use.items}
-SHARES = {"math": 0.32, "health": 0.32, "tool_use": 0.36}  # of the questions
+SHARES = {"math": 0.22, "health": 0.36, "tool_use": 0.42}  # of the questions
 PADDING = 0  # a token id that no conversation holds
 STRIDE = 32
 LONGEST = 512  # tokens; longer conversations are left out

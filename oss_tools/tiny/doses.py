@@ -57,14 +57,16 @@ def multiply(a: int, b: int) -> Calculation:
 
 
 def add(a: int, b: int) -> Calculation:
-    """a + b."""
-    line = f"{a} + {b} = {a + b}."
+    """a + b of two digits: the tens first."""
+    tens, ones = b // 10 * 10, b % 10
+    line = f"{a} + {tens} = {a + tens}, {a + tens} + {ones} = {a + b}."
     return Calculation(a + b, line, line)
 
 
 def subtract(a: int, b: int) -> Calculation:
-    """a - b, not below zero."""
-    line = f"{a} - {b} = {a - b}."
+    """a - b of two digits, not below zero: the tens first."""
+    tens, ones = b // 10 * 10, b % 10
+    line = f"{a} - {tens} = {a - tens}, {a - tens} - {ones} = {a - b}."
     return Calculation(a - b, line, line)
 
 
@@ -157,7 +159,7 @@ def syrup(rng: random.Random) -> Problem:
 def per_day(rng: random.Random) -> Problem:
     """Tablets times strength times how often."""
     number, times = rng.randint(1, 3), rng.randint(2, 3)
-    strength = rng.choice([5, 10, 20, 25, 40, 50, 75, 100, 125, 150, 200, 250, 300, 325, 400, 500, 600, 750])
+    strength = rng.choice([5, 10, 20, 25, 40, 50, 75, 80, 100, 150, 200, 250, 300, 400, 500, 600])
     noun = "tablet" if number == 1 else "tablets"
     question = rng.choice(
         [
@@ -173,7 +175,7 @@ def per_day(rng: random.Random) -> Problem:
 
 def split_dose(rng: random.Random) -> Problem:
     """A daily dose in equal parts."""
-    times, dose = rng.choice([2, 3, 4, 5, 6, 8]), rng.choice([5, 10]) * rng.randint(2, 50)
+    times, dose = rng.choice([2, 3, 4, 5, 6]), rng.choice([5, 10]) * rng.randint(2, 30)
     total = times * dose
     question = rng.choice(
         [
@@ -221,7 +223,7 @@ def supply(rng: random.Random) -> Problem:
 
 def infusion(rng: random.Random) -> Problem:
     """ml per hour of an infusion."""
-    hours, rate = rng.randint(2, 9), 5 * rng.randint(4, 50)
+    hours, rate = rng.choice([2, 3, 4, 5, 6, 8]), 10 * rng.randint(2, 25)
     total = hours * rate
     question = rng.choice(
         [
@@ -290,7 +292,7 @@ def convert(rng: random.Random) -> Problem:
 
 def temperature(rng: random.Random) -> Problem:
     """Celsius to Fahrenheit and back, where both are whole."""
-    fifth = rng.randint(0, 40)
+    fifth = 2 * rng.randint(0, 20) if rng.random() < 0.7 else rng.randint(0, 24)
     celsius, fahrenheit = 5 * fifth, 9 * fifth + 32
     if rng.random() < 0.5:
         question = rng.choice([f"How many degrees F are {celsius} degrees C?", f"Convert {celsius} degrees C to degrees F."])

@@ -17,7 +17,7 @@ from oss_tools.tiny.items import Item, Split, split_of
 
 Form = Literal["choice", "short"]
 FORMS: tuple[Form, ...] = ("choice", "short")
-CHOICE_SHARE, SHORT_SHARE = 0.45, 0.30  # the rest are doses
+CHOICE_SHARE, SHORT_SHARE = 0.40, 0.22  # the rest are doses
 EFFORTS: dict[Effort, int] = {"low": 15, "medium": 65, "high": 20}  # shares
 LETTERS = "ABCD"
 

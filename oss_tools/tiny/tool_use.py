@@ -32,7 +32,8 @@ SHARES = {
     "string": 17, "integer": 8, "number": 8, "boolean": 7, "enum": 8, "list": 9, "mixed": 17,
     "abstain": 17, "after_result": 7, "calculator": 6,
 }  # fmt: skip
-MADE_UP = 0.25  # of tools: a noun that is no word, so that a tool is found by matching and not by heart
+MADE_UP = 0.35  # of tools: a noun that is no word, so that a tool is found by matching and not by heart
+SPLICED = 0.6  # of made-up words: pieces of other words
 PEOPLE_WRITE = 0.35  # of the other tools: a tool from the list in tool_words.yaml, the rest get random parameters
 
 
@@ -109,6 +110,7 @@ class _Maker:
             for key in ("places", "people", "families", "foods", "words", "booleans", "nouns")
         }
         self.words: dict[str, list[str]] = kept
+        self.letters = [w.lower() for words_of_kind in kept.values() for w in words_of_kind if w.isalpha()]
         self.known = [key for key in words["tools"] if split_of(key.split()[1]) == split]
         self.taken = (
             set(words["verbs"]) | set(words["sentence"]) | {w for key in kept for w in words[key]} | {"with", "without"}
@@ -123,9 +125,12 @@ class _Maker:
         return value
 
     def made_up(self) -> str:
-        """A word that is none: two or three syllables."""
+        """A word that is none: up to three syllables, or pieces of words, in which every piece of a word comes up."""
 
         def draw() -> str:
+            if self.rng.random() < SPLICED:
+                pieces = self.rng.choices((1, 2, 3), (1, 4, 2))[0]
+                return "".join(self._piece() for _ in range(pieces))
             syllables = self.rng.choices((1, 2, 3), (2, 10, 5))[0]
             word = "".join(self.rng.choice(ONSETS) + self.rng.choice(VOWELS) for _ in range(syllables))
             return word + self.rng.choice(CODAS)
@@ -133,6 +138,13 @@ class _Maker:
         while (word := self.held(draw)) in self.taken or len(word) < 3:
             pass
         return word
+
+    def _piece(self) -> str:
+        """Two to five letters of a word of this split."""
+        word = self.rng.choice(self.letters)
+        length = min(len(word), self.rng.randint(2, 5))
+        start = self.rng.randint(0, len(word) - length)
+        return word[start : start + length]
 
     def word(self) -> str:
         return self.rng.choice(self.words["words"]) if self.rng.random() < 0.7 else self.made_up()

@@ -47,16 +47,23 @@ class Run:
     loss: list[tuple[int, float]] = field(default_factory=list)  # step, mean loss of a wanted token since the entry before
     torch: str = str(torch.__version__)
     threads: int = 0
+    before: dict[str, Any] | None = None  # the record of the training whose weights this one began with
 
 
 def train(
-    out: Path, run: Run, resume: bool = False, stop_after: int | None = None, report: Callable[[str], None] = print
+    out: Path,
+    run: Run,
+    begin: Path | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    report: Callable[[str], None] = print,
 ) -> Run:
     """Trains and writes a Hugging Face checkpoint into `out`, with training.json, the record.
 
     Args:
         out: its folder; `out`.state is kept beside it until the end, so that an interrupted run goes on with `resume`.
         run: seed, steps, tokens of a step, learning rate.
+        begin: a checkpoint made by this, whose tokenizer is kept and whose weights (as rounded) are trained further.
         stop_after: stops at this step, to be resumed later; the schedule is that of `run.steps`.
         report: given a line every now and then.
 
@@ -64,8 +71,11 @@ def train(
     """
     torch.manual_seed(run.seed)
     run.commit, run.threads = _commit(), torch.get_num_threads()
-    content = tokenizer.train(data.texts(run.seed, TOKENIZER_TEXTS), TinyModel().config.vocab_size)
     model = TinyModel()
+    if begin:
+        content, run.before = load(begin, model)
+    else:
+        content = tokenizer.train(data.texts(run.seed, TOKENIZER_TEXTS), model.config.vocab_size)
     opts = optimizers(model, run.learning_rate)
     batches = data.batches(Tokenizer.from_str(json.dumps(content)), run.seed, run.tokens_per_step)
     state, first = out.with_name(out.name + ".state"), 0
@@ -138,6 +148,32 @@ def save(out: Path, model: TinyModel, content: dict[str, Any], run: Run) -> None
         "training.json": json.dumps(asdict(run)),
     }.items():
         (out / name).write_text(text + "\n", "utf-8")
+
+
+def load(folder: Path, model: TinyModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `save`: fills `model`, returns the contents of tokenizer.json and of the record.
+
+    Raises:
+        BadRequest: the folder has no such files, or tensors of other names or shapes.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        record = json.loads((folder / "training.json").read_text("utf-8"))
+    except OSError as error:
+        raise BadRequest(
+            f"{error.filename or folder}: {error.strerror or error}; --begin wants a folder that `train` wrote"
+        ) from None
+    for name, tensor in tensors.items():
+        if "gate_up_proj" in name:
+            tensors[name] = torch.cat([tensor[..., ::2], tensor[..., 1::2]], dim=-1)
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise BadRequest(f"{folder}: not the embedded model's shape: {str(error).splitlines()[-1].strip()}") from None
+    return content, record
 
 
 def _keep(path: Path, model: TinyModel, opts: list[torch.optim.Optimizer], step: int, run: Run) -> None:

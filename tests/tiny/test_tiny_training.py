@@ -93,6 +93,24 @@ def test_one_seed_gives_one_loss_also_across_an_interruption(quick: None, tmp_pa
     assert len(record["commit"]) >= 40
 
 
+def test_weights_are_trained_further(quick: None, tmp_path: Path) -> None:
+    first = train.train(tmp_path / "a", run(), report=lambda line: None)
+    begun, kept = TinyModel(), TinyModel()
+    content, _ = train.load(tmp_path / "a", begun)
+    train.save(tmp_path / "same", begun, content, first)
+    train.load(tmp_path / "same", kept)
+    assert all(torch.equal(a, b) for a, b in zip(begun.state_dict().values(), kept.state_dict().values(), strict=True))
+    further = train.train(tmp_path / "b", run(), begin=tmp_path / "a", report=lambda line: None)
+    assert further.loss[0][1] < first.loss[0][1] * 0.9
+    assert (further.before or {})["loss"] == json.loads((tmp_path / "a" / "training.json").read_text())["loss"]
+    assert (tmp_path / "a" / "tokenizer.json").read_text() == (tmp_path / "b" / "tokenizer.json").read_text()
+
+
+def test_further_from_what_is_no_such_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"--begin wants a folder"):
+        train.train(tmp_path / "b", run(), begin=tmp_path)
+
+
 def test_the_number_of_steps_cannot_change_once_the_rate_falls(quick: None, tmp_path: Path) -> None:
     train.train(tmp_path / "m", run(8), stop_after=6, report=lambda line: None)
     with pytest.raises(BadRequest, match="learning rate falls"):
