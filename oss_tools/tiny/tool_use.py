@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from oss_tools.chat.messages import Conversation, Effort, Message
-from oss_tools.tiny.health import facts
 from oss_tools.tiny.items import Item, Split, split_of
 
 ABSTENTION = "None of the tools can do this."
@@ -112,8 +111,6 @@ class _Maker:
         }
         self.words: dict[str, list[str]] = kept
         self.letters = [w.lower() for words_of_kind in kept.values() for w in words_of_kind if w.isalpha()]
-        if split == "train":  # the words of health too, so that no piece of a word is one that is never copied
-            self.letters += sorted({w.lower() for fact in facts() for w in re.findall(r"[A-Za-z]{4,}", fact.statement)})
         self.known = [key for key in words["tools"] if split_of(key.split()[1]) == split]
         self.taken = (
             set(words["verbs"]) | set(words["sentence"]) | {w for key in kept for w in words[key]} | {"with", "without"}
