@@ -61,7 +61,11 @@ def _entry(kinds: str) -> Callable[..., Any]:
 
 
 class Op:
-    """A kernel under a name, with its constants bound. Compiled when its address is first asked for."""
+    """A kernel under a name, with its constants bound. Compiled when its address is first asked for.
+
+    Attributes:
+        parameters: those that a record holds; `names` theirs, in order.
+    """
 
     def __init__(self, function: Callable[..., Any], **constants: Any) -> None:
         self.function = function
@@ -71,21 +75,18 @@ class Op:
         *self.parameters, team, thread = inspect.signature(function).parameters.values()
         if (team.name, thread.name) != ("team", "thread"):
             raise TypeError(f"{self.name}: the last parameters of a kernel are team and thread")
+        self.names = [p.name for p in self.parameters]
+        self._floats = [p.annotation in (float, "float") for p in self.parameters]
 
     def bind(self, **constants: Any) -> Op:
         """The same kernel with other compile-time constants."""
         return Op(self.function, **{**self.constants, **constants})
 
-    @property
-    def names(self) -> list[str]:
-        """The parameters' names, in order."""
-        return [p.name for p in self.parameters]
-
     @cached_property
     def address(self) -> int:
         """The compiled C function; takes a second or so when it is not in the cache."""
         kernel = inner(specialize(self.function, self.name, **self.constants), inline="always")
-        kinds = "".join("f" if p.annotation in (float, "float") else "i" for p in self.parameters)
+        kinds = "".join("f" if is_float else "i" for is_float in self._floats)
         entry = specialize(_entry(kinds), self.name, KERNEL=kernel)
         self._compiled = numba.cfunc(SIGNATURE, cache=True, error_model="numpy")(entry)
         return self._compiled.address
@@ -96,10 +97,10 @@ class Op:
             raise TypeError(f"{self.name}: parameters {', '.join(sorted(unknown))} are unknown or missing")
         cells = np.zeros(len(self.parameters), np.int64)
         kept = []
-        for i, p in enumerate(self.parameters):
-            cells[i] = to_cell(values[p.name], p.annotation in (float, "float"))
-            if isinstance(values[p.name], np.ndarray):
-                kept.append(values[p.name])
+        for i, (name, is_float) in enumerate(zip(self.names, self._floats, strict=True)):
+            cells[i] = to_cell(values[name], is_float)
+            if isinstance(values[name], np.ndarray):
+                kept.append(values[name])
         return cells, kept
 
 

@@ -267,8 +267,9 @@ class Engine:
         return Sequence(cache, capacity, list(sequence.tokens), sequence.saved)
 
     def _begin(self, tokens: list[int], room: int, reuse: int, stem: Stem | None) -> Sequence:
-        """A sequence for `tokens` and `room` more that has as many of the first `reuse` as the prefix cache or the stem has."""
-        if stem and len(stem.tokens) >= self.prefixes.longest(tokens[:reuse])[0]:
+        """A sequence for `tokens` and `room` more that has as many of the first `reuse` as the stem or, if those are a good deal
+        more, the prefix cache has: what a stem has is not copied."""
+        if stem and len(stem.tokens) + SHARED > self.prefixes.longest(tokens[:reuse])[0]:
             return self.fork(stem.sequence, len(tokens) - len(stem.tokens) + room)
         return self.open(tokens, room, reuse)
 
@@ -381,20 +382,25 @@ class Engine:
             self._check(request.tokens)
             if request.max_tokens < 1:
                 raise BadRequest(f"max_tokens is {request.max_tokens}, at least 1 is needed")
-        waiting, live = deque(enumerate(requests)), list[_Generation]()
+        waiting, live, held = deque(enumerate(requests)), list[_Generation](), list[Stem]()
         batch = max(min(batch, self.backend.sequences), 1)
         while waiting or live:
-            live += self._admit([waiting.popleft() for _ in range(min(batch - len(live), len(waiting)))])
+            live += self._admit([waiting.popleft() for _ in range(min(batch - len(live), len(waiting)))], held)
             yield from self._generate_one(live)
             live = [generation for generation in live if not generation.ended]
 
-    def _admit(self, requests: list[tuple[int, Request]]) -> list[_Generation]:
-        """Opens a sequence for each request; what several begin with is computed once, and now."""
+    def _admit(self, requests: list[tuple[int, Request]], held: list[Stem]) -> list[_Generation]:
+        """Opens a sequence for each request; what several begin with is computed once, and now. `held`: the last stem that was
+        found and its parents, which a request that comes alone may begin with."""
         stems = self._share([request.tokens[:-1] for _, request in requests])
-        return [
-            _Generation(self, index, request, self._begin(request.tokens, request.max_tokens, len(request.tokens) - 1, stem))
-            for (index, request), stem in zip(requests, stems, strict=True)
-        ]
+        admitted = []
+        for (index, request), stem in zip(requests, stems, strict=True):
+            if stem:
+                held[:] = stem.line()
+            begun = next((s for s in held if request.tokens[:-1][: len(s.tokens)] == s.tokens), None)
+            sequence = self._begin(request.tokens, request.max_tokens, len(request.tokens) - 1, begun)
+            admitted.append(_Generation(self, index, request, sequence))
+        return admitted
 
     def _generate_one(self, live: list[_Generation]) -> list[tuple[int, Token]]:
         """One pass: the last token of every sequence that generates, and as much as fits of the prompts of those that do not

@@ -22,6 +22,10 @@ class Stem:
     parent: Stem | None
     sequence: Any = None
 
+    def line(self) -> list[Stem]:
+        """This stem, its parent, and so on."""
+        return [self, *(self.parent.line() if self.parent else ())]
+
 
 def find_stems(beginnings: Sequence[Sequence[int]], least: int) -> tuple[list[list[Stem]], list[Stem | None]]:
     """The stems of at least `least` tokens more than their parents, level by level (parents before children), and for each of the

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest, NoRoom
 
@@ -73,6 +74,25 @@ def test_a_reused_prefix_equals_a_computed_one(engine: Engine, prompt: list[int]
     assert len(sequence.tokens) == shared
     logits = engine.prefill(sequence, other[shared:])
     assert_close(engine, logits, engine.logits(other)[-1])
+
+
+def test_requests_that_come_later_begin_with_what_the_first_have_in_common(engine: Engine, prompt: list[int]) -> None:
+    """Without the prefix cache: a beginning that two share is kept for those that take their places in the batch."""
+    beginnings = [[*prompt[:200], n, n + 1, n + 2] for n in range(6)] + [prompt[300:340]]
+    requests = [Request(tokens, max_tokens=3 + n, stop_tokens=frozenset()) for n, tokens in enumerate(beginnings)]
+    known, engine.prefixes = engine.prefixes, PrefixCache(0)
+    try:
+        before = engine.computed
+        found: dict[int, list[int]] = {n: [] for n in range(len(requests))}
+        for n, token in engine.generate_batch(requests, batch=2):
+            found[n].append(token.id)
+        generated = sum(request.max_tokens - 1 for request in requests)
+        assert engine.computed - before == 200 + 6 * 3 + 40 + generated
+        alone = [[token.id for token in engine.generate(request)] for request in requests]
+    finally:
+        engine.prefixes = known
+    if not engine.tolerance:  # type: ignore[attr-defined]
+        assert list(found.values()) == alone
 
 
 def test_scores_are_the_log_probabilities(engine: Engine, prompt: list[int]) -> None:

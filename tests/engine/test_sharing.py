@@ -37,3 +37,4 @@ def test_a_header_and_questions_with_choices() -> None:
     assert [[len(s.tokens) for s in level] for level in levels] == [[100], [140, 140, 140]]
     assert owners[:4] == [levels[1][0]] * 4
     assert owners[-1] is None
+    assert levels[1][0].line() == [levels[1][0], levels[0][0]]
