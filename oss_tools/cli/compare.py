@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Threads
+from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
 
@@ -67,7 +67,7 @@ def run(
         typer.Option(
             "--limit",
             min=1,
-            help=f"Only so many questions of each task. [default: all; {EMBEDDED_LIMIT} of the embedded model]",
+            help=f"Only so many questions of each task. [default: all; {EMBEDDED_LIMIT} where tiny takes part]",
             show_default=False,
         ),
     ] = None,
@@ -80,7 +80,7 @@ def run(
     ] = 12,
     prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="Tokens of the timed prompt.")] = 128,
     generate: Annotated[int, typer.Option("--gen", "-n", min=1, help="Tokens generated after it.")] = 64,
-    reasoning: Annotated[str, typer.Option("--reasoning", help="low, medium or high.")] = "low",
+    reasoning: Annotated[str, typer.Option("--reasoning", help="low, medium or high.")] = "medium",
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -90,8 +90,13 @@ def run(
     data: Annotated[
         Path | None, typer.Option("--data", help="A folder with TASK/SPLIT.jsonl of public sets.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of tests that resample.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", min=0, help="Which questions and chunks, where they are limited (0: the first); of resampling."
+        ),
+    ] = 0,
+    device: Device = "cpu",
     threads: Threads = 0,
     backend: BackendName = "numba",
     activations: Activations = "int8",
@@ -113,8 +118,6 @@ def run(
 ) -> None:
     if reasoning not in ("low", "medium", "high"):
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
-    if device not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"{device!r}: cpu or cuda", param_hint="--device")
     paths = list(models or [])
     finished = len(paths) > 1 or base is not None
     if finished and formats:
@@ -125,15 +128,17 @@ def run(
     judge = _judge(gate, baseline)
     from oss_tools.compare.latency import Settings as Timing
     from oss_tools.compare.pipeline import RECORD, Settings, compare_checkpoints, compare_formats
+    from oss_tools.engine.backend import backend_for
+    from oss_tools.resources import resource
 
-    embedded = model_path(EMBEDDED) if not paths else None
-    if embedded:
+    if not (paths or base) or resource("tiny/checkpoint") in (*paths, base):
         limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
-    timing = Timing(prompt, generate, repeat, threads, "cuda" if device == "cuda" else backend, activations)
+    say = (lambda line: None) if quiet else remark
+    timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations)
     settings = Settings(
         _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing  # type: ignore[arg-type]
     )  # fmt: skip
-    shared: dict[str, Any] = {"fresh": not resume, "say": (lambda line: None) if quiet else remark}
+    shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:
         if finished:
             record = compare_checkpoints(paths, settings, output, base=base, report=report, **shared)

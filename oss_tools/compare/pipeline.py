@@ -52,12 +52,12 @@ class Settings:
 
     Attributes:
         suites, tier: whose tasks are asked; none for no questions.
-        limit: the first so many questions of each task; None for all.
-        chunks: the first so many chunks of each text; None for all.
+        limit: so many questions of each task; None for all.
+        chunks: so many chunks of each text; None for all.
         reasoning: effort.
         max_tokens: of one answer with its reasoning; None for the task's own number and room for reasoning.
         data: the user's folder of public sets.
-        seed: of resampling tests.
+        seed: of the choice of these questions and chunks, of which 0 takes the first; of few-shot examples and resampling tests.
         timing: what is timed; repeat = 0 times nothing.
     """
 
@@ -65,7 +65,7 @@ class Settings:
     tier: str = "smoke"
     limit: int | None = None
     chunks: int | None = None
-    reasoning: Effort = "low"
+    reasoning: Effort = "medium"
     max_tokens: int | None = None
     data: Path | None = None
     seed: int = 0
@@ -116,7 +116,7 @@ def compare_formats(
                 return {"path": path.name, "sha256": member(recipe.name, path).sha256}
 
             members.append(_made(work.parts, about, convert, output / "models", recipe.name))
-    return work.compare(source.name, members)
+    return work.compare(_name(source), members)
 
 
 def _made(parts: Parts, about: dict[str, Any], convert: Callable[[], dict[str, str]], folder: Path, name: str) -> Member:
@@ -151,12 +151,17 @@ def compare_checkpoints(
     work = _Work(settings, output, fresh, report, say)
     work.expect(len(every))
     members = [member(name, path) for name, path in zip(_names(every), every, strict=True)]
-    return work.compare(every[0].name, members)
+    return work.compare(_name(every[0]), members)
+
+
+def _name(path: Path) -> str:
+    """A path's last part; the embedded model's own name."""
+    return "tiny" if path == resource("tiny/checkpoint") else path.resolve().name
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Their last parts; whole where two are the same."""
-    short = [path.resolve().name for path in paths]
+    """Their names; whole paths where two are the same."""
+    short = [_name(path) for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
@@ -242,7 +247,9 @@ class _Work:
         data = [file.with_name("smoke.jsonl") for file in texts]
         sums = [hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in data]
         tasks = [task.task for _, task in self.tasks]
-        return {**_pair(base, m), **self.settings.engine, "texts": sums, "tasks": tasks, "chunks": self.settings.chunks}
+        s = self.settings
+        chunks = {"chunks": s.chunks, "seed": s.seed if s.chunks else 0}
+        return {**_pair(base, m), **s.engine, "texts": sums, "tasks": tasks, **chunks}
 
     def _has_predictions(self, base: Member, m: Member) -> bool:
         return self.parts.has("predict", self._predicted(base, m))
@@ -257,7 +264,7 @@ class _Work:
                     continue
                 if not loaded:
                     engine = stack.enter_context(self._load(base))
-                    texts = passages(engine, [task for _, task in self.tasks], self.settings.chunks)
+                    texts = passages(engine, [task for _, task in self.tasks], self.settings.chunks, self.settings.seed)
                     loaded.append((BaseLogits(engine), texts))
                 self.parts.get("predict", self._predicted(base, m), partial(self._predict, *loaded[0], m, m is base))
         rows = {m.name: self.parts.get("predict", self._predicted(base, m), list) for m in members}
@@ -289,6 +296,7 @@ class _Work:
             "metric": task.metric,
             "questions": hashlib.sha256(data.read_bytes()).hexdigest() if data and data.exists() else str(s.data),
             "limit": s.limit,
+            "seed": s.seed,
             "reasoning": s.reasoning,
             "max_tokens": s.max_tokens,
         }
@@ -305,12 +313,13 @@ class _Work:
     def _answer(self, engine: Engine, m: Member, task: SuiteTask) -> dict[str, Any]:
         s = self.settings
         folder = self.output / "answers" / self.parts.key(task.task, self._asked(m, task))
-        settings = EvalSettings(limit=s.limit, seed=s.seed, effort=s.reasoning, max_tokens=s.max_tokens)
+        settings = EvalSettings(s.limit, s.seed or None, s.seed, effort=s.reasoning, max_tokens=s.max_tokens)
         with self.schedule.step("answer", f"{task.task} by {m.name}") as advance:
             return answers.answer(engine, task, settings, folder, m.identity, s.data, advance, self.say)
 
     def _timed(self, base: Member, m: Member) -> dict[str, Any]:
-        return {**_pair(base, m), **asdict(self.settings.timing), "machine": {k: str(v) for k, v in machine().items()}}
+        where = {"machine": {k: str(v) for k, v in machine().items()}, "reference": latency.REFERENCE}
+        return {**_pair(base, m), **asdict(self.settings.timing), **where}
 
     def _times(self, members: list[Member]) -> dict[str, dict[str, Any]]:
         """By name: {"own": …, "base": …}, both of the same rounds. Those that are missing take turns with the base."""
