@@ -160,7 +160,8 @@ class Device:
 
     def upload_soon(self, target: Any, pinned: np.ndarray, start: int = 0) -> None:
         """The same from pinned memory, which is not to be changed until the stream has come so far."""
-        target[start : start + pinned.size].copy_to_device(pinned, stream=self.stream)
+        part = target if pinned.size == target.size else target[start : start + pinned.size]
+        part.copy_to_device(pinned, stream=self.stream)
 
     def download(self, source: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A copy of elements [start, stop), when all work before it is done."""
@@ -204,8 +205,12 @@ class Device:
     def event(self) -> Any:
         """A mark in the stream, made now."""
         event = cuda.event()
-        event.record(self.stream)
+        self.mark(event)
         return event
+
+    def mark(self, event: Any) -> None:
+        """Moves a mark here."""
+        event.record(self.stream)
 
     def copy_bandwidth(self, size: int = COPIED, rounds: int = 5) -> float:
         """Bytes per second, read and written, of a copy from the device to itself; less is copied if less is free."""

@@ -25,6 +25,7 @@ class CudaMissing(RuntimeError):
     """The driver or the device that kernels need is not there, or fails; the message is one line."""
 
 
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a choice of one token needs few blocks
 SIMULATED = bool(config.ENABLE_CUDASIM)
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))  # what the kernels are compiled for in tests
 OLDEST = (8, 0)  # bf16 matrix instructions

@@ -49,6 +49,20 @@ class Run:
     start: int
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How a token is drawn from its logits' softmax: the seed and the position decide which, whatever else is in the pass.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the largest.
+        seed, position: uint32 and int32.
+    """
+
+    temperature: float
+    seed: int
+    position: int
+
+
 class Backend(ABC):
     """A model on a device.
 
@@ -60,9 +74,11 @@ class Backend(ABC):
         sequences: the most runs in one `run`.
         recent: so many of the last positions can be read from a cache whatever else was run.
         vocabulary: tokens that have a logit.
+        draws: whether it draws tokens itself, by `drawn`.
     """
 
     name: ClassVar[str] = ""
+    draws: ClassVar[bool] = False
     chunk: int
     rows: int
     sequences: int
@@ -113,6 +129,10 @@ class Backend(ABC):
     def likeliest(self, rows: np.ndarray) -> np.ndarray:
         """The tokens with the largest of those logits, int [n]."""
         return self.logits(rows).argmax(-1)
+
+    def drawn(self, rows: np.ndarray, draws: list[Draw]) -> np.ndarray:
+        """A token for each of those rows, int [n], chosen where the logits are. Only where `draws` is true."""
+        raise NotImplementedError
 
     @abstractmethod
     def read_cache(self, cache: Any, start: int, stop: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.engine.backend import Backend, Options, Progress, Run
+from oss_tools.engine.backend import Backend, Draw, Options, Progress, Run
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Rope
@@ -64,16 +64,15 @@ class Numbers:
         self.host = device.pinned(size, np.int32)
         self.host[:] = 0
         self.numbers = device.zeros(size, np.int32)
-        self._under_way: Any = None
+        self._under_way = device.event()
 
     def wait(self) -> None:
         """Until the host's memory may be changed again."""
-        if self._under_way is not None:
-            self._under_way.synchronize()
+        self._under_way.synchronize()
 
     def send(self) -> None:
         self.device.upload_soon(self.numbers, self.host)
-        self._under_way = self.device.event()
+        self.device.mark(self._under_way)
 
 
 class Step(Numbers):
@@ -188,6 +187,7 @@ class CudaBackend(Backend):
     """The CUDA kernels on the first GPU."""
 
     name = "cuda"
+    draws = True
     chunk = CHUNK
     rows = OUTPUTS
     sequences = SEQUENCES
@@ -361,13 +361,46 @@ class CudaBackend(Backend):
 
     def likeliest(self, rows: np.ndarray) -> np.ndarray:
         """Chosen on the device: four bytes a row are sent."""
-        logits, found = self._logits_of(rows), self.buffer("likeliest", OUTPUTS, np.int32)
-        state, greedy = self.buffer("likeliest state", 2, np.int32), self.buffer("likeliest settings", 1, np.float32)
-        unused = self.buffer("likeliest history", 1, np.int32)
+        if len(rows) > 1:
+            return self.drawn(rows, [Draw(0, 0, 0)] * len(rows))
+        graph = self._graph("likeliest", self._choose_likeliest)
+        self._bring(int(rows[0]))
+        graph.replay()
+        return self.device.download(self._choices, 0, 1)
+
+    def drawn(self, rows: np.ndarray, draws: list[Draw]) -> np.ndarray:
+        logits = self._logits_of(rows)
+        states, settings = self.buffer("draw states", 2 * OUTPUTS, np.int32), self.buffer("draws", OUTPUTS, np.float32)
+        self.device.upload(states, np.array([(d.position, d.seed) for d in draws], np.int64).astype(np.int32).reshape(-1))
+        inverse = [1 / d.temperature if d.temperature > 0 else 0 for d in draws]
+        self.device.upload(settings, np.array(inverse, np.float32))
         for i in range(len(rows)):
             row = logits[i * self.vocabulary : (i + 1) * self.vocabulary]
-            self._launch_choice(row, state, greedy, found[i : i + 1], unused)
-        return self.device.download(found, 0, len(rows))
+            state, place = states[2 * i : 2 * i + 2], self._choices[i : i + 1]
+            self._launch_choice(row, state, settings[i : i + 1], place, self._unused)
+        return self.device.download(self._choices, 0, len(rows))
+
+    def _choose_likeliest(self) -> None:
+        """The logits after the one token in hand, and the largest."""
+        self._head.play()
+        state, greedy = self.buffer("likeliest state", 2, np.int32), self.buffer("likeliest settings", 1, np.float32)
+        self._launch_choice(self._logits.array, state, greedy, self._choices, self._unused)
+
+    @property
+    def _choices(self) -> Any:
+        """Chosen tokens, [OUTPUTS]."""
+        return self.buffer("choices", OUTPUTS, np.int32)
+
+    @property
+    def _unused(self) -> Any:
+        """Where tokens are written that nobody looks for."""
+        return self.buffer("unused", 1, np.int32)
+
+    def _bring(self, row: int) -> None:
+        """Has the hidden states of a row of the last pass where the head of one token takes them."""
+        if self._last != 1:
+            source, columns = self._kept if self._last else self._states.array, self._x.columns
+            self.device.copy(self._x.array, source[row * columns : (row + 1) * columns])
 
     def _logits_of(self, rows: np.ndarray) -> Any:
         """Logits of these rows of the last pass, on the device, one row behind another."""
@@ -377,9 +410,7 @@ class CudaBackend(Backend):
             return self._rows_logits.array
         for i, row in enumerate(rows.tolist()):
             graph = self._graph("head", self._head.play)
-            if self._last != 1:
-                source, columns = self._kept if self._last else self._states.array, self._x.columns
-                self.device.copy(self._x.array, source[row * columns : (row + 1) * columns])
+            self._bring(row)
             graph.replay()
             if len(rows) > 1:
                 together = self.buffer("rows of logits", OUTPUTS * self.vocabulary, np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine import memory
-from oss_tools.engine.backend import Backend, OnCompile, Options, Progress, Run, backend_class
+from oss_tools.engine.backend import Backend, Draw, OnCompile, Options, Progress, Run, backend_class
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
 from oss_tools.engine.sharing import Stem, find_stems
@@ -416,9 +416,11 @@ class Engine:
                 del generation.ahead[: len(part)]
         self._run(parts)
         chosen: list[tuple[int, Token]] = []
-        if all(g.is_greedy for g in ready):  # which a GPU does without sending the logits
+        if all(g.is_greedy or (g.is_drawn and self.backend.draws) for g in ready):  # a GPU does not send the logits
             for at in range(0, len(rows), self.backend.rows):
-                found = self.backend.likeliest(np.array(rows[at : at + self.backend.rows], np.int64))
+                found = self._choose(
+                    ready[at : at + self.backend.rows], np.array(rows[at : at + self.backend.rows], np.int64)
+                )
                 chosen += [(g.index, g.take(int(t))) for g, t in zip(ready[at:], found, strict=False)]
             rows = []
         for logits in self._logits(np.array(rows, np.int64)):
@@ -428,6 +430,12 @@ class Engine:
                 self.save(generation.sequence)
         return chosen
 
+    def _choose(self, ready: list[_Generation], rows: np.ndarray) -> np.ndarray:
+        """The next token of each, chosen by the backend."""
+        if all(g.is_greedy for g in ready):
+            return self.backend.likeliest(rows)
+        return self.backend.drawn(rows, [g.draw for g in ready])
+
 
 class _Generation:
     """A request being worked on."""
@@ -436,6 +444,7 @@ class _Generation:
         self.index, self.request, self.sequence = index, request, sequence
         self.ahead = request.tokens[len(sequence.tokens) :]  # what the next passes are given
         self.sampler = Sampler(request.sampling, set(request.tokens))
+        self.seed = int(np.random.default_rng(request.sampling.seed).integers(1 << 31))  # for a backend that draws
         has_text = engine.has_text
         self.stream = engine.text.stream(request.stop) if has_text else None
         own = engine.text.stop_tokens if has_text else frozenset()
@@ -449,6 +458,17 @@ class _Generation:
         """Whether the likeliest token is all that is asked for."""
         s = self.request.sampling
         return s.temperature == 0 and s.repetition_penalty == 1.0 and self.request.logprobs is None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the token is drawn from all there are, and nothing but the token is asked for."""
+        s = self.request.sampling
+        plain = s.repetition_penalty == 1.0 and s.top_k == 0 and s.top_p == 1.0 and s.min_p == 0.0
+        return plain and self.request.logprobs is None
+
+    @property
+    def draw(self) -> Draw:
+        return Draw(self.request.sampling.temperature, self.seed, len(self.sequence.tokens) - 1)
 
     def choose(self, logits: np.ndarray) -> Token:
         """The next token from logits [vocabulary]; sets `ended` on the last one."""

@@ -68,6 +68,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(log_softmax(a) - log_softmax(b)).mean())
 
 
+@pytest.mark.slow
 def test_float32_is_exact(tiny_gpt_oss: Path, exact: Engine, prompt: list[int]) -> None:
     """Token by token, past the window of 16; and the same weights give the same tokens."""
     engine = Engine.load(tiny_gpt_oss, backend="cuda", activations="f32", context=CONTEXT)
@@ -76,6 +77,7 @@ def test_float32_is_exact(tiny_gpt_oss: Path, exact: Engine, prompt: list[int]) 
     assert [t.id for t in engine.generate(request)] == [t.id for t in exact.generate(request)]
 
 
+@pytest.mark.slow
 def test_prompts_and_steps_agree(engine: Engine, exact: Engine, prompt: list[int]) -> None:
     """A prompt goes through the tensor cores, a step through int8 products: both near to the truth, and to each other."""
     wanted = exact.logits(prompt[:70])
@@ -89,6 +91,7 @@ def test_prompts_and_steps_agree(engine: Engine, exact: Engine, prompt: list[int
     assert difference(rows[0], whole[65]) < 0.02  # the head of many rows rounds them to bfloat16
 
 
+@pytest.mark.slow
 def test_several_sequences_in_one_pass(engine: Engine, prompt: list[int]) -> None:
     sequences = [engine.open(prompt[:n], room=4, reuse=0) for n in (3, 40)]
     for sequence, n in zip(sequences, (3, 40), strict=True):
@@ -100,6 +103,7 @@ def test_several_sequences_in_one_pass(engine: Engine, prompt: list[int]) -> Non
     assert engine.likeliest(sequences, [7, 8]).shape == (2,)
 
 
+@pytest.mark.slow
 def test_many_sequences_outgrow_the_pool(engine: Engine, prompt: list[int]) -> None:
     """Pages move to larger memory; what was recorded before is recorded anew."""
     first = engine.open(prompt[:20], room=4, reuse=0)
@@ -114,6 +118,7 @@ def test_many_sequences_outgrow_the_pool(engine: Engine, prompt: list[int]) -> N
     np.testing.assert_array_equal(after, engine.step([again], [9])[0])
 
 
+@pytest.mark.slow
 def test_reused_and_forked_beginnings(engine: Engine, prompt: list[int]) -> None:
     tokens = prompt[:90]
     first = engine.open(tokens, reuse=0)
@@ -132,6 +137,7 @@ def test_reused_and_forked_beginnings(engine: Engine, prompt: list[int]) -> None
     )
 
 
+@pytest.mark.slow
 def test_the_device_chooses_by_itself(engine: Engine, prompt: list[int]) -> None:
     """Steps that follow each other without the host give what the engine gives step by step."""
     backend: Any = engine.backend
@@ -145,13 +151,37 @@ def test_the_device_chooses_by_itself(engine: Engine, prompt: list[int]) -> None
     assert ((drawn >= 0) & (drawn < backend.vocabulary)).all()
 
 
-def test_sampling_and_logprobs_take_the_logits(engine: Engine, prompt: list[int]) -> None:
+@pytest.mark.slow
+def test_draws_are_made_on_the_device(engine: Engine, prompt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the logits; the seed alone decides, also beside others."""
+
+    def drawn(*requests: Request) -> list[list[int]]:
+        tokens: list[list[int]] = [[] for _ in requests]
+        for i, token in engine.generate_batch(list(requests)):
+            tokens[i].append(token.id)
+        return tokens
+
+    monkeypatch.setattr(engine.backend, "logits", None)  # nobody asks
+    request = Request(prompt[:10], 3, Sampling(temperature=3.0, seed=5), stop_tokens=frozenset())
+    greedy = Request(prompt[:12], 3, stop_tokens=frozenset())
+    other = Request(prompt[:10], 3, Sampling(temperature=3.0, seed=6), stop_tokens=frozenset())
+    (alone,), (likeliest,) = drawn(request), drawn(greedy)
+    together = drawn(greedy, request, other)
+    assert together[:2] == [likeliest, alone]
+    assert together[2] != alone
+
+
+@pytest.mark.slow
+def test_rules_and_logprobs_take_the_logits(engine: Engine, prompt: list[int]) -> None:
     greedy = [t.id for t in engine.generate(Request(prompt[:10], 2, stop_tokens=frozenset()))]
     told = list(engine.generate(Request(prompt[:10], 2, stop_tokens=frozenset(), logprobs=1)))
     assert [t.id for t in told] == greedy == [t.top[0][0] for t in told]
-    assert list(engine.generate(Request(prompt[:10], 2, Sampling(temperature=1.0, seed=3), stop_tokens=frozenset())))
+    assert list(
+        engine.generate(Request(prompt[:10], 2, Sampling(temperature=1.0, top_k=3, seed=3), stop_tokens=frozenset()))
+    )
 
 
+@pytest.mark.slow
 def test_measurements(engine: Engine) -> None:
     backend: Any = engine.backend
     assert backend.device_memory()["allocated"] >= backend.device.allocated > 0

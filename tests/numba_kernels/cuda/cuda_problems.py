@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pytest
 
 from numba_kernels.cuda.blocks import LAYOUTS
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
+
+
+def rest_slow(cases: Sequence[Any], *quick: Any) -> list[Any]:
+    """The cases as parameters of a test, those marked slow that are not among the quick ones."""
+    return [case if case in quick else pytest.param(*_parameters(case), marks=pytest.mark.slow) for case in cases]
+
+
+def _parameters(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
 
 
 @dataclass

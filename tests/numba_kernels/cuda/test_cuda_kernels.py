@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from carry_out import poison, run, where
-from cuda_problems import as_the_kernel_sees, floats, matrix
+from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
@@ -18,6 +18,7 @@ from numba_kernels.reference import ops
 WARPS = 2
 EPSILON = np.float32(1e-5)
 FORMATS = [(f, a) for f in LAYOUTS for a in (("f32",) if LAYOUTS[f].is_float else ("int8", "f32"))]
+QUICK = [(f, "int8") for f in ("mxfp4", "int8", "q8_0", "q4_0")] + [("bf16", "f32")]
 SLOW = where() == "simulator"
 
 
@@ -34,7 +35,7 @@ def assert_near(got: np.ndarray, wanted: np.ndarray, tolerance: float = 3e-6) ->
 # ---- matrix × vector ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("format", "activations"), FORMATS)
+@pytest.mark.parametrize(("format", "activations"), rest_slow(FORMATS, *QUICK))
 def test_matvec(format: str, activations: str, rng: np.random.Generator) -> None:
     """Rows that are odd in number and columns that end within a warp's chunks; 1 and 5 blocks."""
     for rows, columns, grid in [(5, 384, 1)] if SLOW else [(21, 384, 1), (37, 1152, 5)]:
@@ -92,7 +93,7 @@ def test_the_least_scale_of_mxfp4(rng: np.random.Generator) -> None:
 # ---- experts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("experts", "top", "grid"), [(5, 3, 2), (40, 4, 3), (2, 2, 1)])
+@pytest.mark.parametrize(("experts", "top", "grid"), rest_slow([(5, 3, 2), (40, 4, 3), (2, 2, 1)], (40, 4, 3)))
 def test_route(experts: int, top: int, grid: int, rng: np.random.Generator) -> None:
     kernel = route_kernel(Shape("bf16", 72, "int8"), experts=experts, top=top, norm=True, bias=True, warps=WARPS)
     m, x, weight, bias = matrix("bf16", experts, 72, rng), floats(rng, 72), floats(rng, 72), floats(rng, experts)
@@ -126,7 +127,7 @@ def test_equal_logits_and_nan_give_experts_that_exist(rng: np.random.Generator) 
 EXPERTS = [("mxfp4", "int8", 3), ("mxfp4", "f32", 4), ("bf16", "f32", 3), ("q8_0", "int8", 1), ("int8", "int8", 2)]
 
 
-@pytest.mark.parametrize(("format", "activations", "top"), EXPERTS)
+@pytest.mark.parametrize(("format", "activations", "top"), rest_slow(EXPERTS, EXPERTS[0], EXPERTS[2]))
 def test_experts(format: str, activations: str, top: int, rng: np.random.Generator) -> None:
     experts, hidden, inner = 5, 64, 96
     first, second = matrix(format, experts * 2 * inner, hidden, rng), matrix(format, experts * hidden, inner, rng)
@@ -152,7 +153,7 @@ def test_experts(format: str, activations: str, top: int, rng: np.random.Generat
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", LAYOUTS)
+@pytest.mark.parametrize("format", rest_slow(list(LAYOUTS), "mxfp4", "q4_0", "int8", "bf16"))
 def test_embed(format: str, rng: np.random.Generator) -> None:
     """Tokens that do not exist read no memory that does not."""
     columns = 128 if format == "int8_g128" else 96
@@ -212,8 +213,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES[:2] if SLOW else CASES, ids=str)
-@pytest.mark.parametrize("position", [5, 64] if SLOW else [0, 5, 63, 64, 200, 333])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in CASES[::2] else pytest.mark.slow, id=str(c)) for c in CASES]
+)
+@pytest.mark.parametrize("position", [5, 64] if SLOW else rest_slow([0, 5, 63, 64, 200, 333], 0, 64, 200))
 def test_attend(case: tuple, position: int, rng: np.random.Generator) -> None:
     """Around pages' ends, with windows that begin within a page, over pages that lie anywhere and held NaN before."""
     queries, kv, size, window, element, sinks = case

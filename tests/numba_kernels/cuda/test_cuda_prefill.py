@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from carry_out import poison, run, where
-from cuda_problems import floats, matrix
+from cuda_problems import floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
@@ -55,9 +55,10 @@ def assert_near(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
 
 
 CASES = [("mxfp4", 288, 8)] if SLOW else [(f, {"int8_g128": 384}.get(f, 352), n) for f in LAYOUTS for n in (8, 64)]
+QUICK = [("mxfp4", 352, 64), ("q8_0", 352, 8), ("bf16", 352, 8)]
 
 
-@pytest.mark.parametrize(("format", "columns", "tokens"), CASES)
+@pytest.mark.parametrize(("format", "columns", "tokens"), rest_slow(CASES, *QUICK))
 def test_matmul(format: str, columns: int, tokens: int, rng: np.random.Generator) -> None:
     """Rows and tokens that end within a block; two slabs of columns, the second not full."""
     rows, count = 37, tokens + 3
@@ -98,7 +99,7 @@ def test_gated(rows: int, rng: np.random.Generator) -> None:
     assert_near(values(out, rows // 2), ops.silu_gate(both[:, ::2], both[:, 1::2]), 5e-3)
 
 
-@pytest.mark.parametrize(("format", "experts", "tokens"), [("mxfp4", 5, 11), ("bf16", 3, 4)])
+@pytest.mark.parametrize(("format", "experts", "tokens"), rest_slow([("mxfp4", 5, 11), ("bf16", 3, 4)], ("mxfp4", 5, 11)))
 def test_experts(format: str, experts: int, tokens: int, rng: np.random.Generator) -> None:
     """The whole layer: sorting, both projections with tiles of 8, and putting together. Some experts get nothing."""
     top, hidden, inner = 2, 64, 96
@@ -148,7 +149,9 @@ def test_rounding(columns: int, rng: np.random.Generator) -> None:
 HEADS = [(8, 2, 32, None, True), (3, 1, 16, None, False), (8, 1, 64, 20, True), (4, 4, 48, 70, True)]
 
 
-@pytest.mark.parametrize("case", HEADS[:1] if SLOW else HEADS, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in HEADS[::2] else pytest.mark.slow, id=str(c)) for c in HEADS]
+)
 def test_attention(case: tuple, rng: np.random.Generator) -> None:
     """Two sequences at once, one that begins and one that goes on, over pages that lie anywhere and held NaN before."""
     queries, kv, size, window, sinks = case

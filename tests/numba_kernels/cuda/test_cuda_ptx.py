@@ -10,6 +10,12 @@ from numba_kernels.cuda.seam import ARCHITECTURES, SIMULATED
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="needs PTX")
 EXAMPLES = [] if SIMULATED else list(examples())
+QUICK = [
+    "matvec mxfp4 × int8", "matvec q8_0 × int8", "router of 128", "gate and up mxfp4 × int8", "down mxfp4 × int8",
+    "attention bf16, window 128", "choice of a token", "matmul mxfp4 × 64 tokens", "experts' gate and up mxfp4",
+    "attention of many tokens, window None",
+]  # fmt: skip
+HOPPER = [pytest.param(e, marks=() if e.name in QUICK else pytest.mark.slow, id=e.name) for e in EXAMPLES]
 SHARED_LIMIT = 48 << 10  # bytes of a block, without asking for more
 
 
@@ -26,9 +32,13 @@ def check(example: Example, architecture: tuple[int, int]) -> None:
     assert resources.registers * example.kernel.threads <= 65536 // 2  # two blocks fit into a multiprocessor
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
+@pytest.mark.parametrize("example", HOPPER)
 def test_hopper(example: Example) -> None:
     check(example, (9, 0))
+
+
+def test_quick_examples_exist() -> None:
+    assert set(QUICK) <= {example.name for example in EXAMPLES}
 
 
 @pytest.mark.slow

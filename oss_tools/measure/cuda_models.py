@@ -1,0 +1,306 @@
+"""Models on a GPU: what they say beside the engine on the CPU, and how fast they are."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oss_tools.convert.synth import Shape, load_shape
+from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.sampling import log_softmax
+from oss_tools.measure.fidelity import measure_rows
+from oss_tools.measure.peak import own_peak
+from oss_tools.measure.synthetic import SyntheticCheckpoint
+from oss_tools.models import Checkpoint, open_checkpoint
+from oss_tools.resources import resource
+
+Findings = Iterator[dict[str, Any]]
+
+# ---- right or wrong -------------------------------------------------------------------------------------------------
+
+EXACT = 2e-3  # the largest difference of a log-probability with float32 on both sides
+NEAR_KLD, NEAR_TOP = (
+    0.02,
+    0.9,
+)  # nats per token, and share of the same likeliest tokens, where both sides round in their own ways
+TEXTS = (
+    "What is 47 + 38?",
+    "A child weighs 20 kg. The dose is 15 mg per kg. How many mg is one dose?",
+    "Which vitamin does the skin make in sunlight?",
+    "The tide had gone out, and the boats lay on their sides in the mud.",
+)
+GREEDY = 24  # tokens
+CONTEXT = 256
+SMALL = {"hidden_size": 96, "intermediate_size": 160, "vocab_size": 331, "sliding_window": 17, "head_dim": 48}
+SHAPES: dict[str, tuple[dict[str, Any], str]] = {  # what differs from gpt-oss-tiny, and the recipe
+    "20b's widths": ({
+        "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128, "vocab_size": 10007,
+    }, "mxfp4"),
+    "20b's widths, q8_0": ({
+        "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "num_local_experts": 16, "num_experts_per_tok": 4, "sliding_window": 128, "vocab_size": 10007,
+    }, "mxfp4-q8"),
+    "tails": (SMALL | {"num_local_experts": 7, "num_attention_heads": 6, "num_key_value_heads": 2}, "mxfp4"),
+    "128 experts": ({"num_local_experts": 128, "num_experts_per_tok": 4, "vocab_size": 997}, "mxfp4"),
+    "one expert of three": ({"num_local_experts": 3, "num_experts_per_tok": 1, "num_key_value_heads": 1}, "mxfp4"),
+    "int8": ({"num_local_experts": 5}, "int8"),
+    "q4_0": ({"num_local_experts": 5}, "q4_0"),
+    "bf16": (SMALL | {"num_local_experts": 5, "num_attention_heads": 4, "num_key_value_heads": 4}, "bf16"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt whose logits are compared all at once, of one that goes token by token in float32, and steps after
+    the first."""
+
+    whole: int = 600
+    singly: int = 40
+    steps: int = 8
+
+
+LENGTHS = Lengths()
+
+
+def shape_like(changes: dict[str, Any]) -> Shape:
+    """gpt-oss-tiny with other numbers."""
+    shape = load_shape("gpt-oss-tiny")
+    config = shape.config | changes
+    return replace(shape, config=config | {"experts_per_token": config["num_experts_per_tok"]})
+
+
+def load(checkpoint: Checkpoint, backend: str, context: int, activations: str = "int8") -> Engine:
+    return Engine.load(checkpoint, backend=backend, context=context, activations=activations, prefix_budget=0)
+
+
+def embedded_model(model: Path | None = None, texts: Sequence[str] = TEXTS, greedy: int = GREEDY) -> Findings:
+    """The embedded model's logits after every token of some texts, and its greedy answers, on both devices."""
+    with open_checkpoint(model or resource("tiny/checkpoint")) as checkpoint:
+        exact = load(checkpoint, "numba", CONTEXT, "f32")
+        prompts = [exact.text.encode(text) for text in texts]
+        wanted = [exact.logits(tokens) for tokens in prompts]
+        answers = [greedy_tokens(exact, tokens, greedy) for tokens in prompts]
+        found: dict[str, Any] = {
+            "float32": {"limit": EXACT},
+            "int8": {"limits": {"mean_kld": NEAR_KLD, "same_top": NEAR_TOP}},
+        }
+        for name, activations in (("float32", "f32"), ("int8", "int8")):
+            engine = load(checkpoint, "cuda", CONTEXT, activations)
+            logits = [engine.logits(tokens) for tokens in prompts]
+            given = [greedy_tokens(engine, tokens, greedy) for tokens in prompts]
+            found[name] |= nearness(np.concatenate(logits), np.concatenate(wanted)) | {
+                "greedy_tokens": sum(map(len, answers)),
+                "greedy_same": sum(same_beginning(a, b) for a, b in zip(answers, given, strict=True)),
+                "texts": [
+                    {"cpu": exact.text.decode(a), "cuda": exact.text.decode(b)} for a, b in zip(answers, given, strict=True)
+                ],
+            }
+            yield found
+    float32, int8 = found["float32"], found["int8"]
+    exactly = float32["largest_difference"] <= EXACT and float32["greedy_same"] == float32["greedy_tokens"]
+    yield {
+        "passed": bool(exactly and is_near(int8)),
+        "summary": f"float32: largest difference {float32['largest_difference']:.1e}, {float32['greedy_same']} of "
+        f"{float32['greedy_tokens']} greedy tokens the same; int8: KLD {int8['mean_kld']:.4f}, same top {int8['same_top']:.1%}, "
+        f"{int8['greedy_same']} greedy tokens the same",
+    }
+
+
+def random_shapes(shapes: dict[str, tuple[dict[str, Any], str]] = SHAPES, lengths: Lengths = LENGTHS) -> Findings:
+    """Random gpt-oss models of several shapes and formats, on both devices."""
+    cases: dict[str, Any] = {}
+    for name, (changes, recipe) in shapes.items():
+        cases[name] = compare_shape(shape_like(changes), recipe, lengths)
+        yield {"cases": cases}
+    wrong = [name for name, case in cases.items() if not case["passed"]]
+    worst = np.max([case["float32"]["largest_difference"] for case in cases.values()])
+    furthest = np.max([case["prompt"]["mean_kld"] for case in cases.values()])
+    yield {
+        "passed": not wrong,
+        "summary": f"{len(cases)} shapes, wrong: {', '.join(wrong) or 'none'}; float32: largest difference {worst:.1e}; prompts "
+        f"through the tensor cores: KLD {furthest:.5f} or less",
+    }
+
+
+def compare_shape(shape: Shape, recipe: str, lengths: Lengths) -> dict[str, Any]:
+    """One random model: float32 token by token, a prompt through the tensor cores, and steps after it."""
+    seed = time.time_ns() % (1 << 31)
+    checkpoint, rng = SyntheticCheckpoint(shape, recipe, seed), np.random.default_rng(seed)
+    context = lengths.whole + lengths.steps + 64
+    exact = load(checkpoint, "numba", context, "f32")
+    tokens = rng.integers(0, exact.backend.vocabulary, lengths.whole + lengths.steps).tolist()
+    wanted = exact.logits(tokens)
+    with load(checkpoint, "cuda", context, "f32") as engine:
+        float32 = nearness(engine.logits(tokens[: lengths.singly]), wanted[: lengths.singly])
+        greedy = [greedy_tokens(e, tokens[:5], lengths.steps) for e in (exact, engine)]
+    with load(checkpoint, "cuda", context) as engine:
+        prompt = nearness(engine.logits(tokens[: lengths.whole]), wanted[: lengths.whole])
+        sequence = engine.open(tokens, reuse=0)
+        engine.prefill(sequence, tokens[: lengths.whole])
+        rows = [engine.step([sequence], [token])[0].copy() for token in tokens[lengths.whole :]]
+    steps = nearness(np.array(rows), wanted[lengths.whole :])
+    exactly = float32["largest_difference"] <= EXACT and greedy[0] == greedy[1]
+    return {
+        "recipe": recipe, "seed": seed, "float32": float32, "prompt": prompt, "steps": steps, "greedy_tokens": lengths.steps,
+        "greedy_same": same_beginning(*greedy),
+        "passed": bool(exactly and is_near(prompt) and steps["mean_kld"] <= NEAR_KLD),
+    }  # fmt: skip
+
+
+def greedy_tokens(engine: Engine, prompt: list[int], count: int) -> list[int]:
+    return [token.id for token in engine.generate(Request(prompt, count, stop_tokens=frozenset()))]
+
+
+def same_beginning(a: list[int], b: list[int]) -> int:
+    """How many tokens two answers have in common before they differ."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
+def nearness(logits: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """The largest difference of any log-probability, the mean Kullback–Leibler divergence in nats, and the share of positions
+    with the same likeliest token."""
+    positions = measure_rows(wanted, logits, wanted.argmax(-1))
+    return {
+        "largest_difference": float(np.abs(log_softmax(logits) - log_softmax(wanted)).max()),
+        "mean_kld": float(positions.kld.mean()),
+        "same_top": float(positions.same_top.mean()),
+    }
+
+
+def is_near(found: dict[str, Any]) -> bool:
+    """Whether this is what rounding may do."""
+    return found["mean_kld"] <= NEAR_KLD and found["same_top"] >= NEAR_TOP
+
+
+# ---- how fast -------------------------------------------------------------------------------------------------------
+
+ROUNDS = 3
+TARGETS = {  # on an H100
+    "gpt-oss-20b": {"decode_tokens_per_second": 450, "prompt_tokens_per_second": 5000},
+    "gpt-oss-120b": {"decode_tokens_per_second": 330, "device_bytes": 78 << 30},
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed: prompts of so many tokens, and generation behind so many others, so many tokens a round."""
+
+    prompts: tuple[int, ...] = (512, 2048)
+    depths: tuple[int, ...] = (0, 4096)
+    generate: int = 64
+
+    @property
+    def context(self) -> int:
+        return max(*self.prompts, max(self.depths) + 1 + (2 * ROUNDS + 2) * self.generate)
+
+
+WORK = Work()
+
+
+def speed(shape: str | Shape, recipe: str = "", work: Work = WORK) -> Findings:
+    """Synthetic weights of a published shape, drawn by the host while they are loaded: generation, prompts, memory. Raises NoRoom
+    where they do not fit."""
+    checkpoint = SyntheticCheckpoint(load_shape(shape) if isinstance(shape, str) else shape, recipe)
+    began = time.perf_counter()
+    engine = load(checkpoint, "cuda", work.context)
+    loaded = time.perf_counter() - began
+    backend: Any = engine.backend
+    facts = backend.facts()
+    yield {
+        "facts": facts, "parameters": checkpoint.parameters, "stored_bytes": checkpoint.nbytes, "load_seconds": loaded,
+        "host_peak_bytes": own_peak(),
+    }  # fmt: skip
+    copy = backend.ceilings()
+    yield {"copy_bytes_per_second": copy["read"], "matrix_vector_bytes_per_second": copy["multiply"]}
+    generation, prompts = [], []
+    for depth in work.depths:
+        generation.append(timed_generation(engine, depth, work.generate, copy["read"]))
+        yield {"generation": generation}
+    for length in work.prompts:
+        prompts.append(timed_prompt(engine, length))
+        yield {"prompts": prompts}
+    memory = backend.device_memory()
+    first, last = generation[0], prompts[-1]
+    reached = {
+        "decode_tokens_per_second": first["tokens_per_second"],
+        "prompt_tokens_per_second": last["tokens_per_second"],
+        "device_bytes": memory["used"],
+    }
+    yield {
+        "device_memory": memory,
+        "targets_on_an_h100": {
+            name: {"wanted": wanted, "reached": reached[name]}
+            for name, wanted in TARGETS.get(checkpoint.path.name, {}).items()
+        },
+        "summary": f"{facts['device']}: {first['tokens_per_second']:.0f} tokens/s, {first['share_of_copy']:.0%} of the copy's "
+        f"bandwidth; prompt {last['tokens_per_second']:.0f} tokens/s; {memory['used'] / 1e9:.1f} GB of its memory",
+    }
+
+
+def timed_generation(engine: Engine, depth: int, count: int, copy: float) -> dict[str, Any]:
+    """Tokens per second behind `depth` others: chosen and fed on by the device alone, and step by step through the engine."""
+    backend: Any = engine.backend
+    sequence = filled(engine, depth, (2 * ROUNDS + 2) * count)
+    start = len(sequence.tokens)
+    alone = []
+    for round_number in range(ROUNDS + 1):
+        passed = backend.stopwatch()
+        backend.enqueue(sequence.cache, 1, start + round_number * count, count)
+        alone.append(passed())
+    steps = []
+    for _ in range(ROUNDS):
+        for token in some_tokens(engine, count):
+            passed = backend.stopwatch()
+            engine.likeliest([sequence], [token])
+            steps.append(passed())
+    steps = sorted(steps[count:])
+    rate = count / statistics.median(alone[1:])
+    nbytes = backend.weights.bytes_per_token(engine.architecture) + cache_bytes(engine, start + count)
+    return {
+        "depth": depth,
+        "tokens_per_second": rate,
+        "rounds": [count / seconds for seconds in alone[1:]],
+        "bytes_per_token": nbytes,
+        "share_of_copy": rate * nbytes / copy,
+        "step_seconds_p50": statistics.median(steps),
+        "step_seconds_p95": steps[int(0.95 * len(steps))],
+    }
+
+
+def cache_bytes(engine: Engine, position: int) -> int:
+    """Bytes of keys and values, in bfloat16, that a step at this position reads."""
+    heads = engine.architecture.attention_layers()
+    return sum(4 * h.keys * h.size * min(position, h.window or position) for h in heads)
+
+
+def timed_prompt(engine: Engine, length: int) -> dict[str, Any]:
+    """Seconds to the first token of a prompt, and its tokens per second."""
+    tokens = some_tokens(engine, length)
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        sequence = engine.open(tokens, reuse=0)
+        passed = engine.backend.stopwatch()
+        engine.prefill(sequence, tokens)
+        seconds.append(passed())
+    median = statistics.median(seconds[1:])
+    return {"tokens": length, "tokens_per_second": length / median, "time_to_first_token": median, "rounds": seconds[1:]}
+
+
+def filled(engine: Engine, depth: int, room: int) -> Any:
+    """A sequence of `depth` tokens, or of one, with room for others."""
+    tokens = some_tokens(engine, max(depth, 1))
+    sequence = engine.open(tokens, room=room, reuse=0)
+    engine.prefill(sequence, tokens)
+    return sequence
+
+
+def some_tokens(engine: Engine, count: int) -> list[int]:
+    vocabulary = min(engine.backend.vocabulary, 20000)
+    return [(7919 * i + 13) % vocabulary for i in range(count)]
