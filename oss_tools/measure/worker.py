@@ -18,7 +18,13 @@ from typing import Any
 
 from oss_tools.errors import OssToolsError
 
-CONTENDERS = {"oss-tools": "oss_tools.measure.bench:EngineContender", "llama.cpp": "oss_tools.measure.peer:LlamaCpp"}
+CONTENDERS = {
+    "oss-tools": "oss_tools.measure.bench:EngineContender",
+    "llama.cpp": "oss_tools.measure.peer:LlamaCpp",
+    "ik_llama.cpp": "oss_tools.measure.peer:IkLlamaCpp",
+    "oss-tools eval": "oss_tools.measure.evaluators:OssTools",
+    "lm-eval hf": "oss_tools.measure.evaluators:Hf",
+}
 
 
 class Contender(ABC):
