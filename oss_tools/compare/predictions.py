@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ class Passage:
 
     Attributes:
         name: TEXT or PROMPTS.
-        chunks: tokens of each chunk, which is read with nothing before it and scored in its second half.
+        chunks: tokens of each chunk, which is read with nothing before it and scored in its second half. It begins with the
+            token that the tokenizer puts before a text, if it has one, in place of its own first one.
     """
 
     name: str
@@ -50,24 +52,35 @@ class Passage:
         return sum(map(len, self.chunks))
 
 
-def passages(engine: Engine, tasks: Sequence[SuiteTask], limit: int | None, chunk: int = CHUNK) -> list[Passage]:
+def passages(
+    engine: Engine, tasks: Sequence[SuiteTask], limit: int | None, seed: int = 0, chunk: int = CHUNK
+) -> list[Passage]:
     """The text suite's prose, and the prompts of those tasks whose questions travel with the program.
 
     Args:
-        limit: the first so many chunks of each.
+        limit: so many chunks of each; None for all.
+        seed: of their choice; 0 takes the first.
     """
     prose = "\n\n".join(doc["text"] for doc in read_jsonl(resource("evals/text/smoke.jsonl")))
-    found = [_passage(TEXT, engine.text.encode(prose), min(chunk, engine.context), limit)]
-    prompts = _prompts(engine, tasks)
-    return found + ([_passage(PROMPTS, prompts, min(chunk, engine.context), limit)] if prompts else [])
+    first, size = engine.text.encode(""), min(chunk, engine.context)
+    texts = {TEXT: engine.text.encode(prose), PROMPTS: _prompts(engine, tasks)}
+    found = {name: _chunks(tokens, size, first) for name, tokens in texts.items() if tokens}
+    return [Passage(name, _chosen(chunks, limit, seed)) for name, chunks in found.items()]
 
 
-def _passage(name: str, tokens: list[int], size: int, limit: int | None) -> Passage:
+def _chunks(tokens: list[int], size: int, first: list[int]) -> list[tuple[int, ...]]:
+    """A text in pieces of one size, each beginning with `first` in place of as many of its own tokens."""
     size = min(size, len(tokens))
     if size < 4:
         raise BadRequest(f"{size} tokens are too few to compare models on")
-    chunks = [tuple(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)]
-    return Passage(name, tuple(chunks[:limit]))
+    return [(*first, *tokens[at + len(first) : at + size]) for at in range(0, len(tokens) - size + 1, size)]
+
+
+def _chosen(chunks: list[tuple[int, ...]], limit: int | None, seed: int) -> tuple[tuple[int, ...], ...]:
+    if limit is None or not seed:
+        return tuple(chunks[:limit])
+    numbers = random.Random(seed).sample(range(len(chunks)), min(limit, len(chunks)))
+    return tuple(chunks[number] for number in sorted(numbers))
 
 
 def _prompts(engine: Engine, tasks: Sequence[SuiteTask]) -> list[int]:

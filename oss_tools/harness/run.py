@@ -31,7 +31,8 @@ class Settings:
     """What is asked, and how.
 
     Attributes:
-        limit: the first so many documents of each task; None for all.
+        limit: so many documents of each task; None for all.
+        sample: seed of their choice at random; None for the first ones.
         seed: of sampled answers and of the choice of few-shot examples.
         num_fewshot: worked examples before each question; None for the task's own number.
         effort: of reasoning; None for the task's own, or medium.
@@ -41,6 +42,7 @@ class Settings:
     """
 
     limit: int | None = None
+    sample: int | None = None
     seed: int = 0
     num_fewshot: int | None = None
     effort: Effort | None = None
@@ -103,7 +105,7 @@ def evaluate(
     began = time.perf_counter()
     tasks = load_tasks(names, data, texts, say)
     about = {"schema": SCHEMA, "model": model.get("sha256"), **engine_facts(engine), **asdict(settings)}
-    per_run = {name: about.pop(name) for name in ("limit", "num_fewshot")}  # what these change is in the requests
+    per_run = {name: about.pop(name) for name in ("limit", "sample", "num_fewshot")}  # what these change is in the requests
     log = AnswerLog(output / "answers.jsonl" if output else None, about, resume)
     lm = EngineLM(
         engine,
@@ -116,11 +118,13 @@ def evaluate(
     )
     chat = lm.speech.template is not None if settings.chat is None else settings.chat
     _prepare(tasks["tasks"], settings)
+    drawn = _drawn(tasks["tasks"], settings)
     try:
         found = lm_evaluate(
             lm,
             tasks,
-            limit=settings.limit,
+            limit=None if drawn else settings.limit,
+            samples=drawn,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=chat,
@@ -175,6 +179,17 @@ def _prepare(tasks: dict[str, Any], settings: Settings) -> None:
         if own is None or (settings.num_fewshot is not None and own != 0):
             task.set_config("num_fewshot", settings.num_fewshot or 0)
         task.set_fewshot_seed(settings.seed)
+
+
+def _drawn(tasks: dict[str, Any], settings: Settings) -> dict[str, list[int]] | None:
+    """The numbers of the documents that are asked, by task, where they are drawn at random; else None."""
+    if settings.limit is None or settings.sample is None:
+        return None
+    drawn = {}
+    for name, task in tasks.items():
+        count = len(task.eval_docs)
+        drawn[name] = sorted(random.Random(f"{settings.sample} {name}").sample(range(count), min(settings.limit, count)))
+    return drawn
 
 
 def _write_samples(file: Path, samples: Sequence[dict[str, Any]]) -> None:

@@ -39,7 +39,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Timing:
-    """Of repeats: the median, its bootstrapped 95 % interval (None with fewer than three), and the values in order."""
+    """Of repeats: the median, its 95 % interval, which lies between two of the ordered values (None with fewer than six), and
+    the values in the order in which they were measured."""
 
     median: float
     low: float | None = None
@@ -189,7 +190,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A median ratio to the base over rounds in which both took their turn, with its bootstrapped 95 % interval."""
+    """A median ratio to the base over rounds in which both took their turn, with its 95 % interval, made as `Timing`'s."""
 
     median: float
     low: float | None
@@ -211,8 +212,8 @@ class Latency:
         time_per_token: seconds of a step of generation (a round's mean).
         tokens_per_second: generated; prompt_tokens_per_second: read.
         ratio_*: to the base, round by round; above 1 is slower for times. None for the base itself.
-        per_reference: time per token over that round's time of the record's reference kernel, which makes records of different
-            moments of one machine comparable.
+        per_reference: the time of a round's fastest steps (its tenth percentile) over that of the record's reference kernel
+            beside it, which makes records of different moments of one machine comparable.
     """
 
     prompt_tokens: int
@@ -249,8 +250,8 @@ class Finding:
     """Something wrong with a candidate that the figures show.
 
     Attributes:
-        kind: "weights" (a tensor or expert far from the base, where others of its format are near), "task" (a score that
-            fell, with evidence) or "fidelity".
+        kind: "weights" (a tensor or expert far from the base, where others of its format are near) or "task" (a score that
+            fell, with evidence).
         subject: a tensor's or a task's name.
         message: one line with the figures.
         layer, role: of the tensor.

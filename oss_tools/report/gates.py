@@ -39,6 +39,7 @@ class Rule:
         candidates: patterns on the names and recipes of those the rule is for; by default all but the base.
         strict: whether the figure decides, and not its interval.
         missing: "fail" or "skip", where a figure, or the one to compare it with, is not there.
+        same_processor: whether the rule is skipped where the baseline was made on another processor.
         name: of the rule; by default its metric and limits in words.
         about: why, in a sentence.
     """
@@ -51,6 +52,7 @@ class Rule:
     candidates: tuple[str, ...] = ()
     strict: bool = False
     missing: str = "fail"
+    same_processor: bool = False
     name: str = ""
     about: str = ""
 
@@ -240,7 +242,7 @@ def _field(name: str, value: Any, where: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise BadRecipe(f"{where}: a finite number is wanted, not {str(value)[:40]!r}")
         return float(value)
-    if name == "strict":
+    if name in ("strict", "same_processor"):
         if not isinstance(value, bool):
             raise BadRecipe(f"{where}: true or false is wanted, not {str(value)[:40]!r}")
         return value
@@ -309,6 +311,10 @@ def _outcome(rule: Rule, sheet: Sheet, model: Model, metric: str, baseline: Shee
     figure = model.figures.get(metric)
     if figure is None:
         return _absent(rule, model.name, metric, "in the baseline, but not measured now")
+    if rule.same_processor and baseline and (there := _processor(baseline)) != (here := _processor(sheet)):
+        return Outcome(
+            rule, model.name, metric, "skip", f"{model.name}: {metric}: the baseline is of {there}, this of {here}"
+        )
     found: Interval | str = figure.interval
     if rule.against == "base":
         found = _against(rule, figure, sheet.base, metric, paired_with_base=True)
@@ -339,6 +345,10 @@ def _message(rule: Rule, candidate: str, metric: str, found: Interval, status: S
     remark = ", beyond the limit by no more than noise" if status == "noise" else ""
     strict = ", strict" if rule.strict else ""
     return f"{candidate}: {named.subject} is {figures}; allowed is {named.limits}{strict}{remark}"
+
+
+def _processor(sheet: Sheet) -> str:
+    return str(sheet.environment.get("machine", {}).get("cpu", "an unknown processor"))
 
 
 def _against(rule: Rule, figure: Figure, other: Model | None, metric: str, paired_with_base: bool) -> Interval | str:

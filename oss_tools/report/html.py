@@ -81,9 +81,11 @@ def _cell(sheet: Sheet, model: Model, metric: str) -> Cell:
 
 
 def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and values as text."""
+    """Names and values as text, those of groups one by one."""
     for name, value in values.items():
-        if name.endswith("_bytes") and isinstance(value, int | float):
+        if isinstance(value, dict):
+            yield from ((f"{name} {inner}", text) for inner, text in flat(value))
+        elif name.endswith("_bytes") and isinstance(value, int | float):
             yield name.removesuffix("_bytes"), format_bytes(value)
         elif isinstance(value, list):
             yield name, ", ".join(map(str, value))

@@ -101,7 +101,7 @@ METRICS: dict[str, Metric] = {
     "tokens_per_second": Metric("tokens/s", "tokens generated per second", False),
     "prompt_tokens_per_second": Metric("prompt/s", "tokens of the prompt read per second", False, shown=False),
     "time_per_token_per_reference": Metric(
-        "per ref.", "time per token over the time of a reference kernel in the same round", shown=False
+        "per ref.", "time of a round's fastest steps over that of a reference kernel beside them", shown=False
     ),
     "peer_ratio": Metric("of peer", "tokens per second over the peer's, in turns", False),
     "load_seconds": Metric("load s", "seconds to load"),
@@ -205,7 +205,10 @@ def sheet_of(comparison: Comparison) -> Sheet:
         for c in comparison.candidates
     ]
     sections = {
-        "run": {"created": environment.created, "seconds": round(environment.seconds, 1)},
+        "run": {
+            "created": environment.created.replace("T", " ").replace("+00:00", " UTC"),
+            "seconds": round(environment.seconds, 1),
+        },
         "machine": environment.machine,
         "settings": environment.settings,
         "versions": environment.versions,
@@ -236,7 +239,7 @@ def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple
         yield "weight_memory", _exact(c.weight_bytes)
     if c.weight_error or c.findings:
         yield "findings", _exact(len(c.findings), *(f.message for f in c.findings))
-        for kind in sorted({"weights", "task", "fidelity", *(f.kind for f in c.findings)}):
+        for kind in sorted({"weights", "task", *(f.kind for f in c.findings)}):
             messages = [f.message for f in c.findings if f.kind == kind]
             yield f"findings.{kind}", _exact(len(messages), *messages)
 

@@ -53,18 +53,19 @@ def legend(sheet: Sheet, best: str = BEST, noise: str = NOISE) -> str:
 
 def blocks(sheet: Sheet, width: int) -> list[list[str]]:
     """The metrics in groups whose tables are no wider than `width` characters, names included."""
-    first = max([len("model"), *(len(names(model)) for model in sheet.models)])
+    metrics = columns(sheet)
+    if not metrics:
+        return []
+    under_headers = _table(sheet, metrics).splitlines()[1]  # -----  ------  ----
+    first, *sizes = map(len, under_headers.split())
     groups: list[list[str]] = []
-    used = width
-    for metric in columns(sheet):
-        size = (
-            max([len(visible(metric_of(metric).title)), *(len(_marked(sheet, model, metric)) for model in sheet.models)]) + 2
-        )
-        if used + size > width or not groups:
+    used = first
+    for metric, size in zip(metrics, sizes, strict=True):
+        used += 2 + size
+        if used > width or not groups:
             groups.append([])
-            used = first
+            used = first + 2 + size
         groups[-1].append(metric)
-        used += size
     return groups
 
 
@@ -78,15 +79,16 @@ def rows(sheet: Sheet, metrics: Sequence[str]) -> list[list[str]]:
     return [[names(model), *(_marked(sheet, model, metric) for metric in metrics)] for model in sheet.models]
 
 
-def text(sheet: Sheet, width: int = 120) -> str:
-    """The sheet as text: a title, tables of at most `width` columns below each other, the legend, findings."""
+def _table(sheet: Sheet, metrics: Sequence[str]) -> str:
     from tabulate import tabulate
 
-    parts = [visible(sheet.title)]
-    for metrics in blocks(sheet, width):
-        headers = ["model", *(visible(metric_of(metric).title) for metric in metrics)]
-        align = ["left", *["right"] * len(metrics)]
-        parts.append(tabulate(rows(sheet, metrics), headers, colalign=align, disable_numparse=True))
+    headers = ["model", *(visible(metric_of(metric).title) for metric in metrics)]
+    return tabulate(rows(sheet, metrics), headers, colalign=["left", *["right"] * len(metrics)], disable_numparse=True)
+
+
+def text(sheet: Sheet, width: int = 120) -> str:
+    """The sheet as text: a title, tables of at most `width` columns below each other, the legend, findings."""
+    parts = [visible(sheet.title), *(_table(sheet, metrics) for metrics in blocks(sheet, width))]
     if line := legend(sheet):
         parts.append(line)
     if lines := findings(sheet):

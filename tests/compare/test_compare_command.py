@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from oss_tools.cli.main import app
 from oss_tools.compare.models import make, recipe_called
+from oss_tools.errors import BadRequest
 from oss_tools.report.comparison import read
 
 SMALL = ["--suites", "", "--chunks", "2", "--repeat", "6", "--prompt", "16", "--gen", "4", "-t", "1"]
@@ -29,6 +30,24 @@ def test_what_cannot_be_compared_is_one_line(tiny_gpt_oss, tiny_llama, tmp_path)
     assert "another tokenizer" in done.output
     assert len(done.output.strip().splitlines()) == 1
     assert "two checkpoints" in compare("--base", tiny_gpt_oss, tiny_gpt_oss, *SMALL, "-o", tmp_path, status=2).output
+
+
+def test_the_embedded_model_is_asked_the_same_by_its_name(monkeypatch, tmp_path):
+    taken = []
+
+    def take(*arguments, **_):
+        taken.append(arguments)
+        raise BadRequest("enough")
+
+    monkeypatch.setattr("oss_tools.compare.pipeline.compare_formats", take)
+    monkeypatch.setattr("oss_tools.compare.pipeline.compare_checkpoints", take)
+    compare("-o", tmp_path, status=2)
+    compare("tiny", "-o", tmp_path, status=2)
+    compare("tiny", tmp_path, "-o", tmp_path, status=2)
+    compare(tmp_path, "-o", tmp_path, status=2)
+    assert taken[0] == taken[1]
+    assert taken[0][2].limit == taken[2][1].limit == 100
+    assert taken[3][2].limit is None
 
 
 @pytest.mark.slow

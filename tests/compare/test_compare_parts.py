@@ -106,13 +106,14 @@ def test_other_questions_cannot_be_paired():
 
 
 def test_ratios_are_of_the_same_rounds():
-    base = {"first": [1.0, 2.0] * 4, "step": [0.1, 0.2] * 4, "reference": [1.0, 2.0] * 4}
-    other = {"first": [2.0, 4.0] * 4, "step": [0.05, 0.1] * 4, "reference": [1.0, 2.0] * 4}
+    reference = {"reference": [1.0, 2.0] * 4}
+    base = {"first": [1.0, 2.0] * 4, "step": [0.1, 0.2] * 4, "fast_step": [0.08, 0.16] * 4, **reference}
+    other = {"first": [2.0, 4.0] * 4, "step": [0.05, 0.1] * 4, "fast_step": [0.04, 0.08] * 4, **reference}
     found = latency(other, base, Timing(prompt=10, generate=4, repeat=8))
     assert found.ratio_time_to_first_token is not None
     assert found.ratio_time_to_first_token.median == pytest.approx(2.0)
     assert found.ratio_time_per_token is not None
     assert found.ratio_time_per_token.high == pytest.approx(0.5)
     assert found.per_reference is not None
-    assert found.per_reference.median == pytest.approx(0.05)
+    assert found.per_reference.median == pytest.approx(0.04)
     assert latency(base, None, Timing()).ratio_time_per_token is None

@@ -69,6 +69,111 @@ def test_findings_fail_the_default_gate_and_name_tensor_and_task() -> None:
     assert not any(candidate in ("int8", "q8_0", "bf16") for candidate, _ in wrong)
 
 
+def honest(change=lambda candidate: None) -> Sheet:
+    """The sample without what is wrong in it, and with a change of its int8."""
+
+    def only_honest(record) -> None:
+        record["candidates"] = record["candidates"][:3]
+        change(record["candidates"][1])
+
+    return sample(only_honest)
+
+
+def found(kind: str):
+    finding = {"kind": kind, "subject": "the_culprit", "message": "the_culprit is wrong", "layer": None, "role": ""}
+    return lambda candidate: candidate["findings"].append(finding)
+
+
+def scored(value: float, low: float, high: float):
+    return lambda candidate: candidate["tasks"][0]["difference"].update(value=value, low=low, high=high)
+
+
+def predicted(field: str, name: str = "int8", **figures: float):
+    def change(candidate) -> None:
+        candidate.update(name=name, recipe=name)
+        candidate["fidelity"][0][field].update(figures)
+
+    return change
+
+
+def scaled(field: str, factor: float):
+    """A candidate's figure, and the interval that it may have, times a factor."""
+
+    def change(candidate) -> None:
+        *above, last = field.split(".")
+        for name in above:
+            candidate = candidate[int(name) if name.isdigit() else name]
+        value = candidate[last]
+        if isinstance(value, dict):
+            value.update({name: factor * value[name] for name in ("median", "low", "high")})
+        else:
+            candidate[last] = type(value)(factor * value)
+
+    return change
+
+
+def two_more_wrong(candidate) -> None:
+    task = candidate["tasks"][0]
+    for _ in range(2):
+        task["items"][task["items"].index(1.0)] = 0.0
+    task["score"]["value"] -= 2 / 60
+
+
+def test_honest_quantizations_pass_the_gates() -> None:
+    assert judge(load_gate("default"), honest()).passed
+    assert judge(load_gate("tiny"), honest(), honest()).passed
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("nothing is wrong with the weights", found("weights")),
+        ("no task fell", found("task")),
+        ("scores stay within 2 points", scored(-0.1, -0.15, -0.03)),
+        ("8 bits predict what the base predicts", predicted("kld", mean=0.06, low=0.05, high=0.07)),
+        ("predictions stay near the base's", predicted("kld", "mine", mean=0.9, low=0.8, high=1.0)),
+        ("the likeliest token stays the base's", predicted("same_top", "mine", value=0.4, low=0.35, high=0.45)),
+    ],
+)
+def test_every_rule_of_the_default_gate_refuses(rule: str, change) -> None:
+    verdict = judge(load_gate("default"), honest(change))
+    assert {outcome.rule.name for outcome in verdict.failed} == {rule}
+    assert {outcome.candidate for outcome in verdict.failed} <= {"int8", "mine"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("scores stay within 2 points", scored(-0.1, -0.25, 0.05)),
+        ("8 bits predict what the base predicts", predicted("kld", mean=0.06, low=0.001, high=0.2)),
+        ("predictions stay near the base's", predicted("kld", "mine", mean=0.9, low=0.01, high=1.8)),
+        ("the likeliest token stays the base's", predicted("same_top", "mine", value=0.4, low=0.1, high=0.95)),
+    ],
+)
+def test_what_may_be_noise_passes_the_default_gate(rule: str, change) -> None:
+    verdict = judge(load_gate("default"), honest(change))
+    assert verdict.passed
+    assert rule in {outcome.rule.name for outcome in verdict.outcomes if outcome.status == "noise"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("nothing is wrong with the weights", found("weights")),
+        ("files do not grow", scaled("size", 1.01)),
+        ("memory does not grow", scaled("peak_bytes", 1.2)),
+        ("weights are as near as they were", scaled("weight_error.relative_error", 1.01)),
+        ("predictions are as near as they were", scaled("fidelity.0.kld.mean", 1.2)),
+        ("the likeliest token stays as often", scaled("fidelity.0.same_top.value", 0.98)),
+        ("scores stay", two_more_wrong),
+        ("a token takes no longer", scaled("latency.per_reference", 1.3)),
+    ],
+)
+def test_every_rule_of_the_embedded_models_gate_refuses(rule: str, change) -> None:
+    verdict = judge(load_gate("tiny"), honest(change), honest())
+    assert {(outcome.rule.name, outcome.candidate) for outcome in verdict.failed} == {(rule, "int8")}
+
+
 def test_a_pattern_is_a_rule_for_every_metric_it_means_and_for_every_candidate() -> None:
     gate = Gate("g", (Rule("task.*", min=0.0),))
     pairs = {(o.candidate, o.metric) for o in judge(gate, sample()).outcomes}
@@ -132,6 +237,17 @@ def test_times_of_another_machine_are_not_compared_but_those_over_a_reference_ar
     rule = {"ratio": "baseline", "max": 1.1}
     assert only({"metric": "time_per_token", **rule}, baseline=sample(elsewhere)).status == "fail"
     assert only({"metric": "time_per_token_per_reference", **rule}, baseline=sample(elsewhere)).status == "pass"
+
+
+def test_a_rule_for_one_processor_is_skipped_on_another() -> None:
+    def elsewhere(record) -> None:
+        record["environment"]["machine"]["cpu"] = "another"
+
+    rule = {"metric": "time_per_token_per_reference", "ratio": "baseline", "max": 0.5, "same_processor": True}
+    assert only(rule, baseline=sample()).status == "fail"
+    outcome = only(rule, baseline=sample(elsewhere))
+    assert outcome.status == "skip"
+    assert "the baseline is of another, this of AMD EPYC" in outcome.message
 
 
 def test_a_ratio_over_nothing_is_missing() -> None:
@@ -201,6 +317,7 @@ def test_noise_never_fails_and_strict_has_no_noise(value: float, below: float, a
         ({"rules": [{"metric": "size", "max": 1, "ratio": "bf16"}]}, "rule 1: ratio: base or baseline is wanted"),
         ({"rules": [{"metric": "size", "max": 1, "ratio": "base", "difference": "base"}]}, "rule 1: either difference or"),
         ({"rules": [{"metric": "size", "max": 1, "strict": "yes"}]}, "rule 1: strict: true or false is wanted"),
+        ({"rules": [{"metric": "size", "max": 1, "same_processor": 1}]}, "rule 1: same_processor: true or false is wanted"),
         ({"rules": [{"metric": "size", "max": 1, "missing": "ok"}]}, "rule 1: missing: fail or skip is wanted"),
         ({"rules": [{"metric": "size", "max": 1, "candidates": [1]}]}, "rule 1: candidates: a name, or a list"),
         ({"rules": [{"name": "files", "metric": "size", "max": []}]}, r"rule 1 \(files\): max: a finite number"),
