@@ -207,9 +207,9 @@ def report(record: dict[str, Any]) -> str:
         lines.append(f"{found['times_as_fast']:.1f} times as fast; same answers: {100 * found['agreement']:.1f} %")
         part = found["part"]
         least = part["seconds"][OURS.label]
-        rows = [(label, f"{seconds:.1f}", f"{seconds / least:.1f}") for label, seconds in part["seconds"].items()]
+        ratios = [(label, f"{seconds:.1f}", f"{seconds / least:.1f}") for label, seconds in part["seconds"].items()]
         lines += ["", f"{kind}: what it is made of, on {part['questions']} questions"]
-        lines.append(tabulate(rows, ("", "seconds", "times as long"), disable_numparse=True))
+        lines.append(tabulate(ratios, ("", "seconds", "times as long"), disable_numparse=True))
     cpu = record["machine"]["cpu"]
     return "\n".join(
         [*lines, "", f"{record['model']['name']}, {record['threads']} threads, {cpu}, load {record['load']:.1f}"]

@@ -86,7 +86,7 @@ def test_the_chat_template_in_transformers_writes_what_harmony_writes() -> None:
 def test_the_record_names_the_commit_and_the_figures() -> None:
     record = json.loads((Path(__file__).parents[2] / "results" / "tiny-training.json").read_text())
     runs = [record, record["before"]]
-    for run in runs:
-        assert len(run["commit"]) == 40
-        assert run["loss"][-1][0] == run["steps"]
-    assert all(run["loss"][-1][1] < runs[-1]["loss"][0][1] / 10 for run in runs)
+    for part in runs:
+        assert len(part["commit"]) == 40
+        assert part["loss"][-1][0] == part["steps"]
+    assert all(part["loss"][-1][1] < runs[-1]["loss"][0][1] / 10 for part in runs)
