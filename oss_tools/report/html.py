@@ -141,7 +141,7 @@ def scatter_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
     xs = [("size", plots.Axis("size", format_bytes, from_zero=True), "Size")]
     xs += [("tokens_per_second", plots.Axis("tokens per second", "{:,.0f}".format, from_zero=True), "Speed")]
     ys = [("kld.mean", plots.Axis("KL divergence, nats", tick, log=True), "divergence (less is better)")]
-    ys += [("score", plots.Axis("mean score", lambda v: f"{100 * v:.0f} %"), "mean score (more is better)")]
+    ys += [("score", plots.Axis("mean score", lambda v: f"{100 * v:.3g} %"), "mean score (more is better)")]
     for x_name, x, x_title in xs:
         for y_name, y, y_title in ys:
             points = [p for model in sheet.models if (p := _point(model, x_name, y_name))]

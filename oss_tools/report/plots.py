@@ -22,6 +22,8 @@ CELL_TEXT = 37.0  # a cell this wide holds its figure
 DARK_TEXT = 0.6  # opacity of a cell from which its figure has the other colour
 ROW, SIDE, FIGURES = 22.0, 86.0, 62.0  # a forest plot's rows, names and figures
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
 _numbers = count(1)  # of the plots of a page, whose names need ids
 
 
@@ -105,7 +107,8 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
         _mark(across(p.x.value), up(p.y.value), p.kind, f"{p.label}: {x.write(p.x.value)}, {y.write(p.y.value)}")
         for p in shown
     ]
-    parts += _labels([(p.label, across(p.x.value), up(p.y.value)) for p in shown])
+    bars = [box for p in shown for box in _bar_boxes(p, across, up)]
+    parts += _labels([(p.label, across(p.x.value), up(p.y.value)) for p in shown], bars)
     figures = "; ".join(f"{p.label} {x.write(p.x.value)}, {y.write(p.y.value)}" for p in shown)
     return svg(HEIGHT, title, f"{y.title} over {x.title}. {figures}.", parts)
 
@@ -167,6 +170,13 @@ def _bars(point: Point, across: Scale, up: Scale) -> Markup:
     return Markup("").join(parts)
 
 
+def _bar_boxes(point: Point, across: Scale, up: Scale) -> list[Box]:
+    """What a point's whiskers cover."""
+    x, y = across(point.x.value), up(point.y.value)
+    (left, right), (low, high) = map(across, point.x.bounds), map(up, point.y.bounds)
+    return [(left, y - 1, right, y + 1), (x - 1, high, x + 1, low)]
+
+
 def _mark(x: float, y: float, kind: str, hint: str) -> Markup:
     """A circle, hollow for the base; a diamond where something is wrong."""
     if kind == "bad":
@@ -176,14 +186,14 @@ def _mark(x: float, y: float, kind: str, hint: str) -> Markup:
     return shape.format(x, y, kind, hint)
 
 
-def _labels(points: Sequence[tuple[str, float, float]]) -> list[Markup]:
-    """Names beside their points, where they cover least of other names and points."""
+def _labels(points: Sequence[tuple[str, float, float]], bars: Sequence[Box]) -> list[Markup]:
+    """Names beside their points, where they cover least of other names, points and whiskers."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
     parts = []
     for number, (name, x, y) in enumerate(points):
         shown = name if len(name) <= 24 else name[:23] + "…"
         width = LETTER * len(shown)
-        others = taken[:number] + taken[number + 1 :]
+        others = [*taken[:number], *taken[number + 1 :], *bars]
         places = [(dx, dy, anchor) for reach in (1, 2, 3) for dx, dy, anchor in _around(reach)]
         dx, dy, anchor = min(places, key=lambda place: _cost(_box(x, y, width, *place), others))
         if max(abs(dx), abs(dy)) > 20:
@@ -200,12 +210,12 @@ def _around(reach: int) -> list[tuple[float, float, str]]:
             (-side, above, "end"), (side, below, "start"), (-side, below, "end")]  # fmt: skip
 
 
-def _box(x: float, y: float, width: float, dx: float, dy: float, anchor: str) -> tuple[float, float, float, float]:
+def _box(x: float, y: float, width: float, dx: float, dy: float, anchor: str) -> Box:
     left = x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
     return left, y + dy - 11, left + width, y + dy + 3
 
 
-def _cost(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> float:
+def _cost(box: Box, others: Sequence[Box]) -> float:
     """What a label covers, and how far it is outside the plot."""
     covered = sum(
         max(0.0, min(box[2], o[2]) - max(box[0], o[0])) * max(0.0, min(box[3], o[3]) - max(box[1], o[1])) for o in others
@@ -282,18 +292,20 @@ def heat_scale(cells: Sequence[Cell]) -> Scale | None:
 def heat_map(cells: Sequence[Cell], scale: Scale | None, title: str) -> Markup:
     """Weight error by role (rows) and layer (columns); what lies outside the layers has a row of one cell."""
     layers = sorted({cell.layer for cell in cells if cell.layer is not None})
-    roles = list(dict.fromkeys(cell.role for cell in cells))
+    rows: dict[tuple[str, bool], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.role, cell.layer is None), []).append(cell)
     width = (WIDTH - LABELS) / max(len(layers), 1)
     column = {layer: place for place, layer in enumerate(layers)}
     parts: list[Markup] = []
-    for row, role in enumerate(roles):
-        name = role if len(role) <= 17 else role[:16] + "…"
+    for row, ((role, outside), own) in enumerate(rows.items()):
+        name = f"last {role}" if outside and (role, False) in rows else role
+        name = name if len(name) <= 17 else name[:16] + "…"
         parts.append(text(LABELS - 8, CELL * row + CELL / 2 + 4, name, "end", "tick"))
-        for cell in cells:
-            if cell.role == role:
-                x = LABELS + (0 if cell.layer is None else width * column[cell.layer])
-                parts.append(_cell(cell, scale, x, CELL * row, WIDTH - LABELS if cell.layer is None else width))
-    bottom = CELL * len(roles)
+        for cell in own:
+            x = LABELS + (0 if cell.layer is None else width * column[cell.layer])
+            parts.append(_cell(cell, scale, x, CELL * row, WIDTH - LABELS if cell.layer is None else width))
+    bottom = CELL * len(rows)
     step = max(1, math.ceil(len(layers) * 22 / (WIDTH - LABELS)))
     middles = [(layer, LABELS + width * (column[layer] + 0.5)) for layer in layers[::step]]
     parts += [text(middle, bottom + 16, str(layer), "middle", "tick") for layer, middle in middles]
