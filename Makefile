@@ -18,7 +18,7 @@ OSS_TOOLS := $(BIN)/oss-tools
 demo: .venv/demo.stamp
 	$(OSS_TOOLS) generate tiny "What is 47 + 38?" --show-analysis
 	$(OSS_TOOLS) compare --output $(DEMO)
-	$(OSS_TOOLS) report $(DEMO)/comparison.json --html $(DEMO)/report.html
+	@$(OSS_TOOLS) report $(DEMO)/comparison.json --html $(DEMO)/report.html > /dev/null
 
 gate: .venv/demo.stamp
 	$(OSS_TOOLS) compare --threads 1 --output $(GATE) --quiet > /dev/null

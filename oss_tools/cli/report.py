@@ -73,11 +73,11 @@ def run(
         raise typer.BadParameter("a baseline is for a gate; give --gate too", param_hint="--baseline")
     sheets = load_sheets(records)
     verdicts = judged(sheets, gate, baseline or [])
-    write_reports(sheets, verdicts, html, markdown, junit)
     if as_json:
         print_json(to_json(sheets, verdicts))
     elif Path("-") not in (html, markdown, junit):
         print_sheets(sheets, verdicts)
+    write_reports(sheets, verdicts, html, markdown, junit)
     if any(not verdict.passed for verdict in verdicts):
         raise typer.Exit(1)
 

@@ -22,6 +22,7 @@ CELL_TEXT = 37.0  # a cell this wide holds its figure
 DARK_TEXT = 0.6  # opacity of a cell from which its figure has the other colour
 ROW, SIDE, FIGURES = 22.0, 86.0, 62.0  # a forest plot's rows, names and figures
 
+FARTHER = 25.0  # what a step of a name away from its point costs, in what it would cover there
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 _numbers = count(1)  # of the plots of a page, whose names need ids
@@ -107,8 +108,7 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
         _mark(across(p.x.value), up(p.y.value), p.kind, f"{p.label}: {x.write(p.x.value)}, {y.write(p.y.value)}")
         for p in shown
     ]
-    bars = [box for p in shown for box in _bar_boxes(p, across, up)]
-    parts += _labels([(p.label, across(p.x.value), up(p.y.value)) for p in shown], bars)
+    parts += _labels([(p.label, across(p.x.value), up(p.y.value)) for p in shown], [_whiskers(p, across, up) for p in shown])
     figures = "; ".join(f"{p.label} {x.write(p.x.value)}, {y.write(p.y.value)}" for p in shown)
     return svg(HEIGHT, title, f"{y.title} over {x.title}. {figures}.", parts)
 
@@ -170,11 +170,11 @@ def _bars(point: Point, across: Scale, up: Scale) -> Markup:
     return Markup("").join(parts)
 
 
-def _bar_boxes(point: Point, across: Scale, up: Scale) -> list[Box]:
-    """What a point's whiskers cover."""
+def _whiskers(point: Point, across: Scale, up: Scale) -> tuple[Box, Box]:
+    """What a point's horizontal and vertical whisker cover."""
     x, y = across(point.x.value), up(point.y.value)
     (left, right), (low, high) = map(across, point.x.bounds), map(up, point.y.bounds)
-    return [(left, y - 1, right, y + 1), (x - 1, high, x + 1, low)]
+    return (left, y - 1, right, y + 1), (x - 1, high, x + 1, low)
 
 
 def _mark(x: float, y: float, kind: str, hint: str) -> Markup:
@@ -186,17 +186,20 @@ def _mark(x: float, y: float, kind: str, hint: str) -> Markup:
     return shape.format(x, y, kind, hint)
 
 
-def _labels(points: Sequence[tuple[str, float, float]], bars: Sequence[Box]) -> list[Markup]:
-    """Names beside their points, where they cover least of other names, points and whiskers."""
+def _labels(points: Sequence[tuple[str, float, float]], whiskers: Sequence[tuple[Box, Box]]) -> list[Markup]:
+    """Names beside their points or at their whiskers' ends, where they cover least of other names, points and whiskers."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
     parts = []
     for number, (name, x, y) in enumerate(points):
         shown = name if len(name) <= 24 else name[:23] + "…"
         width = LETTER * len(shown)
-        others = [*taken[:number], *taken[number + 1 :], *bars]
-        places = [(dx, dy, anchor) for reach in (1, 2, 3) for dx, dy, anchor in _around(reach)]
-        dx, dy, anchor = min(places, key=lambda place: _cost(_box(x, y, width, *place), others))
-        if max(abs(dx), abs(dy)) > 20:
+        others = [*taken[:number], *taken[number + 1 :], *(box for both in whiskers for box in both)]
+        _, top, _, bottom = whiskers[number][1]
+        ends = [(0.0, top - y - 6, "middle"), (0.0, bottom - y + 14, "middle")]
+        places = [(place, FARTHER * reach) for reach in (1, 2, 3) for place in _around(reach)]
+        places += [(place, 1.5 * FARTHER) for place in ends]
+        (dx, dy, anchor), _ = min(places, key=lambda place: place[1] + _cost(_box(x, y, width, *place[0]), others))
+        if max(abs(dx), abs(dy)) > 20 and (dx, dy, anchor) not in ends:
             parts.append(line(x, y, x + dx, y + dy - 4, "leader"))
         parts.append(text(x + dx, y + dy, shown, anchor, "label"))
         taken.append(_box(x, y, width, dx, dy, anchor))
