@@ -77,7 +77,7 @@ def _step(name: str, body: Callable[..., Any]) -> Any:
     def typing(typing_context: Any, tile: Any, address: Any) -> Any:
         def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
             result = args[0]
-            for t in range(tile.tokens):
+            for t in range(tile.count):
                 result = b.insert_value(result, body(b, b.extract_value(args[0], t), args[1]), t)
             return result
 

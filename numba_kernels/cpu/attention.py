@@ -37,6 +37,7 @@ from numba_kernels.simd.values import (
     load_tile,
     max_lanes,
     maximum,
+    panel_addresses,
     row_addresses,
     set_f32,
     set_i32,
@@ -212,9 +213,10 @@ def scores_of(  # type: ignore[no-untyped-def]
     for first in range(begin, high, LANES):
         slot = first % page_positions
         keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
+        panel = panel_addresses(1, keys, 0, 0)
         tile = zero_tile(ROWS)
         for k in range(head_dim // UNIT):
-            tile = accumulate(FORMAT, "f32", tile, keys + k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
+            tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
         if first >= all_from and first + LANES <= all_to:
             store_tile(scores + (first - begin) * 4, (SEGMENT + LANES) * 4, tile)
             continue

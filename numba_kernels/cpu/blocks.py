@@ -12,7 +12,7 @@ an undoing int32 of their own: 52 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, I64, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Rows, Tile, Words
+from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places, Tile, Words
 
 BLOCK = 32  # columns that share an activation scale
 RECORD = 44  # bytes of a quantized activation block
@@ -32,6 +32,12 @@ RECORDS = {"int8": 44, "int8_g16": 52}  # bytes of a record by kind
 OFFSETS = {"int8": (32, 36, 40), "int8_g16": (32, 40, 48)}  # of its scales, starts and sum
 FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # FP4 values times two
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
+
+
+# The codes of a block: Bytes vectors, each with the first of its four columns. A vector is loaded when it is taken, as few
+# registers hold what is not used at once.
+Quads = Iterator[tuple[int, Value]]
+Decode = Callable[[Builder, Value, int], Quads]
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Layout:
         scale_bytes: per row and scale group.
         scale: what the scale bytes are: e8m0, f16, bf16, or none.
         has_minimum: a second f16, the block's minimum, follows the scale.
-        decode: (builder, address of a block's codes, offset) -> eight Bytes vectors for columns 0–3, 4–7, …; the codes are
-            raised by `offset`.
+        decode: (builder, address of a block's codes, offset) -> its codes, raised by `offset`.
+        table: what 4-bit codes mean, if they are all that there is to a value but its scale.
         is_byte: codes are signed bytes, kept raised by 128 where the path wants it.
         is_grouped: a scale serves several blocks.
     """
@@ -52,7 +58,8 @@ class Layout:
     code_bytes: int
     scale_bytes: int
     scale: str
-    decode: Callable[[Builder, Value, int], list[Value]] | None
+    decode: Decode | None
+    table: tuple[int, ...] = ()
     has_minimum: bool = False
     is_byte: bool = False
     is_grouped: bool = False
@@ -68,60 +75,63 @@ class Layout:
         return LANES * self.scale_bytes if self.is_grouped else self.block_bytes
 
 
-def _nibbles(b: Builder, codes: Value) -> list[Value]:
-    """The eight vectors of 4-bit codes: four low halves, then four high ones."""
-    packed = [emit.load(b, emit.advance(b, codes, 4 * LANES * j), Bytes.llvm) for j in range(4)]
-    low = [b.and_(p, same(p.type, 15)) for p in packed]
+def _nibbles(b: Builder, codes: Value) -> Quads:
+    """4-bit codes: of vector j the low halves of bytes are columns 4j …, the high halves columns 4j + 16 …"""
     words = emit.vector(ir.IntType(16), 2 * LANES)
-    high = [b.bitcast(b.lshr(b.bitcast(p, words), same(words, 4)), p.type) for p in packed]
-    return low + [b.and_(p, same(p.type, 15)) for p in high]
+    for j in range(4):
+        packed = emit.load(b, emit.advance(b, codes, 4 * LANES * j), Bytes.llvm)
+        yield 4 * j, b.and_(packed, same(packed.type, 15))
+        high = b.bitcast(b.lshr(b.bitcast(packed, words), same(words, 4)), packed.type)
+        yield 4 * j + 16, b.and_(high, same(packed.type, 15))
 
 
 def _raised(b: Builder, v: Value, amount: int) -> Value:
     return b.add(v, same(v.type, amount & 255)) if amount else v
 
 
-def _by_table(table: tuple[int, ...]) -> Callable[[Builder, Value, int], list[Value]]:
-    def decode(b: Builder, codes: Value, offset: int) -> list[Value]:
+def _by_table(table: tuple[int, ...]) -> Decode:
+    def decode(b: Builder, codes: Value, offset: int) -> Quads:
         raised = [v + offset for v in table]
-        return [ACTIVE.lookup(b, raised, v) for v in _nibbles(b, codes)]
+        for column, v in _nibbles(b, codes):
+            yield column, ACTIVE.lookup(b, raised, v)
 
     return decode
 
 
-def _nibbles_less(zero: int) -> Callable[[Builder, Value, int], list[Value]]:
-    def decode(b: Builder, codes: Value, offset: int) -> list[Value]:
-        return [_raised(b, v, offset - zero) for v in _nibbles(b, codes)]
+def _nibbles_less(zero: int) -> Decode:
+    def decode(b: Builder, codes: Value, offset: int) -> Quads:
+        for column, v in _nibbles(b, codes):
+            yield column, _raised(b, v, offset - zero)
 
     return decode
 
 
-def _five_bits_less(zero: int) -> Callable[[Builder, Value, int], list[Value]]:
-    def decode(b: Builder, codes: Value, offset: int) -> list[Value]:
+def _five_bits_less(zero: int) -> Decode:
+    def decode(b: Builder, codes: Value, offset: int) -> Quads:
         high = emit.load(b, emit.advance(b, codes, 16 * LANES), Words.llvm)  # bit i of byte j: of column 4i + j
-        result = []
-        for i, low in enumerate(_nibbles(b, codes)):
+        for column, low in _nibbles(b, codes):
+            i = column // 4
             moved = b.shl(high, same(high.type, 4 - i)) if i < 4 else b.lshr(high, same(high.type, i - 4))
             bit = b.and_(b.bitcast(moved, low.type), same(low.type, 16))
-            result.append(_raised(b, b.or_(low, bit), offset - zero))
-        return result
+            yield column, _raised(b, b.or_(low, bit), offset - zero)
 
     return decode
 
 
-def _bytes(b: Builder, codes: Value, offset: int) -> list[Value]:
+def _bytes(b: Builder, codes: Value, offset: int) -> Quads:
     stored = 128 if ACTIVE.biased_bytes else 0
-    vectors = [emit.load(b, emit.advance(b, codes, 4 * LANES * j), Bytes.llvm) for j in range(8)]
-    return vectors if offset == stored else [b.xor(v, same(v.type, 128)) for v in vectors]
+    for j in range(8):
+        v = emit.load(b, emit.advance(b, codes, 4 * LANES * j), Bytes.llvm)
+        yield 4 * j, v if offset == stored else b.xor(v, same(v.type, 128))
 
 
 LAYOUTS = {
-    "mxfp4": Layout(16, 1, "e8m0", _by_table(FP4_DOUBLED)),
-    "q4_0": Layout(16, 2, "f16", _nibbles_less(8)),
-    "q4_1": Layout(16, 4, "f16", _nibbles_less(0), has_minimum=True),
+    "mxfp4": Layout(16, 1, "e8m0", _by_table(FP4_DOUBLED), FP4_DOUBLED),
+    "q4_0": Layout(16, 2, "f16", _nibbles_less(8), tuple(range(-8, 8))),
+    "q4_1": Layout(16, 4, "f16", _nibbles_less(0), tuple(range(16)), has_minimum=True),
     "q5_0": Layout(20, 2, "f16", _five_bits_less(16)),
     "q5_1": Layout(20, 4, "f16", _five_bits_less(0), has_minimum=True),
-    "iq4_nl": Layout(16, 2, "f16", _by_table(IQ4_NL)),
+    "iq4_nl": Layout(16, 2, "f16", _by_table(IQ4_NL), IQ4_NL),
     "q8_0": Layout(32, 2, "f16", _bytes, is_byte=True),
     "int8": Layout(32, 2, "bf16", _bytes, is_byte=True, is_grouped=True),
     "int8_g32": Layout(32, 2, "bf16", _bytes, is_byte=True),
@@ -163,7 +173,7 @@ def _times_int8(
     signed = _signed_codes(name)
     raised = not (signed or layout.has_minimum)
     assert layout.decode is not None
-    weights = layout.decode(b, codes, ACTIVE.offset if raised else 0)
+    weights = list(layout.decode(b, codes, ACTIVE.offset if raised else 0))
     dot = ACTIVE.dot_signed if signed else ACTIVE.dot_unsigned
     scale = _scale(b, layout, scales)
     minimum = _scale(b, layout, emit.advance(b, scales, 2 * LANES)) if layout.has_minimum else None
@@ -175,9 +185,9 @@ def _times_int8(
         sums = [_splat_at(b, emit.advance(b, row, start_at + 4 * h), I32) if raised else zero for h in range(halves)]
         if len(rows) == 1 and halves == 1:  # two chains, as one would wait for itself
             sums.append(zero)
-        for j, w in enumerate(weights):
-            chain = j // 4 if halves == 2 else j % len(sums)
-            sums[chain] = dot(b, sums[chain], w, _four_bytes(b, emit.advance(b, row, 4 * j)))
+        for i, (column, w) in enumerate(weights):
+            chain = column // 16 if halves == 2 else i % len(sums)
+            sums[chain] = dot(b, sums[chain], w, _four_bytes(b, emit.advance(b, row, column)))
         if len(sums) > halves:
             sums = [b.add(*sums)]
         for h, products in enumerate(sums):
@@ -189,113 +199,109 @@ def _times_int8(
     return result
 
 
+def _code_values(b: Builder, layout: Layout, codes: Value) -> Iterator[tuple[int, Value]]:
+    """The codes of a block as Floats, each with its column."""
+    assert layout.decode is not None
+    if layout.table and ACTIVE.float_tables:
+        for j in range(4):
+            packed = emit.load(b, emit.advance(b, codes, 4 * LANES * j), Words.llvm)
+            for half in range(8):
+                index = b.lshr(packed, same(packed.type, 4 * half)) if half else packed
+                yield 4 * j + half // 2 + 16 * (half % 2), ACTIVE.lookup_floats(b, layout.table, index)
+        return
+    for column, quad in layout.decode(b, codes, 0):
+        words = b.bitcast(quad, Words.llvm)
+        for i in range(4):
+            yield column + i, b.sitofp(emit.byte_of_words(b, words, 8 * i), Floats.llvm)
+
+
 def _times_float(
     b: Builder, name: str, codes: list[Value], scales: list[Value], rows: list[Value], totals: list[Value]
 ) -> list[Value]:
-    """One block of float32 activations against quantized weights: one panel and a total for each row, or one row and a total for
-    each panel."""
+    """One block of float32 activations against quantized weights: a total for each row and panel, as `accumulate` numbers them.
+    The scale meets the sum over the block, where there is no minimum to be added first."""
     layout = LAYOUTS[name]
-    assert layout.decode is not None
     scale = [_scale(b, layout, s) for s in scales]
     minimum = [_scale(b, layout, emit.advance(b, s, 2 * LANES)) for s in scales] if layout.has_minimum else []
-    decoded = [[b.bitcast(v, Words.llvm) for v in layout.decode(b, c, 0)] for c in codes]
-    for j in range(BLOCK // 4):
-        for i in range(4):
-            weights = [b.fmul(b.sitofp(emit.byte_of_words(b, d[j], 8 * i), Floats.llvm), s)
-                       for d, s in zip(decoded, scale, strict=True)]  # fmt: skip
-            if minimum:
-                weights = [b.fadd(w, m) for w, m in zip(weights, minimum, strict=True)]
-            x = [_splat_at(b, emit.advance(b, row, 16 * j + 4 * i), F32) for row in rows]
-            totals = _add_products(b, weights, x, totals)
-    return totals
+    sums = totals if minimum else [same(Floats.llvm, 0.0)] * len(totals)
+    for panels in zip(*(_code_values(b, layout, c) for c in codes), strict=True):
+        column, weights = panels[0][0], [v for _, v in panels]
+        if minimum:
+            weights = [ACTIVE.fma(b, w, s, m) for w, s, m in zip(weights, scale, minimum, strict=True)]
+        x = [_splat_at(b, emit.advance(b, row, 4 * column), F32) for row in rows]
+        sums = _add_products(b, weights, x, sums)
+    if minimum:
+        return sums
+    pairs = zip(sums, totals, strict=True)
+    return [ACTIVE.fma(b, s, scale[n % len(scale)], total) for n, (s, total) in enumerate(pairs)]
 
 
-def _add_products(b: Builder, weights: list[Value], x: list[Value], totals: list[Value]) -> list[Value]:
-    """totals + weights · x, where one of these two is a single vector. A total is always the same chain of sums, however many
-    others there are beside it: a token's result does not depend on the tokens that it is computed with."""
-    return [ACTIVE.fma(b, weights[t % len(weights)], x[t % len(x)], total) for t, total in enumerate(totals)]
+def _add_products(b: Builder, weights: Sequence[Value], x: list[Value], totals: list[Value]) -> list[Value]:
+    """totals + weights · x, for each of x and each of the weights. A total is always the same chain of sums, however many others
+    there are beside it: a token's result does not depend on the tokens that it is computed with."""
+    panels = len(weights)
+    return [ACTIVE.fma(b, weights[n % panels], x[n // panels], total) for n, total in enumerate(totals)]
 
 
 UNIT = 8  # columns of a float format that one step covers
 
 
-def _float_weights(b: Builder, name: str, codes: Value) -> list[Value]:
+def _float_weights(b: Builder, name: str, codes: Value) -> Iterator[Value]:
     """UNIT columns of a float format's panel, as Floats."""
-    if name == "f32":
-        return [emit.load(b, emit.advance(b, codes, 4 * LANES * k), Floats.llvm) for k in range(UNIT)]
-    if name == "f16":
-        halves = emit.vector(ir.IntType(16), LANES)
-        loaded = [emit.load(b, emit.advance(b, codes, 2 * LANES * k), halves) for k in range(UNIT)]
-        return [ACTIVE.half_to_float(b, v) for v in loaded]
-    result = []
-    for k in range(UNIT // 2):  # pairs of columns in each 32-bit lane
-        pair = emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
-        result.append(b.bitcast(b.shl(pair, same(pair.type, 16)), Floats.llvm))
-        result.append(b.bitcast(b.and_(pair, same(pair.type, 0xFFFF0000)), Floats.llvm))
-    return result
+    if name == "bf16":
+        for k in range(UNIT // 2):  # pairs of columns in each 32-bit lane
+            pair = emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
+            yield b.bitcast(b.shl(pair, same(pair.type, 16)), Floats.llvm)
+            yield b.bitcast(b.and_(pair, same(pair.type, 0xFFFF0000)), Floats.llvm)
+        return
+    for k in range(UNIT):
+        if name == "f32":
+            yield emit.load(b, emit.advance(b, codes, 4 * LANES * k), Floats.llvm)
+        else:
+            halves = emit.vector(ir.IntType(16), LANES)
+            yield ACTIVE.half_to_float(b, emit.load(b, emit.advance(b, codes, 2 * LANES * k), halves))
 
 
 def _times_unit(b: Builder, name: str, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:
-    """UNIT columns of float weights and float32 activations, for rows or panels as in `_times_float`."""
-    panels = [_float_weights(b, name, c) for c in codes]
-    for k in range(UNIT):
+    """UNIT columns of float weights and float32 activations, totals as in `_times_float`."""
+    for k, weights in enumerate(zip(*(_float_weights(b, name, c) for c in codes), strict=True)):
         x = [_splat_at(b, emit.advance(b, row, 4 * k), F32) for row in rows]
-        totals = _add_products(b, [weights[k] for weights in panels], x, totals)
+        totals = _add_products(b, weights, x, totals)
     return totals
 
 
 @intrinsic(prefer_literal=True)
 def accumulate(
-    typing_context: Any, name: Any, activations: Any, tile: Any, codes: Any, scales: Any, rows: Any, at: Any
+    typing_context: Any, name: Any, activations: Any, tile: Any, panels: Any, codes: Any, scales: Any, rows: Any, at: Any
 ) -> Any:
-    """The tile plus the products of one block (of UNIT columns for float formats) of a panel and of rows + `at`.
+    """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
-    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `codes` and `scales` are the
-    addresses of the block's codes and scales; `rows` are the tokens' rows of activations, `at` the block's offset in them,
-    in bytes.
+    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `panels` are the panels'
+    addresses, `codes` and `scales` the offsets of the block's codes and scales in them; `rows` are the rows' addresses and `at`
+    the block's offset in them, all in bytes. The accumulator for row t and panel i is number t · panels + i.
     """
     format_name, kind = name.literal_value, activations.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, _, totals, codes, scales, addresses, at = args
-        accumulators = [b.extract_value(totals, t) for t in range(tile.tokens)]
-        places = [b.add(b.extract_value(addresses, t), at) for t in range(tile.tokens)]
+        _, _, totals, bases, codes, scales, addresses, at = args
+        accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
+        their_codes, their_scales = (
+            [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
+        )
+        places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
         if LAYOUTS[format_name].decode is None:
-            results = _times_unit(b, format_name, [codes], places, accumulators)
+            results = _times_unit(b, format_name, their_codes, places, accumulators)
         elif kind in RECORDS:
-            results = _times_int8(b, format_name, kind, codes, scales, places, accumulators)
+            results = _times_int8(b, format_name, kind, their_codes[0], their_scales[0], places, accumulators)
         else:
-            results = _times_float(b, format_name, [codes], [scales], places, accumulators)
+            results = _times_float(b, format_name, their_codes, their_scales, places, accumulators)
         return _tile_of(b, tile, results)
 
-    if not (isinstance(tile, Tile) and isinstance(rows, Rows)):
+    if not (isinstance(tile, Tile) and isinstance(rows, Places) and isinstance(panels, Places)):
         return None
-    return tile(name, activations, tile, Address, Address, rows, Int), lower
-
-
-@intrinsic(prefer_literal=True)
-def accumulate_panels(
-    typing_context: Any, name: Any, tile: Any, codes: Any, scales: Any, panel_bytes: Any, row: Any, at: Any
-) -> Any:
-    """The same for one row of float32 activations and as many panels, `panel_bytes` apart, as the tile has accumulators: a
-    single sum would wait for itself."""
-    format_name = name.literal_value
-
-    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, totals, codes, scales, panel_bytes, addresses, at = args
-        accumulators = [b.extract_value(totals, t) for t in range(tile.tokens)]
-        offsets = [b.mul(panel_bytes, I64(t)) for t in range(tile.tokens)]
-        code_places, scale_places = ([b.add(base, o) for o in offsets] for base in (codes, scales))
-        place = [b.add(b.extract_value(addresses, 0), at)]
-        if LAYOUTS[format_name].decode is None:
-            results = _times_unit(b, format_name, code_places, place, accumulators)
-        else:
-            results = _times_float(b, format_name, code_places, scale_places, place, accumulators)
-        return _tile_of(b, tile, results)
-
-    if not (isinstance(tile, Tile) and isinstance(row, Rows)):
-        return None
-    return tile(name, tile, Address, Address, Int, row, Int), lower
+    if tile.count != panels.count * rows.count or (kind in RECORDS and panels.count > 1):
+        raise TypeError(f"a tile of {tile.count} for {rows.count} rows ({kind}) and {panels.count} panels")
+    return tile(name, activations, tile, panels, Int, Int, rows, Int), lower
 
 
 def _tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
@@ -321,12 +327,12 @@ def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, lane: An
         else:
             scale = one(b, _scale(b, layout, scales), lane)
             low = one(b, _scale(b, layout, emit.advance(b, scales, 2 * LANES)), lane) if layout.has_minimum else F32(0.0)
-            values = []
-            for v in layout.decode(b, codes, 0):
+            values = [scale] * BLOCK
+            for column, v in layout.decode(b, codes, 0):
                 word = one(b, b.bitcast(v, Words.llvm), lane)
                 for i in range(4):
                     code = b.sitofp(b.ashr(b.shl(word, I32(24 - 8 * i)), I32(24)), F32)
-                    values.append(b.fadd(b.fmul(code, scale), low))
+                    values[column + i] = b.fadd(b.fmul(code, scale), low)
         for k, value in enumerate(values):
             emit.store(b, value, b.add(out, I64(4 * k)))
         return context.get_dummy_value()

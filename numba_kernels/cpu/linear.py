@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, accumulate, accumulate_panels
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate
 from numba_kernels.cpu.op import Op, inner, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.team import Program, take
+from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
     LANES,
     TILES,
     get_i32,
     load_first,
     load_floats,
+    panel_addresses,
+    prefetch,
     row_addresses,
     spill,
     store_first,
@@ -32,7 +35,11 @@ from numba_kernels.simd.values import (
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
 CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
-PANELS = 1  # that one row of float32 activations meets at a time
+PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
+MOST_PANELS = 4
+AHEAD_BYTES, MUCH = 4096, 7  # `ahead_for`: how far, and from how many multiplications of bytes for each byte of weights on
+CACHED = 1 << 18  # bytes of weights that stay in a core's cache from tile to tile
+AHEAD = 0  # bytes by which weights are asked for before they are used; 0 leaves it to the machine
 
 
 def multiply_panels(  # type: ignore[no-untyped-def]
@@ -41,29 +48,22 @@ def multiply_panels(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Panels [low, high) of a matrix times the activation rows index[first … last], at most TOKENS of them."""
     rows = row_addresses(TOKENS, index, first, last, x, x_stride)
-    p = low
-    if PANELS > 1:
-        while p + PANELS <= high:
-            codes = matrix + p * panel_bytes
-            scales = codes + scales_at
-            tile = zero_tile(PANELS)
-            for k in range(blocks * STEPS):
-                to, its_scales = codes + k * CODES, scales + (k >> shift) * SCALES
-                tile = accumulate_panels(FORMAT, tile, to, its_scales, panel_bytes, rows, k * STEP)
-            results = spill(tile)
-            for t in range(PANELS):
-                finish(results + t * LANES * 4, p + t, first, height, bias, residual, out, out_stride)
-            p += PANELS
-    while p < high:
+    for p in range(low, high, PANELS):
         codes = matrix + p * panel_bytes
-        scales = codes + scales_at
-        tile = zero_tile(TOKENS)
+        panels = panel_addresses(PANELS, codes, panel_bytes, high - 1 - p)
+        tile = zero_tile(SUMS)
         for k in range(blocks * STEPS):
-            tile = accumulate(FORMAT, ACTIVATIONS, tile, codes + k * CODES, scales + (k >> shift) * SCALES, rows, k * STEP)
+            if AHEAD > 0:
+                for line in range(AHEAD, AHEAD + CODES, 64):
+                    for i in range(PANELS):
+                        prefetch(codes + i * panel_bytes + k * CODES + line)
+            scales = scales_at + (k >> shift) * SCALES
+            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, rows, k * STEP)
         results = spill(tile)
         for t in range(last + 1 - first):
-            finish(results + t * LANES * 4, p, first + t, height, bias, residual, out, out_stride)
-        p += 1
+            for i in range(min(PANELS, high - p)):
+                sums = results + (t * PANELS + i) * LANES * 4
+                finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
 
 
 @inner
@@ -168,10 +168,10 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
             specialize(
                 multiply_panels, f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
                 CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step, STEPS=steps,
-                PANELS=4 if activations == "f32" and size == 1 else 1,
+                PANELS=panels, SUMS=size * panels, AHEAD=ahead_for(layout, activations, size),
             )
         )
-        for size in sorted(set(sizes))
+        for size, panels in {size: panels_for(layout, activations, size) for size in sorted(set(sizes))}.items()
     }  # fmt: skip
     constants: dict[str, Any] = {"FORMAT": name, "ACTIVATIONS": activations, "MANY": "many" if many else "one"}
     for letter, size in zip("abcde", sizes, strict=True):
@@ -180,11 +180,28 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     return Op(linear, **constants)
 
 
+def panels_for(layout: Layout, activations: str, tokens: int) -> int:
+    """How many panels a tile of so many tokens meets at a time. With float32 activations and few tokens a single sum would wait
+    for itself; bytes, which take several instructions each, do not let it wait."""
+    if activations != "f32" or layout.is_byte:
+        return 1
+    return min(max(ACTIVE.accumulators // tokens, 1), MOST_PANELS)
+
+
+def ahead_for(layout: Layout, activations: str, tokens: int) -> int:
+    """By how many bytes weights are asked for beforehand: where there is much to be computed for each byte, the processor looks
+    too few bytes ahead by itself, and computing and reading would take turns. Where there is little, asking costs more."""
+    work = tokens * BLOCK * (4 if activations == "f32" else 1)  # a multiplication of floats takes as long as four of bytes
+    return AHEAD_BYTES if tokens > 1 and work >= MUCH * layout.code_bytes else 0
+
+
 def panels_at_once(packed: Packed, threads: int, rows: int) -> int:
-    """Panels of a piece of work: several pieces for every thread, yet large ones."""
-    least = 1 if rows > 1 else max(1, (1 << 15) // packed.panel_bytes)
-    most = max(1, packed.panels // (4 * threads))
-    return min(max(least, min(most, 4 if rows > 1 else most)), max(1, -(-packed.panels // threads)))
+    """Panels of a piece of work: several pieces for every thread, yet large ones. With several tiles of rows, each of which reads
+    them again, no more than stay in a core's cache."""
+    even = max(1, packed.panels // (4 * threads))
+    cached, least = max(4, CACHED // packed.panel_bytes), (1 << 15) // packed.panel_bytes
+    pieces = min(even, cached) if rows > 1 else max(even, least)
+    return min(pieces, max(1, -(-packed.panels // threads)))
 
 
 @dataclass(frozen=True)

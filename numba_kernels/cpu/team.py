@@ -8,6 +8,7 @@ with other work does not stand still), and sleep when there has been no work for
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from numba_kernels.simd.values import (
     atomic_store,
     call_address,
     compare_exchange,
+    current_core,
     get_i64,
     pause,
     set_i64,
@@ -33,8 +35,10 @@ from numba_kernels.simd.values import (
 # The team's shared memory: int64 cells at these byte offsets, each group on cache lines of its own.
 ARRIVED, PHASE, NEXT, JOB, PROGRAM, COUNT, THREADS, STATE = 0, 128, 256, 384, 512, 520, 640, 768
 READY, BUSY, ASLEEP, STOPPED = 0, 1, 2, 3  # a helper that is BUSY, promised a job, does not fall asleep
+CORE, MOVE = 8, 16  # behind a thread's state: the core that it last worked on; the first job before which it may move
 SPINS = 200  # pauses before a waiting thread starts to yield its core: some 3 to 10 µs
-IDLE = 30000  # yields before a thread without work goes to sleep: 10 ms or more
+IDLE = 6000  # yields before a thread without work goes to sleep: 2 ms or more
+APART = 100  # jobs from one move of a thread to the next
 RECORD = 40  # int64 cells of a recorded operation: the function, then its arguments
 
 
@@ -82,13 +86,32 @@ def replay(team, thread):  # type: ignore[no-untyped-def]
         record += 8 * RECORD
 
 
+@inner
+def arrive(team, thread):  # type: ignore[no-untyped-def]
+    """Notes the core that a thread works on; whether an earlier thread of the team works on it too. While two share one, they
+    wait for each other at every barrier: an operation takes 10 µs and more. The system begins so when other cores seem busy,
+    and leaves it so for some time, as threads that wait by yielding look as if they worked."""
+    core = current_core()
+    own = team + STATE + 128 * thread
+    if get_i64(own + CORE) != core:
+        set_i64(own + CORE, core)
+    for other in range(thread):
+        if get_i64(team + STATE + 128 * other + CORE) == core:
+            return core >= 0
+    return False
+
+
 def work(team, thread, done):  # type: ignore[no-untyped-def]
-    """A helper thread's life: waits for jobs after number `done`; returns the last one done, to sleep or to stop."""
+    """A helper thread's life: waits for jobs after number `done`; returns the last one done, to sleep or to stop, or −1 − that,
+    to be moved to another core."""
     state = team + STATE + 128 * thread
     compare_exchange(state, ASLEEP, READY)
     idle = 0
     while True:
         if atomic_load(team + JOB) != done:
+            if arrive(team, thread) and done >= get_i64(state + MOVE):
+                set_i64(state + MOVE, done + APART)
+                return -1 - done
             done += 1
             replay(team, thread)
             idle = 0
@@ -114,6 +137,7 @@ def run(team, program, count):  # type: ignore[no-untyped-def]
             return True
     set_i64(team + PROGRAM, program)
     set_i64(team + COUNT, count)
+    arrive(team, 0)
     atomic_add(team + JOB, 1)
     replay(team, 0)
     for thread in range(1, threads):
@@ -199,6 +223,7 @@ class Team:
         self._memory = memory[skip:]
         self.address = self._memory.ctypes.data
         self._memory[THREADS // 8] = threads
+        self._memory[(STATE + CORE) // 8 :: 16] = -2  # none yet
         self._work, self._run = (f.ctypes for f in self.functions())
         self._wake = [threading.Event() for _ in range(threads)]
         self._helpers = [threading.Thread(target=self._help, args=(t,), daemon=True) for t in range(1, threads)]
@@ -220,10 +245,23 @@ class Team:
         done = 0
         while True:
             done = self._work(self.address, thread, done)
+            if done < 0:
+                done = -1 - done
+                self._move(thread)
+                continue
             if self._memory[self._state(thread)] == STOPPED:
                 return
             self._wake[thread].wait()
             self._wake[thread].clear()
+
+    def _move(self, thread: int) -> None:
+        """Takes the calling thread to a core on which no other of the team works, if it may use one; the system may take it away
+        again."""
+        allowed = os.sched_getaffinity(0)
+        taken = {int(self._memory[self._state(t) + CORE // 8]) for t in range(self.threads) if t != thread}
+        if free := allowed - taken:
+            os.sched_setaffinity(0, free)
+            os.sched_setaffinity(0, allowed)
 
     def run(self, program: Program, first: int = 0, stop: int | None = None) -> None:
         """Replays a program, or its operations first … stop − 1; returns when the last one is done."""

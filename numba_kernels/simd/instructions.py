@@ -98,8 +98,10 @@ class Portable:
         baseline: the LLVM CPU whose code is generated when the path is forced on a better machine.
         lanes: 32-bit lanes of a vector; also the rows of a weight panel.
         tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
+        accumulators: of a tile that meets several panels at a time, at most.
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
+        float_tables: there is `lookup_floats`.
     """
 
     name: ClassVar[str] = "portable"
@@ -108,8 +110,10 @@ class Portable:
     baseline: ClassVar[str] = "generic"
     lanes: ClassVar[int] = 16
     tiles: ClassVar[tuple[int, ...]] = (1, 4)
+    accumulators: ClassVar[int] = 4
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
+    float_tables: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""
@@ -131,6 +135,10 @@ class Portable:
             is_set = b.icmp_unsigned("!=", mask, same(kind, 0))
             level = [b.select(is_set, high, low) for low, high in zip(level[::2], level[1::2], strict=True)]
         return level[0]
+
+    def lookup_floats(self, b: Builder, table: Sequence[int], words: Value) -> Value:
+        """table[the low four bits of each lane] as float32, whatever the other bits; only with `float_tables`."""
+        raise NotImplementedError(self.name)
 
     def half_to_float(self, b: Builder, halves: Value) -> Value:
         """IEEE half-precision bits (i16 lanes) as float32, subnormals, infinities and NaN included."""
@@ -178,8 +186,10 @@ class Avx512(X86):
     baseline = ""
     lanes = 16
     tiles = (1, 2, 4, 8, 12)
+    accumulators = 8
     offset = 128
     biased_bytes = True
+    float_tables = True
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x)
@@ -194,6 +204,10 @@ class Avx512(X86):
             return call(b, "llvm.x86.avx512.pshuf.b.512", c.type, [constant(I8, [v & 255 for v in table] * 4), c])
 
         return in_parts(b, 64, part, codes)
+
+    def lookup_floats(self, b: Builder, table: Sequence[int], words: Value) -> Value:
+        values = constant(F32, [float(v) for v in table])
+        return call(b, "llvm.x86.avx512.permvar.sf.512", values.type, [values, words])
 
 
 class Avx2(X86):

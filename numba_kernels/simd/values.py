@@ -7,6 +7,7 @@ program. `Floats`, `Words` (int32), `Halves` (16-bit patterns) and `Bytes` have 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from numba_kernels.simd.path import ACTIVE
 
 LANES = ACTIVE.lanes
 TILES = ACTIVE.tiles
+HAS_CORES = sys.platform == "linux"  # threads can ask for their core, and for another
 
 
 class Vector(types.Type):
@@ -41,27 +43,27 @@ class VectorModel(PrimitiveModel):
 
 
 class Tile(types.Type):
-    """A register tile: one Floats accumulator for each of `tokens` tokens."""
+    """A register tile: `count` Floats accumulators, one for each token (and panel of weights)."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self.llvm = ir.ArrayType(emit.vector(F32, LANES), tokens)
-        super().__init__(f"tile{tokens}")
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.llvm = ir.ArrayType(emit.vector(F32, LANES), count)
+        super().__init__(f"tile{count}")
 
 
-class Rows(types.Type):
-    """The addresses of `tokens` rows of activations."""
+class Places(types.Type):
+    """`count` addresses, of rows of activations or of panels."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self.llvm = ir.ArrayType(I64, tokens)
-        super().__init__(f"rows{tokens}")
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.llvm = ir.ArrayType(I64, count)
+        super().__init__(f"places{count}")
 
 
 @register_default(Tile)
-@register_default(Rows)
+@register_default(Places)
 class AggregateModel(PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: Tile | Rows) -> None:
+    def __init__(self, manager: Any, fe_type: Tile | Places) -> None:
         super().__init__(manager, fe_type, fe_type.llvm)
 
 
@@ -220,6 +222,12 @@ def store_first(b: Builder, address: Value, value: Value, count: Value) -> None:
     emit.call(b, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), [value, place, I32(4), _first(b, count)])
 
 
+@operation(Void, Address)
+def prefetch(b: Builder, address: Value) -> None:
+    """Has the cache line at an address fetched, which need not be memory of this process."""
+    emit.call(b, "llvm.prefetch.p0", ir.VoidType(), [emit.pointer(b, address, I8), I32(0), I32(3), I32(1)])
+
+
 @operation(Floats, Address)
 def load_bf16(b: Builder, address: Value) -> Value:
     """LANES bfloat16, as float32."""
@@ -361,15 +369,15 @@ def stack(typing_context: Any, size: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def zero_tile(typing_context: Any, tokens: Any) -> Any:
-    """A tile of `tokens` (a compile-time constant) accumulators, all zero."""
-    tile = Tile(tokens.literal_value)
-    return tile(tokens), lambda context, b, sig, args: ir.Constant(tile.llvm, None)
+def zero_tile(typing_context: Any, count: Any) -> Any:
+    """A tile of `count` (a compile-time constant) accumulators, all zero."""
+    tile = Tile(count.literal_value)
+    return tile(count), lambda context, b, sig, args: ir.Constant(tile.llvm, None)
 
 
 @intrinsic
 def spill(typing_context: Any, tile: Any) -> Any:
-    """Writes a tile to the stack: the address of float32 [tokens, LANES], good until the next spill at this place."""
+    """Writes a tile to the stack: the address of float32 [count, LANES], good until the next spill at this place."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         place = _reserve(b, tile.llvm)
@@ -380,26 +388,26 @@ def spill(typing_context: Any, tile: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def load_tile(typing_context: Any, tokens: Any, address: Any, stride: Any) -> Any:
-    """A tile from memory: LANES float32 for each token, `stride` bytes apart."""
-    tile = Tile(tokens.literal_value)
+def load_tile(typing_context: Any, count: Any, address: Any, stride: Any) -> Any:
+    """A tile of `count` (a compile-time constant) accumulators from memory, `stride` bytes apart."""
+    tile = Tile(count.literal_value)
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         result = ir.Constant(tile.llvm, ir.Undefined)
-        for t in range(tile.tokens):
+        for t in range(tile.count):
             at = b.add(args[1], b.mul(args[2], I64(t)))
             result = b.insert_value(result, emit.load(b, at, Floats.llvm), t)
         return result
 
-    return tile(tokens, Address, Int), lower
+    return tile(count, Address, Int), lower
 
 
 @intrinsic
 def store_tile(typing_context: Any, address: Any, stride: Any, tile: Any) -> Any:
-    """Stores a tile, `stride` bytes between its tokens."""
+    """Stores a tile's accumulators, `stride` bytes apart."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        for t in range(tile.tokens):
+        for t in range(tile.count):
             emit.store(b, b.extract_value(args[2], t), b.add(args[0], b.mul(args[1], I64(t))))
         return context.get_dummy_value()
 
@@ -412,7 +420,7 @@ def add_outer(typing_context: Any, tile: Any, value: Any, numbers: Any, stride: 
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         result, value, numbers, stride = args
-        for t in range(tile.tokens):
+        for t in range(tile.count):
             number = emit.load(b, b.add(numbers, b.mul(stride, I64(t))), F32)
             total = ACTIVE.fma(b, value, emit.splat(b, number, LANES), b.extract_value(result, t))
             result = b.insert_value(result, total, t)
@@ -422,21 +430,41 @@ def add_outer(typing_context: Any, tile: Any, value: Any, numbers: Any, stride: 
 
 
 @intrinsic(prefer_literal=True)
-def row_addresses(typing_context: Any, tokens: Any, indices: Any, first: Any, last: Any, base: Any, stride: Any) -> Any:
-    """base + stride · index for the int32 indices[first …]; those beyond `last` repeat row `last`."""
-    rows = Rows(tokens.literal_value)
+def row_addresses(typing_context: Any, count: Any, indices: Any, first: Any, last: Any, base: Any, stride: Any) -> Any:
+    """base + stride · index for `count` (a compile-time constant) int32 indices[first …]; those beyond `last` repeat the row of
+    `last`."""
+    rows = Places(count.literal_value)
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, indices, first, last, base, stride = args
         result = ir.Constant(rows.llvm, ir.Undefined)
-        for t in range(rows.tokens):
-            at = b.add(first, I64(t))
-            at = b.select(b.icmp_signed("<", at, last), at, last)
+        for t in range(rows.count):
+            at = _at_most(b, b.add(first, I64(t)), last)
             index = b.sext(emit.load(b, b.add(indices, b.shl(at, I64(2))), I32), I64)
             result = b.insert_value(result, b.add(base, b.mul(index, stride)), t)
         return result
 
-    return rows(tokens, Address, Int, Int, Address, Int), lower
+    return rows(count, Address, Int, Int, Address, Int), lower
+
+
+@intrinsic(prefer_literal=True)
+def panel_addresses(typing_context: Any, count: Any, base: Any, stride: Any, last: Any) -> Any:
+    """base + i · stride for i below `count` (a compile-time constant); those beyond `last` repeat it."""
+    panels = Places(count.literal_value)
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        _, base, stride, last = args
+        result = ir.Constant(panels.llvm, ir.Undefined)
+        for i in range(panels.count):
+            offset = b.mul(_at_most(b, I64(i), last), stride) if i else I64(0)
+            result = b.insert_value(result, b.add(base, offset), i)
+        return result
+
+    return panels(count, Address, Int, Int), lower
+
+
+def _at_most(b: Builder, x: Value, limit: Value) -> Value:
+    return b.select(b.icmp_signed("<", x, limit), x, limit)
 
 
 # ---- between threads ------------------------------------------------------------------------------------------------
@@ -477,6 +505,12 @@ def pause(b: Builder) -> None:
 def yield_core(b: Builder) -> None:
     """Lets another thread of this machine have the core."""
     emit.call(b, "sched_yield", I32, [])
+
+
+@operation(Int)
+def current_core(b: Builder) -> Value:
+    """The number of the core that the calling thread runs on; −1 where the system does not say."""
+    return b.sext(emit.call(b, "sched_getcpu", I32, []), I64) if HAS_CORES else I64(-1)
 
 
 @operation(Void, Address, Address, Address, Int)

@@ -1,12 +1,14 @@
 """Time prompt processing and token generation.
 
 Each model runs in a process of its own, so that its peak memory is its own. --peer llama.cpp runs the same bytes through
-llama.cpp with the same threads, in turns (A B A B), and prints the ratio; other containers become GGUF for that first.
+llama.cpp with the same threads, in turns (A B A B), and prints the ratio; other containers become GGUF for that first. --peer
+ik_llama.cpp does so with its fork for CPUs; both may be given.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ oss-tools bench gpt-oss-20b/ --prompt 512 --gen 128 --depth 0,4096 --batch 1,4
 oss-tools bench model.gguf --peer llama.cpp --repeat 3 --json > record.json
 oss-tools bench gpt-oss-20b/ --device cuda --depth 0,4096
 """
-HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec", "ratio")
+HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec")
 
 
 def run(
@@ -38,7 +40,9 @@ def run(
     batch: Annotated[str, typer.Option("--batch", "-b", help="Sequences that generate together, a list such as 1,8.")] = "1",
     threads: Threads = 0,
     repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="Timed rounds, after one that is not.")] = 5,
-    peer: Annotated[str | None, typer.Option("--peer", help="A program to compare with: llama.cpp.")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="A program to compare with: llama.cpp, ik_llama.cpp; may be repeated.")
+    ] = None,
     device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
@@ -47,15 +51,16 @@ def run(
     quiet: QuietFlag = False,
 ) -> None:
     from oss_tools.engine.backend import backend_for
-    from oss_tools.measure.bench import Settings, measure
+    from oss_tools.measure.bench import PEERS, Settings, measure
 
-    if peer not in (None, "llama.cpp"):
-        raise typer.BadParameter(f"{peer!r}: the one known peer is llama.cpp", param_hint="--peer")
+    peers = tuple(dict.fromkeys(peer or ()))
+    if unknown := set(peers).difference(PEERS):
+        raise typer.BadParameter(f"{unknown.pop()!r}: there are {', '.join(PEERS)}", param_hint="--peer")
     if not prompt and not generate:
         raise typer.BadParameter("with --prompt 0 and --gen 0 there is nothing to time")
     backend = backend_for(device, backend, (lambda line: None) if quiet else remark)
     settings = Settings(
-        prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peer,
+        prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peers,
         backend, activations,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="oss-tools-bench-") as folder:
@@ -104,24 +109,25 @@ def convert_to_gguf(checkpoint: Any, target: Path) -> None:
 
 def print_record(record: dict[str, Any], markdown: bool) -> None:
     """The figures as a table, and what else there is to say of each model below it."""
-    rows, notes = [], []
+    rows, notes, peers = [], [], record["settings"]["peers"]
+    headers = (*HEADERS, *(f"× {peer}" for peer in peers))
     for entry in record["models"]:
         for program, contender in entry["contenders"].items():
-            rows += [_row(entry["model"], program, result) for result in contender["results"]]
+            rows += [_row(entry["model"], program, result, peers) for result in contender["results"]]
             notes.append(_note(entry, program, contender))
     if markdown:
         from tabulate import tabulate
 
-        print(tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True))
+        print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
     else:
-        print_table(rows, HEADERS, right=(3, 4, 5, 6, 7, 8, 9))
+        print_table(rows, headers, right=range(3, len(headers)))
     print()
     print("\n".join([*notes, f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores"]))
 
 
-def _row(model: str, program: str, result: dict[str, Any]) -> tuple[str, ...]:
+def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str]) -> tuple[str, ...]:
     low, high = result["tokens_per_second_range"]
-    ratio, shares = result.get("ratio"), result.get("shares", {})
+    ratios, shares = result.get("ratios", {}), result.get("shares", {})
     return (
         model,
         program,
@@ -131,8 +137,13 @@ def _row(model: str, program: str, result: dict[str, Any]) -> tuple[str, ...]:
         f"{1000 * result.get('step_seconds_p50', result.get('time_to_first_token', 0)):.1f}",
         f"{1000 * result['step_seconds_p95']:.1f}" if "step_seconds_p95" in result else "",
         *(f"{shares[name]['median']:.0%}" if name in shares else "" for name in ("read", "multiply")),
-        f"{ratio['median']:.2f} ({ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})" if ratio else "",
+        *(_ratio(ratios[peer]) if peer in ratios else "" for peer in peers),
     )
+
+
+def _ratio(ratio: dict[str, Any]) -> str:
+    low, high = ratio["range"]
+    return f"{ratio['median']:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _note(entry: dict[str, Any], program: str, contender: dict[str, Any]) -> str:

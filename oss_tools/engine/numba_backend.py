@@ -123,9 +123,12 @@ class State:
         at = 0
         for s, run in enumerate(runs):
             n = len(run.tokens)
-            self.tokens[at : at + n] = run.tokens
-            self.positions[at : at + n] = np.arange(run.start, run.start + n)
-            self.sequence[at : at + n] = s
+            if n == 1:  # as in every pass that generates: a tenth of the time that slices take
+                self.tokens[at], self.positions[at], self.sequence[at] = run.tokens[0], run.start, s
+            else:
+                self.tokens[at : at + n] = run.tokens
+                self.positions[at : at + n] = np.arange(run.start, run.start + n)
+                self.sequence[at : at + n] = s
             self.first_row[s], self.row_count[s] = at, n
             at += n
         self.all_rows["group_start"][1] = at

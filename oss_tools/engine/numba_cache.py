@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from oss_tools.models.operations import Heads
 POSITIONS = 64  # of a page
 FIRST_PAGES = 16  # a pool begins with so many pages and doubles
 SEQUENCES = 64  # in one pass
+SERIALS = itertools.count(1)
 
 
 class Pool:
@@ -48,6 +50,7 @@ class Pool:
         self.passing = Passing(self, chunk) if self.window and self.ring < whole else None
         self._free: list[int] = []
         self.version = 0
+        self._laid: list[tuple[int, int]] = [(0, 0)] * SEQUENCES  # whose pages, and how many, are in each row of the table
         self._uses: list[int] = []  # of each page: how many sequences it belongs to
         self.grow(FIRST_PAGES)
 
@@ -100,7 +103,10 @@ class Pool:
         that the first of them see, else pages of the pass."""
         for s, run in enumerate(runs):
             numbers = run.cache.numbers[self.window]
-            self.table[s, : len(numbers)] = numbers
+            laid = (run.cache.serial, len(numbers))
+            if self._laid[s] != laid:
+                self.table[s, : len(numbers)] = numbers
+                self._laid[s] = laid
         if not self.passing or all(len(r.tokens) + self.passing.before <= self.ring * POSITIONS for r in runs):
             return self
         self.passing.lay_out(runs)
@@ -228,11 +234,13 @@ class Passed:
 
 @dataclass(eq=False)
 class Cache:
-    """The pages of one sequence: page numbers by window. They go back to their pools when the cache is dropped."""
+    """The pages of one sequence: page numbers by window, to which others may be added. They go back to their pools when the
+    cache is dropped. No two caches have the same serial number."""
 
     pools: dict[int | None, Pool]
     numbers: dict[int | None, list[int]]
     passed: dict[int | None, Passed] = field(default_factory=dict)
+    serial: int = field(default_factory=lambda: next(SERIALS))
 
     def __del__(self) -> None:
         for window, numbers in self.numbers.items():

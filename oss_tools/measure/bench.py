@@ -1,4 +1,4 @@
-"""Prompt processing and token generation, ours and llama.cpp's, in interleaved runs of separate processes."""
+"""Prompt processing and token generation, ours and other programs', in interleaved runs of separate processes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from oss_tools.measure.machine import machine, versions
 from oss_tools.measure.worker import Child, Contender
 
 SCHEMA = 1
+PEERS = ("llama.cpp", "ik_llama.cpp")
+PACKAGES = ("llama-cpp-python", "ik-llama-cpp-python")  # which have them
 
 
 class EngineContender(Contender):
@@ -86,7 +88,7 @@ class Settings:
         depths, batches: each combined with each (prompts with depths only).
         threads: 0 for every core.
         repeat: timed rounds; the first run of each case in a process is not timed.
-        peer: "llama.cpp" or None.
+        peers: other programs, of `PEERS`.
         backend, activations: as for the engine; cuda runs on the GPU, timed by its events.
     """
 
@@ -96,7 +98,7 @@ class Settings:
     batches: tuple[int, ...] = (1,)
     threads: int = 0
     repeat: int = 5
-    peer: str | None = None
+    peers: tuple[str, ...] = ()
     backend: str = "numba"
     activations: str = "int8"
 
@@ -115,9 +117,9 @@ def measure(
     peer_file: Callable[[Path], Path] = lambda path: path,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """The record of a benchmark: every model, and beside it the peer where asked for.
+    """The record of a benchmark: every model, and beside it the peers where asked for.
 
-    `peer_file` gives the GGUF file that the peer reads for a model; both programs then read that file.
+    `peer_file` gives the GGUF file that peers read for a model; all programs then read that file.
     """
     record: dict[str, Any] = {
         "schema": SCHEMA,
@@ -125,12 +127,12 @@ def measure(
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "load_before": os.getloadavg()[0],
-        "versions": versions("numpy", "numba", "llvmlite", "torch", "gguf", "tokenizers", "llama-cpp-python"),
+        "versions": versions("numpy", "numba", "llvmlite", "torch", "gguf", "tokenizers", *PACKAGES),
         "settings": asdict(settings),
         "models": [],
     }
     for model in models:
-        file = peer_file(model) if settings.peer else model
+        file = peer_file(model) if settings.peers else model
         entry = {"model": model.name, "sha256": "", **_measure_model(file, settings, say)}
         if file != model:
             entry["made_from_sha256"] = _hash(model, say)
@@ -155,7 +157,7 @@ class Contest:
     """
 
     def __init__(self, file: Path, settings: Settings) -> None:
-        self.kinds = ["oss-tools", *([settings.peer] if settings.peer else [])]
+        self.kinds = ["oss-tools", *settings.peers]
         self.file, self.settings = file, settings
         self.together = len(self.kinds) * _size(file) < 0.8 * available_memory()
         self.ready: dict[str, Any] = {}
@@ -234,8 +236,7 @@ def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -
     if contest.device_memory:
         entry["contenders"]["oss-tools"]["device_memory"] = contest.device_memory
     _add_shares(entry, settings, rounds)
-    if settings.peer:
-        _add_ratios(entry, settings, rounds)
+    _add_ratios(entry, settings, rounds)
     return entry
 
 
@@ -293,9 +294,12 @@ def _add_shares(entry: dict[str, Any], settings: Settings, rounds: Rounds) -> No
 
 
 def _add_ratios(entry: dict[str, Any], settings: Settings, rounds: Rounds) -> None:
-    """How many times as fast as the peer, round by round."""
-    assert settings.peer
+    """How many times as fast as each peer, round by round; `ratio` is that to the first of them."""
     for case, result in zip(settings.cases(), entry["contenders"]["oss-tools"]["results"], strict=True):
-        pairs = zip(rounds.seconds[settings.peer, case], rounds.seconds["oss-tools", case], strict=True)
-        ratios = sorted(sum(theirs) / sum(ours) for theirs, ours in pairs)
-        result["ratio"] = {"median": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
+        ratios = {}
+        for peer in settings.peers:
+            pairs = zip(rounds.seconds[peer, case], rounds.seconds["oss-tools", case], strict=True)
+            values = sorted(sum(theirs) / sum(ours) for theirs, ours in pairs)
+            ratios[peer] = {"median": statistics.median(values), "range": [values[0], values[-1]]}
+        if ratios:
+            result |= {"ratio": ratios[settings.peers[0]], "ratios": ratios}

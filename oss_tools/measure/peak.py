@@ -1,6 +1,8 @@
 """The most memory that the engine takes: a process of its own loads a model, fills a context and generates.
 
-python -m oss_tools.measure.peak MODEL --context 4096 --threads 2
+python -m oss_tools.measure.peak MODEL --context 4096 --threads 2 [--limit 16]
+
+With --limit the process may not take more than so many GiB of address space (RLIMIT_AS, which counts more than what is resident).
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+
+from oss_tools.errors import OssToolsError
 
 GENERATED = 8  # tokens
 
@@ -56,9 +60,17 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--limit", type=float, help="of the address space, in GiB")
     given = parser.parse_args()
-    fill(given.model, given.context, given.threads)
-    print(json.dumps({"model": str(given.model), "context": given.context, "peak_bytes": own_peak()}))
+    limit = int(given.limit * (1 << 30)) if given.limit else None
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        fill(given.model, given.context, given.threads)
+    except OssToolsError as error:
+        sys.exit(f"{given.model}: {error}")
+    record = {"model": str(given.model), "context": given.context, "limit_bytes": limit, "peak_bytes": own_peak()}
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -1,57 +1,80 @@
-"""llama.cpp as a contender of the benchmark, through `llama_cpp`: the same bytes, the same threads."""
+"""llama.cpp and programs that come from it as contenders of the benchmark: the same bytes, the same threads."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import time
+from abc import abstractmethod
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 from oss_tools.errors import BadCheckpoint, MissingPackage
 from oss_tools.measure.worker import Contender
 
-try:
-    import llama_cpp
-except ImportError:
-    raise MissingPackage("--peer llama.cpp needs llama-cpp-python: pip install 'oss-tools[peers]'") from None
+CHUNK = 512  # tokens of a batch
 
 
-@llama_cpp.llama_log_callback
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def _silent(level: int, text: bytes, user_data: Any) -> None:
-    """llama.cpp's log lines are not wanted."""
+    """The library's log lines are not wanted."""
 
 
-class LlamaCpp(Contender):
-    """llama.cpp with its default parameters, except for context, threads and sequences."""
+class Llama(Contender):
+    """A library with llama.cpp's C interface, with its default parameters, except for context, threads and sequences.
+
+    Attributes:
+        name: as --peer has it.
+        package, module: on PyPI, and its bindings.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    module: ClassVar[str]
 
     def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None:
-        llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
-        self._chunk = 512
-        loading = llama_cpp.llama_model_default_params()
-        self._model = llama_cpp.llama_model_load_from_file(model.encode(), loading)
+        try:
+            self._bindings: Any = importlib.import_module(self.module)
+        except ImportError:
+            raise MissingPackage(f"--peer {self.name} needs the package {self.package}: pip install it") from None
+        self._library = self.library()
+        self._library.llama_log_set(_silent, ctypes.c_void_p(0))
+        self._model = self._bindings.llama_model_load_from_file(model.encode(), self.loading())
         if not self._model:
-            raise BadCheckpoint(f"llama.cpp cannot load {model}")
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context * batch, self._chunk, self._chunk
+            raise BadCheckpoint(f"{self.name} cannot load {model}")
+        params = self._bindings.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = context * batch, CHUNK, CHUNK
         params.n_seq_max, params.n_threads, params.n_threads_batch = batch, threads, threads
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        self._context = self._bindings.llama_init_from_model(self._model, params)
         if not self._context:
-            raise BadCheckpoint(f"llama.cpp makes no context of {context} positions for {batch} sequences")
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(max(self._chunk, batch), 0, 1)
+            raise BadCheckpoint(f"{self.name} makes no context of {context} positions for {batch} sequences")
+        self._batch = self._bindings.llama_batch_init(max(CHUNK, batch), 0, 1)
+
+    @abstractmethod
+    def library(self) -> Any:
+        """The shared library itself."""
+
+    def loading(self) -> Any:
+        """How the model is loaded."""
+        return self._bindings.llama_model_default_params()
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forgets all sequences."""
 
     def facts(self) -> dict[str, Any]:
-        system = llama_cpp.llama_print_system_info().decode()
-        return {"program": f"llama-cpp-python {metadata.version('llama-cpp-python')}", "kernels": system.strip()}
+        information = self._library.llama_print_system_info
+        information.restype = ctypes.c_char_p
+        return {"program": f"{self.package} {metadata.version(self.package)}", "kernels": information().decode().strip()}
 
     def prompt(self, tokens: list[int], depth: int) -> float:
         self._fill(tokens, depth, 1)
         began = time.perf_counter()
-        for start in range(0, len(tokens), self._chunk):
-            part = tokens[start : start + self._chunk]
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
             self._decode([(token, depth + start + i, 0, False) for i, token in enumerate(part[:-1])]
                          + [(part[-1], depth + start + len(part) - 1, 0, True)])  # fmt: skip
-        llama_cpp.llama_get_logits_ith(self._context, -1)
+        self._bindings.llama_get_logits_ith(self._context, self._batch.n_tokens - 1)
         return time.perf_counter() - began
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
@@ -61,18 +84,18 @@ class LlamaCpp(Contender):
             began = time.perf_counter()
             self._decode([(token, depth + step, sequence, True) for sequence in range(batch)])
             for row in range(batch):
-                llama_cpp.llama_get_logits_ith(self._context, row)
+                self._bindings.llama_get_logits_ith(self._context, row)
             seconds.append(time.perf_counter() - began)
         return seconds
 
     def _fill(self, tokens: list[int], depth: int, sequences: int) -> None:
         """Starts over with `depth` tokens in each sequence."""
-        llama_cpp.llama_memory_clear(self._memory, True)
+        self.clear()
         for sequence in range(sequences):
-            for start in range(0, depth, self._chunk):
-                stop = min(start + self._chunk, depth)
+            for start in range(0, depth, CHUNK):
+                stop = min(start + CHUNK, depth)
                 self._decode([(tokens[i % len(tokens)], i, sequence, i == stop - 1) for i in range(start, stop)])
-        llama_cpp.llama_synchronize(self._context)
+        self._library.llama_synchronize(ctypes.c_void_p(self._context))
 
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
         batch = self._batch
@@ -80,5 +103,35 @@ class LlamaCpp(Contender):
         for i, (token, position, sequence, wanted) in enumerate(entries):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
             batch.seq_id[i][0] = sequence
-        if llama_cpp.llama_decode(self._context, batch):
-            raise BadCheckpoint("llama.cpp could not process a batch")
+        if self._bindings.llama_decode(self._context, batch):
+            raise BadCheckpoint(f"{self.name} could not process a batch")
+
+
+class LlamaCpp(Llama):
+    """llama.cpp through llama-cpp-python."""
+
+    name, package, module = "llama.cpp", "llama-cpp-python", "llama_cpp"
+
+    def library(self) -> Any:
+        return self._bindings.llama_cpp._lib
+
+    def clear(self) -> None:
+        self._bindings.llama_memory_clear(self._bindings.llama_get_memory(self._context), True)
+
+
+class IkLlamaCpp(Llama):
+    """Its fork ik_llama.cpp, which is faster on CPUs, with weights repacked on load. The wheels that are published know no
+    instructions beyond AVX2."""
+
+    name, package, module = "ik_llama.cpp", "ik-llama-cpp-python", "ik_llama_cpp._ctypes_api"
+
+    def library(self) -> Any:
+        return self._bindings._lib
+
+    def loading(self) -> Any:
+        params = super().loading()
+        params.repack_tensors, params.use_mmap = True, False
+        return params
+
+    def clear(self) -> None:
+        self._bindings.llama_kv_cache_clear(self._context)

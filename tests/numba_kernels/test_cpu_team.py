@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -72,6 +73,41 @@ def test_sleeping_helpers_wake():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     team.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_threads_that_share_a_core_part(monkeypatch):
+    """What the system does where other cores seem busy: it leaves both threads where they are."""
+    allowed = os.sched_getaffinity(0)
+    core = min(allowed)
+    moves, cores = [], set()
+    move = Team._move
+    monkeypatch.setattr(Team, "_move", lambda team, thread: (moves.append(thread), move(team, thread)))
+    x = np.zeros(5, np.int64)
+    program = Program()
+    program.add(add_to_each, x=x, amount=1, n=5)
+    team = Team(2)
+    helper = team._helpers[0].native_id
+    try:
+        os.sched_setaffinity(0, {core})
+        for _ in range(20):
+            os.sched_setaffinity(helper, {core})
+            team.run(program)
+            os.sched_setaffinity(helper, allowed)  # which may take it away, but need not
+            before = len(moves)
+            for _ in range(150):
+                team.run(program)
+                if len(moves) > before:
+                    break
+            team.run(program)
+            cores.add(int(team._memory[team._state(1) + 1]))
+        assert moves
+        assert cores - {core}
+        assert os.sched_getaffinity(helper) == allowed
+    finally:
+        os.sched_setaffinity(0, allowed)
+        team.close()
+    assert (x == x[0]).all()
 
 
 def test_arguments_can_change_between_replays():
