@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 USUAL = {"convert": 2.0, "weights": 0.5, "predict": 8.0, "answer": 12.0, "time": 8.0}  # seconds of a step of a small model
 
+TELLING = 0.1  # the share of a step from which its own pace says how long the rest takes: loading and compiling come first
+
 
 @dataclass(frozen=True)
 class Now:
@@ -53,7 +55,8 @@ class Schedule:
 
         def advance(done: int, of: int) -> None:
             spent = time.perf_counter() - began
-            rest = spent * (of - done) / done if done else max(self._usual(kind) - spent, 0.0)
+            known = done >= TELLING * of > 0
+            rest = spent * (of - done) / done if known else max(self._usual(kind) - spent, 0.0)
             self._report(Now(self._number, total, what, done, of, self._left(rest)))
 
         advance(0, 0)

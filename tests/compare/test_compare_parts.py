@@ -54,6 +54,8 @@ def test_the_schedule_counts_and_estimates(monkeypatch):
         advance(1, 2)
     now[0] = 10.0
     with schedule.step("answer", "second") as advance:
+        now[0] = 11.0
+        advance(1, 100)
         now[0] = 12.0
         advance(1, 4)
     assert [(n.number, n.total, n.what) for n in seen] == [
@@ -61,10 +63,12 @@ def test_the_schedule_counts_and_estimates(monkeypatch):
         (1, 3, "first"),
         (2, 3, "second"),
         (2, 3, "second"),
+        (2, 3, "second"),
     ]
     assert seen[0].left is None
     assert seen[2].left == pytest.approx(10.0)  # this one and the next, 5 s each
-    assert seen[3].left == pytest.approx(6.0 + 5.0)
+    assert seen[3].left == pytest.approx(4.0 + 5.0)  # a hundredth says nothing; as long as the first
+    assert seen[4].left == pytest.approx(6.0 + 5.0)
 
 
 def result(outcomes, said="x"):
