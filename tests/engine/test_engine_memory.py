@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -81,13 +83,18 @@ def generate(model: Path, megabytes: int, *options: str) -> subprocess.Completed
 
 
 @linux
-@pytest.mark.slow
-def test_a_limit_near_the_figure_is_enough_and_one_below_is_refused(tmp_path: Path) -> None:
-    """20b in 16 GB, in small: 600 MB of weights. What is missing is taken from the program's own line."""
-    model = make(tmp_path, "llama-3.2-1b-like", 8, "q8_0", "gguf")
-    assert (
-        generate(model, 1 << 20, "-q").returncode == 0
-    )  # compiles what is not in the cache yet, which takes memory of its own
+@pytest.mark.parametrize(
+    ("layers", "changes"),
+    [(2, SMALL | {"vocab_size": 4000}), pytest.param(8, {}, marks=pytest.mark.slow)],
+    ids=["3 MB", "600 MB"],
+)
+def test_a_limit_near_the_figure_is_enough_and_one_below_is_refused(
+    layers: int, changes: dict[str, int], tmp_path: Path
+) -> None:
+    """20b in 16 GB, in small. What is missing is taken from the program's own line."""
+    model = make(tmp_path, "llama-3.2-1b-like", layers, "q8_0", "gguf", **changes)
+    first = generate(model, 1 << 20, "-q")  # compiles what is not in the cache yet, which takes memory of its own
+    assert first.returncode == 0, first.stderr
     low = generate(model, 700, "--context", "512")
     assert low.returncode == 3
     assert len(low.stderr.splitlines()) == 1
@@ -97,6 +104,34 @@ def test_a_limit_near_the_figure_is_enough_and_one_below_is_refused(tmp_path: Pa
     enough = generate(model, 700 + int(missing) + 150, "--context", "512")
     assert enough.returncode == 0, enough.stderr
     assert "generated 4 tokens" in enough.stderr
+
+
+def peak(model: Path | str, context: int, limit: float) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "oss_tools.measure.peak", str(model), "--threads", "2"]
+    options = ["--context", str(context), "--limit", str(limit)]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
+
+
+@linux
+def test_the_peak_is_measured_under_a_limit(tiny_gpt_oss: Path) -> None:
+    done = peak(tiny_gpt_oss, 600, 4)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["limit_bytes"] == 4 << 30
+    assert 50e6 < record["peak_bytes"] < 1e9
+    refused = peak(tiny_gpt_oss, 600, 0.5)
+    assert refused.returncode == 1
+    assert re.search(r"needs [\d.]+ GB of memory", refused.stderr)
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.skipif("GPT_OSS_20B" not in os.environ, reason="GPT_OSS_20B names no checkpoint of 20b's shape")
+def test_20b_runs_in_16_gib(tmp_path: Path) -> None:
+    """`oss-tools synth gpt-oss-20b 20b.gguf --recipe mxfp4-q8` makes the checkpoint, of 12 GB."""
+    done = peak(os.environ["GPT_OSS_20B"], 4096, 16)
+    assert done.returncode == 0, done.stderr
+    assert 12e9 < json.loads(done.stdout)["peak_bytes"] < 13e9
 
 
 def test_the_refusal_says_what_would_fit(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
