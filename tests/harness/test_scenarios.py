@@ -10,7 +10,7 @@ import pytest
 
 from oss_tools.chat.tools.base import ToolError, check_arguments
 from oss_tools.errors import BadSource, MissingPackage
-from oss_tools.harness.answers import Answer, Call, Details
+from oss_tools.harness.answers import Answer, Call, Details, details_of
 from oss_tools.harness.scenarios import MORE_TOOLS, Scenario, World, bfcl_splits, right_turns, score, splits
 from oss_tools.harness.worlds import WORLDS, Arithmetic, Files, Letters, Shop, Tasks, tools_of_world
 from oss_tools.resources import resource
@@ -172,7 +172,7 @@ def test_prompts_have_the_functions_from_their_turn_on(later: dict[str, Any], ti
     lm = EngineLM(FakeEngine(tiny_gpt_oss, answering))  # type: ignore[arg-type]
     (found,) = lm.generate_until([asked(lm, "", later, {**GREEDY, "environment": Scenario})])
     assert score(later, [found]) == {"correct": 1.0, "turns": 1.0}
-    assert found.details.problems == ()  # the calls are known to the parser as well
+    assert details_of(found).problems == ()  # the calls are known to the parser as well
 
 
 @pytest.mark.parametrize("world", WORLDS.values())
