@@ -1,6 +1,7 @@
 """The commands that run a model, as a user calls them."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from oss_tools.measure.identity import model_sha256
+from oss_tools.measure.machine import machine
 
 
 def oss_tools(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -69,12 +71,46 @@ def test_bench_measures_every_case(tiny_gpt_oss: Path) -> None:
     assert table.startswith("| model")
 
 
+def test_generate_is_interrupted_by_ctrl_c(tiny_llama: Path) -> None:
+    command = [sys.executable, "-m", "oss_tools", "generate", str(tiny_llama), "The", "--raw", "-n", "2000", "-t", "2", "-q"]
+    with subprocess.Popen([*command, "--context", "2048"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.decode().splitlines() == ["oss-tools: interrupted"]
+
+
+def test_bench_of_several_models_is_one_table(tiny_gpt_oss: Path, tiny_llama: Path) -> None:
+    options = ("--prompt", 8, "--gen", 2, "--repeat", 1, "--threads", 1, "-q")
+    done = oss_tools("bench", tiny_gpt_oss, tiny_llama, *options, "--markdown")
+    table, _, notes = done.stdout.partition("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines()[2:]]
+    assert rows == [[m.name, "oss-tools", case] for m in (tiny_gpt_oss, tiny_llama) for case in ("pp8", "tg2")]
+    assert [line.split(",")[0] for line in notes.splitlines()] == [tiny_gpt_oss.name, tiny_llama.name, "machine: " + cpu()]
+    assert "numba " in notes
+    assert "1 threads" in notes
+
+
+def cpu() -> str:
+    return str(machine()["cpu"]).split(",")[0]
+
+
+def test_an_unknown_peer_is_refused(tiny_llama: Path) -> None:
+    done = oss_tools("bench", tiny_llama, "--peer", "abacus", status=2)
+    assert "'abacus': there are llama.cpp, ik_llama.cpp" in " ".join(done.stderr.split())
+
+
 @pytest.mark.peers
-def test_bench_beside_llama_cpp(tiny_llama: Path) -> None:
-    pytest.importorskip("llama_cpp")
-    options = ("--prompt", 16, "--gen", 4, "--repeat", 2, "--threads", 1, "-q", "--json", "--peer", "llama.cpp")
+@pytest.mark.parametrize(("peer", "module"), [("llama.cpp", "llama_cpp"), ("ik_llama.cpp", "ik_llama_cpp")])
+def test_bench_beside_a_peer(tiny_llama: Path, peer: str, module: str) -> None:
+    pytest.importorskip(module)
+    options = ("--prompt", 16, "--gen", 4, "--repeat", 2, "--threads", 1, "-q", "--json", "--peer", peer)
     (entry,) = json.loads(oss_tools("bench", tiny_llama, *options).stdout)["models"]
-    assert [r["ratio"]["median"] > 0 for r in entry["contenders"]["oss-tools"]["results"]] == [True, True]
-    assert len(entry["contenders"]["llama.cpp"]["results"]) == 2
+    results = entry["contenders"]["oss-tools"]["results"]
+    assert [r["ratio"]["median"] > 0 for r in results] == [True, True]
+    assert [r["ratios"] for r in results] == [{peer: r["ratio"]} for r in results]
+    assert len(entry["contenders"][peer]["results"]) == 2
     (file,) = tiny_llama.glob("*.safetensors")
     assert entry["made_from_sha256"] == model_sha256([file]) != entry["sha256"]

@@ -11,11 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from oss_tools.convert.pipeline import Options, run
+from oss_tools.convert.plan import make_plan
+from oss_tools.convert.recipe import KEEP_ALL
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.engine import Engine, Request, Sequence
 from oss_tools.engine.numba_cache import POSITIONS, Pool
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest
+from oss_tools.models import open_checkpoint
 from oss_tools.models.operations import Heads
 
 LONG = 760  # more than a chunk and a window
@@ -120,6 +124,19 @@ def test_threads_do_not_matter(tiny_llama: Path) -> None:
             results.append([engine.prefill(sequence, tokens), engine.step([sequence], [5])[0].copy()])
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize("container", ["original", "gguf"])
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_every_container_gives_the_same_logits(tiny_gpt_oss: Path, tmp_path: Path, container: str, activations: str) -> None:
+    target = tmp_path / f"model.{container}"
+    with open_checkpoint(tiny_gpt_oss) as checkpoint:
+        run(make_plan(checkpoint, container, KEEP_ALL), target, Options(verify=False))
+    tokens = np.random.default_rng(3).integers(0, 200, 150).tolist()
+    expected, found = (
+        Engine.load(path, threads=2, context=256, activations=activations).logits(tokens) for path in (tiny_gpt_oss, target)
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_interleaved_prompts_and_answers(engine: Engine, tokens: list[int]) -> None:

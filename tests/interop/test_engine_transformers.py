@@ -76,6 +76,39 @@ def test_gpt_oss_has_transformers_logits(gpt_oss: tuple[Path, list[int], np.ndar
     assert difference < 1e-4
 
 
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+LLAMA = {
+    "llama 2": {"num_key_value_heads": 4, "rope_parameters": PLAIN},
+    "llama 3": {"rope_parameters": LLAMA_3, "num_hidden_layers": 4, "intermediate_size": 224},
+    "tied, with biases": {"rope_parameters": PLAIN, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+}
+
+
+@pytest.mark.parametrize("kind", LLAMA)
+def test_llama_has_transformers_logits(kind: str, tmp_path: Path) -> None:
+    """300 tokens, past the context that Llama 3's scaling was made from."""
+    torch.manual_seed(1)
+    common = {k: v for k, v in COMMON.items() if k != "sliding_window"}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**common | LLAMA[kind]))
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.5 if "bias" in name else 0.12)
+    model.save_pretrained(tmp_path / "model")
+    tokens = np.random.default_rng(0).integers(0, 331, 300).tolist()
+    with torch.inference_mode():
+        expected = log_softmax(model(torch.tensor([tokens])).logits[0].numpy())
+    assert expected.std() > 0.3
+    for backend in BACKENDS:
+        with Engine.load(tmp_path / "model", backend=backend, activations="f32", context=512) as engine:
+            assert np.abs(log_softmax(engine.logits(tokens)) - expected).max() < 1e-4, backend
+
+
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = (
     "The tide had gone out and left the harbour floor bare. Children walked between the boats that leaned on their sides, "
