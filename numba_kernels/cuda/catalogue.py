@@ -59,7 +59,9 @@ def one_token() -> Iterator[Example]:
     for window, element in ((WINDOW, "bf16"), (None, "bf16"), (None, "f32")):
         heads = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
-        yield Example(f"attention {element}, window {window}", attend_kernel(heads, 16), (wide, "atom.global.add.u32"))
+        yield Example(
+            f"attention {element}, window {window}", attend_kernel(heads, 3 if window else 32), (wide, "atom.global.add.u32")
+        )
     for format in ("bf16", "q8_0", "mxfp4"):
         yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
     yield Example("choice of a token", choose_kernel(), ("atom.global.add.u32",))

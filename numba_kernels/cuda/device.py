@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,11 @@ class Device:
     def _gone(self, size: int) -> None:
         self.allocated -= size
 
+    def give_back(self) -> None:
+        """Returns memory that nothing uses any more to the driver, which Numba keeps for a while else."""
+        if not SIMULATED:
+            cuda.current_context().memory_manager.deallocations.clear()
+
     def zeros(self, count: int, dtype: Any) -> Any:
         array = self.empty(count, dtype)
         self.upload(array, np.zeros(max(int(count), 1), dtype))
@@ -184,7 +190,11 @@ class Device:
     def blocks(self, warps_of_work: int, kernel: Kernel) -> int:
         """How many blocks a kernel gets whose blocks go on from one piece of work to the next."""
         wanted = -(-warps_of_work * WARP // kernel.threads)
-        return max(min(wanted, BLOCKS * self.multiprocessors), 1)
+        return max(min(wanted, min(BLOCKS, self.resident(kernel)) * self.multiprocessors), 1)
+
+    def resident(self, kernel: Kernel) -> int:
+        """Blocks of a kernel for which a multiprocessor has registers at once: with more, the last would run alone."""
+        return BLOCKS if SIMULATED else kernel.resident
 
     def prepare(self, kernel: Kernel) -> None:
         """Has a kernel compiled, or taken from the cache."""
@@ -213,14 +223,18 @@ class Device:
         event.record(self.stream)
 
     def copy_bandwidth(self, size: int = COPIED, rounds: int = 5) -> float:
-        """Bytes per second, read and written, of a copy from the device to itself; less is copied if less is free."""
-        size = min(size, self.memory()[0] // 4) // 16 * 16
+        """Bytes per second, read and written, of a copy from the device to itself; less is copied if less is free. What that
+        takes does not count in `peak`, and is free again."""
+        peak, size = self.peak, min(size, self.memory()[0] // 4) // 16 * 16
         source, target = (self.zeros(size // 4, np.uint32) for _ in range(2))
         seconds = []
         for _ in range(rounds + 1):
             began = self.event()
             self.copy(target, source)
             seconds.append(self.seconds(began, self.event()))
+        del source, target
+        self.peak = peak
+        self.give_back()
         return 2 * size / sorted(seconds[1:])[rounds // 2]
 
     def seconds(self, first: Any, last: Any) -> float:
@@ -229,11 +243,19 @@ class Device:
         return float(first.elapsed_time(last)) / 1000
 
 
+def _told_by(*command: str) -> str:
+    """What a command prints; nothing where it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _driver_version() -> str:
-    """As the kernel module gives it."""
+    """As the kernel module gives it, or NVIDIA's tool where that cannot be read, as in some containers."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
-        return "unknown"
+        text = _told_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", text)
     return found[1] if found else "unknown"

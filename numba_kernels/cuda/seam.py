@@ -30,6 +30,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))  # what the kernels are compiled for in tests
 OLDEST = (8, 0)  # bf16 matrix instructions
 WARP = 32
+REGISTERS, REGISTER_UNIT = 65536, 8  # of a multiprocessor; how many a thread gets at a time
 
 BYTES, HALVES, WORDS, INTS, FLOATS = (
     t[::1] for t in (types.uint8, types.uint16, types.uint32, types.int32, types.float32)
@@ -156,6 +157,13 @@ class Kernel:
             return cuda.jit(self._specialized)
         # Without link-time optimization, what runs is the PTX that the tests look at.
         return cuda.jit(types.void(*self.parameters), cache=True, lto=False)(self._specialized)
+
+    @cached_property
+    def resident(self) -> int:
+        """Blocks for which a multiprocessor has registers at once, on the device of this process."""
+        (compiled,) = self.compiled.overloads.values()
+        registers = -(-max(int(compiled.regs_per_thread), 1) // REGISTER_UNIT) * REGISTER_UNIT
+        return max(REGISTERS // (registers * self.threads), 1)
 
     def launch(self, grid: int | tuple[int, ...], stream: Any, *arguments: Any) -> None:
         """Puts one run on the stream. A grid of no blocks is not launched."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from numba_kernels.cuda.attention import attend_kernel, partial_size
+from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
@@ -35,12 +35,17 @@ from oss_tools.engine.cuda_weights import Stack, Weights
 from oss_tools.models.operations import Heads, Operations, Rope
 
 WARPS = 2 if SIMULATED else 8  # of a block
-SPLITS = 2 if SIMULATED else 16  # blocks among which a head's positions are divided
+SPLITS = 2 if SIMULATED else 32  # blocks, at most, among which a head's positions are divided
 FEW, MANY = 16, 64  # tokens in a tile of the tensor cores
 SWIGLU_ALPHA = np.float32(1.702)  # gpt-oss
 NO_LIMIT = np.float32(0)
 
 Launch = tuple[Kernel, "int | tuple[int, ...]", tuple[Any, ...]]
+
+
+def splits(shape: Attention) -> int:
+    """Blocks among which a head's positions are divided: one for each page that a window touches, or SPLITS."""
+    return min(SPLITS, -(-shape.window // PAGE) + 1) if shape.window else SPLITS
 
 
 class Model(Protocol):
@@ -147,6 +152,10 @@ class Recorder(Operations[Value]):
         """The kernel, or the one like it that there already is."""
         return self.kernels.setdefault(kernel.name, self.model.kernel(kernel))
 
+    def _blocks(self, warps_of_work: int, kernel: Kernel) -> Callable[[], int]:
+        """How many blocks the kernel gets, known when it is compiled."""
+        return lambda: self.model.device.blocks(warps_of_work, kernel)
+
     def _add(self, kernel: Kernel, grid: Callable[[int], Any], *arguments: Any) -> None:
         """A launch whose grid depends on the number of tokens."""
         self.launches.append(lambda tokens: (kernel, grid(tokens), arguments))
@@ -228,10 +237,10 @@ class Recorder(Operations[Value]):
         ids, shares = self._ints("ids", self.tokens * chosen), self._floats("shares", chosen).array
         counters = self._ints("counters", self.tokens)
         bias = source.array if stack.bias is None else stack.bias
-        blocks = self.model.device.blocks(-(-stack.rows // 2), kernel)
+        blocks = self._blocks(-(-stack.rows // 2), kernel)
         self._add(
-            kernel, lambda tokens: (blocks, tokens), stack.codes, stack.scales, bias, source.view, source.stride, weight, epsilon,
-            logits.view, counters, normed.view, ids, shares,
+            kernel, lambda tokens: (blocks(), tokens), stack.codes, stack.scales, bias, source.view, source.stride, weight,
+            epsilon, logits.view, counters, normed.view, ids, shares,
         )  # fmt: skip
         return Routing(chosen, stack.rows, ids, shares, normed)
 
@@ -257,9 +266,9 @@ class OneToken(Recorder):
             matvec_kernel(self.model.shape(stack), norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS)
         )
         bias = x.array if stack.bias is None else stack.bias
-        blocks = self.model.device.blocks(-(-stack.rows // 2), kernel)
+        blocks = self._blocks(-(-stack.rows // 2), kernel)
         arguments = (stack.codes, stack.scales, bias, x.view, weight, epsilon, stack.rows, out.view)
-        self._add(kernel, lambda tokens: blocks, *arguments)
+        self._add(kernel, lambda tokens: blocks(), *arguments)
 
     def gated(self, x: Value, gate: str, up: str) -> Floats:
         (stack,) = self.model.weights.stacks((gate, up), interleave=True)
@@ -270,14 +279,15 @@ class OneToken(Recorder):
     def attention(self, query: Rotated, key: Rotated, value: Floats, heads: Heads) -> Floats:
         self._check_heads(query, key, value)
         model, pool = self.model, self.model.pools[heads.window]
-        kernel = self._kernel(attend_kernel(pool.shape, SPLITS))
+        parts = splits(pool.shape)
+        kernel = self._kernel(attend_kernel(pool.shape, parts))
         out = self._floats("attended", heads.queries * heads.size)
-        partial = model.buffer("parts", partial_size(pool.shape, SPLITS), np.float32)
+        partial = model.buffer("parts", partial_size(pool.shape, parts), np.float32)
         counters = self._ints("head counters", heads.keys)
         cos, sin = model.rope_tables(query.rope)
         sinks = model.weights.vector(heads.sinks) if heads.sinks else cos
         self._add(
-            kernel, lambda tokens: (heads.keys, SPLITS), query.x.array, cos, sin, np.float32(1 / math.sqrt(heads.size)), sinks,
+            kernel, lambda tokens: (heads.keys, parts), query.x.array, cos, sin, np.float32(1 / math.sqrt(heads.size)), sinks,
             pool.memory[heads.layer], model.step.table(heads.window), model.step.state, partial, counters, out.view,
         )  # fmt: skip
         return out
@@ -289,9 +299,9 @@ class OneToken(Recorder):
         between = self._floats("inner", top * inner)
         kernel = self._kernel(gate_up_kernel(self.model.shape(first), top=top, bias=first.bias is not None, warps=WARPS))
         bias = between.array if first.bias is None else first.bias
-        blocks = self.model.device.blocks(top * inner, kernel)
+        blocks = self._blocks(top * inner, kernel)
         self._add(
-            kernel, lambda tokens: blocks, first.codes, first.scales, bias, routing.normed.view, routing.ids, inner, inner,
+            kernel, lambda tokens: blocks(), first.codes, first.scales, bias, routing.normed.view, routing.ids, inner, inner,
             np.float32(limit), SWIGLU_ALPHA, between.view,
         )  # fmt: skip
         return Pending(second.rows, lambda out, add: self._down(second, between, routing, out, add))
@@ -303,9 +313,9 @@ class OneToken(Recorder):
             down_kernel(self.model.shape(stack), top=routing.chosen, bias=stack.bias is not None, warps=WARPS)
         )
         bias = between.array if stack.bias is None else stack.bias
-        blocks = self.model.device.blocks(stack.rows, kernel)
+        blocks = self._blocks(stack.rows, kernel)
         self._add(
-            kernel, lambda tokens: blocks, stack.codes, stack.scales, bias, between.view, stack.columns, routing.ids,
+            kernel, lambda tokens: blocks(), stack.codes, stack.scales, bias, between.view, stack.columns, routing.ids,
             routing.shares, stack.rows, out.view,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
 from numba_kernels.cuda.seam import Kernel
 from oss_tools.engine import cuda_backend
-from oss_tools.engine.cuda_recorder import SPLITS
+from oss_tools.engine.cuda_recorder import splits
 from oss_tools.errors import MissingPackage
 
 ROUNDS = 5
@@ -240,7 +240,8 @@ def attention(device: Device, sizes: Sizes, depth: int) -> Problem:
     queries, keys, size = sizes.heads
     pages = -(-depth // PAGE)
     shape = Attention(queries, keys, size, None, pages, "bf16", sinks=True)
-    kernel = attend_kernel(shape, SPLITS)
+    parts = splits(shape)
+    kernel = attend_kernel(shape, parts)
     nbytes = 4 * keys * size * depth
     count = min(max(sizes.bytes // nbytes, 1), 24)
     caches = [device.zeros(pages * shape.page_words, np.uint32) for _ in range(count)]
@@ -248,12 +249,12 @@ def attention(device: Device, sizes: Sizes, depth: int) -> Problem:
     angles = device.zeros(depth * size // 2, np.float32)
     sinks, out = device.zeros(queries, np.float32), device.zeros(queries * size, np.float32)
     table, state = device.array(np.arange(pages, dtype=np.int32)), device.array(np.array([depth - 1, 0], np.int32))
-    partial, counters = device.zeros(partial_size(shape, SPLITS), np.float32), device.zeros(keys, np.int32)
+    partial, counters = device.zeros(partial_size(shape, parts), np.float32), device.zeros(keys, np.int32)
     scale = np.float32(1 / math.sqrt(size))
 
     def launch(cache: Any) -> Callable[[], None]:
         return lambda: device.launch(
-            kernel, (keys, SPLITS), qkv, angles, angles, scale, sinks, cache, table, state, partial, counters, out
+            kernel, (keys, parts), qkv, angles, angles, scale, sinks, cache, table, state, partial, counters, out
         )
 
     return Problem(f"attention at {depth}", nbytes, 0, [launch(cache) for cache in caches])

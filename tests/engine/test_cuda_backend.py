@@ -251,6 +251,47 @@ def test_what_does_not_fit_is_refused(tiny_gpt_oss: Path, monkeypatch: pytest.Mo
         Engine.load(tiny_gpt_oss, backend="cuda", context=CONTEXT)
 
 
+HOST = """
+import sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+from emulated_device import EmulatedDevice
+from oss_tools.convert.synth import load_shape
+from oss_tools.engine.cuda_weights import Weights, device_bytes
+from oss_tools.measure.peak import own_peak
+from oss_tools.measure.synthetic import SyntheticCheckpoint
+
+
+class Elsewhere(EmulatedDevice):
+    def empty(self, count, dtype):
+        return np.empty(max(int(count), 1), dtype)  # pages that nobody touches take no memory
+
+    def upload(self, target, values, start=0):
+        pass
+
+    upload_soon = upload
+
+
+checkpoint = SyntheticCheckpoint(load_shape("gpt-oss-120b").with_layers(1))
+weights = Weights(Elsewhere(), checkpoint, lambda n: None, print)
+for name, entry in checkpoint.entries.items():
+    if not entry.spec.is_vector:
+        weights.stacks((name.removesuffix(".weight"),))
+print(device_bytes(checkpoint), own_peak())
+"""
+
+
+@pytest.mark.slow
+def test_the_host_holds_pieces_only() -> None:
+    """4 GB of the 120b's weights pass through."""
+    program = HOST.format(folder=str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    loaded, peak = map(int, done.stdout.split())
+    assert loaded > 4e9
+    assert peak < 1e9
+
+
 # ---- no GPU ---------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,9 @@ class EmulatedDevice(Device):
         weakref.finalize(array, self._gone, array.nbytes)
         return array
 
+    def give_back(self) -> None:
+        """Memory is free at once."""
+
     def upload(self, target: Any, values: np.ndarray, start: int = 0) -> None:
         assert target.dtype == values.dtype
         assert start + values.size <= target.size
@@ -67,6 +70,9 @@ class EmulatedDevice(Device):
 
     def prepare(self, kernel: Kernel) -> None:
         """Kernels are compiled when they are launched."""
+
+    def resident(self, kernel: Kernel) -> int:
+        return 3
 
     def launch(self, kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
         assert len(arguments) == len(kernel.parameters)
