@@ -26,17 +26,19 @@ class Llama(Contender):
     Attributes:
         name: as --peer has it.
         package, module: on PyPI, and its bindings.
+        extra: of oss-tools that brings the package.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     module: ClassVar[str]
+    extra: ClassVar[str]
 
     def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None:
         try:
             self._bindings: Any = importlib.import_module(self.module)
         except ImportError:
-            raise MissingPackage(f"--peer {self.name} needs the package {self.package}: pip install it") from None
+            raise MissingPackage(f"--peer {self.name} needs {self.package}: pip install 'oss-tools[{self.extra}]'") from None
         self._library = self.library()
         self._library.llama_log_set(_silent, ctypes.c_void_p(0))
         self._model = self._bindings.llama_model_load_from_file(model.encode(), self.loading())
@@ -110,7 +112,7 @@ class Llama(Contender):
 class LlamaCpp(Llama):
     """llama.cpp through llama-cpp-python."""
 
-    name, package, module = "llama.cpp", "llama-cpp-python", "llama_cpp"
+    name, package, module, extra = "llama.cpp", "llama-cpp-python", "llama_cpp", "peers"
 
     def library(self) -> Any:
         return self._bindings.llama_cpp._lib
@@ -123,7 +125,7 @@ class IkLlamaCpp(Llama):
     """Its fork ik_llama.cpp, which is faster on CPUs, with weights repacked on load. The wheels that are published know no
     instructions beyond AVX2."""
 
-    name, package, module = "ik_llama.cpp", "ik-llama-cpp-python", "ik_llama_cpp._ctypes_api"
+    name, package, module, extra = "ik_llama.cpp", "ik-llama-cpp-python", "ik_llama_cpp._ctypes_api", "ik"
 
     def library(self) -> Any:
         return self._bindings._lib
