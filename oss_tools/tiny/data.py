@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,8 +16,7 @@ from oss_tools.chat import harmony
 from oss_tools.tiny import health, math, tool_use
 from oss_tools.tiny.items import Item, Split
 
-SUITES = {"math": math.items, "health": health.items, "tool_use": tool_use.items}
-SHARES = {"math": 0.22, "health": 0.36, "tool_use": 0.42}  # of the questions
+SHARES = {"math": 0.2, "health": 0.34, "tool_use": 0.46}  # of the questions
 PADDING = 0  # a token id that no conversation holds
 STRIDE = 32
 LONGEST = 512  # tokens; longer conversations are left out
@@ -35,10 +35,12 @@ class Batch:
     said: np.ndarray
 
 
-def items(seed: int, split: Split) -> Iterator[Item]:
-    """Questions of all suites, endless."""
+def items(seed: int, split: Split, pieces: Sequence[str] = ()) -> Iterator[Item]:
+    """Questions of all suites, endless; `pieces` make up words, see `tool_use.items`."""
     rng = random.Random(seed)
-    sources = {suite: make(random.Random(rng.getrandbits(64)), split) for suite, make in SUITES.items()}
+    makers: dict[str, Callable[[random.Random, Split], Iterator[Item]]]
+    makers = {"math": math.items, "health": health.items, "tool_use": partial(tool_use.items, pieces=pieces)}
+    sources = {suite: make(random.Random(rng.getrandbits(64)), split) for suite, make in makers.items()}
     while True:
         yield next(sources[rng.choices(list(SHARES), list(SHARES.values()))[0]])
 
@@ -49,13 +51,19 @@ def texts(seed: int, count: int) -> Iterator[str]:
         yield harmony.plain_text(harmony.render(item.conversation, complete=True))
 
 
+def pieces(tokenizer: Tokenizer) -> list[str]:
+    """The tokens of two and more small letters, of which words are made."""
+    tokens = tokenizer.get_vocab(with_added_tokens=False)
+    return sorted(token for token in tokens if len(token) > 1 and token.isascii() and token.islower() and token.isalpha())
+
+
 def batches(tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[Batch]:
     """Endless batches of about `tokens` tokens each, of conversations whose lengths are nearly the same.
 
     There are few shapes of batch, each a multiple of STRIDE tokens and one more long.
     """
     waiting: dict[int, list[tuple[list[int], list[bool]]]] = defaultdict(list)
-    for item in items(seed, "train"):
+    for item in items(seed, "train", pieces(tokenizer)):
         encoded = encode(tokenizer, item)
         length = -(-(len(encoded[0]) - 1) // STRIDE) * STRIDE
         if length > LONGEST:

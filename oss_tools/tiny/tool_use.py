@@ -34,6 +34,8 @@ SHARES = {
 }  # fmt: skip
 MADE_UP = 0.35  # of tools: a noun that is no word, so that a tool is found by matching and not by heart
 SPLICED = 0.6  # of made-up words: pieces of other words
+GIVEN = 0.7  # of these pieces: from the list that `items` was given
+ARITHMETIC = "for a calculation"  # what a request wants, as the analysis says it
 PEOPLE_WRITE = 0.35  # of the other tools: a tool from the list in tool_words.yaml, the rest get random parameters
 
 
@@ -87,13 +89,14 @@ class Tool:
         }
 
 
-def items(rng: random.Random, split: Split) -> Iterator[Item]:
-    """Endless questions. Nouns, booleans' names and values of one split never occur in the other's.
+def items(rng: random.Random, split: Split, pieces: Sequence[str] = ()) -> Iterator[Item]:
+    """Endless questions. Nouns, booleans' names and values of one split never occur in the other's. Made-up words are made of
+    `pieces` too: in a training, the letters of every token, so that each is copied from a request into a call somewhere.
 
     What both splits share: verbs, the names of common parameters (city, days), the calculator, and the words of quoted texts.
     A test item is one whose tool and whose every value are held out, so `split_of(item.key)` is not what decides.
     """
-    maker = _Maker(rng, split)
+    maker = _Maker(rng, split, pieces)
     names, weights = list(SHARES), list(SHARES.values())
     while True:
         yield maker.item(rng.choices(names, weights)[0])
@@ -102,8 +105,8 @@ def items(rng: random.Random, split: Split) -> Iterator[Item]:
 class _Maker:
     """Draws words, tools, requests and items of one split from one random generator."""
 
-    def __init__(self, rng: random.Random, split: Split) -> None:
-        self.rng, self.split = rng, split
+    def __init__(self, rng: random.Random, split: Split, pieces: Sequence[str] = ()) -> None:
+        self.rng, self.split, self.pieces = rng, split, pieces
         words = _words()
         kept = {
             key: [w for w in dict.fromkeys(words[key]) if split_of(w.lower()) == split]
@@ -140,7 +143,9 @@ class _Maker:
         return word
 
     def _piece(self) -> str:
-        """Two to five letters of a word of this split."""
+        """One of the given pieces, or two to five letters of a word of this split."""
+        if self.pieces and self.rng.random() < GIVEN:
+            return self.rng.choice(self.pieces)
         word = self.rng.choice(self.letters)
         length = min(len(word), self.rng.randint(2, 5))
         start = self.rng.randint(0, len(word) - length)
@@ -355,8 +360,8 @@ class _Maker:
         named = named or [self.rng.choice(tool.parameters)]
         return {p.name: self.value(p) for p in named}
 
-    def request(self, tool: Tool, arguments: Mapping[str, Any], say_verb: bool) -> str:
-        """A sentence that asks for the tool and states every argument literally."""
+    def request(self, tool: Tool, arguments: Mapping[str, Any], say_verb: bool) -> tuple[str, str]:
+        """A sentence that asks for the tool and states every argument literally; and what it wants: to share the tunnel."""
         rng = self.rng
         phrases = self._phrases([p for p in tool.parameters if p.name in arguments], arguments)
         article = _article(_words()["verbs"][tool.verb][1], tool.noun)
@@ -377,13 +382,14 @@ class _Maker:
         elif not say_verb:
             forms += ["I would like {t}.", "I need {t}."]
         form, tail = rng.choice(forms), " ".join(phrases)
+        wanted = f"for {thing}" if "{t}" in form else f"to {what}"
         if phrases and rng.random() < 0.08 and form[0] == "{":
             first, tail = phrases[0], " ".join(phrases[1:])
             form = f"{first[0].upper()}{first[1:]}, {{w}}."
             what, thing = f"{what} {tail}".strip(), thing
         else:
             what, thing = f"{what} {tail}", f"{thing} {tail}"
-        return form.replace("{W}", what[0].upper() + what[1:]).replace("{w}", what).replace("{t}", thing)
+        return form.replace("{W}", what[0].upper() + what[1:]).replace("{w}", what).replace("{t}", thing), wanted
 
     def _phrases(self, parameters: list[Parameter], arguments: Mapping[str, Any]) -> list[str]:
         """How the request states each argument; two that begin alike name their parameters."""
@@ -430,22 +436,22 @@ class _Maker:
         tool = self.wanted(share)
         while not tool.parameters:
             tool = self.wanted(share)
-        arguments, tools, request = self._asked(tool)
-        messages = (Message("user", request), *_call_messages(effort, tools, tool.name, arguments))
+        arguments, tools, request, wanted = self._asked(tool)
+        messages = (Message("user", request), *_call_messages(effort, tools, wanted, tool.name, arguments))
         call = {"name": tool.name, "arguments": arguments}
         return Item("tool_use", _kind(tool, arguments), _key(call), _conversation(messages, tools, effort), "", call)
 
-    def _asked(self, tool: Tool) -> tuple[dict[str, Any], list[Mapping[str, Any]], str]:
-        """Arguments, the tools that are offered, in random order, and the request."""
+    def _asked(self, tool: Tool) -> tuple[dict[str, Any], list[Mapping[str, Any]], str, str]:
+        """Arguments, the tools that are offered, in random order, the request, and what it wants."""
         count = self.rng.choices((0, 1, 2, 3), (25, 30, 25, 20))[0]
         verb_differs = self.rng.random() < 0.15
         arguments = self.arguments(tool)
-        request = self.request(tool, arguments, say_verb=verb_differs)
+        request, wanted = self.request(tool, arguments, say_verb=verb_differs)
         tools = [t.schema() for t in (tool, *self.distractors(tool, request, count, verb_differs))]
         if len(tools) > 1 and self.rng.random() < 0.06:
             tools[-1] = dict(CALCULATOR)
         self.rng.shuffle(tools)
-        return arguments, list(tools), request
+        return arguments, list(tools), request, wanted
 
     def abstain(self, effort: Effort) -> Item:
         """A request that none of the tools fits."""
@@ -455,17 +461,17 @@ class _Maker:
         while not tool.parameters:
             tool = self.wanted("mixed")
         verb_differs = rng.random() < 0.12
-        request = self.request(tool, self.arguments(tool), say_verb=verb_differs)
+        request, wanted = self.request(tool, self.arguments(tool), say_verb=verb_differs)
         tools = [t.schema() for t in self.distractors(tool, request, count, verb_differs)]
         if rng.random() < 0.1:
-            request = self._sum()[1]
+            request, wanted = self._sum()[1], ARITHMETIC
         elif rng.random() < 0.1:
             tools[-1] = dict(CALCULATOR)  # a distractor like any other
         rng.shuffle(tools)
-        lines = "".join(f"{t['name']}: does not fit.\n" for t in tools) if effort == "high" else ""
+        lines = "".join(f"{t['name']} does not fit.\n" for t in tools) if effort == "high" else ""
         messages = (
             Message("user", request),
-            Message("assistant", f"{lines}No tool fits.", channel="analysis"),
+            Message("assistant", f"{_wanted(wanted, effort)}{lines}No tool fits.", channel="analysis"),
             Message("assistant", ABSTENTION, channel="final"),
         )
         key = f"{'|'.join(t['name'] for t in tools)}: {request}"
@@ -476,9 +482,9 @@ class _Maker:
         tool = self.wanted("mixed")
         while not tool.parameters:
             tool = self.wanted("mixed")
-        arguments, tools, request = self._asked(tool)
+        arguments, tools, request, wanted = self._asked(tool)
         result, final = self._result(tool)
-        return _answered(effort, tools, request, {"name": tool.name, "arguments": arguments}, result, final)
+        return _answered(effort, tools, request, wanted, {"name": tool.name, "arguments": arguments}, result, final)
 
     def _result(self, tool: Tool) -> tuple[str, str]:
         """What a tool returns, and the sentence that tells the user."""
@@ -503,8 +509,8 @@ class _Maker:
             rng.shuffle(tools)
         call: dict[str, Any] = {"name": "calculator", "arguments": {"expression": expression}}
         if after:
-            return _answered(effort, tools, request, call, result, result)
-        messages = (Message("user", request), *_call_messages(effort, tools, "calculator", call["arguments"]))
+            return _answered(effort, tools, request, ARITHMETIC, call, result, result)
+        messages = (Message("user", request), *_call_messages(effort, tools, ARITHMETIC, "calculator", call["arguments"]))
         return Item("tool_use", "call_string", _key(call), _conversation(messages, tools, effort), "", call)
 
     def _sum(self) -> tuple[str, str, str]:
@@ -598,20 +604,26 @@ def _written(value: Any) -> str:
 
 
 def _call_messages(
-    effort: Effort, tools: Sequence[Mapping[str, Any]], name: str, arguments: Mapping[str, Any]
+    effort: Effort, tools: Sequence[Mapping[str, Any]], wanted: str, name: str, arguments: Mapping[str, Any]
 ) -> tuple[Message, Message]:
-    """The analysis, longer with more effort, and the call."""
+    """The analysis, longer with more effort, and the call. What the request wants is said before the tool is named: the
+    noun, just said, is what finds the tool."""
     values = ", ".join(f"{key} is {_written(value)}" for key, value in arguments.items())
     analysis = {
-        "low": f"Use {name}.",
-        "medium": f"The request fits {name}: {values}.",
-        "high": "".join(f"{t['name']}: {'fits' if t['name'] == name else 'does not fit'}.\n" for t in tools) + f"{values}.",
+        "low": f"{name} fits.",
+        "medium": f"{name} fits: {values}.",
+        "high": "".join(f"{t['name']} {'fits' if t['name'] == name else 'does not fit'}.\n" for t in tools) + f"{values}.",
     }[effort]
     text = json.dumps(arguments, ensure_ascii=False)
     return (
-        Message("assistant", analysis, channel="analysis"),
+        Message("assistant", f"{_wanted(wanted, effort)}{analysis}", channel="analysis"),
         Message("assistant", text, channel="commentary", recipient=f"functions.{name}", content_type="json"),
     )
+
+
+def _wanted(wanted: str, effort: Effort) -> str:
+    end = "\n" if effort == "high" else " "
+    return f"Asked {wanted}.{end}"
 
 
 def _conversation(messages: tuple[Message, ...], tools: Sequence[Mapping[str, Any]], effort: Effort) -> Conversation:
@@ -619,12 +631,18 @@ def _conversation(messages: tuple[Message, ...], tools: Sequence[Mapping[str, An
 
 
 def _answered(
-    effort: Effort, tools: Sequence[Mapping[str, Any]], request: str, call: Mapping[str, Any], result: str, final: str
+    effort: Effort,
+    tools: Sequence[Mapping[str, Any]],
+    request: str,
+    wanted: str,
+    call: Mapping[str, Any],
+    result: str,
+    final: str,
 ) -> Item:
     """A conversation in which the tool has answered."""
     messages = (
         Message("user", request),
-        *_call_messages(effort, tools, call["name"], call["arguments"]),
+        *_call_messages(effort, tools, wanted, call["name"], call["arguments"]),
         Message("tool", result, name=f"functions.{call['name']}"),
         Message("assistant", "The tool has answered.", channel="analysis"),
         Message("assistant", final, channel="final"),

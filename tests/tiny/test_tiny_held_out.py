@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from oss_tools.resources import resource
 from oss_tools.tiny import data, smoke
@@ -33,6 +34,7 @@ def test_no_prompt_of_the_smoke_suites_was_trained_on() -> None:
         held_out |= {_key(json.loads(line)) for line in lines}
     assert len(held_out) > 500
     drawn = record["questions"] + 2000  # more than were used: some waited for their batch to fill
-    trained = {asked(item) for item in itertools.islice(data.items(record["seed"], "train"), drawn)}
+    codec = Tokenizer.from_file(str(resource("oss_tools/tiny/checkpoint/tokenizer.json")))
+    trained = {asked(item) for item in itertools.islice(data.items(record["seed"], "train", data.pieces(codec)), drawn)}
     assert len(trained) > record["questions"] / 2
     assert not held_out & trained
