@@ -1,4 +1,4 @@
-"""Finished parts of a comparison, kept by what they depend on: bytes of the models and settings, never names or dates."""
+"""Finished parts of a comparison, kept by what they depend on: program, bytes of models, settings; never names or dates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from oss_tools import __version__
+import numba_kernels
+import oss_tools
+from oss_tools.resources import resource
 
 SCHEMA = 1
+
+
+@cache
+def program() -> str:
+    """The version and a hash of the program's own files, so that a changed kernel or task leaves no part of an earlier state."""
+    folders = {module.__name__: Path(str(module.__file__)).parent for module in (oss_tools, numba_kernels)}
+    digest = hashlib.sha256()
+    for name, folder in {**folders, "evals": resource("evals")}.items():
+        for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
+            digest.update(f"{name}/{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
+    return f"{oss_tools.__version__} {digest.hexdigest()}"
 
 
 class Parts:
@@ -30,7 +45,7 @@ class Parts:
 
     def key(self, kind: str, about: Mapping[str, Any]) -> str:
         """A part's name: its kind, and the hash of all that its result depends on."""
-        whole = json.dumps({"schema": SCHEMA, "program": __version__, **about}, sort_keys=True, ensure_ascii=False)
+        whole = json.dumps({"schema": SCHEMA, "program": program(), **about}, sort_keys=True, ensure_ascii=False)
         return f"{kind}-{hashlib.sha256(whole.encode()).hexdigest()[:24]}"
 
     def has(self, kind: str, about: Mapping[str, Any]) -> bool:

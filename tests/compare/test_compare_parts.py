@@ -5,7 +5,7 @@ import pytest
 from oss_tools.compare.answers import changes, differences, task_findings, task_score
 from oss_tools.compare.latency import Settings as Timing
 from oss_tools.compare.latency import latency
-from oss_tools.compare.parts import Parts
+from oss_tools.compare.parts import Parts, program
 from oss_tools.compare.schedule import Schedule
 from oss_tools.errors import BadRequest
 from oss_tools.harness.suites import SuiteTask
@@ -27,6 +27,28 @@ def test_a_part_is_made_once_for_what_it_depends_on(tmp_path):
     assert parts.get("weights", about, make) == {"value": 3}
     parts.drop("answer", about)
     assert parts.get("answer", about, make) == {"value": 4}
+
+
+def test_a_part_of_another_state_of_the_program_is_made_again(tmp_path, monkeypatch):
+    assert Parts(tmp_path).get("answer", {}, lambda: 1) == 1
+    monkeypatch.setattr("oss_tools.compare.parts.program", lambda: "another kernel")
+    assert Parts(tmp_path).get("answer", {}, lambda: 2) == 2
+
+
+def test_the_state_of_the_program_is_that_of_its_files(tmp_path, monkeypatch):
+    seen = {program()}
+    evals = tmp_path / "evals"
+    monkeypatch.setattr("oss_tools.compare.parts.resource", lambda relative: evals)
+    for content in (None, "a: 1", "a: 2"):
+        if content:
+            (evals / "math").mkdir(parents=True, exist_ok=True)
+            (evals / "math" / "task.yaml").write_text(content)
+        program.cache_clear()
+        seen.add(program())
+    monkeypatch.undo()
+    program.cache_clear()
+    assert len(seen) == 4
+    assert program() in seen
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"seconds": 1}'])
