@@ -85,7 +85,10 @@ def test_the_chat_template_in_transformers_writes_what_harmony_writes() -> None:
 
 def test_the_record_names_the_commit_and_the_figures() -> None:
     record = json.loads((Path(__file__).parents[2] / "results" / "tiny-training.json").read_text())
-    runs = [record, record["before"]]
+    runs = [record]
+    while runs[-1]["before"]:
+        runs.append(runs[-1]["before"])
+    assert len(runs) == 3
     for part in runs:
         assert len(part["commit"]) == 40
         assert part["loss"][-1][0] == part["steps"]
