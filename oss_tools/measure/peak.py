@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from oss_tools.errors import OssToolsError
+from oss_tools.measure.machine import machine, versions
 
 GENERATED = 8  # tokens
 
@@ -69,8 +70,9 @@ def main() -> None:
         fill(given.model, given.context, given.threads)
     except OssToolsError as error:
         sys.exit(f"{given.model}: {error}")
-    record = {"model": str(given.model), "context": given.context, "limit_bytes": limit, "peak_bytes": own_peak()}
-    print(json.dumps(record))
+    peak = own_peak()
+    record = {"kind": "peak", "model": given.model.name, "context": given.context, "limit_bytes": limit, "peak_bytes": peak}
+    print(json.dumps(record | {"machine": machine(), "versions": versions("numpy", "numba", "llvmlite")}))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_the_chat_template_in_transformers_writes_what_harmony_writes() -> None:
 def test_the_record_names_the_commit_and_the_figures() -> None:
     record = json.loads((Path(__file__).parents[2] / "results" / "tiny-training.json").read_text())
     runs = [record]
-    while runs[-1]["before"]:
+    while runs[-1].get("before"):
         runs.append(runs[-1]["before"])
     assert len(runs) == 3
     for part in runs:
