@@ -28,7 +28,7 @@ except ImportError as error:
 
 from oss_tools.engine.cuda_cache import Cache, Pool, ring_pages
 from oss_tools.engine.cuda_recorder import ManyTokens, OneToken
-from oss_tools.engine.cuda_weights import Stack, Weights, device_bytes
+from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
 
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one call
@@ -201,7 +201,7 @@ class CudaBackend(Backend):
             raise BadRequest(f"activations {options.activations!r}: there are int8 and f32")
         self.element = "f32" if options.activations == "f32" else "bf16"  # of the KV cache
         self.device = open_device()
-        self.weights = Weights(self.device, checkpoint, progress, options.say)
+        self.weights = CudaWeights(self.device, checkpoint, progress, options.say)
         self._buffers: dict[tuple[str, int, str], Any] = {}
         self._ropes: dict[int, tuple[Rope, tuple[Any, Any]]] = {}
         self._graphs: dict[str, Graph] = {}

@@ -31,7 +31,7 @@ from numba_kernels.cuda.prefill import (
 from numba_kernels.cuda.rows import embed_kernel
 from numba_kernels.cuda.seam import SIMULATED, Kernel
 from oss_tools.engine.cuda_cache import Pool
-from oss_tools.engine.cuda_weights import Stack, Weights
+from oss_tools.engine.cuda_weights import CudaWeights, Stack
 from oss_tools.models.operations import Heads, Operations, Rope
 
 WARPS = 2 if SIMULATED else 8  # of a block
@@ -52,7 +52,7 @@ class Model(Protocol):
     """What recorders need of the backend."""
 
     device: Device
-    weights: Weights
+    weights: CudaWeights
     pools: dict[int | None, Pool]
     step: Any
     batch: Any

@@ -14,8 +14,9 @@ from numba_kernels.cuda.blocks import LAYOUTS, fits
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.packing import packed_rows
 from oss_tools.engine.backend import Progress
-from oss_tools.formats import Format, QTensor, get_format
-from oss_tools.models import Architecture, Checkpoint, Entry
+from oss_tools.engine.weights import Weights, converted, nearest_format
+from oss_tools.formats import Format
+from oss_tools.models import Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
 
 PIECE_BYTES = 32 << 20  # of float32 values: what a thread holds of a tensor
@@ -24,15 +25,8 @@ READERS = 4  # threads; twice as many pieces are under way
 
 
 def kernel_format(entry: Entry) -> Format:
-    """The format in which a tensor's weights are kept on the device: its own if there is a kernel for it, else the nearest that
-    holds it well: q8_0 for block formats, bf16 where rows do not divide into blocks of 32."""
-    columns = entry.spec.matrices[2]
-    formats = entry.mixed or (entry.format,)
-    if len(formats) == 1 and fits(formats[0].name, columns):
-        return formats[0]
-    if all(f.is_float for f in formats):
-        return get_format("f32")
-    return get_format("q8_0" if columns % 32 == 0 else "bf16")
+    """The format in which a tensor's weights are kept on the device, see `nearest_format`."""
+    return nearest_format(entry, lambda form, columns: fits(form.name, columns))
 
 
 def device_bytes(checkpoint: Checkpoint) -> int:
@@ -70,8 +64,12 @@ class Stack:
     bias: Any
 
     @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.format, self.columns)
+
+    @property
     def nbytes(self) -> int:
-        return self.matrices * self.rows * row_bytes(self.format, self.columns)
+        return self.matrices * self.rows * self.row_bytes
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,13 @@ class Piece:
     stored: int
 
 
-class Weights:
+class CudaWeights(Weights[Stack]):
     """The tensors of a checkpoint on the device, loaded when they are first asked for."""
 
     def __init__(self, device: Device, checkpoint: Checkpoint, progress: Progress, say: Callable[[str], None]) -> None:
-        self.device = device
-        self._checkpoint: Checkpoint | None = checkpoint
-        self._names = set(checkpoint.entries)
-        self._heights = {name: e.spec.matrices[1] for name, e in checkpoint.entries.items()}
-        self._progress, self._say = progress, say
-        self._stacks: dict[tuple[str, ...], list[Stack]] = {}
+        super().__init__(checkpoint, kernel_format, say)
+        self.device, self._progress = device, progress
         self._vectors: dict[str, Any] = {}
-        self._said: set[str] = set()
         self._staging = [device.pinned(STAGING_BYTES // 4, np.uint32) for _ in range(2)]
         self._copied: list[Any] = [None, None]  # the mark behind the last copy from each buffer
         self._turn = 0
@@ -106,10 +99,6 @@ class Weights:
         self._checkpoint = None
         self._staging = []
 
-    def heights(self, names: tuple[str, ...]) -> list[int]:
-        """The rows of each layer's matrix."""
-        return [self._heights[self.weight_name(name)] for name in names]
-
     def vector(self, name: str) -> Any:
         """A norm or sinks as float32 on the device."""
         if name not in self._vectors:
@@ -117,41 +106,6 @@ class Weights:
             self._vectors[name] = self.device.array(self._checkpoint.read_tensor(name).dequantize().reshape(-1))
             self._progress(self._checkpoint.entries[name].nbytes)
         return self._vectors[name]
-
-    def stacks(self, names: tuple[str, ...], interleave: bool = False) -> list[Stack]:
-        """The named linear layers (`NAME.weight`, `NAME.bias`) one under another, or row by row in turn, as one stack if
-        their formats agree, else (never if interleaved) one for each."""
-        key = tuple(self.weight_name(name) for name in names)
-        if key not in self._stacks:
-            assert self._checkpoint
-            entries = [self._checkpoint.entries[n] for n in key]
-            forms = [kernel_format(e) for e in entries]
-            if len(set(forms)) == 1 or interleave:
-                form = forms[0] if len(set(forms)) == 1 else get_format("q8_0")
-                self._stacks[key] = [self._load(entries, names, form, interleave)]
-            else:
-                triples = zip(entries, names, forms, strict=True)
-                self._stacks[key] = [self._load([e], (n,), form, False) for e, n, form in triples]
-        return self._stacks[key]
-
-    def weight_name(self, name: str) -> str:
-        """The tensor of a layer: `NAME.weight`, `NAME` itself (stacked experts), or the embedding for a tied output."""
-        if f"{name}.weight" in self._names:
-            return f"{name}.weight"
-        return name if name in self._names else "model.embed_tokens.weight"
-
-    def bytes_per_token(self, architecture: Architecture) -> int:
-        """Bytes that one token's pass reads: every matrix once, the chosen experts' share of theirs, of the embedding one row
-        unless it is the output as well."""
-        chosen = getattr(getattr(architecture, "config", None), "num_experts_per_tok", 1)
-        total = 0.0
-        for key, stacks in self._stacks.items():
-            for stack in stacks:
-                if key == ("model.embed_tokens.weight",) and "lm_head.weight" in self._names:
-                    total += row_bytes(stack.format, stack.columns)
-                else:
-                    total += stack.nbytes * (chosen / stack.matrices if stack.matrices > 1 else 1)
-        return round(total)
 
     def bytes_by_format(self) -> dict[str, int]:
         """Bytes of matrices by format."""
@@ -203,7 +157,7 @@ class Weights:
         for entry in entries:
             rows = self._checkpoint.read(entry.name, matrix, start, stop)
             stored += (stop - start) * entry.format.bytes_per_row(rows.columns)
-            parts.append(packed_rows(form.name, _converted(rows, form).planes, rows.columns))
+            parts.append(packed_rows(form.name, converted(rows, form).planes, rows.columns))
         codes, scales = (
             np.stack(same, 1).reshape(-1) if len(parts) > 1 else same[0].reshape(-1) for same in zip(*parts, strict=True)
         )
@@ -224,7 +178,7 @@ class Weights:
     def _bias(self, names: tuple[str, ...], interleave: bool) -> Any:
         """The layers' biases, one behind another for each matrix or in turn; zeros where only some have one."""
         assert self._checkpoint
-        wanted = [next((n for n in (f"{name}.bias", f"{name}_bias") if n in self._names), None) for name in names]
+        wanted = [self.bias_name(name) for name in names]
         if not any(wanted):
             return None
         count = self._checkpoint.entries[self.weight_name(names[0])].spec.matrices[0]
@@ -234,17 +188,6 @@ class Weights:
         ]
         self._progress(sum(self._checkpoint.entries[n].nbytes for n in wanted if n))
         return self.device.array(np.stack(parts, -1) if interleave else np.concatenate(parts, 1))
-
-    def _remark(self, entry: Entry, form: Format) -> None:
-        have = ", ".join(f.name for f in entry.mixed) or entry.format.name
-        if (line := f"no kernel for {have}: weights are kept as {form.name}") not in self._said:
-            self._said.add(line)
-            self._say(line)
-
-
-def _converted(rows: QTensor, form: Format) -> QTensor:
-    """The rows in another format, by its default rule."""
-    return rows if rows.format == form else form.quantize(rows.dequantize())
 
 
 def _in_threads(jobs: Iterator[Callable[[], Piece]]) -> Iterator[Piece]:

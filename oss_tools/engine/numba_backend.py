@@ -31,7 +31,7 @@ from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, parts
-from oss_tools.engine.numba_weights import Stack, Weights, bytes_by_format, kernel_bytes
+from oss_tools.engine.numba_weights import NumbaWeights, Stack, bytes_by_format, kernel_bytes
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Heads, Operations, Rope
@@ -391,7 +391,7 @@ class NumbaBackend(Backend):
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
         self.threads = options.threads or cores()
         self.buffers = Buffers()
-        self.weights = Weights(checkpoint, self.threads, options.say)
+        self.weights = NumbaWeights(checkpoint, self.threads, options.say)
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
         self.state = State()

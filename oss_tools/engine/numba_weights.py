@@ -11,23 +11,17 @@ import numpy as np
 
 from numba_kernels.cpu.packing import Packed, all_formats, pack
 from oss_tools.engine.backend import Progress
-from oss_tools.formats import Format, QTensor, get_format
-from oss_tools.models import Architecture, Checkpoint, Entry
+from oss_tools.engine.weights import Weights, converted, nearest_format
+from oss_tools.formats import Format
+from oss_tools.models import Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
 
 CHUNK_BYTES = 4 << 20  # of float32 values: what a thread holds of a tensor while it packs it
 
 
 def kernel_format(entry: Entry) -> Format:
-    """The format in which a tensor's weights are kept: its own if there is a kernel for it, else the nearest that holds
-    it well: q8_0 for block formats of fewer bits, bf16 where rows do not divide into blocks of 32."""
-    columns = entry.spec.matrices[2]
-    formats = entry.mixed or (entry.format,)
-    if len(formats) == 1 and formats[0].name in all_formats() and (formats[0].is_float or columns % 32 == 0):
-        return formats[0]
-    if all(f.is_float for f in formats):
-        return get_format("f32")
-    return get_format("q8_0" if columns % 32 == 0 else "bf16")
+    """The format in which a tensor's weights are kept, see `nearest_format`."""
+    return nearest_format(entry, lambda form, columns: form.name in all_formats() and (form.is_float or columns % 32 == 0))
 
 
 def kernel_bytes(checkpoint: Checkpoint) -> int:
@@ -51,18 +45,26 @@ class Stack:
     packed: Packed
     bias: np.ndarray | None
 
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
 
-class Weights:
+    @property
+    def row_bytes(self) -> float:
+        return self.packed.nbytes / self.packed.rows
+
+    @property
+    def matrices(self) -> int:
+        return self.packed.matrices
+
+
+class NumbaWeights(Weights[Stack]):
     """The tensors of a checkpoint in kernel form. Asked for one, it gives the memory; `load` fills all that was asked for."""
 
     def __init__(self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None]) -> None:
-        self._checkpoint: Checkpoint | None = checkpoint
-        self._names = set(checkpoint.entries)
-        self._heights = {name: e.spec.matrices[1] for name, e in checkpoint.entries.items()}
-        self._threads, self._say = threads, say
-        self._stacks: dict[tuple[str, ...], list[Stack]] = {}
+        super().__init__(checkpoint, kernel_format, say)
+        self._threads = threads
         self._vectors: dict[str, np.ndarray] = {}
-        self._said: set[str] = set()
         self._jobs: list[Callable[[], int]] = []  # each loads a piece and returns its stored bytes
 
     def load(self, progress: Progress) -> None:
@@ -78,25 +80,6 @@ class Weights:
         finally:
             pool.shutdown(cancel_futures=True)
         self._jobs, self._checkpoint = [], None
-
-    def heights(self, names: tuple[str, ...]) -> list[int]:
-        """The rows of each layer's matrix."""
-        return [self._heights[self.weight_name(name)] for name in names]
-
-    def bytes_per_token(self, architecture: Architecture) -> int:
-        """Bytes of panels that one token's pass reads: every matrix once, the chosen experts' share of theirs, of the
-        embedding one row unless it is the output as well."""
-        config = getattr(architecture, "config", None)
-        chosen = getattr(config, "num_experts_per_tok", 1)
-        total = 0.0
-        for key, stacks in self._stacks.items():
-            for stack in stacks:
-                p = stack.packed
-                if key == ("model.embed_tokens.weight",) and "lm_head.weight" in self._names:
-                    total += p.nbytes / p.rows
-                else:
-                    total += p.nbytes * (chosen / p.matrices if p.matrices > 1 else 1)
-        return round(total)
 
     @property
     def packed(self) -> list[Packed]:
@@ -128,31 +111,6 @@ class Weights:
         """Of the panels."""
         return sorted({packed.format for packed in self.packed})
 
-    def stacks(self, names: tuple[str, ...], interleave: bool = False) -> list[Stack]:
-        """The named linear layers (`NAME.weight`, `NAME.bias`) one under another, or row by row in turn, as one stack if
-        their formats agree, else (never if interleaved) one for each."""
-        key = tuple(self.weight_name(name) for name in names)
-        if key not in self._stacks:
-            assert self._checkpoint
-            entries = [self._checkpoint.entries[self.weight_name(name)] for name in names]
-            forms = [kernel_format(e) for e in entries]
-            if len(set(forms)) == 1 or interleave:
-                form = forms[0] if len(set(forms)) == 1 else get_format("q8_0")
-                self._stacks[key] = [self._load(entries, names, form, interleave)]
-            else:
-                triples = zip(entries, names, forms, strict=True)
-                self._stacks[key] = [self._load([e], (n,), form, False) for e, n, form in triples]
-        return self._stacks[key]
-
-    def weight_name(self, name: str) -> str:
-        """The tensor of a layer: `NAME.weight`, `NAME` itself (stacked experts), or the embedding for a tied output."""
-        if f"{name}.weight" in self._names:
-            return f"{name}.weight"
-        return name if name in self._names else "model.embed_tokens.weight"
-
-    def _bias_name(self, name: str) -> str | None:
-        return next((n for n in (f"{name}.bias", f"{name}_bias") if n in self._names), None)
-
     def _load(self, entries: list[Entry], names: tuple[str, ...], form: Format, interleave: bool) -> Stack:
         count, _, columns = entries[0].spec.matrices
         heights = [e.spec.matrices[1] for e in entries]
@@ -164,7 +122,7 @@ class Weights:
         return Stack(packed, self._biases(names, count, heights, step))
 
     def _biases(self, names: tuple[str, ...], count: int, heights: list[int], step: int) -> np.ndarray | None:
-        wanted = [self._bias_name(name) for name in names]
+        wanted = [self.bias_name(name) for name in names]
         if not any(wanted):
             return None
         biases, first = padded_zeros((count, sum(heights))), 0
@@ -189,17 +147,6 @@ class Weights:
         rows = converted(self._checkpoint.read(entry.name, matrix, start, stop), form)
         pack(packed, rows.planes, matrix=matrix, first=first + start * step, step=step)
         return (stop - start) * entry.format.bytes_per_row(packed.columns)
-
-    def _remark(self, entry: Entry, form: Format) -> None:
-        have = ", ".join(f.name for f in entry.mixed) or entry.format.name
-        if (line := f"no kernel for {have}: weights are kept as {form.name}") not in self._said:
-            self._said.add(line)
-            self._say(line)
-
-
-def converted(rows: QTensor, form: Format) -> QTensor:
-    """The rows in another format, by its default rule."""
-    return rows if rows.format == form else form.quantize(rows.dequantize())
 
 
 def padded_zeros(shape: tuple[int, ...]) -> np.ndarray:

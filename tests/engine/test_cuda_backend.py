@@ -24,7 +24,7 @@ from numba_kernels.cuda.seam import CudaMissing, cuda
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.backend import backend_for
-from oss_tools.engine.cuda_weights import Weights, device_bytes
+from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
 from oss_tools.engine.engine import Engine, Request
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest, NoRoom, Unsupported
@@ -213,7 +213,7 @@ def test_weights_arrive(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = synthesize(plan_synthesis(load_shape("gpt-oss-tiny"), "gguf", load_recipe(recipe)), tmp_path / "m.gguf")
     told, done = [], []
     with open_checkpoint(path) as checkpoint:
-        weights = Weights(EmulatedDevice(), checkpoint, done.append, told.append)
+        weights = CudaWeights(EmulatedDevice(), checkpoint, done.append, told.append)
         name = "model.layers.1.mlp.experts.gate_up_proj"
         (stack,) = weights.stacks((name,))
         assert (stack.matrices, stack.rows, stack.columns) == (4, 128, 64)
@@ -237,7 +237,7 @@ def weights_format(name: str) -> Any:
 
 def test_interleaved_rows(tiny_llama: Path) -> None:
     with open_checkpoint(tiny_llama) as checkpoint:
-        weights = Weights(EmulatedDevice(), checkpoint, lambda n: None, lambda line: None)
+        weights = CudaWeights(EmulatedDevice(), checkpoint, lambda n: None, lambda line: None)
         names = ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj")
         (stack,) = weights.stacks(names, interleave=True)
         both = stack.codes.view(np.uint16).reshape(-1, 64)
@@ -257,7 +257,7 @@ sys.path.insert(0, {folder!r})
 import numpy as np
 from emulated_device import EmulatedDevice
 from oss_tools.convert.synth import load_shape
-from oss_tools.engine.cuda_weights import Weights, device_bytes
+from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
 from oss_tools.measure.peak import own_peak
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 
@@ -273,7 +273,7 @@ class Elsewhere(EmulatedDevice):
 
 
 checkpoint = SyntheticCheckpoint(load_shape("gpt-oss-120b").with_layers(1))
-weights = Weights(Elsewhere(), checkpoint, lambda n: None, print)
+weights = CudaWeights(Elsewhere(), checkpoint, lambda n: None, print)
 for name, entry in checkpoint.entries.items():
     if not entry.spec.is_vector:
         weights.stacks((name.removesuffix(".weight"),))

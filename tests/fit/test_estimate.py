@@ -13,7 +13,7 @@ from oss_tools.convert.recipe import load_recipe, recipe_names, recipe_of_format
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.backend import Options
 from oss_tools.engine.numba_backend import NumbaBackend
-from oss_tools.engine.numba_weights import Weights
+from oss_tools.engine.numba_weights import NumbaWeights
 from oss_tools.fit.estimate import Estimate, choose, of_checkpoint, of_shape
 from oss_tools.fit.machine import Machine
 from oss_tools.fit.memory import Tokenizer, Use, bytes_per_token, memory, panel_bytes
@@ -73,7 +73,7 @@ def test_panels_and_bytes_per_token_are_the_engines(shape: str, recipe: str, tmp
     with open_checkpoint(path) as checkpoint:
         entries = list(checkpoint.entries.values())
         backend = NumbaBackend(checkpoint, Options(threads=1, context=128), lambda nbytes: None)
-        weights: Weights = backend.weights
+        weights: NumbaWeights = backend.weights
         ours = sum(panel_bytes(e) for e in entries if not e.spec.is_vector)
         theirs = sum(p.nbytes for p in weights.packed)
         assert ours == pytest.approx(theirs, rel=0.02)  # stacked matrices share the padding of their last panel
