@@ -33,7 +33,7 @@ def train(
 
     Examples:
         python -m oss_tools.tiny train build/first
-        python -m oss_tools.tiny train build/tiny --begin build/first --seed 1 --steps 2400 --lr 0.004
+        python -m oss_tools.tiny train build/tiny --begin build/first --seed 3 --steps 4400 --lr 0.004
     """
     import torch
 
