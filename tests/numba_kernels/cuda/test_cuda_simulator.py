@@ -18,7 +18,7 @@ FILES = [HERE / "test_cuda_kernels.py", HERE / "test_cuda_prefill.py"]
 @pytest.mark.slow
 @pytest.mark.skipif(SIMULATED, reason="this is the simulator")
 def test_in_the_simulator() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *map(str, FILES)]
+    command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", "-p", "no:cacheprovider", *map(str, FILES)]
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout[-4000:]
