@@ -82,7 +82,7 @@ class Pool:
         return block.reshape(stop - start, self.width)
 
     def write(self, numbers: list[int], start: int, block: np.ndarray) -> None:
-        skip = max(len(block) - (self.shape.ring - 1) * PAGE, 0) if self.shape.window else 0
+        skip = max(len(block) - self.shape.ring * PAGE, 0) if self.shape.window else 0
         start, block = start + skip, block[skip:]
         stop, words = start + len(block), self.shape.page_words
         parts = block.reshape(len(block), len(self.heads), 2, self.shape.keys, self.shape.size)

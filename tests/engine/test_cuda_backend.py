@@ -24,11 +24,13 @@ from numba_kernels.cuda.seam import CudaMissing, cuda
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.backend import backend_for
+from oss_tools.engine.cuda_cache import PAGE, Pool
 from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
 from oss_tools.engine.engine import Engine, Request
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest, NoRoom, Unsupported
 from oss_tools.models import open_checkpoint
+from oss_tools.models.operations import Heads
 
 CONTEXT = 160
 
@@ -116,6 +118,19 @@ def test_many_sequences_outgrow_the_pool(engine: Engine, prompt: list[int]) -> N
     again = engine.open(prompt[:20], room=4, reuse=0)
     engine.prefill(again, prompt[:20])
     np.testing.assert_array_equal(after, engine.step([again], [9])[0])
+
+
+@pytest.mark.parametrize("window", [None, 128])
+@pytest.mark.parametrize(("context", "rows", "start"), [(64, 6, 0), (160, 90, 50), (1024, 700, 300)])
+def test_positions_are_read_as_they_were_written(window: int | None, context: int, rows: int, start: int) -> None:
+    """In one page, across pages, and more than a ring holds, of which it keeps the last."""
+    heads = [Heads(layer, 4, 2, 32, window) for layer in (0, 2)]
+    pool = Pool(EmulatedDevice(), heads, context, 64, "bf16", lambda: None)
+    numbers = pool.take(pool.needed(context))
+    block = np.random.default_rng(rows).integers(0, 1 << 16, (rows, pool.width)).astype(np.uint16)
+    pool.write(numbers, start, block)
+    kept = min(rows, pool.shape.ring * PAGE)
+    np.testing.assert_array_equal(pool.read(numbers, start + rows - kept, start + rows), block[rows - kept :])
 
 
 @pytest.mark.slow
