@@ -73,7 +73,8 @@ def test_bench_measures_every_case(tiny_gpt_oss: Path) -> None:
 
 def test_generate_is_interrupted_by_ctrl_c(tiny_llama: Path) -> None:
     command = [sys.executable, "-m", "oss_tools", "generate", str(tiny_llama), "The", "--raw", "-n", "2000", "-t", "2", "-q"]
-    with subprocess.Popen([*command, "--context", "2048"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pipesize": 4096}  # full, it makes the writer wait
+    with subprocess.Popen([*command, "--context", "2048"], **pipes) as process:
         assert process.stdout
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
