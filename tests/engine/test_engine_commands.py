@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_bench_measures_every_case(tiny_gpt_oss: Path) -> None:
     assert table.startswith("| model")
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """What a shell runs in the background ignores SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_generate_is_interrupted_by_ctrl_c(tiny_llama: Path) -> None:
     command = [sys.executable, "-m", "oss_tools", "generate", str(tiny_llama), "The", "--raw", "-n", "2000", "-t", "2", "-q"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pipesize": 4096}  # full, it makes the writer wait
