@@ -35,20 +35,20 @@ def test_a_part_of_another_state_of_the_program_is_made_again(tmp_path, monkeypa
     assert Parts(tmp_path).get("answer", {}, lambda: 2) == 2
 
 
-def test_the_state_of_the_program_is_that_of_its_files(tmp_path, monkeypatch):
-    seen = {program()}
-    evals = tmp_path / "evals"
-    monkeypatch.setattr("oss_tools.compare.parts.resource", lambda relative: evals)
-    for content in (None, "a: 1", "a: 2"):
-        if content:
-            (evals / "math").mkdir(parents=True, exist_ok=True)
-            (evals / "math" / "task.yaml").write_text(content)
+@pytest.mark.parametrize("part", ["oss_tools", "numba_kernels", "evals"])
+def test_the_state_of_the_program_is_that_of_its_files(tmp_path, monkeypatch, part):
+    if part == "evals":
+        monkeypatch.setattr("oss_tools.compare.parts.resource", lambda relative: tmp_path)
+    else:
+        monkeypatch.setattr(f"{part}.__file__", str(tmp_path / "__init__.py"))
+    seen = []
+    for content in ("a = 1", "a = 2", "a = 1"):
+        (tmp_path / "cpu").mkdir(exist_ok=True)
+        (tmp_path / "cpu" / "utils.py").write_text(content)
         program.cache_clear()
-        seen.add(program())
-    monkeypatch.undo()
+        seen.append(program())
     program.cache_clear()
-    assert len(seen) == 4
-    assert program() in seen
+    assert seen[0] == seen[2] != seen[1]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"seconds": 1}'])

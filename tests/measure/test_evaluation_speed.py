@@ -121,11 +121,11 @@ def test_the_data_type_is_chosen_before_the_batch_size() -> None:
 
     best, trials = fastest_peer(GENERATE, 100, ask)
     assert best == Setup(8, "float32")
-    assert asked == [("float32", 8, 8), ("bfloat16", 8, 8), ("float32", 1, 4), ("float32", 16, 16)]  # 32 is not tried
+    assert asked == [("float32", 8, 8), ("bfloat16", 8, 8), ("float32", 1, 4), ("float32", 16, 16), ("float32", 32, 32)]
     assert trials["lm-eval hf, bfloat16, batch 8"] == 2.0
     asked.clear()
     fastest_peer(CHOOSE, 3, ask)
-    assert [count for *_, count in asked] == [3, 3, 3, 3]  # there are no more
+    assert [count for *_, count in asked] == [3, 3, 3, 3, 3]  # there are no more
 
 
 def test_agreement_is_of_texts_and_of_likeliest_choices() -> None:

@@ -208,6 +208,31 @@ def test_shares(drawn):
         assert {item.conversation.effort for item in drawn[split]} == {"low", "medium", "high"}
 
 
+def test_what_a_request_wants_is_said_before_a_tool_is_named(drawn):
+    """The verb and the noun as the request has them, or the noun alone; then the tool, or that there is none."""
+    verbs = 0
+    for item in drawn["train"]:
+        analysis = next(m for m in item.conversation.messages if m.channel == "analysis").content
+        wanted, _, rest = analysis.removeprefix("Asked ").partition(".")
+        assert analysis.startswith("Asked ")
+        named = [call["name"] for call in calls(item)] or ["No tool"]
+        assert any(f"{name} fits" in rest for name in named)
+        if wanted != "for a calculation":
+            said = wanted.partition(" ")[2]
+            assert said in request(item) or said in request(item)[0].lower() + request(item)[1:], (wanted, request(item))
+            verbs += wanted.startswith("to ")
+    assert NUMBER / 2 < verbs < NUMBER
+
+
+def test_made_up_words_are_made_of_the_pieces_that_are_given():
+    def words(pieces: tuple[str, ...]) -> str:
+        drawn = itertools.islice(items(random.Random(5), "train", pieces), 300)
+        return " ".join(call["name"] for item in drawn for call in calls(item))
+
+    assert words(("zzq", "xwv")).count("zzq") > 5 < words(("zzq", "xwv")).count("xwv")
+    assert "zzq" not in words(())
+
+
 def test_same_seed_same_items():
     assert draw("test", 50, seed=1) == draw("test", 50, seed=1)
     assert draw("test", 50, seed=1) != draw("test", 50, seed=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_the_number_of_steps_cannot_change_once_the_rate_falls(quick: None, tmp_
     train.train(tmp_path / "m", run(8), stop_after=6, report=lambda line: None)
     with pytest.raises(BadRequest, match="learning rate falls"):
         train.train(tmp_path / "m", run(20), resume=True)
+
+
+def test_made_up_words_of_a_training_have_every_token(content: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers import Tokenizer
+
+    codec = Tokenizer.from_str(json.dumps(content))
+    pieces = data.pieces(codec)
+    assert {"the", "ing"} & set(pieces)
+    assert all(codec.encode(piece).tokens == [piece] for piece in pieces)
+    assert all(re.fullmatch("[a-z]{2,}", piece) for piece in pieces)
+    monkeypatch.setattr(data, "pieces", lambda tokenizer: ["zzq"])
+    batches = data.batches(codec, 1, 1024)
+    assert any("zzq" in codec.decode(row.tolist()) for _ in range(20) for row in next(batches).tokens)
 
 
 def test_batches_hold_whole_conversations_and_mark_what_is_said(content: dict) -> None:
