@@ -20,6 +20,8 @@ MODELS = [(*kind, model) for kind in TOLERANCE for model in ("gpt_oss", "llama")
 @pytest.fixture(scope="module", params=MODELS, ids=str)
 def engine(request: pytest.FixtureRequest, tiny_gpt_oss: Path, tiny_llama: Path) -> Engine:
     backend, activations, model = request.param
+    if backend == "torch":
+        pytest.importorskip("torch")
     path = tiny_gpt_oss if model == "gpt_oss" else tiny_llama
     engine = Engine.load(path, backend=backend, activations=activations, context=1024, threads=2)
     engine.tolerance = TOLERANCE[backend, activations]  # type: ignore[attr-defined]
@@ -176,6 +178,7 @@ def test_what_does_not_fit_is_refused(engine: Engine, prompt: list[int]) -> None
 
 
 def test_no_room_says_what_would_fit(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
     monkeypatch.setattr("oss_tools.engine.memory.available_memory", lambda: 401_000_000)
     with pytest.raises(NoRoom, match=r"needs .* GB of memory .* GB are free; "):
         Engine.load(tiny_llama, backend="torch", context=2048)
