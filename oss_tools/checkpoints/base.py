@@ -51,6 +51,7 @@ class Metadata:
         chat_template: Jinja source, or None.
         general: descriptive facts: name, license, author, description, languages, tags (GGUF's `general.*`).
         files: further small files that travel along unchanged (LICENSE, README.md, USAGE_POLICY, …): name -> bytes.
+        remarks: what a user should know about how the tokenizer or the templates were read, a sentence each.
     """
 
     config: dict[str, Any]
@@ -60,6 +61,7 @@ class Metadata:
     chat_template: str | None = None
     general: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 class Reader(ABC):
@@ -70,12 +72,14 @@ class Reader(ABC):
         path: what was opened.
         tensors: stored name -> StoredTensor, in file order.
         model_type: the architecture's name as config.json has it, or GGUF's `general.architecture`.
+        remarks: what a user should know about how the files were read (what was left out, what was guessed), a sentence each.
     """
 
     container: ClassVar[str]
     path: Path
     tensors: dict[str, StoredTensor]
     model_type: str
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import format_size, model_path
-from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark
+from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_reading
 
 if TYPE_CHECKING:
     from oss_tools.convert.manifest import Manifest
@@ -156,6 +156,7 @@ def carry_out(
     from oss_tools.models import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
+        remark_reading(checkpoint, checkpoint.metadata())
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
         record = plan_record(plan, destination)
         if dry_run:

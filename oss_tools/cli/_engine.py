@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oss_tools.cli._options import model_path
-from oss_tools.cli._output import Compiling, progress, remark
+from oss_tools.cli._output import Compiling, progress, remark, remark_reading
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
@@ -58,8 +58,11 @@ def loaded(
         Compiling(quiet) as on_compile,
         progress({"load": checkpoint.nbytes}, quiet=quiet) as advance,
     ):
+        metadata = checkpoint.metadata()
+        if not quiet:
+            remark_reading(checkpoint, metadata)
         if check:
-            check(checkpoint.metadata())
+            check(metadata)
         engine = Engine.load(
             checkpoint,
             backend=backend,

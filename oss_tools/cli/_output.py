@@ -8,9 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock, Timer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oss_tools.cli._options import format_size
+
+if TYPE_CHECKING:
+    from oss_tools.checkpoints import Metadata
+    from oss_tools.models import Checkpoint
 
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where stderr is no terminal
 COMPILING_PATIENCE = 1.0  # seconds before compiling is worth a word
@@ -44,6 +48,12 @@ def print_facts(facts: dict[str, Any]) -> None:
 def remark(text: str) -> None:
     """A line to stderr."""
     print(f"oss-tools: {text}", file=sys.stderr)
+
+
+def remark_reading(*read: Checkpoint | Metadata) -> None:
+    """Says on stderr what a user should know about how checkpoints, or their tokenizers and templates, were read; each once."""
+    for text in dict.fromkeys(text for one in read for text in one.remarks):
+        remark(text)
 
 
 @contextmanager

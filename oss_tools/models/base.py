@@ -102,11 +102,13 @@ class Architecture(ABC):
         model_type: `model_type` in config.json.
         gguf_name: `general.architecture` in GGUF files.
         containers: the containers that can hold it.
+        remarks: what a user should know about how the configuration was read, a sentence each.
     """
 
     model_type: ClassVar[str] = ""
     gguf_name: ClassVar[str] = ""
     containers: ClassVar[tuple[str, ...]] = ("hf", "gguf")
+    remarks: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -129,6 +131,12 @@ class Architecture(ABC):
     @abstractmethod
     def container_config(self, container: str) -> dict[str, Any]:
         """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf."""
+
+    @abstractmethod
+    def computation(self) -> dict[str, Any]:
+        """What the configuration decides about what is computed, in the same terms whatever container it was read from: name ->
+        value, in Hugging Face's words, defaults filled in. Two models of one architecture whose tensors and computation are
+        equal give the same logits for the same tokens."""
 
     @abstractmethod
     def tensors(self) -> list[TensorSpec]:

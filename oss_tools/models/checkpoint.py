@@ -64,6 +64,7 @@ class Checkpoint:
         path, container: what was opened, and its kind.
         architecture: config, tensor specs, placements.
         entries: canonical name -> Entry, in the architecture's order.
+        remarks: what a user should know about how all of this was read, a sentence each.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -75,6 +76,7 @@ class Checkpoint:
         )
         self.entries = {e.name: e for spec in self.architecture.tensors() if (e := self._entry(spec))}
         self._refuse_strangers()
+        self.remarks: list[str] = [*reader.remarks, *self.architecture.remarks]
 
     def _entry(self, spec: TensorSpec) -> Entry | None:
         for is_float in (False, True):

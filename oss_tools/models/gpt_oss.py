@@ -6,7 +6,7 @@ Name maps after openai/gpt-oss (`gpt_oss/torch/weights.py`), transformers (`mode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oss_tools.checkpoints import Reader
@@ -198,6 +198,9 @@ class GptOss(Architecture):
                 raise base.BadCheckpoint(
                     f"the container original cannot hold this model: {key} is {getattr(c, key)}, always {only} there"
                 )
+
+    def computation(self) -> dict[str, Any]:
+        return {field.name: getattr(self.config, field.name) for field in fields(self.config) if field.compare}
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,9 @@ class Llama(Architecture):
 
     def derived_tensors(self, container: str) -> dict[str, np.ndarray]:
         return {"rope_freqs.weight": rope_factors(self.config)} if container == "gguf" and self.config.rope_scaling else {}
+
+    def computation(self) -> dict[str, Any]:
+        return {field.name: getattr(self.config, field.name) for field in fields(self.config) if field.compare}
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
 
