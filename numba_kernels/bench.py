@@ -298,10 +298,12 @@ class Bench:
         qkv = self.rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)).astype(np.float32)
         out = np.zeros((tokens, HEADS * HEAD_DIM), np.float32)
         splits = attention.parts_of(depth) if tokens == 1 else 1
-        areas, counters = attention.attention_scratch(tokens * KV_HEADS * splits, HEAD_DIM)
+        kernel = attention.attention_op(HEADS // KV_HEADS)
+        tiles = attention.tiles_of(kernel, [tokens], HEADS, KV_HEADS)
+        areas, counters = attention.attention_scratch(tiles * splits, HEAD_DIM)
         program = Program()
         program.add(
-            attention.attention_op(HEADS // KV_HEADS), qkv=qkv, stride=qkv.strides[0], out=out, out_stride=out.strides[0],
+            kernel, qkv=qkv, stride=qkv.strides[0], out=out, out_stride=out.strides[0],
             sequences=1, first_row=np.zeros(1, np.int32), row_count=np.array([tokens], np.int32),
             positions=np.arange(depth - tokens, depth, dtype=np.int32), heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
             window=window, sinks=np.zeros(HEADS, np.float32), pages=memory, page_bytes=pages.nbytes,

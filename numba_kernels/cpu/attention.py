@@ -8,13 +8,14 @@ memory, and sequences that begin alike can share pages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import UNIT, accumulate
+from numba_kernels.cpu.blocks import PAIR, UNIT, accumulate, accumulate_pair
 from numba_kernels.cpu.experts import exp_one
 from numba_kernels.cpu.op import Op, inner, op, specialize
 from numba_kernels.cpu.packing import empty_bytes
@@ -54,7 +55,7 @@ from numba_kernels.simd.values import (
 
 SEGMENT = 128  # positions whose scores are held at a time: those from one multiple of it to the next
 PART = 512  # positions whose sums are found together, in the same way; a row's parts are added in order
-MAX_HEAD = 256
+USUAL_HEAD, MAX_HEAD = 256, 1024  # head_dim: up to the first all share one kernel; larger ones than the second have none
 ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
 WIDTH, FORMAT = 2, "bf16"
 load_value: Any = load_bf16
@@ -70,7 +71,7 @@ class Pages:
     """The geometry of a layer's KV pages.
 
     Attributes:
-        kv_heads, head_dim: of the layer; head_dim a multiple of 8, at most 256.
+        kv_heads, head_dim: of the layer; head_dim even, at most MAX_HEAD.
         positions: of a page, a multiple of LANES.
         element: bf16 or f32.
     """
@@ -81,8 +82,8 @@ class Pages:
     element: str = "bf16"
 
     def __post_init__(self) -> None:
-        if self.head_dim % UNIT or not 0 < self.head_dim <= MAX_HEAD:
-            raise ValueError(f"head_dim is {self.head_dim}; the kernels take multiples of {UNIT} up to {MAX_HEAD}")
+        if self.head_dim % PAIR or not 0 < self.head_dim <= MAX_HEAD:
+            raise ValueError(f"head_dim is {self.head_dim}; the kernels take even numbers up to {MAX_HEAD}")
         if self.positions % LANES or self.positions < LANES:
             raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
 
@@ -217,6 +218,8 @@ def scores_of(  # type: ignore[no-untyped-def]
         tile = zero_tile(ROWS)
         for k in range(head_dim // UNIT):
             tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
+        for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
+            tile = accumulate_pair(FORMAT, tile, panel, k * LANES * WIDTH, queries, k * 4)
         if first >= all_from and first + LANES <= all_to:
             store_tile(scores + (first - begin) * 4, (SEGMENT + LANES) * 4, tile)
             continue
@@ -361,12 +364,13 @@ def attention(  # type: ignore[no-untyped-def]
         head = (item - done) // splits % kv_heads
         split = (item - done) % splits
         begin = get_i32(first_row + 4 * s)
+        first = begin + tile * ROWS // group
         last = min(tile * ROWS + ROWS, rows) - 1
         for t in range(ROWS):
             r = min(tile * ROWS + t, last)
             row = begin + r // group
             position = get_i32(positions + 4 * row)
-            set_i32(index + 4 * t, row * (stride // (4 * head_dim)) + head * group + r % group)
+            set_i32(index + 4 * t, (row - first) * (stride // 4) + (head * group + r % group) * head_dim)
             set_i32(sees + 8 * t, first_key(position, window))
             set_i32(sees + 8 * t + 4, position + 1)
         low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
@@ -378,7 +382,7 @@ def attention(  # type: ignore[no-untyped-def]
         sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
         clear_sums(area, area_stride)
         clear_sums(whole, area_stride)
-        queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv, 4 * head_dim)
+        queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
         table = tables + s * table_stride
         keys = head * head_bytes
         values = keys + page_positions * head_dim * WIDTH
@@ -409,16 +413,17 @@ def attention(  # type: ignore[no-untyped-def]
         item = take(team)
 
 
-AREA = ROWS * (LANES + MAX_HEAD) * 4
+AREA = ROWS * (LANES + USUAL_HEAD) * 4
 SCORES = ROWS * (SEGMENT + LANES) * 4
 
 
 @lru_cache
-def attention_op(rows: int, element: str = "bf16") -> Op:
+def attention_op(rows: int, element: str = "bf16", head_dim: int = USUAL_HEAD) -> Op:
     """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
-    over caches of this element."""
+    over caches of this element. It is the same for every head_dim up to USUAL_HEAD."""
     size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
-    constants = {"ROWS": size, "AREA": size * (LANES + MAX_HEAD) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
+    widest = USUAL_HEAD if head_dim <= USUAL_HEAD else MAX_HEAD
+    constants = {"ROWS": size, "AREA": size * (LANES + widest) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
     constants |= _element(element)
     steps: dict[str, Any] = {
         "score_keys": scores_of,
@@ -436,8 +441,12 @@ def parts_of(length: int) -> int:
     return -(-length // PART)
 
 
+def tiles_of(op: Op, tokens: Iterable[int], heads: int, kv_heads: int) -> int:
+    """Tiles of an attention operation over sequences of so many new tokens each."""
+    return sum(-(-n * (heads // kv_heads) // op.constants["ROWS"]) for n in tokens) * kv_heads
+
+
 def attention_scratch(pieces: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The memory that divided attention needs: areas and counters for so many pieces of work (tiles over all sequences and
-    key-value heads, times `splits`)."""
+    """The memory that divided attention needs: areas and counters for so many pieces of work (`tiles_of`, times `splits`)."""
     padded = -(-head_dim // LANES) * LANES
     return np.zeros(pieces * max(TILES) * (LANES + padded), np.float32), np.zeros(pieces, np.int64)

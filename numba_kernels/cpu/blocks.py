@@ -244,17 +244,18 @@ def _add_products(b: Builder, weights: Sequence[Value], x: list[Value], totals: 
 
 
 UNIT = 8  # columns of a float format that one step covers
+PAIR = 2  # and those of a small step, for what UNIT leaves over
 
 
-def _float_weights(b: Builder, name: str, codes: Value) -> Iterator[Value]:
-    """UNIT columns of a float format's panel, as Floats."""
+def _float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> Iterator[Value]:
+    """Columns of a float format's panel, an even number of them, as Floats."""
     if name == "bf16":
-        for k in range(UNIT // 2):  # pairs of columns in each 32-bit lane
+        for k in range(columns // 2):  # pairs of columns in each 32-bit lane
             pair = emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
             yield b.bitcast(b.shl(pair, same(pair.type, 16)), Floats.llvm)
             yield b.bitcast(b.and_(pair, same(pair.type, 0xFFFF0000)), Floats.llvm)
         return
-    for k in range(UNIT):
+    for k in range(columns):
         if name == "f32":
             yield emit.load(b, emit.advance(b, codes, 4 * LANES * k), Floats.llvm)
         else:
@@ -262,9 +263,11 @@ def _float_weights(b: Builder, name: str, codes: Value) -> Iterator[Value]:
             yield ACTIVE.half_to_float(b, emit.load(b, emit.advance(b, codes, 2 * LANES * k), halves))
 
 
-def _times_unit(b: Builder, name: str, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:
-    """UNIT columns of float weights and float32 activations, totals as in `_times_float`."""
-    for k, weights in enumerate(zip(*(_float_weights(b, name, c) for c in codes), strict=True)):
+def _times_unit(
+    b: Builder, name: str, codes: list[Value], rows: list[Value], totals: list[Value], columns: int = UNIT
+) -> list[Value]:
+    """Columns of float weights and float32 activations, totals as in `_times_float`."""
+    for k, weights in enumerate(zip(*(_float_weights(b, name, c, columns) for c in codes), strict=True)):
         x = [_splat_at(b, emit.advance(b, row, 4 * k), F32) for row in rows]
         totals = _add_products(b, weights, x, totals)
     return totals
@@ -302,6 +305,21 @@ def accumulate(
     if tile.count != panels.count * rows.count or (kind in RECORDS and panels.count > 1):
         raise TypeError(f"a tile of {tile.count} for {rows.count} rows ({kind}) and {panels.count} panels")
     return tile(name, activations, tile, panels, Int, Int, rows, Int), lower
+
+
+@intrinsic(prefer_literal=True)
+def accumulate_pair(typing_context: Any, name: Any, tile: Any, panels: Any, codes: Any, rows: Any, at: Any) -> Any:
+    """`accumulate` for PAIR columns of a float format."""
+    format_name = name.literal_value
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        _, totals, bases, codes, addresses, at = args
+        accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
+        their_codes = [b.add(b.extract_value(bases, i), codes) for i in range(panels.count)]
+        places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
+        return _tile_of(b, tile, _times_unit(b, format_name, their_codes, places, accumulators, PAIR))
+
+    return tile(name, tile, panels, Int, rows, Int), lower
 
 
 def _tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:

@@ -278,7 +278,7 @@ class Recorder(Operations[Any]):
             **shared,
         )
         out = self._value(heads.queries * heads.size)
-        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element)
+        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element, heads.size)
         areas, counters = self.model.scratch(heads.size)
         number = self._add(
             op, out=out.floats, out_stride=out.stride, sequences=0, first_row=state.first_row, row_count=state.row_count,
