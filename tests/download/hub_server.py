@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +74,9 @@ class Hub:
     ranges: bool = True
     redirect_to: str = ""  # where files redirect instead of to the CDN
     rate: float = 0.0  # bytes per second of a file's body
+    served: int = 0  # bytes of files' bodies that have been begun to be sent
+    allowance: float = math.inf  # of those: behind so many the servers wait, see `allow`
+    allowed: threading.Condition = field(default_factory=threading.Condition)
     page: int = 1000  # entries in a page of the tree
     url: str = ""
     cdn: str = ""
@@ -82,6 +87,12 @@ class Hub:
     def add_folder(self, repo: str, folder: Path) -> None:
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         self.add(repo, files)
+
+    def allow(self, total: float) -> None:
+        """Has the servers stop when so many bytes of files' bodies have been sent, or go on up to there."""
+        with self.allowed:
+            self.allowance = total
+            self.allowed.notify_all()
 
     def bodies(self, contains: str = "") -> list[Request]:
         """The served requests for file content."""
@@ -236,9 +247,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_body(self, content: Content, start: int, stop: int, fault: Fault | None) -> None:
         cut = start + fault.after if fault and fault.kind == "cut" else stop
-        step = 16 << 10 if self.hub.rate else 256 << 10
+        hub = self.hub
+        step = 16 << 10 if hub.rate or hub.allowance < math.inf else 256 << 10
         for at in range(start, min(stop, cut), step):
             piece = content.read(at, min(at + step, stop, cut))
+            with hub.allowed:
+                hub.allowed.wait_for(lambda: hub.served < hub.allowance)
+                if self.client_has_left():  # while this waited
+                    self.close_connection = True
+                    return
+                hub.served += len(piece)
             if fault and fault.kind == "wrong":
                 piece = bytes(b ^ 0xFF for b in piece[:1]) + piece[1:]
             try:
@@ -247,12 +265,16 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.request_log.sent += len(piece)
-            if self.hub.rate:
-                time.sleep(len(piece) / self.hub.rate)
+            if hub.rate:
+                time.sleep(len(piece) / hub.rate)
         if cut < stop:
             self.close_connection = True
             self.wfile.flush()
             self.connection.close()
+
+    def client_has_left(self) -> bool:
+        """Whether the other end of the connection is closed: there is something to be read, and that is its end."""
+        return bool(select.select([self.connection], [], [], 0)[0])
 
     def json(self, content: object, headers: dict[str, str] | None = None) -> None:
         self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
