@@ -66,6 +66,11 @@ def _element(name: str) -> dict[str, Any]:
     return {"WIDTH": ELEMENTS[name], "FORMAT": name, "load_value": {"bf16": load_bf16, "f32": load_floats}[name]}
 
 
+def value_stride(head_dim: int, element: str = "bf16") -> int:
+    """Bytes between the values of two positions in a page. Keys take no more than their own."""
+    return -(-head_dim // LANES) * LANES * ELEMENTS[element]
+
+
 @dataclass(frozen=True)
 class Pages:
     """The geometry of a layer's KV pages.
@@ -95,7 +100,7 @@ class Pages:
     @property
     def value_stride(self) -> int:
         """Bytes between the values of two positions."""
-        return -(-self.head_dim // LANES) * LANES * ELEMENTS[self.element]
+        return value_stride(self.head_dim, self.element)
 
     @property
     def head_bytes(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
-from numba_kernels.cpu.attention import attention_op, attention_scratch, parts_of, store_op
+from numba_kernels.cpu.attention import ELEMENTS, attention_op, attention_scratch, parts_of, store_op, value_stride
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
 from numba_kernels.cpu.experts import combine, group_by_expert, route
 from numba_kernels.cpu.linear import linear_op, panels_at_once
@@ -458,8 +458,10 @@ class NumbaBackend(Backend):
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
-        width = 4 if options.activations == "f32" else 2
-        return sum(2 * width * h.keys * h.size for h in architecture.attention_layers() if h.window is None)
+        element = "f32" if options.activations == "f32" else "bf16"
+        width = ELEMENTS[element]
+        layers = [h for h in architecture.attention_layers() if h.window is None]
+        return sum(h.keys * (h.size * width + value_stride(h.size, element)) for h in layers)
 
     def open(self, capacity: int) -> Cache:
         return Cache(self.pools, {w: pool.take(pool.needed(capacity)) for w, pool in self.pools.items()})

@@ -24,13 +24,15 @@ def kernel_format(entry: Entry) -> Format:
     return nearest_format(entry, lambda form, columns: form.name in all_formats() and (form.is_float or columns % 32 == 0))
 
 
+def kept_bytes(entry: Entry) -> int:
+    """Bytes of a tensor in the format in which it is kept."""
+    count, rows, columns = entry.spec.matrices
+    return count * rows * (4 * columns if entry.spec.is_vector else kernel_format(entry).bytes_per_row(columns))
+
+
 def kernel_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of all weights in the formats in which they are kept."""
-    total = 0
-    for entry in checkpoint.entries.values():
-        count, rows, columns = entry.spec.matrices
-        total += count * rows * (4 * columns if entry.spec.is_vector else kernel_format(entry).bytes_per_row(columns))
-    return total
+    return sum(kept_bytes(entry) for entry in checkpoint.entries.values())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from numba_kernels.simd.values import LANES
 from oss_tools.engine.engine import PREFIX_SHARE
 from oss_tools.engine.numba_backend import CHUNK, OUTPUTS
 from oss_tools.engine.numba_cache import Pool
-from oss_tools.engine.numba_weights import CHUNK_BYTES, kernel_format
+from oss_tools.engine.numba_weights import CHUNK_BYTES, kept_bytes, kernel_format
+from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint, Entry
 
 PROGRAM_BYTES = 184_000_000  # interpreter, NumPy, Numba, compiled kernels: the peak of a model of 0.4 MB
@@ -33,12 +34,13 @@ class Memory:
     """Bytes of resident memory.
 
     Attributes:
-        weights: panels, biases and norms, as the kernels keep them.
+        weights: panels, biases and norms, as this processor's kernels keep them.
         cache: keys and values of the live sequences; sliding layers keep their window only.
         prefixes: copies of keys and values of finished prompts, for reuse; bounded by a share of what is free.
         activations: values of a pass, its pages of sliding layers, logits, position tables, or what loading takes beside weights
             if that is more.
         program: interpreter, libraries, kernels, tokenizer.
+        device_weights: the same on a GPU, whose rows lie in no panels.
     """
 
     weights: int
@@ -46,6 +48,7 @@ class Memory:
     prefixes: int
     activations: int
     program: int
+    device_weights: int
 
     @property
     def total(self) -> int:
@@ -54,7 +57,7 @@ class Memory:
     @property
     def on_device(self) -> int:
         """Of these, what a GPU would hold."""
-        return self.weights + self.cache + self.activations
+        return self.device_weights + self.cache + self.activations
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: Toke
     copied = 2 * min(CHUNK, use.context) * position
     working = pass_bytes(architecture, entries, use) + copied + sum(map(_passing_bytes, pools))
     working = max(working, loading_bytes(entries, use.threads), tokenizer.read - tokenizer.kept - weights - cache)
-    return Memory(weights, cache, prefixes, working, PROGRAM_BYTES + tokenizer.kept)
+    rows = sum(kept_bytes(entry) for entry in entries)
+    return Memory(weights, cache, prefixes, working, PROGRAM_BYTES + tokenizer.kept, rows)
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -141,7 +145,10 @@ def _pools(architecture: Architecture, use: Use) -> list[Pool]:
     """The engine's own pools of pages; their memory is taken only when it is written."""
     layers = architecture.attention_layers()
     windows = dict.fromkeys(heads.window for heads in layers)
-    return [Pool([h for h in layers if h.window == window], use.context, CHUNK) for window in windows]
+    try:
+        return [Pool([h for h in layers if h.window == window], use.context, CHUNK) for window in windows]
+    except ValueError as error:
+        raise BadRequest(f"{error}: only --backend torch runs this model, and what that takes is not known here") from None
 
 
 def _pool_bytes(pool: Pool, context: int) -> int:

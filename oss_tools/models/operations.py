@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from oss_tools.errors import BadCheckpoint
+
 Value = TypeVar("Value")
 
 
@@ -42,7 +44,7 @@ class Heads:
     Attributes:
         layer: which layer's keys and values these are.
         queries, keys: heads; every keys-th part of the query heads shares a key-value head.
-        size: values per head; logits are scaled by 1/√size.
+        size: values per head, an even number; logits are scaled by 1/√size.
         window: a key is visible when query − key < window; None for all earlier keys.
         sinks: name of one extra logit per query head, float32 [queries], that joins the softmax and is dropped after it.
     """
@@ -53,6 +55,13 @@ class Heads:
     size: int
     window: int | None = None
     sinks: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size % 2:
+            raise BadCheckpoint(
+                f"head_dim is {self.size}: rotary embedding turns the halves of a head against each other, "
+                f"so no model with an odd head_dim can be run"
+            )
 
 
 class Operations(ABC, Generic[Value]):

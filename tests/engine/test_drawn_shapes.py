@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
@@ -53,6 +54,31 @@ def test_llamas(config: dict[str, Any], lengths: list[int]) -> None:
 @given(gpt_osses(), parts())
 def test_gpt_osses(config: dict[str, Any], lengths: list[int]) -> None:
     assert_equal_logits(config, lengths)
+
+
+@FEW
+@given(st.one_of(llamas(), gpt_osses()), parts(), st.sampled_from(["int8", "f32"]), st.data())
+def test_the_same_bits_in_any_pieces(config: dict[str, Any], lengths: list[int], activations: str, data: st.DataObject) -> None:
+    """Whole, in pieces, after a fork, and behind a beginning that was stored and came back from the store."""
+    total = min(sum(lengths) + 1, CONTEXT)
+    tokens = np.random.default_rng(total).integers(0, config["vocab_size"], total).tolist()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Engine.load(
+            checkpoint(config, Path(folder) / "model"), context=CONTEXT, activations=activations, prefix_budget=1 << 24
+        ) as engine,
+    ):
+        wanted = engine.logits(tokens)
+        sequence, edge = engine.open(tokens, reuse=0), 0
+        for n in lengths:
+            edge = min(edge + n, total - 1)
+            if piece := tokens[len(sequence.tokens) : edge]:
+                np.testing.assert_array_equal(engine.prefill(sequence, piece), wanted[edge - 1])
+        other = engine.fork(sequence)
+        np.testing.assert_array_equal(engine.step([other], tokens[edge : edge + 1])[0], wanted[edge])
+        engine.save(sequence)
+        again = engine.open(tokens, reuse=data.draw(st.integers(0, edge), "tokens that may come from the store"))
+        np.testing.assert_array_equal(engine.prefill(again, tokens[len(again.tokens) :]), wanted[-1])
 
 
 @pytest.mark.slow

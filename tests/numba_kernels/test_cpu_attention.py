@@ -7,8 +7,10 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, parts_of, store_op
+from numba_kernels.cpu.attention import MAX_HEAD, PART, Pages, attention_op, attention_scratch, parts_of, store_op, tiles_of
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.values import LANES
@@ -49,12 +51,15 @@ class Case:
         self.values = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
         self.divided = divided
 
-    def step(self, counts, qkv=None, rows=None):  # type: ignore[no-untyped-def]
+    def step(self, counts, qkv=None, rows=None, spare=None):  # type: ignore[no-untyped-def]
         """Appends counts[s] tokens to every sequence and compares their attention, which it returns: [tokens, heads, head_dim].
 
-        qkv: their queries, keys and values, random by default; rows: heads of a tile, by default as many as there are.
+        qkv: their queries, keys and values, random by default; rows: heads of a tile, by default as many as there are; spare:
+        values behind each of their rows, by default up to a multiple of 32.
         """
         h, k, d, n = self.heads, self.kv_heads, self.head_dim, sum(counts)
+        width = (h + 2 * k) * d
+        width += -width % 32 if spare is None else spare
         qkv = self.rng.normal(size=(n, h + 2 * k, d)).astype(np.float32) if qkv is None else qkv
         sequence = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
         positions = np.concatenate([len(self.keys[s]) + np.arange(c) for s, c in enumerate(counts)]).astype(np.int32)
@@ -69,11 +74,11 @@ class Case:
             if count:
                 expected.append(ops.attention(q, self.keys[s], self.values[s], first, **options))
         out = np.full((n, h, d), np.nan, np.float32)
-        work = qkv.copy()
-        op = attention_op(rows or h // k * max(counts), self.element)
-        tiles = sum(-(-c * (h // k) // op.constants["ROWS"]) for c in counts) * k
+        work = np.full((n, width), np.nan, np.float32)  # rows of a buffer are longer than what is in them
+        work[:, : (h + 2 * k) * d] = qkv.reshape(n, -1)
+        op = attention_op(rows or h // k * max(counts), self.element, d)
         splits = parts_of(max(map(len, self.keys))) if self.divided else 1
-        areas, counters = attention_scratch(tiles * splits, d)
+        areas, counters = attention_scratch(tiles_of(op, counts, h, k) * splits, d)
         areas[:] = np.nan
         cache = {
             "pages": self.memory, "page_bytes": self.pages.nbytes, "page_positions": self.pages.positions,
@@ -162,8 +167,51 @@ def test_pages_can_be_shared(team):
         case.step(counts)
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_shape(team, data):
+    """Heads, groups, head sizes, windows, pages, sequences, chunks, and room behind the rows, all as they are drawn."""
+    kv_heads, group = data.draw(st.integers(1, 4), "kv_heads"), data.draw(st.integers(1, 13), "group")
+    head_dim = 2 * data.draw(st.one_of(st.integers(1, 70), st.sampled_from([128, 150])), "half a head")
+    page = LANES * data.draw(st.integers(1, 4), "panels of a page")
+    sequences, chunk = data.draw(st.integers(1, 3), "sequences"), data.draw(st.sampled_from([1, 9, 80]), "longest chunk")
+    passes = data.draw(st.lists(st.lists(st.integers(0, chunk), min_size=sequences, max_size=sequences), max_size=5), "passes")
+    window = data.draw(st.one_of(st.just(0), st.integers(1, 100)), "window")
+    kept = window + chunk - 1 if window else 1 + sum(map(max, passes))
+    case = Case(
+        team,
+        kv_heads * group,
+        kv_heads,
+        head_dim,
+        window=window,
+        sinks=data.draw(st.booleans(), "sinks"),
+        ring=-(-kept // page) + 1,
+        sequences=sequences,
+        page=page,
+        element=data.draw(st.sampled_from(["bf16", "f32"]), "element"),
+    )
+    for counts in passes:
+        if any(counts):
+            case.step(counts, spare=data.draw(st.integers(0, 40), "room behind a row"))
+
+
+@pytest.mark.parametrize("element", ["bf16", "f32"])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(5, 1, 20), (3, 3, 6), (13, 1, 100), (6, 2, 72)])
+def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, head_dim, element):
+    case = Case(team, heads, kv_heads, head_dim, sinks=True, divided=True, ring=40, element=element)
+    for count in (PART + 30, 1, 40, PART, 1):
+        case.step([count])
+
+
+def test_the_largest_heads(team):
+    case = Case(team, 2, 1, MAX_HEAD)
+    for count in (1, 40, 1):
+        case.step([count])
+
+
 def test_impossible_pages_are_refused():
-    with pytest.raises(ValueError, match="head_dim is 20"):
-        Pages(1, 20)
+    for head_dim in (0, 25, MAX_HEAD + 2):
+        with pytest.raises(ValueError, match=f"head_dim is {head_dim}; the kernels take even numbers up to {MAX_HEAD}"):
+            Pages(1, head_dim)
     with pytest.raises(ValueError, match="does not divide"):
         Pages(1, 64, LANES + 1)
