@@ -88,9 +88,8 @@ class Packed:
     def __post_init__(self) -> None:
         if kernel_format(self.format) not in LAYOUTS:
             raise ValueError(f"no kernels for the format {self.format!r}; there are {', '.join(all_formats())}")
-        step = INT8_GROUPS.get(self.format, BLOCK)
-        if self.layout.decode is not None and self.format != "int8" and self.columns % step:
-            raise ValueError(f"{self.format}: {self.columns} columns are no multiple of {step}")
+        if not fits(self.format, self.columns):
+            raise ValueError(f"{self.format}: {self.columns} columns are no multiple of {_step(self.format)}")
         size = self.matrices * self.panels * self.panel_bytes
         self.data = _region.take(size).reshape(self.matrices, self.panels, self.panel_bytes)
 
@@ -142,6 +141,18 @@ class Packed:
 def all_formats() -> list[str]:
     """The names of all formats that can be packed."""
     return [*LAYOUTS, "int8_g128"]
+
+
+def fits(name: str, columns: int) -> bool:
+    """Whether there are kernels for a format and rows of so many columns."""
+    return kernel_format(name) in LAYOUTS and columns % _step(name) == 0
+
+
+def _step(name: str) -> int:
+    """Columns of which a format's rows have a multiple."""
+    if name == "int8" or LAYOUTS[kernel_format(name)].decode is None:
+        return 1
+    return INT8_GROUPS.get(name, BLOCK)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -367,4 +378,4 @@ def pack_kernel(name: str) -> Any:
     return _KERNELS[kind]
 
 
-__all__ = ["Packed", "all_formats", "empty_bytes", "kernel_format", "pack", "pack_kernel"]
+__all__ = ["Packed", "all_formats", "empty_bytes", "fits", "kernel_format", "pack", "pack_kernel"]

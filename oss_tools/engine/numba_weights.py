@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from numba_kernels.cpu.packing import Packed, all_formats, pack
+from numba_kernels.cpu.packing import Packed, fits, pack
 from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
 from oss_tools.formats import Format
@@ -21,7 +21,7 @@ CHUNK_BYTES = 4 << 20  # of float32 values: what a thread holds of a tensor whil
 
 def kernel_format(entry: Entry) -> Format:
     """The format in which a tensor's weights are kept, see `nearest_format`."""
-    return nearest_format(entry, lambda form, columns: form.name in all_formats() and (form.is_float or columns % 32 == 0))
+    return nearest_format(entry, lambda form, columns: fits(form.name, columns))
 
 
 def kept_bytes(entry: Entry) -> int:

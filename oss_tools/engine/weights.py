@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from oss_tools.formats import Format, QTensor, get_format
@@ -56,7 +56,7 @@ class Weights(ABC, Generic[S]):
             entries = [self._checkpoint.entries[name] for name in key]
             forms = [self._form(entry) for entry in entries]
             if len(set(forms)) == 1 or interleave:
-                form = forms[0] if len(set(forms)) == 1 else get_format("q8_0")
+                form = forms[0] if len(set(forms)) == 1 else _common(forms, entries[0].spec.matrices[2])
                 self._stacks[key] = [self._load(entries, names, form, interleave)]
             else:
                 triples = zip(entries, names, forms, strict=True)
@@ -104,6 +104,11 @@ def nearest_format(entry: Entry, has_kernel: Callable[[Format, int], bool]) -> F
     formats = entry.mixed or (entry.format,)
     if len(formats) == 1 and has_kernel(formats[0], columns):
         return formats[0]
+    return _common(formats, columns)
+
+
+def _common(formats: Sequence[Format], columns: int) -> Format:
+    """The format that holds what is in several of them well."""
     if all(f.is_float for f in formats):
         return get_format("f32")
     return get_format("q8_0" if columns % 32 == 0 else "bf16")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from oss_tools.convert.recipe import Recipe, recipe_of_format
+from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.convert.synth import Shape, plan_synthesis, synthesize
 
 CONTEXT = 256
@@ -58,9 +58,31 @@ def gpt_osses(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
+USUAL = {"hf": ("mxfp4", "int8", "bf16"), "gguf": ("mxfp4", "q8_0", "bf16")}
+ALL = {
+    "hf": (*USUAL["hf"], "int8_g32", "int8_g128", "f16", "f32"),
+    "gguf": (*USUAL["gguf"], "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "f32"),
+}  # for which there are kernels
+ALIKE = (("embedding",), ("output",), ("attention.[qv]",), ("attention.k",), ("attention.out",), ("mlp.gate", "mlp.up"),
+         ("mlp.down",), ("experts.*",))  # fmt: skip
+
+
+@st.composite
+def recipes(draw: st.DrawFn, formats: tuple[str, ...]) -> Recipe:
+    """One of the formats for each role, bf16 where rows do not divide into blocks. Gate and up are one matrix to the kernels."""
+    chosen = [(roles, draw(st.sampled_from(formats))) for roles in ALIKE]
+    rules = [Rule(name, role=role, otherwise=("bf16",)) for roles, name in chosen for role in roles]
+    return Recipe("drawn", (Rule("bf16", role="router"), *rules))
+
+
 def parts(most: int = 150) -> st.SearchStrategy[list[int]]:
     """A prompt in pieces, and tokens one by one: how many tokens each pass takes."""
     return st.lists(st.one_of(st.just(1), st.integers(1, most)), min_size=1, max_size=5)
+
+
+def with_whole_blocks(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with widths that divide into blocks of 32."""
+    return config | {name: -(-config[name] // 32) * 32 for name in ("hidden_size", "intermediate_size")}
 
 
 def checkpoint(config: dict[str, Any], path: Path, recipe: Recipe | None = None, container: str = "hf") -> Path:

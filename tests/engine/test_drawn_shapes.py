@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from drawn import CONTEXT, checkpoint, gpt_osses, llamas, parts
+from drawn import ALL, CONTEXT, USUAL, checkpoint, gpt_osses, llamas, parts, recipes, with_whole_blocks
 
+from oss_tools.convert.recipe import Recipe, Rule
+from oss_tools.convert.synth import load_shape
 from oss_tools.engine.engine import Engine
 
 FEW = settings(deadline=None, max_examples=25)
 MANY = settings(deadline=None, max_examples=400)
+CONTAINERS = st.sampled_from(["hf", "gguf"])
 TOLERANCE = 1e-4  # of the largest logit
 
 
@@ -58,7 +61,9 @@ def test_gpt_osses(config: dict[str, Any], lengths: list[int]) -> None:
 
 @FEW
 @given(st.one_of(llamas(), gpt_osses()), parts(), st.sampled_from(["int8", "f32"]), st.data())
-def test_the_same_bits_in_any_pieces(config: dict[str, Any], lengths: list[int], activations: str, data: st.DataObject) -> None:
+def test_the_same_bits_in_any_pieces(
+    config: dict[str, Any], lengths: list[int], activations: str, data: st.DataObject
+) -> None:
     """Whole, in pieces, after a fork, and behind a beginning that was stored and came back from the store."""
     total = min(sum(lengths) + 1, CONTEXT)
     tokens = np.random.default_rng(total).integers(0, config["vocab_size"], total).tolist()
@@ -81,6 +86,40 @@ def test_the_same_bits_in_any_pieces(config: dict[str, Any], lengths: list[int],
         np.testing.assert_array_equal(engine.prefill(again, tokens[len(again.tokens) :]), wanted[-1])
 
 
+def assert_formats_are_used_as_they_are(config: dict[str, Any], container: str, recipe: Recipe) -> None:
+    """To float32's rounding with float32 activations, and nearly with others."""
+    tokens = np.random.default_rng(0).integers(0, config["vocab_size"], 30).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint(config, Path(folder) / ("model.gguf" if container == "gguf" else "model"), recipe, container)
+        logits = {}
+        for backend, activations in (("torch", "f32"), ("numba", "f32"), ("numba", "int8")):
+            with Engine.load(path, backend=backend, activations=activations, context=64, threads=2) as engine:
+                logits[backend, activations] = engine.logits(tokens)
+    wanted, exact, rounded = logits.values()
+    largest = np.abs(wanted).max()
+    assert np.abs(exact - wanted).max() <= TOLERANCE * largest
+    assert np.abs(rounded - wanted).mean() <= 0.1 * largest
+
+
+@FEW
+@given(st.one_of(llamas(), gpt_osses()), st.booleans(), CONTAINERS, st.data())
+def test_formats(config: dict[str, Any], whole: bool, container: str, data: st.DataObject) -> None:
+    config = with_whole_blocks(config) if whole else config
+    assert_formats_are_used_as_they_are(config, container, data.draw(recipes(USUAL[container])))
+
+
+@pytest.mark.parametrize("hidden", [64, 40])
+def test_gate_and_up_of_two_formats(hidden: int, tmp_path: Path) -> None:
+    """They are kept as one matrix, in a format that holds both well."""
+    config = load_shape("llama-tiny").config | {"hidden_size": hidden}
+    recipe = Recipe("two", (Rule("int8", role="mlp.gate"),))
+    path, tokens = checkpoint(config, tmp_path / "model", recipe), [1, 2, 3, 4]
+    with Engine.load(path, backend="torch", context=64) as engine:
+        wanted = engine.logits(tokens)
+    with Engine.load(path, activations="f32", context=64) as engine:
+        assert np.abs(engine.logits(tokens) - wanted).max() <= 0.02 * np.abs(wanted).max()
+
+
 @pytest.mark.slow
 @MANY
 @given(llamas(), parts())
@@ -93,3 +132,11 @@ def test_many_llamas(config: dict[str, Any], lengths: list[int]) -> None:
 @given(gpt_osses(), parts())
 def test_many_gpt_osses(config: dict[str, Any], lengths: list[int]) -> None:
     assert_equal_logits(config, lengths)
+
+
+@pytest.mark.slow
+@MANY
+@given(st.one_of(llamas(), gpt_osses()), st.booleans(), CONTAINERS, st.data())
+def test_many_formats(config: dict[str, Any], whole: bool, container: str, data: st.DataObject) -> None:
+    config = with_whole_blocks(config) if whole else config
+    assert_formats_are_used_as_they_are(config, container, data.draw(recipes(ALL[container])))

@@ -175,7 +175,9 @@ def test_any_shape(team, data):
     head_dim = 2 * data.draw(st.one_of(st.integers(1, 70), st.sampled_from([128, 150])), "half a head")
     page = LANES * data.draw(st.integers(1, 4), "panels of a page")
     sequences, chunk = data.draw(st.integers(1, 3), "sequences"), data.draw(st.sampled_from([1, 9, 80]), "longest chunk")
-    passes = data.draw(st.lists(st.lists(st.integers(0, chunk), min_size=sequences, max_size=sequences), max_size=5), "passes")
+    passes = data.draw(
+        st.lists(st.lists(st.integers(0, chunk), min_size=sequences, max_size=sequences), max_size=5), "passes"
+    )
     window = data.draw(st.one_of(st.just(0), st.integers(1, 100)), "window")
     kept = window + chunk - 1 if window else 1 + sum(map(max, passes))
     case = Case(
