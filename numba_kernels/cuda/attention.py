@@ -26,7 +26,20 @@ from numba_kernels.cuda.intrinsics import (
     warp_max,
     warp_sum,
 )
-from numba_kernels.cuda.seam import FLOAT, FLOATS, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
+from numba_kernels.cuda.seam import (
+    FLOAT,
+    FLOATS,
+    INTS,
+    WARP,
+    WORDS,
+    Kernel,
+    NoKernel,
+    cuda,
+    device,
+    kernel,
+    require_shared,
+    types,
+)
 
 PAGE = 64  # positions
 
@@ -75,8 +88,8 @@ class Attention:
     sinks: bool = False
 
     def __post_init__(self) -> None:
-        if self.size % 16 or self.queries % self.keys or not 16 <= self.size <= 256:
-            raise ValueError(f"attention heads of {self.size} values, {self.queries} over {self.keys}: no kernel for these")
+        if self.size % 16 or not 16 <= self.size <= 256:
+            raise NoKernel(f"head_dim is {self.size}: the GPU's attention takes multiples of 16 up to 256")
 
     @property
     def value_words(self) -> int:
@@ -316,7 +329,7 @@ def _constants(shape: Attention, splits: int, warps: int) -> dict[str, Any]:
     """All of them, with the functions that are made for them."""
     lanes = WARP * warps // PAGE
     if lanes * PAGE != WARP * warps or shape.size // lanes % 8:
-        raise ValueError(f"{warps} warps do not divide a page of heads of {shape.size} values")
+        raise NoKernel(f"{warps} warps do not divide a page of heads of {shape.size} values")
     numbers = {
         **shape.constants(), "WARPS": warps, "SPLITS": splits, "LANES": lanes, "LANES_LOG": lanes.bit_length() - 1,
         "WIDTH": shape.size // lanes,
@@ -332,7 +345,11 @@ def _constants(shape: Attention, splits: int, warps: int) -> dict[str, Any]:
 
 
 def attend_kernel(shape: Attention, splits: int, warps: int = 4) -> Kernel:
-    """The kernel for a layer, its positions divided among `splits` blocks."""
+    """The kernel for a layer, its positions divided among `splits` blocks. Raises NoKernel if so many heads of that size do not
+    fit into shared memory."""
+    group = shape.queries // shape.keys
+    nbytes = 4 * (2 * group * shape.size + group * (PAGE + 3) + 1)
+    require_shared(nbytes, f"{group} query heads of {shape.size} values that share a key-value head")
     return attend.bind(**_constants(shape, splits, warps))
 
 

@@ -10,7 +10,21 @@ import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention, rotated
 from numba_kernels.cuda.intrinsics import load_words, pack_bf16, power_of_two, shuffle_xor, store_words
-from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
+from numba_kernels.cuda.seam import (
+    FLOAT,
+    FLOATS,
+    INT,
+    INTS,
+    WARP,
+    WORDS,
+    Kernel,
+    NoKernel,
+    cuda,
+    device,
+    kernel,
+    require_shared,
+    types,
+)
 from numba_kernels.cuda.tiles import (
     load_row,
     masked_tile,
@@ -259,7 +273,7 @@ ZEROS = np.uint32(0)
 
 def _constants(shape: Attention, warps: int) -> dict[str, Any]:
     if shape.element != "bf16":
-        raise ValueError("many tokens at once need a cache in bfloat16")
+        raise NoKernel("many tokens at once need a cache in bfloat16")
     names = ("HEADS", "KV", "SIZE", "HALF", "WINDOW", "RING", "SINKS", "VALUE_WORDS", "PAGE_WORDS")
     return {"WARPS": warps, **{name: shape.constants()[name] for name in names}}
 
@@ -274,10 +288,11 @@ def tile_tokens(shape: Attention, warps: int = 4) -> int:
 
 
 def attend_many_kernel(shape: Attention, warps: int = 4) -> Kernel:
-    """The kernel for a layer. Raises ValueError if so many heads do not fit into a tile."""
+    """The kernel for a layer. Raises NoKernel if so many heads do not fit into a tile, or a page into shared memory."""
     if shape.queries // shape.keys > 16 * warps:
-        raise ValueError(f"{shape.queries // shape.keys} query heads share a key-value head, at most {16 * warps} can")
+        raise NoKernel(f"{shape.queries // shape.keys} query heads share a key-value head, at most {16 * warps} can")
     key_stride, value_stride = shape.size // 2 + 8, shape.size // 2 + 4
+    require_shared(4 * PAGE * (key_stride + value_stride), f"pages of heads of {shape.size} values")
     return attend_many.bind(
         **_constants(shape, warps), TILE_TOKENS=tile_tokens(shape, warps), KEY_STRIDE=key_stride, VALUE_STRIDE=value_stride,
         KEYS_SIZE=PAGE * key_stride, VALUES_SIZE=PAGE * value_stride, ROW=load_row(shape.size // 16),

@@ -30,6 +30,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))  # what the kernels are compiled for in tests
 OLDEST = (8, 0)  # bf16 matrix instructions
 WARP = 32
+SHARED = 48 << 10  # bytes of a block's shared arrays, at most
 REGISTERS, REGISTER_UNIT = 65536, 8  # of a multiprocessor; how many a thread gets at a time
 
 BYTES, HALVES, WORDS, INTS, FLOATS = (
@@ -54,6 +55,16 @@ if SIMULATED:
 
     kernelapi.FakeCUDAShared.array = _shared_array
     sys.setswitchinterval(1e-4)  # threads of a block wait for each other all the time
+
+
+class NoKernel(ValueError):
+    """No kernel can be made for these sizes; the message is one line."""
+
+
+def require_shared(nbytes: int, what: str) -> None:
+    """Raises NoKernel if shared arrays of so many bytes are more than a block can have."""
+    if nbytes > SHARED:
+        raise NoKernel(f"{what} need {nbytes} bytes of a block's shared memory, which has {SHARED}")
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.intrinsics import round_to_int, warp_sum
-from numba_kernels.cuda.seam import WARP, cuda, device, types
+from numba_kernels.cuda.seam import WARP, cuda, device, require_shared, types
 
 WARPS = 1
 COLUMNS = 0
@@ -20,6 +20,7 @@ NORM = 0
 ONE = np.float32(1)
 CODE_MAX = np.float32(127)
 BYTE = np.uint32(0xFF)
+RESERVED = 32  # words of shared memory for what kernels hold beside vectors
 
 
 def rms_gain(source, at, epsilon, sums):  # type: ignore[no-untyped-def]
@@ -103,6 +104,9 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[st
         "QUADS": shape.quads,
         "NORM": int(norm),
     }
+    size, scales = 4 * shape.quads * vectors, shape.quads * vectors if shape.quantized else 1
+    what = f"{vectors} vectors of {shape.columns} values" if vectors > 1 else f"vectors of {shape.columns} values"
+    require_shared(4 * (size + scales + RESERVED), what if shape.quantized else f"{what} in float32")
     gain = device(rms_gain, WARPS=warps, COLUMNS=shape.columns)
     if shape.quantized:
         fill = device(fill_int8, **numbers, VALUE=device(value_at, NORM=int(norm)))
@@ -110,8 +114,8 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[st
         fill = device(fill_f32, **numbers)
     return {
         "X_TYPE": types.uint32 if shape.quantized else types.float32,
-        "X_SIZE": 4 * shape.quads * vectors,
-        "S_SIZE": shape.quads * vectors if shape.quantized else 1,
+        "X_SIZE": size,
+        "S_SIZE": scales,
         "GAIN": gain,
         "FILL": fill,
     }

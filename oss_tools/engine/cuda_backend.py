@@ -6,7 +6,8 @@ What changes between passes (tokens, positions, the pages of sequences) lies in 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Rope
 
 try:
-    from numba_kernels.cuda.attention import PAGE
+    from numba_kernels.cuda.attention import PAGE, attend_kernel
     from numba_kernels.cuda.blocks import Shape
     from numba_kernels.cuda.device import Device, Graph, find_gpu
-    from numba_kernels.cuda.prefill import tile_tokens
+    from numba_kernels.cuda.prefill import attend_many_kernel, tile_tokens
     from numba_kernels.cuda.rows import choose_kernel
-    from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel
+    from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel, NoKernel
 except ImportError as error:
     raise MissingPackage(f"the GPU needs the package numba-cuda: pip install 'oss-tools[cuda]' ({error})") from None
 
@@ -54,6 +55,15 @@ def check_device() -> None:
         find_gpu()
     except CudaMissing as error:
         raise Unsupported(str(error)) from None
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Makes one line of a shape that the kernels cannot be made for."""
+    try:
+        yield
+    except NoKernel as error:
+        raise BadRequest(f"{error}: use --device cpu for this model") from None
 
 
 class Numbers:
@@ -210,7 +220,8 @@ class CudaBackend(Backend):
         self.pools = self._pools()
         self.step = Step(self.device, self.pools)
         self.batch = Batch(self.device, self.pools)
-        self._record()
+        with _refused():
+            self._record()
         self.weights.finish()
         self._compile()
         self._last = 0  # rows of the last pass that was made token by token
@@ -218,12 +229,15 @@ class CudaBackend(Backend):
     def _pools(self) -> dict[int | None, Pool]:
         windows = dict.fromkeys(h.window for h in self.layers)
         layers = {w: [h for h in self.layers if h.window == w] for w in windows}
-        try:
-            return {
+        with _refused():
+            pools = {
                 w: Pool(self.device, hs, self.options.context, CHUNK, self.element, self._moved) for w, hs in layers.items()
             }
-        except ValueError as error:
-            raise BadRequest(f"{error}: use --device cpu for this model") from None
+            for pool in pools.values():  # before the weights are read
+                attend_kernel(pool.shape, 1)
+                if self.options.activations != "f32":
+                    attend_many_kernel(pool.shape)
+        return pools
 
     def _moved(self) -> None:
         """Pages are elsewhere: what was recorded points to memory that is gone."""

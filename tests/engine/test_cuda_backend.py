@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import pytest
 pytest.importorskip("numba_cuda")
 sys.path.insert(0, str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
 
+from drawn import checkpoint, gpt_osses, llamas
 from emulated_device import EmulatedDevice
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from numba_kernels.cuda.device import find_gpu
 from numba_kernels.cuda.packing import packed_rows
@@ -213,6 +217,47 @@ def test_llama(tiny_llama: Path, prompt: list[int]) -> None:
     sequence = engine.open(tokens, reuse=0)
     engine.prefill(sequence, tokens[:18])
     assert mean_difference(engine.step([sequence], [tokens[18]])[0], wanted[18]) < 0.01
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=6)
+@given(st.one_of(llamas(), gpt_osses()), st.integers(1, 7), st.integers(0, 4), st.sampled_from(["f32", "int8"]))
+def test_drawn_shapes(config: dict[str, Any], sixteenths: int, window: int, activations: str) -> None:
+    """Any widths, groups and experts, and head sizes that are multiples of 16; a prompt, then steps."""
+    kv_heads = min(config["num_key_value_heads"], 2)
+    group = min(config["num_attention_heads"] // config["num_key_value_heads"], 5)
+    config |= {"head_dim": 16 * sixteenths, "num_key_value_heads": kv_heads, "num_attention_heads": kv_heads * group}
+    config |= {"num_hidden_layers": 1, "vocab_size": min(config["vocab_size"], 100)}
+    if "layer_types" in config:
+        config |= {"layer_types": config["layer_types"][:1], "sliding_window": window + 1}
+    tokens = np.random.default_rng(0).integers(0, config["vocab_size"], 7).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint(config, Path(folder) / "model")
+        wanted = Engine.load(path, activations="f32", context=64, threads=1).logits(tokens)[4:]
+        engine = Engine.load(path, backend="cuda", activations=activations, context=64)
+        sequence = engine.open(tokens, reuse=0)
+        rows = [engine.prefill(sequence, tokens[:5]), *(engine.step([sequence], [t])[0].copy() for t in tokens[5:])]
+    off = np.abs(np.array(rows) - wanted)
+    assert off.max() <= 1e-4 * np.abs(wanted).max() if activations == "f32" else off.mean() <= 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head_dim": 40}, "head_dim is 40: the GPU's attention takes multiples of 16 up to 256"),
+        ({"head_dim": 272}, "head_dim is 272"),
+        ({"head_dim": 192}, "pages of heads of 192 values need 52224 bytes of a block's shared memory, which has 49152"),
+        ({"head_dim": 128, "num_attention_heads": 48, "num_key_value_heads": 1}, "48 query heads of 128 values"),
+        ({"head_dim": 16, "num_attention_heads": 71, "num_key_value_heads": 1}, "71 query heads share a key-value head"),
+        ({"intermediate_size": 14336}, "vectors of 14336 values in float32 need"),
+    ],
+)
+def test_shapes_without_a_kernel_are_one_line(changes: dict[str, int], said: str, tmp_path: Path) -> None:
+    path = checkpoint(load_shape("llama-tiny").config | changes, tmp_path / "model")
+    with pytest.raises(BadRequest) as raised:
+        Engine.load(path, backend="cuda", context=64)
+    assert str(raised.value).startswith(said)
+    assert str(raised.value).endswith(": use --device cpu for this model")
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
