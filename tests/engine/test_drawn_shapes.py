@@ -3,6 +3,9 @@ experts, windows, layers, and how a prompt is cut into passes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ pytest.importorskip("torch")
 
 from drawn import ALL, CONTEXT, USUAL, checkpoint, gpt_osses, llamas, parts, recipes, with_whole_blocks
 
+from numba_kernels import simd
 from oss_tools.convert.recipe import Recipe, Rule
 from oss_tools.convert.synth import load_shape
 from oss_tools.engine.engine import Engine
@@ -118,6 +122,14 @@ def test_gate_and_up_of_two_formats(hidden: int, tmp_path: Path) -> None:
         wanted = engine.logits(tokens)
     with Engine.load(path, activations="f32", context=64) as engine:
         assert np.abs(engine.logits(tokens) - wanted).max() <= 0.02 * np.abs(wanted).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [name for name in simd.executable_paths() if name != simd.path()])
+def test_on_other_paths(path: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    done = subprocess.run(command, env={**os.environ, "OSS_TOOLS_SIMD": path}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.slow
