@@ -129,14 +129,15 @@ class TorchOperations(Operations[Tensor]):
         out = torch.zeros_like(x)
         for expert in routing.any(0).nonzero().flatten().tolist():
             tokens = routing[:, expert].nonzero().flatten()
-            both = x[tokens] @ self.weights.expert(f"{name}.gate_up_proj", expert).T
-            both = both + self.weights[f"{name}.gate_up_proj_bias"][expert]
+            both = self._expert(x[tokens], f"{name}.gate_up_proj", expert)
             gate, up = both[:, ::2].clamp(max=limit), both[:, 1::2].clamp(-limit, limit)
             inner = gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
-            result = inner @ self.weights.expert(f"{name}.down_proj", expert).T
-            result = result + self.weights[f"{name}.down_proj_bias"][expert]
-            out[tokens] += result * routing[tokens, expert, None]
+            out[tokens] += self._expert(inner, f"{name}.down_proj", expert) * routing[tokens, expert, None]
         return out
+
+    def _expert(self, x: Tensor, name: str, expert: int) -> Tensor:
+        product = x @ self.weights.expert(name, expert).T
+        return product + self.weights[f"{name}_bias"][expert] if f"{name}_bias" in self.weights else product
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
