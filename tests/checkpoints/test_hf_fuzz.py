@@ -20,7 +20,7 @@ from oss_tools.models.checkpoint import open_checkpoint
 from tests.checkpoints.small_models import EXPERTS, GPT_OSS, LINEARS, LLAMA, save
 
 MEMORY = 64 << 20  # bytes
-SECONDS = 5
+SECONDS = 5  # of the processor: others that use it do not count
 VALUES = [
     *(None, True, -1, 0, 1, 2, 3, 7, 2**31, 2**63, 2**70, 10**400, 1e308, float("inf"), float("nan"), 0.5),
     *("", "x", "F32", "U8", "int8", "../../etc/passwd", "\ud800", "a\nb", "x" * 5000, "compressed-tensors", "mxfp4", "yarn"),
@@ -123,13 +123,13 @@ def damage_one(folders: list[Path], root: Path, mutate: Callable[[Path, random.R
     (folder / victim.name).unlink()
     (folder / victim.name).write_bytes(mutate(victim, rng))
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         open_and_read_all(folder)
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
 
 
 MUTATIONS = pytest.mark.parametrize("mutate", [edited, flipped])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -17,31 +18,45 @@ class Terminal(io.StringIO):
         return True
 
 
-def compile_three(seconds: float, quiet: bool = False) -> None:
+def until(reached: Callable[[], bool]) -> None:
+    """Waits, for a minute at most, as a busy machine may take its time."""
+    deadline = time.monotonic() + 60
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert reached()
+
+
+def compile_three(quiet: bool = False, shown: Callable[[int], bool] = lambda done: True) -> Compiling:
+    """Each kernel takes until what it is to show has been shown."""
     with Compiling(quiet) as on_compile:
         for done in range(3):
             on_compile(done, 3, f"kernel_{done}")
-            time.sleep(seconds)
+            until(lambda: quiet or on_compile._shown)
+            until(lambda done=done: shown(done))  # type: ignore[misc]
         on_compile(3, 3, "")
+    return on_compile
 
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_output, "COMPILING_PATIENCE", 0.1)
+    monkeypatch.setattr(_output, "COMPILING_PATIENCE", 0.0)
 
 
-def test_from_the_cache_nothing_is_said(patience: None, capsys: pytest.CaptureFixture[str]) -> None:
-    compile_three(0.0)
-    time.sleep(0.2)
+def test_from_the_cache_nothing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_output, "COMPILING_PATIENCE", 1000)
+    with Compiling() as on_compile:
+        for done in range(4):
+            on_compile(done, 3, f"kernel_{done}")
+    assert on_compile._timer is None or on_compile._timer.finished.is_set()  # and nothing will be
     assert capsys.readouterr().err == ""
 
 
 def test_lines_elsewhere(patience: None, capsys: pytest.CaptureFixture[str]) -> None:
-    compile_three(0.2)
+    compile_three()
     first, last = capsys.readouterr().err.splitlines()
     assert first == "oss-tools: compiling kernels for this machine, which is done once"
     assert last.startswith("oss-tools: compiled 3 kernels in ")
-    compile_three(0.2, quiet=True)
+    compile_three(quiet=True)
     assert capsys.readouterr().err == ""
 
 
@@ -49,10 +64,8 @@ def test_a_bar_on_a_terminal(patience: None, monkeypatch: pytest.MonkeyPatch) ->
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    compile_three(0.3)
+    compile_three(shown=lambda done: f"{done}/3" in terminal.getvalue() and f"kernel_{done}" in terminal.getvalue())
     shown = terminal.getvalue()
-    assert "2/3" in shown
-    assert "kernel_2" in shown
     assert shown.rstrip().endswith("they are kept for the next time")
 
 
@@ -64,7 +77,7 @@ def test_an_interrupt_ends_the_bar(patience: None, monkeypatch: pytest.MonkeyPat
     def interrupted() -> None:
         with Compiling() as on_compile:
             on_compile(0, 3, "kernel_0")
-            time.sleep(0.3)
+            until(lambda: "kernel_0" in terminal.getvalue())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -203,21 +203,27 @@ def test_nan_is_refused_by_name_or_clamped(synthetic, tmp_path: Path) -> None:
 SLOW_CONVERSION = """
 import sys, time
 from pathlib import Path
+from threading import Lock
 from oss_tools.checkpoints import writer_for
 from oss_tools.convert.pipeline import Options, run
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import load_recipe
 from oss_tools.models import open_checkpoint
 
-source, target, container, resume = sys.argv[1:]
+source, target, container, resume, last = sys.argv[1:]
 writer = writer_for(container)
-write = writer.write
+write, lock, writes = writer.write, Lock(), 0
 
-def slowly(self, *arguments):
-    time.sleep(0.01)
+def until_the_last(self, *arguments):
+    global writes
+    with lock:
+        writes += 1
+        if writes > int(last):
+            print("waiting to be killed", flush=True)
+            time.sleep(600)  # holding the lock: nothing is written any more but what is under way
     write(self, *arguments)
 
-writer.write = slowly
+writer.write = until_the_last
 with open_checkpoint(source) as checkpoint:
     plan = make_plan(checkpoint, container, load_recipe("mxfp4"))
     print("started", flush=True)
@@ -234,12 +240,23 @@ def test_killed_at_any_moment_it_leaves_nothing_half_done_and_resumes_to_the_sam
     target = tmp_path / f"killed{EXTENSION[container]}"
     chance, kills, status = random.Random(container), 0, None
     for attempt in range(40):
-        command = [sys.executable, "-c", SLOW_CONVERSION, str(source), str(target), container, str(int(attempt > 0))]
+        last = chance.randrange(6) if kills < 6 else 10**9  # writes before it waits for its end, however slow the machine is
+        command = [
+            sys.executable,
+            "-c",
+            SLOW_CONVERSION,
+            str(source),
+            str(target),
+            container,
+            str(int(attempt > 0)),
+            str(last),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout
         assert process.stdout.readline() == b"started\n", process.communicate()[1]
         if kills < 6:
-            time.sleep(chance.uniform(0, 0.5))
+            assert process.stdout.readline() == b"waiting to be killed\n", process.communicate()[1]
+            time.sleep(chance.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
         status = process.returncode
