@@ -20,7 +20,7 @@ NORM = 0
 ONE = np.float32(1)
 CODE_MAX = np.float32(127)
 BYTE = np.uint32(0xFF)
-RESERVED = 32  # words of shared memory for what kernels hold beside vectors
+RESERVED = 32  # words of shared memory for what kernels that normalize hold beside vectors
 
 
 def rms_gain(source, at, epsilon, sums):  # type: ignore[no-untyped-def]
@@ -104,9 +104,9 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[st
         "QUADS": shape.quads,
         "NORM": int(norm),
     }
-    size, scales = 4 * shape.quads * vectors, shape.quads * vectors if shape.quantized else 1
+    size, scales = 4 * shape.quads * vectors, shape.quads * vectors if shape.quantized else 0
     what = f"{vectors} vectors of {shape.columns} values" if vectors > 1 else f"vectors of {shape.columns} values"
-    require_shared(4 * (size + scales + RESERVED), what if shape.quantized else f"{what} in float32")
+    require_shared(4 * (size + scales + (RESERVED if norm else 0)), what if shape.quantized else f"{what} in float32")
     gain = device(rms_gain, WARPS=warps, COLUMNS=shape.columns)
     if shape.quantized:
         fill = device(fill_int8, **numbers, VALUE=device(value_at, NORM=int(norm)))
@@ -115,7 +115,7 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[st
     return {
         "X_TYPE": types.uint32 if shape.quantized else types.float32,
         "X_SIZE": size,
-        "S_SIZE": scales,
+        "S_SIZE": max(scales, 1),
         "GAIN": gain,
         "FILL": fill,
     }

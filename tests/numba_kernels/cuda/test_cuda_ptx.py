@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.catalogue import Example, examples
+from numba_kernels.cuda.matvec import STORE, matvec_kernel
+from numba_kernels.cuda.prefill import attend_many_kernel
 from numba_kernels.cuda.ptx import assemble, instructions
-from numba_kernels.cuda.seam import ARCHITECTURES, SIMULATED
+from numba_kernels.cuda.seam import ARCHITECTURES, SHARED, SIMULATED, NoKernel
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="needs PTX")
 EXAMPLES = [] if SIMULATED else list(examples())
@@ -16,7 +20,6 @@ QUICK = [
     "attention of many tokens, window None",
 ]  # fmt: skip
 HOPPER = [pytest.param(e, marks=() if e.name in QUICK else pytest.mark.slow, id=e.name) for e in EXAMPLES]
-SHARED_LIMIT = 48 << 10  # bytes of a block, without asking for more
 
 
 def check(example: Example, architecture: tuple[int, int]) -> None:
@@ -28,7 +31,7 @@ def check(example: Example, architecture: tuple[int, int]) -> None:
     assert not [name for name in example.contains if name not in found]
     resources = assemble(text, architecture)
     assert (resources.stack, resources.spills) == (0, 0)
-    assert resources.shared <= SHARED_LIMIT
+    assert resources.shared <= SHARED
     assert resources.registers * example.kernel.threads <= 65536 // 2  # two blocks fit into a multiprocessor
 
 
@@ -46,3 +49,20 @@ def test_quick_examples_exist() -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
 def test_other_architectures(example: Example, architecture: tuple[int, int]) -> None:
     check(example, architecture)
+
+
+LARGEST = {
+    "a page of keys and values": lambda more: attend_many_kernel(Attention(4, 2, 176 + 16 * more, None, 4, "bf16")),
+    "queries that share a key": lambda more: attend_kernel(Attention(38 + more, 1, 128, None, 4, "bf16"), 2),
+    "a vector": lambda more: matvec_kernel(Shape("bf16", 12288 + more, "f32"), norm=False, bias=False, finish=STORE),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGEST)
+def test_what_is_not_refused_can_be_assembled(name: str) -> None:
+    """Shared memory of a block: the largest sizes that fit, and the next ones."""
+    kernel = LARGEST[name](0)
+    assert assemble(kernel.ptx((9, 0)), (9, 0)).shared > SHARED - 2048
+    with pytest.raises(NoKernel, match="shared memory"):
+        LARGEST[name](1)
