@@ -250,7 +250,54 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
 
                 label = f"linear {name} {activations} {'many' if many else 'one'}"
                 result.append((label, linear_op(name, activations, many), arguments, error))
+    for element, head_dim in (("bf16", 20), ("f32", 6), ("bf16", 64)):
+        result += attention_cases(arena, element, head_dim)
     return result
+
+
+def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str, Any, dict[str, Any], Any]]:
+    """A prompt's keys and values are stored, and its queries attend; rows are longer than what is in them."""
+    import ml_dtypes
+
+    from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, store_op
+    from numba_kernels.reference import ops
+
+    rng = np.random.default_rng(head_dim)
+    heads, kv_heads, tokens, window = 5, 1, 21, 9
+    pages = Pages(kv_heads, head_dim, 16, element)
+    width = (heads + 2 * kv_heads) * head_dim
+    qkv = arena.copy(rng.normal(size=(tokens, width + 3)).astype(np.float32))
+    given = qkv[:, :width].reshape(tokens, heads + 2 * kv_heads, head_dim).copy()
+    memory = arena.copy(np.zeros((3, pages.nbytes), np.uint8))
+    tables = ops.rope_table(ops.rope_frequencies(head_dim, 1e4), tokens)
+    cos, sin = (arena.copy(table) for table in tables)
+    out = arena.copy(np.full((tokens, heads, head_dim), np.nan, np.float32))
+    areas, counters = (arena.copy(array) for array in attention_scratch(1, head_dim))
+    sinks = arena.copy(rng.normal(size=heads).astype(np.float32))
+    positions = arena.copy(np.arange(tokens, dtype=np.int32))
+    zeros = arena.copy(np.zeros(tokens, np.int32))
+    shared = {
+        "qkv": qkv, "stride": qkv.strides[0], "positions": positions, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
+        "pages": memory, "page_bytes": pages.nbytes, "page_positions": 16, "tables": arena.copy(np.array([2, 0, 1], np.int32)),
+        "table_stride": 12, "ring": 3,
+    }  # fmt: skip
+    store = {**shared, "rows": tokens, "sequence": zeros, "cos": cos, "sin": sin, "scale": head_dim**-0.5}
+    attend = {
+        **shared, "out": out, "out_stride": out.strides[0], "sequences": 1, "first_row": zeros, "window": window, "sinks": sinks,
+        "row_count": arena.copy(np.array([tokens], np.int32)), "splits": 1, "areas": areas, "counters": counters,
+    }  # fmt: skip
+
+    def error() -> float:
+        q, k = (ops.apply_rope(given[:, a:b], *tables) for a, b in ((0, heads), (heads, heads + kv_heads)))
+        v = given[:, heads + kv_heads :]
+        if element == "bf16":
+            k, v = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (k, v))
+        exact = ops.attention(q, k, v, 0, scale=head_dim**-0.5, window=window, sinks=sinks)
+        return float(np.abs(out - exact).max() / np.abs(exact).max())
+
+    name = f"attention {head_dim} {element}"
+    stored = (f"keys of {name}", store_op(element), store, lambda: 0.0)
+    return [stored, (name, attention_op(8, element), attend, error)]
 
 
 def main(wanted: list[str]) -> None:

@@ -64,15 +64,15 @@ def check_arm(report: dict[str, dict]) -> None:
         if name.startswith(("linear mxfp4", "linear iq4_nl")):
             assert words["tbl"] >= 16, name
         if "f32" in name or name == "swiglu":
-            assert words["fmla"] >= 16, name
+            assert words["fmla"] >= 16 or name.startswith("keys"), name
         if importlib.util.find_spec("unicorn"):
             assert case["error"] is not None
             assert case["error"] < 3e-6, name
 
 
 def test_some_arm_kernels():
-    report = arm_report("quantize", "rms_norm", "linear mxfp4 int8", "linear q8_0 int8 one")
-    assert len(report) == 5
+    report = arm_report("quantize", "rms_norm", "linear mxfp4 int8", "linear q8_0 int8 one", "attention 20")
+    assert len(report) == 7
     check_arm(report)
 
 
