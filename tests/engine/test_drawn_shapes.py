@@ -25,7 +25,7 @@ from oss_tools.convert.synth import load_shape
 from oss_tools.engine.engine import Engine
 
 FEW = settings(deadline=None, max_examples=12)
-MANY = settings(deadline=None, max_examples=400)
+MANY = settings(deadline=None, max_examples=100)
 CONTAINERS = st.sampled_from(["hf", "gguf"])
 TOLERANCE = 1e-4  # of the largest logit
 

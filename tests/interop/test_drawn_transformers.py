@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.peers
 
 FEW = settings(deadline=None, max_examples=5)
-MANY = settings(deadline=None, max_examples=120)
+MANY = settings(deadline=None, max_examples=60)
 CLASSES = {"llama": ("LlamaConfig", "LlamaForCausalLM"), "gpt_oss": ("GptOssConfig", "GptOssForCausalLM")}
 
 
