@@ -1,0 +1,417 @@
+"""A gpt-oss model's configuration, and how config.json, OpenAI's own config.json and GGUF say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from oss_tools.errors import BadCheckpoint
+from oss_tools.models import fields as check
+from oss_tools.models import rope_gguf, rope_hf
+from oss_tools.models.base import Stored
+from oss_tools.models.configuration import check_heads, gguf_numbers, head_size, hf_biases, own_remarks, own_rope
+from oss_tools.models.fields import shown
+from oss_tools.models.keys import (
+    NEUTRAL_IN_CONFIG,
+    NEUTRAL_IN_GGUF,
+    PASSED_OVER_IN_CONFIG,
+    PASSED_OVER_IN_GGUF,
+    ROPE_IN_CONFIG,
+    ROPE_IN_GGUF,
+    Keys,
+    check_keys,
+    one_value,
+)
+from oss_tools.models.own_keys import own_words
+from oss_tools.models.rope import Positions, Scaling
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+SLIDING, FULL = "sliding_attention", "full_attention"
+ROPE = Scaling("yarn", 32.0, 4096, truncate=False)  # of the published models, and what transformers takes without a word
+
+
+@dataclass(frozen=True)
+class GptOssConfig:
+    """The dimensions of a gpt-oss model; names as in Hugging Face's config.json. Defaults are those of the 20b."""
+
+    num_hidden_layers: int = 24
+    num_local_experts: int = 32
+    num_experts_per_tok: int = 4
+    hidden_size: int = 2880
+    intermediate_size: int = 2880
+    num_attention_heads: int = 64
+    num_key_value_heads: int = 8
+    head_dim: int = 64
+    vocab_size: int = 201088
+    sliding_window: int | None = 128  # a key is visible when query - key < sliding_window, on layers of that type
+    layer_types: tuple[str, ...] = ()  # SLIDING or FULL; () for alternating ones, SLIDING first
+    swiglu_limit: float = 7.0
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 131072
+    rope_theta: float = 150000.0
+    rope: Scaling = ROPE
+    tie_word_embeddings: bool = False
+    biases: tuple[str, ...] = ATTENTION  # the projections of attention that have one
+    hf: Mapping[str, Any] = field(default_factory=dict, compare=False)  # config.json as read, if it came from there
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Each layer's type."""
+        return self.layer_types or alternating(self.num_hidden_layers)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer; None for those that see everything."""
+        return tuple(self.sliding_window if kind == SLIDING else None for kind in self.types)
+
+
+def alternating(layers: int) -> tuple[str, ...]:
+    """The layers' types of the published models."""
+    return tuple(FULL if layer % 2 else SLIDING for layer in range(layers))
+
+
+LIMITS: check.Limits = {
+    "num_hidden_layers": (int, 1, 4096),
+    "num_local_experts": (int, 1, 65536),
+    "num_experts_per_tok": (int, 1, 65536),
+    "hidden_size": (int, 1, 1 << 20),
+    "intermediate_size": (int, 1, 1 << 20),
+    "num_attention_heads": (int, 1, 65536),
+    "num_key_value_heads": (int, 1, 65536),
+    "head_dim": (int, 2, 65536),
+    "vocab_size": (int, 1, 1 << 28),
+    "max_position_embeddings": (int, 1, 1 << 30),
+    "rms_norm_eps": (float, 0, 1),
+    "swiglu_limit": (float, 0, 1e6),
+}
+WINDOWS = (1, 1 << 30)
+
+# What transformers takes where config.json says nothing; said to the user where files usually say it.
+DEFAULTS = {"num_experts_per_tok": 4, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "sliding_window": 128}
+SILENT_DEFAULTS = {"head_dim": 64, "num_key_value_heads": 8, "swiglu_limit": 7.0}
+THETA = 150000.0
+
+HF_KEYS = Keys(
+    "transformers",
+    obeyed={
+        *(*LIMITS, *ROPE_IN_CONFIG, "tie_word_embeddings", "attention_bias", "sliding_window", "layer_types"),
+        *("num_experts", "experts_per_token"),
+    },
+    neutral=(*NEUTRAL_IN_CONFIG, "initial_context_length"),
+    refused={"swiglu_alpha": (1.702,), "per_layer_config": ()},
+    passed_over=PASSED_OVER_IN_CONFIG | {"hidden_act": ("silu", "swish"), "mlp_bias": (True,), "n_routed_experts": (0,)},
+)
+
+# original config.json field -> ours
+ORIGINAL_FIELDS = {
+    "num_hidden_layers": "num_hidden_layers",
+    "num_experts": "num_local_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "swiglu_limit": "swiglu_limit",
+    "head_dim": "head_dim",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+}
+ORIGINAL_ROPE = {  # field -> what OpenAI's program takes without it
+    "initial_context_length": 4096,
+    "rope_theta": 150000.0,
+    "rope_scaling_factor": 32.0,
+    "rope_ntk_alpha": 1.0,
+    "rope_ntk_beta": 32.0,
+}
+
+ORIGINAL_KEYS = Keys(
+    "OpenAI's program", obeyed={*ORIGINAL_FIELDS, *ORIGINAL_ROPE, "sliding_window"}, neutral=("model_type", "torch_dtype")
+)
+
+# GGUF key, after "gpt-oss." -> ours
+GGUF_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "embedding_length": "hidden_size",
+    "expert_feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "vocab_size": "vocab_size",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+}
+WINDOW_KEY, PATTERN_KEY = "gpt-oss.attention.sliding_window", "gpt-oss.attention.sliding_window_pattern"
+
+GGUF_KEYS = Keys(
+    "llama.cpp",
+    obeyed={
+        *(*GGUF_FIELDS, *ROPE_IN_GGUF, "attention.value_length", "attention.sliding_window"),
+        *("attention.sliding_window_pattern", "rope.freq_base_swa"),
+    },
+    neutral=(*NEUTRAL_IN_GGUF, "feed_forward_length"),
+    refused={"attention.causal": (True,)},
+    passed_over=PASSED_OVER_IN_GGUF | {"rope.dimension_sections": (0,)},
+    prefix="gpt-oss.",
+)
+
+# Part of the computation -> keys of config.json, where GGUF may lack words: see own_keys.
+OWN_KEYS = {
+    "rope": ("rope_scaling",),
+    "sliding_window": ("sliding_window", "layer_types"),
+    "swiglu_limit": ("swiglu_limit",),
+}
+
+
+# ---- config.json ----------------------------------------------------------------------------------------------------
+
+
+def from_hf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tuple[str, ...]]:
+    """The configuration and remarks. Raises BadCheckpoint."""
+    where = "config.json"
+    remarks = list(check_keys(HF_KEYS, raw, where))
+    values = dict(raw)
+    if "num_experts" in raw:  # transformers' other name
+        values["num_local_experts"] = _one_of(raw, "num_local_experts", "num_experts")
+    if "experts_per_token" in raw:
+        _one_of(
+            {"num_experts_per_tok": DEFAULTS["num_experts_per_tok"]} | dict(raw), "num_experts_per_tok", "experts_per_token"
+        )
+    for key in [key for key in DEFAULTS if key not in values]:
+        remarks += [f"{where}: {key} is missing; {DEFAULTS[key]:g} is taken, as transformers does"]
+    values = DEFAULTS | SILENT_DEFAULTS | values
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values.get("num_attention_heads")
+    if values["head_dim"] is None:
+        hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        values["head_dim"] = head_size(hidden, heads, f"{where}: head_dim is null, and hidden_size")
+    numbers = {key: check.field(values, key, kind, where, low, high) for key, (kind, low, high) in LIMITS.items()}
+    theta, rope, more = rope_hf.read_rope(raw, THETA, numbers["max_position_embeddings"], rope_hf.rope_scaling(ROPE))
+    window, types = read_layers(values, numbers["num_hidden_layers"], where)
+    biases = hf_biases(
+        stored, "self_attn", ATTENTION, check.flag(raw, "attention_bias", True, where), f"{where}: attention_bias"
+    )
+    if missing := [name for name in ATTENTION if biases and name not in biases]:
+        remarks += [f"no bias of self_attn.{', '.join(missing)} in the files: it is taken as zero, as transformers does"]
+    config = GptOssConfig(
+        **numbers,
+        sliding_window=window,
+        layer_types=types,
+        rope_theta=theta,
+        rope=rope,
+        tie_word_embeddings=check.flag(raw, "tie_word_embeddings", False, where) and not stored.has("lm_head.weight"),
+        biases=tuple(biases),
+        hf=dict(raw),
+    )
+    return _possible(config, where), (*remarks, *more)
+
+
+def _one_of(raw: Mapping[str, Any], name: str, other: str) -> Any:
+    """A field that has two names. Raises BadCheckpoint where they contradict each other."""
+    if raw.get(name, raw[other]) != raw[other]:
+        raise BadCheckpoint(
+            f"config.json: {name} is {shown(raw.get(name))}, but {other} is {shown(raw[other])}; remove the wrong one"
+        )
+    return raw[other]
+
+
+def read_layers(values: Mapping[str, Any], layers: int, where: str) -> tuple[int | None, tuple[str, ...]]:
+    """The sliding window and the layers' types. Raises BadCheckpoint."""
+    types = values.get("layer_types")
+    if types is None:
+        types = list(alternating(layers))
+    if not isinstance(types, list | tuple) or any(kind not in (SLIDING, FULL) for kind in types):
+        raise BadCheckpoint(f"{where}: layer_types is {shown(types)}, expected a list of {SLIDING} and {FULL}")
+    if len(types) != layers:
+        raise BadCheckpoint(f"{where}: layer_types has {len(types)} entries, for {layers} layers")
+    if values["sliding_window"] is None:
+        if SLIDING in types:
+            raise BadCheckpoint(f"{where}: sliding_window is null, but layer_types has {SLIDING}; say how wide, or {FULL}")
+        window = None
+    else:
+        window = check.field(values, "sliding_window", int, where, *WINDOWS)
+    return window, () if tuple(types) == alternating(layers) else tuple(types)
+
+
+def to_hf(c: GptOssConfig) -> dict[str, Any]:
+    """config.json's content."""
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "attention_bias": bool(c.biases),
+        "attention_dropout": 0.0,
+        "experts_per_token": c.num_experts_per_tok,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": c.hidden_size,
+        "initial_context_length": c.rope.original_context or c.max_position_embeddings,
+        "intermediate_size": c.intermediate_size,
+        "layer_types": list(c.types),
+        "max_position_embeddings": c.max_position_embeddings,
+        "num_attention_heads": c.num_attention_heads,
+        "num_experts_per_tok": c.num_experts_per_tok,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_key_value_heads": c.num_key_value_heads,
+        "num_local_experts": c.num_local_experts,
+        "rms_norm_eps": c.rms_norm_eps,
+        # Without a word transformers takes the published models' scaling.
+        "rope_scaling": rope_hf.rope_scaling(c.rope) or {"rope_type": "default"},
+        "rope_theta": c.rope_theta,
+        "sliding_window": c.sliding_window
+        or DEFAULTS["sliding_window"],  # transformers wants one, also where no layer slides
+        "swiglu_limit": c.swiglu_limit,
+        "tie_word_embeddings": c.tie_word_embeddings,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": c.vocab_size,
+    }
+
+
+# ---- OpenAI's config.json -------------------------------------------------------------------------------------------
+
+
+def from_original(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tuple[str, ...]]:
+    """The configuration and remarks; what is missing is as OpenAI's program takes it. Raises BadCheckpoint."""
+    where, usual = "config.json", GptOssConfig(num_hidden_layers=36, num_local_experts=128)
+    remarks = check_keys(ORIGINAL_KEYS, raw, where)
+    values = {theirs: getattr(usual, ours) for theirs, ours in ORIGINAL_FIELDS.items()} | {"sliding_window": 128}
+    values |= ORIGINAL_ROPE | dict(raw)
+    numbers = {
+        ours: check.field(values, theirs, LIMITS[ours][0], where, *LIMITS[ours][1:])
+        for theirs, ours in ORIGINAL_FIELDS.items()
+    }
+    context = check.field(values, "initial_context_length", int, where, *rope_hf.CONTEXTS)
+    factor = check.number(values, "rope_scaling_factor", where, *rope_hf.FACTORS)
+    slow, fast = (check.number(values, f"rope_ntk_{name}", where, 1e-6, 1e6) for name in ("alpha", "beta"))
+    longest = int(context * factor) if factor > 1 else context
+    window = check.field(values, "sliding_window", int, where, 0, WINDOWS[1])
+    layers = numbers["num_hidden_layers"]
+    config = GptOssConfig(
+        **numbers,
+        sliding_window=window or None,  # 0: every layer sees everything
+        layer_types=() if window else (FULL,) * layers,
+        rms_norm_eps=usual.rms_norm_eps,
+        max_position_embeddings=min(longest, LIMITS["max_position_embeddings"][2]),
+        rope_theta=check.number(values, "rope_theta", where, 1e-3, 1e12),
+        rope=Scaling("yarn", factor, context, fast, slow, truncate=False) if factor > 1 else Scaling(),
+    )
+    return _possible(config, where), remarks
+
+
+def to_original(c: GptOssConfig) -> dict[str, Any]:
+    """OpenAI's config.json, as far as its fields go."""
+    words = {theirs: getattr(c, ours) for theirs, ours in ORIGINAL_FIELDS.items()}
+    words["sliding_window"] = 0 if not any(c.windows) else c.sliding_window
+    s = c.rope if c.rope.kind == "yarn" else replace(Scaling(), original_context=c.max_position_embeddings)
+    return words | {
+        "initial_context_length": s.original_context,
+        "rope_theta": c.rope_theta,
+        "rope_scaling_factor": s.factor,
+        "rope_ntk_alpha": s.beta_slow,
+        "rope_ntk_beta": s.beta_fast,
+    }
+
+
+# ---- GGUF -----------------------------------------------------------------------------------------------------------
+
+
+def from_gguf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tuple[str, ...]]:
+    """The configuration and remarks. Raises BadCheckpoint."""
+    where, prefix = "metadata", "gpt-oss."
+    remarks = check_keys(GGUF_KEYS, raw, where)
+    values = {f"{prefix}expert_used_count": None} | dict(raw)
+    numbers = gguf_numbers(values, prefix, GGUF_FIELDS, {k: v for k, v in LIMITS.items() if k != "swiglu_limit"})
+    layers, context = numbers["num_hidden_layers"], numbers["max_position_embeddings"]
+    theta, rope, more = rope_gguf.read_rope(raw, "gpt-oss", numbers["head_dim"], context, ROPE.truncate, None)
+    if (swa := raw.get(f"{prefix}rope.freq_base_swa")) is not None and np.float32(swa) != np.float32(theta):
+        raise BadCheckpoint(
+            f"{where}: {prefix}rope.freq_base_swa is {shown(swa)}, {prefix}rope.freq_base {theta:g}; both must be one"
+        )
+    window = check.field(
+        {WINDOW_KEY: one_value(raw.get(WINDOW_KEY), layers, WINDOW_KEY, where)}, WINDOW_KEY, int, where, *WINDOWS
+    )
+    config = GptOssConfig(
+        **numbers,
+        sliding_window=window,
+        layer_types=_pattern(raw.get(PATTERN_KEY), layers, where),
+        rope_theta=theta,
+        rope=rope,
+        tie_word_embeddings=stored.names is not None and "output.weight" not in stored.names,
+    )
+    if stored.names is not None:
+        biases = zip(("attn_q", "attn_k", "attn_v", "attn_output"), ATTENTION, strict=True)
+        config = replace(config, biases=tuple(ours for theirs, ours in biases if stored.has(f".{theirs}.bias")))
+    own = own_words(raw, [key for keys in OWN_KEYS.values() for key in keys])
+    if not own:
+        return _possible(config, where), (*remarks, *more)
+    peer = replace(config, rope=replace(rope, truncate=True))  # llama.cpp always rounds the bounds
+    if "rope_scaling" in own:
+        config = replace(config, rope=own_rope(own, theta, context, config.head_dim, stored))
+    if "layer_types" in own:
+        own_window, types = read_layers({"sliding_window": None} | own, layers, "metadata oss-tools.*")
+        config = replace(config, sliding_window=own_window, layer_types=types)
+    if "swiglu_limit" in own:
+        config = replace(config, swiglu_limit=check.field(own, "swiglu_limit", float, "metadata oss-tools.*", 0, 1e6))
+    said = computation(config)
+    if "rope_scaling" not in own:
+        peer = replace(peer, rope=config.rope)  # as in every file of a published model
+    return _possible(config, where), (*remarks, *more, *own_remarks(said, computation(peer)))
+
+
+def _pattern(value: Any, layers: int, where: str) -> tuple[str, ...]:
+    """The layers' types: from a list of whether each slides, or from a period n, whose last layer does not."""
+    if value is None:
+        return ()
+    if isinstance(value, np.ndarray | list | tuple):
+        slides = np.asarray(value).tolist()
+        if len(slides) != layers or any(s not in (0, 1) for s in slides):
+            raise BadCheckpoint(
+                f"{where}: {PATTERN_KEY} is {shown(slides)}, expected a truth value for each of {layers} layers"
+            )
+    else:
+        period = check.field({PATTERN_KEY: value}, PATTERN_KEY, int, where, 0, 4096)
+        slides = [not period or layer % period < period - 1 for layer in range(layers)]
+    types = tuple(SLIDING if s else FULL for s in slides)
+    return () if types == alternating(layers) else types
+
+
+def to_gguf(c: GptOssConfig) -> dict[str, Any]:
+    """GGUF's key-values. Raises BadCheckpoint for a model that llama.cpp cannot load."""
+    if missing := [name for name in ATTENTION if name not in c.biases]:
+        raise BadCheckpoint(
+            f"the container gguf cannot hold this model: it has no bias of {', '.join(missing)}, which llama.cpp demands of gpt-oss"
+        )
+    keys: dict[str, Any] = {"general.architecture": "gpt-oss"}
+    keys |= {f"gpt-oss.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
+    keys |= {"gpt-oss.attention.value_length": c.head_dim, "gpt-oss.feed_forward_length": c.intermediate_size}
+    keys[WINDOW_KEY] = c.sliding_window
+    if not any(c.windows):
+        keys[WINDOW_KEY] = c.max_position_embeddings  # every layer sees everything
+    elif c.layer_types:
+        keys[PATTERN_KEY] = [kind == SLIDING for kind in c.types]
+    return keys | rope_gguf.rope_keys(c.rope, c.rope_theta, "gpt-oss")
+
+
+# ---- all ------------------------------------------------------------------------------------------------------------
+
+
+def computation(c: GptOssConfig) -> dict[str, Any]:
+    """What decides about logits, in common terms: see Architecture.computation."""
+    return {
+        **{key: getattr(c, key) for key in LIMITS},
+        "rope": Positions(c.rope_theta, c.head_dim, c.rope),
+        # of each layer; one as wide as the longest context hides nothing
+        "sliding_window": tuple(w if w and w < c.max_position_embeddings else None for w in c.windows),
+        "tie_word_embeddings": c.tie_word_embeddings,
+        "biases": ", ".join(c.biases) or "none",
+    }
+
+
+def _possible(c: GptOssConfig, where: str) -> GptOssConfig:
+    check_heads(c.num_attention_heads, c.num_key_value_heads, c.head_dim, where)
+    if c.num_experts_per_tok > c.num_local_experts:
+        raise BadCheckpoint(f"{where}: {c.num_experts_per_tok} of {c.num_local_experts} experts: not a possible model")
+    return c
