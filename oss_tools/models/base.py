@@ -288,7 +288,8 @@ def architecture_of(model_type: str) -> type[Architecture]:
 
 def _check_agreement(said: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
     """Raises BadCheckpoint where keys of our own in a GGUF file contradict GGUF's: another program changed these."""
-    for key, value in said.items():
+    unsaid = {key: None for key in raw if key.endswith((".rope.scaling.type", ".rope.scaling.factor", ".rope.scaling.attn_factor"))}
+    for key, value in (unsaid | said).items():
         if key in raw and not np.array_equal(np.asarray(raw[key]), np.asarray(value)):
             real = isinstance(value, float) and isinstance(raw[key], int | float)
             if not (real and np.isclose(value, raw[key], rtol=1e-6, atol=0)):

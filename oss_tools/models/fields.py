@@ -23,9 +23,10 @@ def field(raw: Mapping[str, Any], key: str, kind: type, where: str, low: float, 
     if isinstance(value, bool) or not isinstance(value, expected):
         wanted = "a number" if kind is float else "an integer"
         raise BadCheckpoint(f"{where}: {key} is {shown(value)}, expected {wanted}")
-    if not low <= value <= high:
+    found: Any = value
+    if not low <= found <= high:
         raise BadCheckpoint(f"{where}: {key} is {shown(value)}, outside {low}..{high}")
-    return single(value) if kind is float else kind(value)
+    return single(found) if kind is float else found
 
 
 def number(raw: Mapping[str, Any], key: str, where: str, low: float, high: float) -> float:
@@ -45,7 +46,7 @@ def flag(raw: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
 
 
 def single(value: float) -> float:
-    """The shortest decimal number that has the same float32: what GGUF keeps of a number, and what all computation begins with."""
+    """The shortest decimal number with the same float32: what GGUF keeps of it, and what all computation begins with."""
     return float(str(np.float32(value)))
 
 

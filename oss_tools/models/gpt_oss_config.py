@@ -294,7 +294,7 @@ def from_original(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig,
         sliding_window=window or None,  # 0: every layer sees everything
         layer_types=() if window else (FULL,) * layers,
         rms_norm_eps=usual.rms_norm_eps,
-        max_position_embeddings=min(longest, LIMITS["max_position_embeddings"][2]),
+        max_position_embeddings=min(longest, rope_hf.CONTEXTS[1]),
         rope_theta=check.number(values, "rope_theta", where, 1e-3, 1e12),
         rope=Scaling("yarn", factor, context, fast, slow, truncate=False) if factor > 1 else Scaling(),
     )
@@ -382,7 +382,8 @@ def to_gguf(c: GptOssConfig) -> dict[str, Any]:
     """GGUF's key-values. Raises BadCheckpoint for a model that llama.cpp cannot load."""
     if missing := [name for name in ATTENTION if name not in c.biases]:
         raise BadCheckpoint(
-            f"the container gguf cannot hold this model: it has no bias of {', '.join(missing)}, which llama.cpp demands of gpt-oss"
+            "the container gguf cannot hold this model: "
+            f"it has no bias of {', '.join(missing)}, which llama.cpp demands of gpt-oss"
         )
     keys: dict[str, Any] = {"general.architecture": "gpt-oss"}
     keys |= {f"gpt-oss.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}

@@ -23,7 +23,7 @@ from oss_tools.models.keys import (
     check_keys,
 )
 from oss_tools.models.own_keys import own_words
-from oss_tools.models.rope import Positions, Scaling
+from oss_tools.models.rope import PLAIN, Positions, Scaling
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -43,7 +43,7 @@ class LlamaConfig:
     rms_norm_eps: float = 1e-5
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
-    rope: Scaling = Scaling()
+    rope: Scaling = PLAIN
     tie_word_embeddings: bool = False
     biases: tuple[str, ...] = ()  # the projections that have one, of ATTENTION and MLP
     hf: Mapping[str, Any] = field(default_factory=dict, compare=False)  # config.json as read, if it came from there

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (https://arxiv.org/abs/2104.09864): how positions are stretched, and the frequencies that come of it.
+"""Rotary position embeddings (https://arxiv.org/abs/2104.09864): how positions are stretched, and what frequencies follow.
 
 The formulas are transformers' (`modeling_rope_utils.py`). How containers say them: `rope_hf.py`, `rope_gguf.py`.
 """
@@ -85,6 +85,9 @@ class Scaling:
         return np.clip((np.arange(head_size // 2) - low) / ((high - low) or 1e-3), 0, 1)
 
 
+PLAIN = Scaling()
+
+
 def plain(head_size: int, theta: float) -> np.ndarray:
     """theta^(−2i / head_size), float32 [head_size / 2]."""
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
@@ -107,7 +110,7 @@ def llama3_divisors(head_size: int, theta: float, scaling: Scaling) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """A rotary embedding as models are compared by: equal to another where both turn every dimension alike, whatever the words."""
+    """A rotary embedding as models are compared by: equal to another that turns every dimension alike, whatever the words."""
 
     theta: float
     head_size: int

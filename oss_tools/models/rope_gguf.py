@@ -12,7 +12,7 @@ import numpy as np
 
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import field, number, shown, single
-from oss_tools.models.rope import CLOSE_DIVISORS, Scaling, llama3_divisors, magnitude
+from oss_tools.models.rope import CLOSE_DIVISORS, PLAIN, Scaling, llama3_divisors, magnitude
 
 THETA = 10000.0  # where a file says nothing
 USUAL_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -44,7 +44,7 @@ def read_rope(
     factor = number(named, f"{prefix}{old}", where, 0, 1e6) if old in keys else 0.0
     factor = 1.0 if factor == 0 or kind == "none" else factor
     more = number(named, f"{prefix}scaling.attn_factor", where, 0, 1e6) if "scaling.attn_factor" in keys else 1.0
-    scaling, remarks = Scaling(), []
+    scaling, remarks = PLAIN, list[str]()
     if kind == "linear" and factor != 1:
         scaling = Scaling("linear", factor)
     if kind == "yarn" and factor != 1:
@@ -64,7 +64,7 @@ def _yarn(named: Mapping[str, Any], prefix: str, factor: float, context: int, tr
         key = f"{prefix}scaling.yarn_{name}"
         value = number(named, key, where, 1e-6, 1e6) if key in named else usual
         if value != usual:
-            scaling = replace(scaling, **{name: value})
+            scaling = replace(scaling, beta_fast=value) if name == "beta_fast" else replace(scaling, beta_slow=value)
             remarks += [f"{where}: {key} is {value:g}: obeyed here; llama.cpp passes over it and takes {usual:g}"]
     key = f"{prefix}scaling.yarn_attn_factor"
     if key in named:
@@ -84,9 +84,9 @@ def _divided(scaling: Scaling, head_size: int, theta: float, divisors: np.ndarra
             f"rope_freqs.weight: {head_size // 2} positive numbers expected, one for each pair of dimensions"
         )
     values = tuple(divisors.astype(np.float32).tolist())
-    if scaling == Scaling() and len(set(values)) == 1:
+    if scaling == PLAIN and len(set(values)) == 1:
         return Scaling("linear", single(values[0]))
-    llama3 = as_llama3(head_size, theta, divisors) if scaling == Scaling() else None
+    llama3 = as_llama3(head_size, theta, divisors) if scaling == PLAIN else None
     return replace(llama3 or scaling, divisors=values)
 
 
@@ -123,7 +123,7 @@ def fits(scaling: Scaling, head_size: int, theta: float, divisors: np.ndarray) -
 
 
 def rope_keys(scaling: Scaling, theta: float, arch: str) -> dict[str, Any]:
-    """What GGUF's own keys say of it. They do not say `dynamic`, yarn's `truncate` and, but for the tensor of divisors, llama3."""
+    """What GGUF's keys say of it: all but `dynamic`, yarn's `truncate` and llama3, for which there is a tensor of divisors."""
     s, prefix = scaling, f"{arch}.rope.scaling."
     keys: dict[str, Any] = {f"{arch}.rope.freq_base": theta}
     if s.kind in ("linear", "yarn"):

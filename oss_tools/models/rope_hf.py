@@ -1,4 +1,4 @@
-"""Rotary positions in the words of config.json: `rope_scaling` and `rope_theta`, or `rope_parameters`, as transformers reads them."""
+"""Rotary positions in the words of config.json, as transformers reads them: `rope_scaling`, `rope_theta`, `rope_parameters`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import field, number, shown, single
-from oss_tools.models.rope import KINDS, Scaling, magnitude
+from oss_tools.models.rope import KINDS, PLAIN, Scaling, magnitude
 
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 KNOWN = {  # what transformers obeys, by rope_type
@@ -79,10 +79,10 @@ def read_rope(
 
 def _scaling(kind: str, words: Mapping[str, Any], raw: Mapping[str, Any], context: int, where: str) -> Scaling:
     if kind == "default":
-        return Scaling()
+        return PLAIN
     if kind in ("linear", "dynamic"):
         factor = number(words, "factor", where, *FACTORS)
-        return Scaling(kind, factor) if factor != 1 else Scaling()
+        return Scaling(kind, factor) if factor != 1 else PLAIN
     original = dict(words) | {"original_max_position_embeddings": words.get("original_max_position_embeddings", context)}
     if raw.get("original_max_position_embeddings") is not None:  # beside the object it counts more, as in transformers
         original["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
@@ -112,7 +112,7 @@ def _yarn(words: Mapping[str, Any], context: int, original: int, where: str) -> 
     if attention is not None and single(attention) == single(magnitude(factor)):
         attention = None
     if factor == 1 and attention is None:
-        return Scaling()
+        return PLAIN
     return Scaling(
         "yarn",
         factor,
