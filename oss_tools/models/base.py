@@ -214,7 +214,7 @@ class Architecture(ABC):
         return names if container == "original" else [name for name in names if name not in DECIDED_BY_TENSORS]
 
     def form(self, name: str) -> Any:
-        """In which of several forms of one effect a part of `computation` is said (the kind of rotary positions)."""
+        """In which of several forms of one effect a part of `computation` is said (the rotary positions)."""
         return None
 
     @abstractmethod

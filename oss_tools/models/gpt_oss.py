@@ -57,7 +57,7 @@ class GptOss(Architecture):
         return {key: to_hf(self.config)[key] for name in names for key in OWN_KEYS.get(name, (name,))}
 
     def form(self, name: str) -> Any:
-        return self.config.rope.kind if name == "rope" else None
+        return self.config.rope.form if name == "rope" else None
 
     def computation(self) -> dict[str, Any]:
         return computation(self.config)

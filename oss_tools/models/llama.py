@@ -63,7 +63,7 @@ class Llama(Architecture):
         return {key: to_hf(self.config)[key] for key in (OWN_KEYS.get(name, name) for name in names)}
 
     def form(self, name: str) -> Any:
-        return self.config.rope.kind if name == "rope" else None
+        return self.config.rope.form if name == "rope" else None
 
     def derived_tensors(self, container: str) -> dict[str, np.ndarray]:
         c = self.config

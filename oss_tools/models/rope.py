@@ -6,7 +6,7 @@ The formulas are transformers' (`modeling_rope_utils.py`). How containers say th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class Scaling:
         if self.attention_factor is not None:
             return self.attention_factor
         return magnitude(self.factor) if self.kind == "yarn" else 1.0
+
+    @property
+    def form(self) -> Any:
+        """The words that config.json has for it, of several with one effect."""
+        return replace(self, divisors=()) if self.kind == "llama3" else self.kind
 
     def rope(self, head_size: int, theta: float) -> Rope:
         """The embedding that it amounts to. `dynamic` is plain within the context that a model was made for, and a longer one is

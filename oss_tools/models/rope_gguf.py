@@ -51,7 +51,7 @@ def read_rope(
         scaling, remarks = _yarn(named, prefix, factor, context, truncate)
     if more != 1:
         scaling = replace(scaling, attention_factor=single(scaling.scale * more))
-    if divisors is not None and not np.all(divisors == 1):
+    if divisors is not None:
         scaling = _divided(scaling, head_size, theta, divisors)
     return theta, scaling, tuple(remarks)
 
@@ -84,6 +84,8 @@ def _divided(scaling: Scaling, head_size: int, theta: float, divisors: np.ndarra
             f"rope_freqs.weight: {head_size // 2} positive numbers expected, one for each pair of dimensions"
         )
     values = tuple(divisors.astype(np.float32).tolist())
+    if set(values) == {1.0}:
+        return scaling
     if scaling == PLAIN and len(set(values)) == 1:
         return Scaling("linear", single(values[0]))
     llama3 = as_llama3(head_size, theta, divisors) if scaling == PLAIN else None
