@@ -122,6 +122,12 @@ class Stored:
         values = reader.read(stored.name, 0, stored.size, 1).dequantize().reshape(-1) if stored else None
         return cls(frozenset(reader.tensors), values)
 
+    @property
+    def has_own_head(self) -> bool:
+        """Whether a Hugging Face folder holds an output beside the embedding: transformers does not tie the two then, unless
+        they are equal."""
+        return self.has("lm_head.weight") and self.has("embed_tokens.weight")
+
     def has(self, ending: str) -> bool:
         """Whether a tensor's name ends so."""
         return any(name.endswith(ending) for name in self.names or ())

@@ -202,7 +202,7 @@ def from_hf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tuple
         layer_types=types,
         rope_theta=theta,
         rope=rope,
-        tie_word_embeddings=check.flag(raw, "tie_word_embeddings", False, where) and not stored.has("lm_head.weight"),
+        tie_word_embeddings=check.flag(raw, "tie_word_embeddings", False, where) and not stored.has_own_head,
         biases=tuple(biases),
         hf=dict(raw),
     )
@@ -341,9 +341,6 @@ def from_gguf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tup
         rope=rope,
         tie_word_embeddings=stored.names is not None and "output.weight" not in stored.names,
     )
-    if stored.names is not None:
-        biases = zip(("attn_q", "attn_k", "attn_v", "attn_output"), ATTENTION, strict=True)
-        config = replace(config, biases=tuple(ours for theirs, ours in biases if stored.has(f".{theirs}.bias")))
     own = own_words(raw, [key for keys in OWN_KEYS.values() for key in keys])
     if not own:
         return _possible(config, where), (*remarks, *more)

@@ -133,7 +133,7 @@ def from_hf(raw: Mapping[str, Any], stored: Stored) -> tuple[LlamaConfig, tuple[
         missing += [f"{block}.{name}" for name in names if has and name not in has]
     if missing:
         remarks += [f"no bias of {', '.join(missing)} in the files: it is taken as zero, as transformers does"]
-    tied = check.flag(raw, "tie_word_embeddings", False, where) and not stored.has("lm_head.weight")
+    tied = check.flag(raw, "tie_word_embeddings", False, where) and not stored.has_own_head
     config = LlamaConfig(
         **numbers, rope_theta=theta, rope=rope, tie_word_embeddings=tied, biases=tuple(biases), hf=dict(raw)
     )

@@ -232,7 +232,8 @@ def test_a_tied_head_that_is_stored_is_not_tied() -> None:
     """transformers does not tie it either, if it differs from the embedding."""
     raw = Llama(LLAMA).hf_config() | {"tie_word_embeddings": True}
     assert Llama.from_words("hf", raw, Stored(frozenset())).config.tie_word_embeddings
-    assert not Llama.from_words("hf", raw, Stored(frozenset({"lm_head.weight"}))).config.tie_word_embeddings
+    both = frozenset({"lm_head.weight", "model.embed_tokens.weight"})
+    assert not Llama.from_words("hf", raw, Stored(both)).config.tie_word_embeddings
 
 
 def test_what_transformers_would_take_is_taken_and_said() -> None:

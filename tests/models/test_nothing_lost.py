@@ -85,9 +85,8 @@ def again(model: Architecture, container: str) -> Architecture:
     raw = model.container_config(container) if container != "hf" else model.hf_config()
     head = {"gguf": "output.weight", "hf": "lm_head.weight"}.get(container)
     tied = model.computation()["tie_word_embeddings"]
-    biases = {f"blk.0.{name}.bias" for name in ("attn_q", "attn_k", "attn_v", "attn_output")}
-    biases |= {f"model.layers.0.self_attn.{letter}_proj.bias" for letter in "qkvo"}
-    names = frozenset({head or ""} - ({head} if tied else set())) | (biases if isinstance(model, GptOss) else frozenset())
+    biases = {f"model.layers.0.self_attn.{letter}_proj.bias" for letter in "qkvo"}
+    names = frozenset({"model.embed_tokens.weight", head or ""} - ({head} if tied else set())) | (biases if isinstance(model, GptOss) else frozenset())
     return model.from_words(container, raw, Stored(names, model.derived_tensors(container).get(ROPE_FREQS)))
 
 
