@@ -44,11 +44,6 @@ class Step:
         return self.source.format == self.target.format and not self.source.mixed
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a user should know about this model in the target's container, a sentence each."""
-        return self.source.architecture.container_remarks(self.container)
-
-    @property
     def lossless(self) -> bool:
         """Whether every value is certain to stay what it is."""
         source, target = self.source.format, self.target.format
@@ -98,6 +93,11 @@ class Plan:
     @property
     def lossless(self) -> bool:
         return all(step.lossless for step in self.steps)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about this model in the target's container, a sentence each."""
+        return self.source.architecture.container_remarks(self.container)
 
     def by_role(self) -> list[PlanRow]:
         """The plan in short: one row for each combination of role, source format, target format and note."""

@@ -294,8 +294,9 @@ def architecture_of(model_type: str) -> type[Architecture]:
 
 def _check_agreement(said: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
     """Raises BadCheckpoint where keys of our own in a GGUF file contradict GGUF's: another program changed these."""
-    unsaid = {key: None for key in raw if key.endswith((".rope.scaling.type", ".rope.scaling.factor", ".rope.scaling.attn_factor"))}
-    for key, value in (unsaid | said).items():
+    rope = tuple(f".rope.scaling.{name}" for name in ("type", "factor", "attn_factor") if f"{PREFIX}rope_scaling" in raw)
+    for key in dict.fromkeys([*said, *(key for key in raw if key.endswith(rope))]):
+        value: Any = said.get(key)
         if key in raw and not np.array_equal(np.asarray(raw[key]), np.asarray(value)):
             real = isinstance(value, float) and isinstance(raw[key], int | float)
             if not (real and np.isclose(value, raw[key], rtol=1e-6, atol=0)):

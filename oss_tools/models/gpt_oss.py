@@ -9,17 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
-from oss_tools.models.gpt_oss_config import (
-    OWN_KEYS,
-    GptOssConfig,
-    computation,
-    from_gguf,
-    from_hf,
-    from_original,
-    to_gguf,
-    to_hf,
-    to_original,
-)
+from oss_tools.models.gpt_oss_config import GptOssConfig, computation, from_hf, to_hf
+from oss_tools.models.gpt_oss_words import OWN_KEYS, from_gguf, from_original, to_gguf, to_original
 from oss_tools.models.operations import Heads, Operations, Rope, Value
 
 __all__ = ["GptOss", "GptOssConfig"]

@@ -1,9 +1,8 @@
-"""Whatever a configuration says about positions, windows and clamps: the folder, its GGUF and the folder made from that compute what
-transformers computes, and llama.cpp computes it too, or we say that it will not."""
+"""Whatever a configuration says about positions, windows and clamps: a folder, its GGUF and the folder made from that compute
+what transformers computes; llama.cpp computes it too, or we say that it will not."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 

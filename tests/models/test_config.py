@@ -7,7 +7,7 @@ import pytest
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.base import Stored, architecture_of, architectures
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
-from oss_tools.models.gpt_oss_config import PATTERN_KEY, WINDOW_KEY
+from oss_tools.models.gpt_oss_words import PATTERN_KEY, WINDOW_KEY
 from oss_tools.models.llama import Llama, LlamaConfig
 
 GPT_OSS_20B = GptOss(GptOssConfig())
@@ -210,7 +210,7 @@ def test_biases_are_those_of_the_files_unless_the_configuration_denies_them() ->
     said = Llama.from_words("hf", raw | {"attention_bias": True}, Stored(Q_BIASES))
     assert said.config.biases == ("q_proj",)
     assert "k_proj, self_attn.v_proj, self_attn.o_proj" in said.remarks[0]
-    assert Q_BIASES < {spec.name for spec in said.tensors()}
+    assert {spec.name for spec in said.tensors()} > Q_BIASES
     with pytest.raises(BadCheckpoint, match=r"attention_bias is not true, yet the files hold self_attn\.q_proj\.bias"):
         Llama.from_words("hf", raw, Stored(Q_BIASES))
     with pytest.raises(BadCheckpoint, match="attention_bias is not true"):

@@ -56,13 +56,25 @@ def test_gguf_keys_that_llama_cpp_passes_over_are_named(keys: dict[str, Any], na
         ("llama", {"expert_count": 8}, r"llama\.expert_count is 8: this is a Mixtral"),
         ("llama", {"attention.value_length": 8}, r"llama\.attention\.value_length is 8, but heads have 16 values"),
         ("llama", {"rope.dimension_count": 8}, r"llama\.rope\.dimension_count is 8, but heads have 16 values"),
-        ("llama", {"attention.head_count_kv": np.array([2, 1])}, r"llama\.attention\.head_count_kv differs from layer to layer"),
-        ("llama", {"feed_forward_length": [96, 64]}, r"llama\.feed_forward_length differs from layer to layer \(\[96, 64\]\)"),
+        (
+            "llama",
+            {"attention.head_count_kv": np.array([2, 1])},
+            r"llama\.attention\.head_count_kv differs from layer to layer",
+        ),
+        (
+            "llama",
+            {"feed_forward_length": [96, 64]},
+            r"llama\.feed_forward_length differs from layer to layer \(\[96, 64\]\)",
+        ),
         ("llama", {"feed_forward_length": [96, 96, 96]}, r"llama\.feed_forward_length has 3 values, for 2 layers"),
         ("llama", {"feed_forward_length": []}, r"llama\.feed_forward_length"),
         ("llama", {"block_count": "2"}, r"llama\.block_count is '2', expected an integer"),
         ("gpt-oss", {"rope.freq_base_swa": 10000.0}, r"gpt-oss\.rope\.freq_base_swa is 10000\.0"),
-        ("gpt-oss", {"attention.sliding_window_pattern": [True]}, r"sliding_window_pattern is \[True\], expected a truth value"),
+        (
+            "gpt-oss",
+            {"attention.sliding_window_pattern": [True]},
+            r"sliding_window_pattern is \[True\], expected a truth value",
+        ),
         ("gpt-oss", {"attention.sliding_window": 0}, r"gpt-oss\.attention\.sliding_window is 0, outside"),
     ],
 )
@@ -76,7 +88,13 @@ def test_gguf_keys_that_are_refused_by_name(arch: str, keys: dict[str, Any], mes
 def test_a_key_that_is_missing_is_named_as_gguf_names_it(family: type) -> None:
     raw = {Llama: LLAMA_GGUF, GptOss: GPT_OSS_GGUF}[family]
     prefix = f"{family.gguf_name}."
-    for key in ("block_count", "embedding_length", "attention.head_count", "context_length", "attention.layer_norm_rms_epsilon"):
+    for key in (
+        "block_count",
+        "embedding_length",
+        "attention.head_count",
+        "context_length",
+        "attention.layer_norm_rms_epsilon",
+    ):
         with pytest.raises(BadCheckpoint, match=f"{prefix}{key} is missing".replace(".", r"\.")):
             family.from_config("gguf", {k: v for k, v in raw.items() if k != prefix + key})
 
@@ -130,7 +148,9 @@ def test_what_transformers_writes_is_read_without_a_remark(family: str, tmp_path
     config.architectures = [f"{family}ForCausalLM"]
     config.save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    model = {"Llama": Llama, "GptOss": GptOss}[family].from_config("hf", raw | {"torch_dtype": "bfloat16", "_name_or_path": "x"})
+    model = {"Llama": Llama, "GptOss": GptOss}[family].from_config(
+        "hf", raw | {"torch_dtype": "bfloat16", "_name_or_path": "x"}
+    )
     assert model.remarks == ()
 
 

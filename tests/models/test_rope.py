@@ -17,7 +17,10 @@ from oss_tools.models.rope_gguf import as_llama3
 from oss_tools.models.rope_hf import read_rope
 
 LLAMA = LlamaConfig(2, 256, 96, 4, 2, 64, 100, max_position_embeddings=8192, rope_theta=500000.0)
-GPT_OSS = GptOssConfig(num_hidden_layers=2, num_local_experts=4, hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+GPT_OSS = GptOssConfig(
+    num_hidden_layers=2, num_local_experts=4, hidden_size=64, num_attention_heads=4, num_key_value_heads=2
+)
+LLAMA_3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 WORDS: list[dict[str, Any]] = [
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 4.0},
@@ -31,8 +34,8 @@ WORDS: list[dict[str, Any]] = [
     {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "attention_factor": 1.5},
     {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 512, "mscale": 1.0, "mscale_all_dim": 0.5},
     {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "mscale": 0.707, "mscale_all_dim": 0.707},
-    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
-    {"rope_type": "llama3", "factor": 3.0, "low_freq_factor": 2.0, "high_freq_factor": 7.0, "original_max_position_embeddings": 600},
+    LLAMA_3 | {"factor": 8.0, "original_max_position_embeddings": 8192},
+    LLAMA_3 | {"factor": 3.0, "low_freq_factor": 2.0, "high_freq_factor": 7.0, "original_max_position_embeddings": 600},
 ]
 
 
@@ -186,7 +189,7 @@ def test_divisors_of_llama_cpps_converter_are_those_of_the_folder() -> None:
     folder = Llama.from_config("hf", Llama(LLAMA).hf_config() | {"rope_scaling": words})
     file = Llama.from_words("gguf", folder.container_config("gguf"), Stored(divisors=divisors))
     assert file.computation() == folder.computation()
-    assert file.hf_config()["rope_scaling"] == {k: v for k, v in words.items()}
+    assert file.hf_config()["rope_scaling"] == words
     np.testing.assert_array_equal(file.derived_tensors("gguf")["rope_freqs.weight"], divisors)
 
 
@@ -195,7 +198,7 @@ def test_divisors_that_no_config_json_can_state_are_computed_with_and_not_writte
     model = Llama.from_words("gguf", Llama(LLAMA).container_config("gguf"), Stored(divisors=divisors))
     np.testing.assert_allclose(model.rope().frequencies, Llama(LLAMA).rope().frequencies / divisors, rtol=1e-6)
     assert through_gguf(model).computation() == model.computation()
-    with pytest.raises(BadCheckpoint, match="container hf cannot hold this model.*rope_freqs"):
+    with pytest.raises(BadCheckpoint, match=r"container hf cannot hold this model.*rope_freqs"):
         model.container_config("hf")
     other = Llama.from_words("gguf", Llama(LLAMA).container_config("gguf"), Stored(divisors=divisors[::-1].copy()))
     assert other.computation() != model.computation()
