@@ -209,7 +209,7 @@ class Architecture(ABC):
         except BadCheckpoint as error:
             raise BadCheckpoint(f"the container {container} cannot hold this model: {error}") from None
         for name in self._unsaid(again, container):
-            mine, theirs = (shown(a.computation()[name]) for a in (self, again))
+            mine, theirs = (shown(a.computation()[name], 160) for a in (self, again))
             raise BadCheckpoint(f"the container {container} cannot hold this model: {name} is {mine}, always {theirs} there")
         return keys, again
 

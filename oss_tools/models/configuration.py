@@ -104,8 +104,8 @@ def own_remarks(said: Mapping[str, Any], peer: Mapping[str, Any]) -> list[str]:
         peer: the same as other programs read the file.
     """
     return [
-        f"GGUF has no key for {name} {said[name]!r}: it stands under {PREFIX}*, which only oss-tools obeys; others compute with "
-        f"{peer[name]!r}"
+        f"GGUF has no key for {name} {shown(said[name], 160)}: it stands under {PREFIX}*, which only oss-tools obeys; "
+        f"others compute with {shown(peer[name], 160)}"
         for name in said
         if said[name] != peer[name]
     ]

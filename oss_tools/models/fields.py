@@ -50,6 +50,6 @@ def single(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = 80) -> str:
     """A value from a strange file as a message may show it: on one line, and not all of a long one."""
-    return repr(value)[:80]
+    return repr(value)[:longest]

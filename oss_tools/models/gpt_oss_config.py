@@ -94,7 +94,7 @@ HF_KEYS = Keys(
         *("num_experts", "experts_per_token"),
     },
     neutral=(*NEUTRAL_IN_CONFIG, "initial_context_length"),
-    refused={"swiglu_alpha": (1.702,), "per_layer_config": ()},
+    refused={"swiglu_alpha": (1.702,), "per_layer_config": (), "block_configs": ()},
     passed_over=PASSED_OVER_IN_CONFIG | {"hidden_act": ("silu", "swish"), "mlp_bias": (True,), "n_routed_experts": (0,)},
 )
 

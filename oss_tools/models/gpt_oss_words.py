@@ -162,6 +162,8 @@ def from_gguf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tup
         rope=rope,
         tie_word_embeddings=stored.names is not None and "output.weight" not in stored.names,
     )
+    if config.layer_types:
+        more += (f"{where}: {PATTERN_KEY} is obeyed; the first versions of llama.cpp for gpt-oss pass over it",)
     own = own_words(raw, [key for keys in OWN_KEYS.values() for key in keys])
     if not own:
         return possible(config, where), (*remarks, *more)

@@ -70,6 +70,7 @@ HF_KEYS = Keys(
     refused={
         "hidden_act": ("silu", "swish"),
         "per_layer_config": (),
+        "block_configs": (),  # layers that differ in shape
         "num_local_experts": (0,),  # a Mixtral's
         "num_experts": (0,),
         "n_routed_experts": (0,),
