@@ -123,11 +123,10 @@ def from_hf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tuple
     numbers = {key: check.field(values, key, kind, where, low, high) for key, (kind, low, high) in LIMITS.items()}
     theta, rope, more = rope_hf.read_rope(raw, THETA, numbers["max_position_embeddings"], rope_hf.rope_scaling(ROPE))
     window, types = read_layers(values, numbers["num_hidden_layers"], where)
-    biases = hf_biases(
-        stored, "self_attn", ATTENTION, check.flag(raw, "attention_bias", True, where), f"{where}: attention_bias"
-    )
-    if missing := [name for name in ATTENTION if biases and name not in biases]:
-        remarks += [f"no bias of self_attn.{', '.join(missing)} in the files: it is taken as zero, as transformers does"]
+    said = check.flag(raw, "attention_bias", True, where)
+    biases = hf_biases(stored, "self_attn", ATTENTION, said, f"{where}: attention_bias")
+    if missing := [f"self_attn.{name}" for name in ATTENTION if said and name not in biases]:
+        remarks += [f"no bias of {', '.join(missing)} in the files: it is taken as zero, as transformers does"]
     config = GptOssConfig(
         **numbers,
         sliding_window=window,

@@ -129,9 +129,10 @@ def from_hf(raw: Mapping[str, Any], stored: Stored) -> tuple[LlamaConfig, tuple[
     theta, rope, more = rope_hf.read_rope(raw, THETA, numbers["max_position_embeddings"])
     biases, missing = [], []
     for key, block, names in (("attention_bias", "self_attn", ATTENTION), ("mlp_bias", "mlp", MLP)):
-        has = hf_biases(stored, block, names, check.flag(raw, key, False, where), f"{where}: {key}")
+        said = check.flag(raw, key, False, where)
+        has = hf_biases(stored, block, names, said, f"{where}: {key}")
         biases += has
-        missing += [f"{block}.{name}" for name in names if has and name not in has]
+        missing += [f"{block}.{name}" for name in names if said and name not in has]
     if missing:
         remarks += [f"no bias of {', '.join(missing)} in the files: it is taken as zero, as transformers does"]
     tied = check.flag(raw, "tie_word_embeddings", False, where) and not stored.has_own_head

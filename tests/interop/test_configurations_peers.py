@@ -107,3 +107,29 @@ def test_positions_of_gpt_oss(name: str, tmp_path: Path) -> None:
 def test_gpt_oss_as_it_was_not_published(name: str, tmp_path: Path) -> None:
     rope = {"rope_parameters": ROPES["yarn"] | {"rope_theta": 10000.0}}
     check("GptOss", EXPERTS | rope | OTHERS[name], tmp_path, name == "another limit")
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("Llama", "qkv"), ("Llama", ""), ("GptOss", "qk")])
+def test_biases_on_some_projections_only(kind: str, kept: str, tmp_path: Path) -> None:
+    """transformers takes those that the files lack as zero."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(1)
+    options = EXPERTS if kind == "GptOss" else {}
+    model = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(**COMMON | options | {"attention_bias": True})
+    )
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.5 if "bias" in name or "sinks" in name else 0.15)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    lost = tuple(f"self_attn.{letter}_proj.bias" for letter in "qkvo" if letter not in kept)
+    save_file({name: value for name, value in load_file(file).items() if not name.endswith(lost)}, file, {"format": "pt"})
+    tokens = np.random.default_rng(0).integers(0, 331, 100).tolist()
+    reference = transformers_logits(tmp_path, tokens, attn_implementation="eager")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert any(text.startswith("no bias of") for text in checkpoint.remarks)
+    for backend in ("torch", "numba"):
+        with Engine.load(tmp_path, backend=backend, activations="f32") as engine:
+            assert mean_kld(reference, np.asarray(engine.logits(tokens))) < 1e-5, backend
