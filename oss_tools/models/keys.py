@@ -52,8 +52,10 @@ def check_keys(keys: Keys, raw: Mapping[str, Any], where: str) -> tuple[str, ...
             continue
         if key in keys.refused:
             if not _harmless(value, keys.refused[key]):
-                only = " or ".join(map(shown, keys.refused[key])) or "its absence"
-                raise BadCheckpoint(f"{where}: {name} is {_short(value)}, which is not supported; only {only} is")
+                only = " or ".join(map(shown, keys.refused[key]))
+                raise BadCheckpoint(
+                    f"{where}: {name} is {_short(value)}, which is not supported{f'; only {only} is' if only else ''}"
+                )
         elif key in keys.passed_over:
             if not _harmless(value, keys.passed_over[key]):
                 remarks += [f"{where}: {name} is {_short(value)}; {keys.peer} does not obey it here, nor do we"]
