@@ -158,6 +158,8 @@ def carry_out(
     with open_checkpoint(source) as checkpoint:
         remark_reading(checkpoint, checkpoint.metadata())
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
+        for text in plan.remarks:
+            remark(text)
         record = plan_record(plan, destination)
         if dry_run:
             print_json(record) if as_json else print_plan(plan, destination)

@@ -9,7 +9,7 @@ import numpy as np
 
 from oss_tools.checkpoints import StoredTensor, Writer, writer_for
 from oss_tools.convert.recipe import KEEP, Recipe, Rule
-from oss_tools.errors import BadRecipe
+from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Checkpoint, Entry, TensorSpec
 from oss_tools.models.checkpoint import chunks, stored_tensors
@@ -94,6 +94,11 @@ class Plan:
     def lossless(self) -> bool:
         return all(step.lossless for step in self.steps)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about this model in the target's container, a sentence each."""
+        return self.source.architecture.container_remarks(self.container)
+
     def by_role(self) -> list[PlanRow]:
         """The plan in short: one row for each combination of role, source format, target format and note."""
         rows: dict[tuple[str, str, str, str, str], PlanRow] = {}
@@ -132,6 +137,10 @@ def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
             f"container {container} has no layout for {architecture.model_type}; "
             f"possible: {', '.join(architecture.containers)}"
         )
+    try:
+        architecture.container_config(container)
+    except BadCheckpoint as error:
+        raise BadRecipe(f"{source.path}: {error}") from None
     steps = tuple(_step(source, entry, container, recipe) for entry in source.entries.values())
     return Plan(source, container, recipe, _one_format_per_stored(steps), architecture.derived_tensors(container))
 

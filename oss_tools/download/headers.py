@@ -1,7 +1,7 @@
 """The headers of remote checkpoints, by range requests: a folder of sparse files that our own readers open.
 
 Each file has its full length, and holes where its tensors would be: every size and offset is checked as in a real one, by
-the same code, and a 65 GB checkpoint takes a few hundred kilobytes of transfer and of disk. Tensor data reads as zeros.
+the same code, and a 65 GB checkpoint takes a few hundred kilobytes of transfer and of disk. Tensor data reads as zeros, but for what is part of the configuration.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FIRST = 16 << 10  # bytes of a safetensors file that are asked for at once: the 
 GROWTH = 256 << 10  # a GGUF header is read in pieces that begin with so many bytes and double
 LARGEST = 4 << 20
 SMALL = 64 << 20
+READ = ("rope_freqs.weight",)  # small tensors of GGUF files that are part of the configuration
 NEEDED = ("config.json", "model.safetensors.index.json")
 
 
@@ -90,4 +91,7 @@ def _mirror_gguf(file: RemoteFile, path: Path, web: Web) -> None:
 
     with path.open("w+b") as out:
         out.truncate(file.size)
-        read_header(out.fileno(), path, read)
+        header = read_header(out.fileno(), path, read)
+        for info in header.tensors:
+            if info.name in READ and 0 < info.nbytes <= FIRST:
+                os.pwrite(out.fileno(), web.read(file.url, info.offset, info.offset + info.nbytes)[0], info.offset)

@@ -191,7 +191,7 @@ def pass_bytes(architecture: Architecture, entries: Iterable[Entry], use: Use) -
 
 def _chosen(architecture: Architecture) -> int:
     """Experts that a token goes to; 1 for dense models."""
-    return int(architecture.hf_config().get("num_experts_per_tok") or 1)
+    return int(architecture.computation().get("num_experts_per_tok") or 1)
 
 
 def tokenizer_bytes(checkpoint: Checkpoint) -> Tokenizer:

@@ -10,15 +10,20 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from oss_tools.checkpoints import Reader
 from oss_tools.errors import BadCheckpoint
+from oss_tools.models.fields import shown
 from oss_tools.models.operations import Heads, Operations, Value
+from oss_tools.models.own_keys import PREFIX, own_keys
+
+ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
+DECIDED_BY_TENSORS = ("tie_word_embeddings", "biases")  # in hf and gguf
 
 VECTOR_ROLES = ("norm", "bias", "sinks", "rope")  # last axis is the row axis: see TensorSpec.matrices
 
@@ -95,6 +100,39 @@ class Placement:
         return np.arange(self.rotary).reshape(2, self.rotary // 2).T.reshape(-1)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What only a container's tensors tell of a configuration.
+
+    Attributes:
+        names: the names of all stored tensors; None where the configuration stands alone.
+        divisors: the values of `rope_freqs.weight`, float32 [head_dim / 2], or None.
+    """
+
+    names: frozenset[str] | None = None
+    divisors: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, reader: Reader | None) -> Stored:
+        if reader is None:
+            return cls()
+        stored = reader.tensors.get(ROPE_FREQS) if reader.container == "gguf" else None
+        if stored is not None and not (stored.format.is_float and stored.size <= 1 << 16):
+            raise BadCheckpoint(f"{reader.path}: tensor {ROPE_FREQS} is no short list of floats")
+        values = reader.read(stored.name, 0, stored.size, 1).dequantize().reshape(-1) if stored else None
+        return cls(frozenset(reader.tensors), values)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether a Hugging Face folder holds an output beside the embedding: transformers does not tie the two then, unless
+        they are equal."""
+        return self.has("lm_head.weight") and self.has("embed_tokens.weight")
+
+    def has(self, ending: str) -> bool:
+        """Whether a tensor's name ends so."""
+        return any(name.endswith(ending) for name in self.names or ())
+
+
 class Architecture(ABC):
     """A model_type: its configuration in the terms of every container, its tensors, and where they lie.
 
@@ -116,21 +154,74 @@ class Architecture(ABC):
             _REGISTRY[cls.model_type] = cls
 
     @classmethod
-    @abstractmethod
-    def from_config(cls, container: str, raw: Mapping[str, Any], reader: Reader | None = None) -> Architecture:
-        """From a container's raw configuration. Raises BadCheckpoint naming a missing or absurd field.
+    def from_config(cls, container: str, raw: Mapping[str, Any], reader: Reader | None = None) -> Self:
+        """From a container's raw configuration. Raises BadCheckpoint naming a field that is missing, absurd or not supported.
 
         `reader` is the open container, for what only its tensors tell (GGUF files do not say whether embeddings are tied);
         None when the configuration stands alone.
         """
+        read = cls.from_words(container, raw, Stored.of(reader))
+        if container == "gguf" and any(key.startswith(PREFIX) for key in raw):
+            _check_agreement(read.words(container), raw)
+        return read
+
+    @classmethod
+    @abstractmethod
+    def from_words(cls, container: str, raw: Mapping[str, Any], stored: Stored) -> Self:
+        """From a container's raw configuration and what its tensors tell. Raises BadCheckpoint."""
 
     @abstractmethod
     def hf_config(self) -> dict[str, Any]:
         """config.json's content, without `quantization_config`."""
 
     @abstractmethod
+    def words(self, container: str) -> dict[str, Any]:
+        """The configuration in the words of `original` or `gguf`, as far as those go. Raises BadCheckpoint for a model that the
+        container's programs cannot run."""
+
+    @abstractmethod
+    def said(self, names: Iterable[str]) -> dict[str, Any]:
+        """These parts of `computation` in words of config.json, for keys of our own."""
+
     def container_config(self, container: str) -> dict[str, Any]:
-        """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf."""
+        """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf.
+
+        It is read again before it is given: what the container has no words for is said by keys of our own, in GGUF, or
+        refused by name. Raises BadCheckpoint.
+        """
+        keys, _ = self._written(container)
+        return {} if container == "hf" else keys
+
+    def container_remarks(self, container: str) -> tuple[str, ...]:
+        """What a user should know about this model in that container. Raises BadCheckpoint as `container_config`."""
+        _, again = self._written(container)
+        return tuple(text for text in again.remarks if text not in self.remarks)
+
+    def _written(self, container: str) -> tuple[dict[str, Any], Architecture]:
+        """The configuration in a container's words, and what reading it gives."""
+        keys = self.hf_config() if container == "hf" else self.words(container)
+        derived = self.derived_tensors(container).get(ROPE_FREQS)
+        try:
+            again = self.from_words(container, keys, Stored(divisors=derived))
+            if container == "gguf" and (names := self._unsaid(again, container)):
+                keys |= own_keys(self.said(names))
+                again = self.from_words(container, keys, Stored(divisors=derived))
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"the container {container} cannot hold this model: {error}") from None
+        for name in self._unsaid(again, container):
+            mine, theirs = (shown(a.computation()[name], 160) for a in (self, again))
+            raise BadCheckpoint(f"the container {container} cannot hold this model: {name} is {mine}, always {theirs} there")
+        return keys, again
+
+    def _unsaid(self, again: Architecture, container: str) -> list[str]:
+        """What is computed otherwise, or cannot be said in a config.json any more, once it was read again."""
+        mine, theirs = self.computation(), again.computation()
+        names = [name for name in mine if mine[name] != theirs.get(name) or self.form(name) != again.form(name)]
+        return names if container == "original" else [name for name in names if name not in DECIDED_BY_TENSORS]
+
+    def form(self, name: str) -> Any:
+        """In which of several forms of one effect a part of `computation` is said (the rotary positions)."""
+        return None
 
     @abstractmethod
     def computation(self) -> dict[str, Any]:
@@ -201,25 +292,21 @@ def architecture_of(model_type: str) -> type[Architecture]:
     raise BadCheckpoint(f"architecture {model_type!r} is not supported; supported: {', '.join(sorted(known))}")
 
 
+def _check_agreement(said: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
+    """Raises BadCheckpoint where keys of our own in a GGUF file contradict GGUF's: another program changed these."""
+    rope = tuple(f".rope.scaling.{name}" for name in ("type", "factor", "attn_factor") if f"{PREFIX}rope_scaling" in raw)
+    for key in dict.fromkeys([*said, *(key for key in raw if key.endswith(rope))]):
+        value: Any = said.get(key)
+        if key in raw and not np.array_equal(np.asarray(raw[key]), np.asarray(value)):
+            real = isinstance(value, float) and isinstance(raw[key], int | float)
+            if not (real and np.isclose(value, raw[key], rtol=1e-6, atol=0)):
+                raise BadCheckpoint(
+                    f"metadata: {key} is {shown(raw[key])}, but the keys {PREFIX}* of the same file stand for {shown(value)}; "
+                    f"remove those keys if another program changed this one"
+                )
+
+
 def whole(name: str, shape: tuple[int, ...], spec: TensorSpec, **options: Any) -> list[Placement]:
     """The placement of a tensor that is stored alone and in order."""
     _, rows, _ = spec.matrices
     return [Placement(name, shape, count=rows, stored_rows=rows, **options)]
-
-
-def field(raw: Mapping[str, Any], key: str, kind: type, where: str, low: float, high: float) -> Any:
-    """A required number of a configuration, checked: its type and low <= value <= high. Raises BadCheckpoint."""
-    value: Any = raw.get(key)
-    expected = (int, float) if kind is float else (kind,)
-    if isinstance(value, bool) or not isinstance(value, expected):
-        wanted = "a number" if kind is float else "an integer"
-        raise BadCheckpoint(f"{where}: {key} is {shown(value)}, expected {wanted}")
-    number: Any = value
-    if not low <= number <= high:
-        raise BadCheckpoint(f"{where}: {key} is {shown(value)}, outside {low}..{high}")
-    return kind(number)
-
-
-def shown(value: Any) -> str:
-    """A value from a strange file as a message may show it: on one line, and not all of a long one."""
-    return repr(value)[:80]

@@ -5,104 +5,15 @@ Name maps after openai/gpt-oss (`gpt_oss/torch/weights.py`), transformers (`mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oss_tools.checkpoints import Reader
-from oss_tools.models import base
-from oss_tools.models.base import Architecture, Placement, TensorSpec, whole
+from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
+from oss_tools.models.gpt_oss_config import GptOssConfig, computation, from_hf, to_hf
+from oss_tools.models.gpt_oss_words import OWN_KEYS, from_gguf, from_original, to_gguf, to_original
 from oss_tools.models.operations import Heads, Operations, Rope, Value
-from oss_tools.models.rope import yarn
 
-
-@dataclass(frozen=True)
-class GptOssConfig:
-    """The dimensions of a gpt-oss model; names as in Hugging Face's config.json. Defaults are those of the 20b."""
-
-    num_hidden_layers: int = 24
-    num_local_experts: int = 32
-    num_experts_per_tok: int = 4
-    hidden_size: int = 2880
-    intermediate_size: int = 2880
-    num_attention_heads: int = 64
-    num_key_value_heads: int = 8
-    head_dim: int = 64
-    vocab_size: int = 201088
-    sliding_window: int = 128  # a key is visible on even layers when query - key < sliding_window
-    swiglu_limit: float = 7.0
-    rms_norm_eps: float = 1e-5
-    max_position_embeddings: int = 131072
-    rope_theta: float = 150000.0
-    rope_factor: float = 32.0  # YaRN; 1 turns it off
-    rope_original_context: int = 4096
-    rope_beta_fast: float = 32.0
-    rope_beta_slow: float = 1.0
-    tie_word_embeddings: bool = False
-    hf: Mapping[str, Any] = field(default_factory=dict, compare=False)  # config.json as read, if it came from there
-
-
-LIMITS: dict[str, tuple[type, float, float]] = {
-    "num_hidden_layers": (int, 1, 4096),
-    "num_local_experts": (int, 1, 65536),
-    "num_experts_per_tok": (int, 1, 65536),
-    "hidden_size": (int, 1, 1 << 20),
-    "intermediate_size": (int, 1, 1 << 20),
-    "num_attention_heads": (int, 1, 65536),
-    "num_key_value_heads": (int, 1, 65536),
-    "head_dim": (int, 2, 65536),
-    "vocab_size": (int, 1, 1 << 28),
-    "sliding_window": (int, 1, 1 << 30),
-    "max_position_embeddings": (int, 1, 1 << 30),
-    "swiglu_limit": (float, 0, 1e6),
-    "rms_norm_eps": (float, 0, 1),
-    "rope_theta": (float, 1e-3, 1e12),
-    "rope_factor": (float, 1e-3, 1e6),
-    "rope_original_context": (int, 1, 1 << 30),
-    "rope_beta_fast": (float, 0, 1e6),
-    "rope_beta_slow": (float, 0, 1e6),
-}
-
-# original config.json field -> ours
-ORIGINAL_FIELDS = {
-    "num_hidden_layers": "num_hidden_layers",
-    "num_experts": "num_local_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "swiglu_limit": "swiglu_limit",
-    "head_dim": "head_dim",
-    "num_attention_heads": "num_attention_heads",
-    "num_key_value_heads": "num_key_value_heads",
-    "sliding_window": "sliding_window",
-    "initial_context_length": "rope_original_context",
-    "rope_theta": "rope_theta",
-    "rope_scaling_factor": "rope_factor",
-    "rope_ntk_alpha": "rope_beta_slow",
-    "rope_ntk_beta": "rope_beta_fast",
-}
-
-# GGUF key, after "gpt-oss." -> ours
-GGUF_FIELDS = {
-    "block_count": "num_hidden_layers",
-    "expert_count": "num_local_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "embedding_length": "hidden_size",
-    "expert_feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "vocab_size": "vocab_size",
-    "attention.sliding_window": "sliding_window",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "context_length": "max_position_embeddings",
-    "rope.freq_base": "rope_theta",
-    "rope.scaling.factor": "rope_factor",
-    "rope.scaling.original_context_length": "rope_original_context",
-    "rope.scaling.yarn_beta_fast": "rope_beta_fast",
-    "rope.scaling.yarn_beta_slow": "rope_beta_slow",
-}
+__all__ = ["GptOss", "GptOssConfig"]
 
 
 class GptOss(Architecture):
@@ -118,89 +29,29 @@ class GptOss(Architecture):
     # ---- configuration ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_config(cls, container: str, raw: Mapping[str, Any], reader: Reader | None = None) -> GptOss:
-        where = {"hf": "config.json", "original": "config.json", "gguf": "metadata gpt-oss.*"}[container]
-        fields = {"hf": _from_hf, "original": _from_original, "gguf": _from_gguf}[container](raw)
-        if container == "gguf" and reader:
-            fields["tie_word_embeddings"] = "output.weight" not in reader.tensors
-        for key, (kind, low, high) in LIMITS.items():
-            fields[key] = base.field(fields, key, kind, where, low, high)
-        config = GptOssConfig(**fields, hf=dict(raw) if container == "hf" else {})
-        if config.num_attention_heads % config.num_key_value_heads or config.num_experts_per_tok > config.num_local_experts:
-            raise base.BadCheckpoint(
-                f"{where}: {config.num_attention_heads} query heads over {config.num_key_value_heads} key-value heads, "
-                f"{config.num_experts_per_tok} of {config.num_local_experts} experts: not a possible model"
-            )
-        return cls(config)
+    def from_words(cls, container: str, raw: Mapping[str, Any], stored: Stored) -> GptOss:
+        read = {"hf": from_hf, "original": from_original, "gguf": from_gguf}[container]
+        config, remarks = read(raw, stored)
+        model = cls(config)
+        model.remarks = remarks
+        return model
 
     def hf_config(self) -> dict[str, Any]:
-        c = self.config
-        if c.hf:
-            return {k: v for k, v in c.hf.items() if k != "quantization_config"}
-        rope_scaling = {
-            "rope_type": "yarn",
-            "factor": c.rope_factor,
-            "beta_fast": c.rope_beta_fast,
-            "beta_slow": c.rope_beta_slow,
-            "original_max_position_embeddings": c.rope_original_context,
-            "truncate": False,
-        }
-        return {
-            "architectures": ["GptOssForCausalLM"],
-            "model_type": "gpt_oss",
-            "attention_bias": True,
-            "attention_dropout": 0.0,
-            "experts_per_token": c.num_experts_per_tok,
-            "head_dim": c.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": c.hidden_size,
-            "initial_context_length": c.rope_original_context,
-            "intermediate_size": c.intermediate_size,
-            "layer_types": _layer_types(c.num_hidden_layers),
-            "max_position_embeddings": c.max_position_embeddings,
-            "num_attention_heads": c.num_attention_heads,
-            "num_experts_per_tok": c.num_experts_per_tok,
-            "num_hidden_layers": c.num_hidden_layers,
-            "num_key_value_heads": c.num_key_value_heads,
-            "num_local_experts": c.num_local_experts,
-            "rms_norm_eps": c.rms_norm_eps,
-            "rope_scaling": rope_scaling if c.rope_factor != 1.0 else None,
-            "rope_theta": c.rope_theta,
-            "sliding_window": c.sliding_window,
-            "swiglu_limit": c.swiglu_limit,
-            "tie_word_embeddings": c.tie_word_embeddings,
-            "torch_dtype": "bfloat16",
-            "use_cache": True,
-            "vocab_size": c.vocab_size,
-        }
+        if self.config.hf:
+            return {key: value for key, value in self.config.hf.items() if key != "quantization_config"}
+        return to_hf(self.config)
 
-    def container_config(self, container: str) -> dict[str, Any]:
-        c = self.config
-        if container == "original":
-            self._refuse_what_original_cannot_say()
-            return {theirs: getattr(c, ours) for theirs, ours in ORIGINAL_FIELDS.items()}
-        if container == "gguf":
-            keys: dict[str, Any] = {"general.architecture": self.gguf_name}
-            keys |= {f"gpt-oss.{theirs}": getattr(c, ours) for theirs, ours in GGUF_FIELDS.items()}
-            keys["gpt-oss.attention.value_length"] = c.head_dim
-            keys["gpt-oss.feed_forward_length"] = c.intermediate_size
-            if c.rope_factor != 1.0:
-                keys["gpt-oss.rope.scaling.type"] = "yarn"
-            else:
-                keys = {k: v for k, v in keys.items() if ".rope.scaling." not in k}
-            return keys
-        return {}
+    def words(self, container: str) -> dict[str, Any]:
+        return {"original": to_original, "gguf": to_gguf}[container](self.config)
 
-    def _refuse_what_original_cannot_say(self) -> None:
-        c = self.config
-        for key, only in (("rms_norm_eps", 1e-5), ("tie_word_embeddings", False)):
-            if getattr(c, key) != only:
-                raise base.BadCheckpoint(
-                    f"the container original cannot hold this model: {key} is {getattr(c, key)}, always {only} there"
-                )
+    def said(self, names: Iterable[str]) -> dict[str, Any]:
+        return {key: to_hf(self.config)[key] for name in names for key in OWN_KEYS.get(name, (name,))}
+
+    def form(self, name: str) -> Any:
+        return self.config.rope.form if name == "rope" else None
 
     def computation(self) -> dict[str, Any]:
-        return {field.name: getattr(self.config, field.name) for field in fields(self.config) if field.compare}
+        return computation(self.config)
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
 
@@ -216,11 +67,15 @@ class GptOss(Architecture):
             for name, rows in (("q", queries), ("k", keys), ("v", keys)):
                 specs += [
                     TensorSpec(f"{attention}{name}_proj.weight", (rows, hidden), f"attention.{name}", layer),
-                    TensorSpec(f"{attention}{name}_proj.bias", (rows,), "bias", layer),
+                    *(
+                        [TensorSpec(f"{attention}{name}_proj.bias", (rows,), "bias", layer)]
+                        if f"{name}_proj" in c.biases
+                        else []
+                    ),
                 ]
             specs += [
                 TensorSpec(attention + "o_proj.weight", (hidden, queries), "attention.out", layer),
-                TensorSpec(attention + "o_proj.bias", (hidden,), "bias", layer),
+                *([TensorSpec(attention + "o_proj.bias", (hidden,), "bias", layer)] if "o_proj" in c.biases else []),
                 TensorSpec(attention + "sinks", (c.num_attention_heads,), "sinks", layer),
                 TensorSpec(at + "post_attention_layernorm.weight", (hidden,), "norm", layer),
                 TensorSpec(mlp + "router.weight", (experts, hidden), "router", layer),
@@ -292,8 +147,7 @@ class GptOss(Architecture):
         return self.config.max_position_embeddings
 
     def rope(self) -> Rope:
-        c = self.config
-        return yarn(c.head_dim, c.rope_theta, c.rope_factor, c.rope_original_context, c.rope_beta_fast, c.rope_beta_slow)
+        return self.config.rope.rope(self.config.head_dim, self.config.rope_theta)
 
     def attention_layers(self) -> list[Heads]:
         c = self.config
@@ -303,10 +157,10 @@ class GptOss(Architecture):
                 c.num_attention_heads,
                 c.num_key_value_heads,
                 c.head_dim,
-                window=None if layer % 2 else c.sliding_window,
+                window=window,
                 sinks=f"model.layers.{layer}.self_attn.sinks",
             )
-            for layer in range(c.num_hidden_layers)
+            for layer, window in enumerate(c.windows)
         ]
 
     def forward(self, ops: Operations[Value]) -> Value:
@@ -360,53 +214,3 @@ GGUF_NAMES = {
     "mlp.experts.down_proj_bias": "ffn_down_exps.bias",
     "mlp.experts.down_proj": "ffn_down_exps.weight",
 }
-
-
-def _layer_types(layers: int) -> list[str]:
-    return ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
-
-
-def _from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {key: raw.get(key) for key in LIMITS}
-    types = raw.get("layer_types")
-    if types and (not isinstance(types, list) or types != _layer_types(len(types))):
-        raise base.BadCheckpoint("config.json: layer_types do not alternate, sliding_attention first, as gpt-oss's do")
-    if raw.get("swiglu_alpha", 1.702) != 1.702:
-        raise base.BadCheckpoint(f"config.json: swiglu_alpha is {base.shown(raw['swiglu_alpha'])}, always 1.702 in gpt-oss")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise base.BadCheckpoint(f"config.json: rope_scaling is {base.shown(rope)}, expected an object")
-    yarn = rope.get("rope_type", rope.get("type")) == "yarn"
-    fields["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta"))
-    fields |= {
-        "swiglu_limit": raw.get("swiglu_limit", 7.0),
-        "max_position_embeddings": raw.get("max_position_embeddings", 131072),
-        "rope_factor": rope.get("factor", 1.0) if yarn else 1.0,
-        "rope_original_context": rope.get("original_max_position_embeddings") or raw.get("initial_context_length", 4096),
-        "rope_beta_fast": rope.get("beta_fast") or 32.0,
-        "rope_beta_slow": rope.get("beta_slow") or 1.0,
-        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
-    }
-    if yarn and rope.get("truncate", True):
-        raise base.BadCheckpoint("config.json: rope_scaling.truncate is not false; no gpt-oss model is made so")
-    return fields
-
-
-def _from_original(raw: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = GptOssConfig()
-    fields = {ours: raw.get(theirs, getattr(defaults, ours)) for theirs, ours in ORIGINAL_FIELDS.items()}
-    context, factor = fields["rope_original_context"], fields["rope_factor"]
-    if isinstance(context, int) and isinstance(factor, (int, float)) and 1 <= factor <= LIMITS["rope_factor"][2]:
-        fields["max_position_embeddings"] = int(context * factor)
-    return {"max_position_embeddings": context} | fields | {"rms_norm_eps": defaults.rms_norm_eps}
-
-
-def _from_gguf(raw: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = GptOssConfig()
-    optional = ("rope_factor", "rope_original_context", "rope_beta_fast", "rope_beta_slow", "max_position_embeddings")
-    fields = {key: getattr(defaults, key) for key in ("swiglu_limit", *optional)}
-    fields |= {ours: raw[f"gpt-oss.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"gpt-oss.{theirs}" in raw}
-    if "rope.scaling.type" not in {k.removeprefix("gpt-oss.") for k in raw}:
-        fields["rope_factor"] = 1.0
-    fields.setdefault("vocab_size", len(raw.get("tokenizer.ggml.tokens", ())) or None)
-    return fields

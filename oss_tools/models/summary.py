@@ -112,7 +112,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         by_format=_largest_first(by_format),
         by_role=_largest_first(by_role),
         tensors=tuple(tensors),
-        config=_highlights(checkpoint.architecture.hf_config()),
+        config=_highlights(checkpoint.architecture.hf_config(), checkpoint.architecture.computation()),
         tokenizer=_tokenizer(checkpoint),
         chat_template=_has_chat_template(checkpoint),
         files=tuple((file.name, file.stat().st_size) for file in checkpoint.reader.files()),
@@ -141,14 +141,14 @@ def _largest_first(shares: dict[str, Share]) -> tuple[Share, ...]:
     return tuple(sorted(shares.values(), key=lambda share: -share.nbytes))
 
 
-def _highlights(config: dict[str, Any]) -> dict[str, Any]:
+def _highlights(config: dict[str, Any], computation: dict[str, Any]) -> dict[str, Any]:
     shown = {key: config[key] for key in HIGHLIGHTS if config.get(key) is not None}
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if isinstance(rope, dict):
         shown.setdefault("rope_theta", rope.get("rope_theta"))
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            shown["rope_scaling"] = f"{kind}, factor {rope.get('factor')}"
+    _, _, scaling = str(computation.get("rope", "")).partition(", ")  # behind theta
+    if scaling:
+        shown["rope_scaling"] = scaling
     return shown
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.operations import Rope
+from oss_tools.models.rope import Scaling
 
 ALPHA = 1.702  # of the clamped SwiGLU
 # Of the induction heads in the first weights: how sharply the token before is looked at, how strongly a note is matched, the
@@ -37,8 +38,7 @@ CONFIG = GptOssConfig(
     sliding_window=128,
     max_position_embeddings=6436,
     rope_theta=65600.0,
-    rope_factor=4.0,
-    rope_original_context=1609,
+    rope=Scaling("yarn", 4.0, 1609, truncate=False),
 )
 
 

@@ -111,7 +111,7 @@ def test_a_config_json_is_a_shape_too(tmp_path: Path, tiny_llama: Path) -> None:
         ("[]", "holds no model configuration"),
         ('{"config": 3}', "holds no model configuration"),
         ('{"model_type": "mamba"}', "architecture 'mamba' is not supported"),
-        ('{"model_type": "llama", "hidden_size": -1}', "num_hidden_layers is None"),
+        ('{"model_type": "llama", "hidden_size": -1}', "num_hidden_layers is missing"),
         ("[" * 100_000, "cannot be read"),
     ],
 )

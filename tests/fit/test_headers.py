@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hub_server import Content, Fault, Hub, serving
 
 from oss_tools.checkpoints import writer_for
 from oss_tools.cli.main import app
-from oss_tools.convert.synth import load_shape, plan_synthesis
+from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.download import sources
 from oss_tools.download.download import make_plan
 from oss_tools.download.headers import mirrored
@@ -117,3 +118,17 @@ def test_a_real_gguf_header(hub: Hub) -> None:
         assert mirror.nbytes == local.nbytes
         assert mirror.architecture.hf_config() == local.architecture.hf_config()
     assert sum(request.sent for request in hub.requests) < 4_000_000 < file.stat().st_size
+
+
+def test_divisors_of_rotary_frequencies_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    """A Llama 3's GGUF keeps its scaling in a small tensor, which is part of the configuration."""
+    shape = load_shape("llama-tiny")
+    words = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    words |= {"original_max_position_embeddings": 512}
+    shape = replace(shape, config=shape.config | {"rope_scaling": words})
+    file = synthesize(plan_synthesis(shape, "gguf"), tmp_path / "model.gguf")
+    hub.repos["a/b"] = {file.name: Content.of(file.read_bytes())}
+    web, source = look(hub, "a/b")
+    with mirrored(make_plan(source), web) as path, open_checkpoint(path) as mirror, open_checkpoint(file) as local:
+        assert mirror.architecture.computation() == local.architecture.computation()
+        assert mirror.architecture.hf_config()["rope_scaling"] == words

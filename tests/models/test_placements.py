@@ -38,8 +38,7 @@ LLAMA = Llama(
         num_key_value_heads=2,
         head_dim=8,
         vocab_size=13,
-        attention_bias=True,
-        mlp_bias=True,
+        biases=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
 )
 PAIRS = [(a, c) for a in (GPT_OSS, LLAMA) for c in a.containers]
