@@ -126,10 +126,12 @@ class GgufReader(Reader):
                 self._keys = gguf_kinds.ollama_keys(self._keys)
                 self.remarks = (gguf_kinds.OLLAMA_REMARK,)
             self._places: dict[str, tuple[_Part, TensorInfo]] = {}
-            self.tensors, self.others = {}, {}
+            self.tensors = {}
+            others: dict[str, str] = {}
             for part in self._parts:
                 for info in part.header.tensors:
-                    self._add(part, info)
+                    self._add(part, info, others)
+            self.others = others
             self._nvfp4_scales = self._take_scales()
             self.model_type = self._architecture()
         except BaseException:
@@ -141,12 +143,12 @@ class GgufReader(Reader):
         if kind := gguf_kinds.no_model(self._keys):
             raise BadCheckpoint(f"{self.path}: {kind}")
 
-    def _add(self, part: _Part, info: TensorInfo) -> None:
+    def _add(self, part: _Part, info: TensorInfo, others: dict[str, str]) -> None:
         name = gguf_kinds.ollama_name(info.name) if self._ollama else info.name
         if name in self._places:
             raise BadCheckpoint(f"{part.path}: tensor {info.name} is in an earlier part too")
         if info.ggml_type in INTEGERS:
-            self.others[name] = info.ggml_type.name
+            others[name] = info.ggml_type.name
             return
         found = {GGMLQuantizationType.NVFP4: get_format("nvfp4"), GGMLQuantizationType.F64: get_format("f32")}.get(
             info.ggml_type, format_of_ggml(info.ggml_type)

@@ -76,9 +76,14 @@ def _body(names: Mapping[str, str], naming: Naming) -> str | None:
     return None
 
 
+def _is_wrapper(found: str, naming: Naming) -> bool:
+    """Whether it stands before all of the model, its own `body` and its head."""
+    return f".{found}".endswith(f".{naming.body}")
+
+
 def _renamed(names: Mapping[str, str], found: str, naming: Naming) -> dict[str, str]:
     """New names for all that the prefix concerns."""
-    if found.endswith(naming.body):  # a wrapper around the whole model
+    if _is_wrapper(found, naming):
         wrapper = found.removesuffix(naming.body)
         return {name: name.removeprefix(wrapper) for name in names if name.startswith(wrapper)}
     parts = tuple(found + part for part in naming.parts)
@@ -98,7 +103,7 @@ def _remark(inner: list[str], found: str | None, changed: Mapping[str, str], nam
             sentences.append(
                 f"the tensors' names lack {naming.body!r} (saved from the bare model); read as if it were there"
             )
-        elif found.endswith(naming.body):
+        elif _is_wrapper(found, naming):
             prefix = found.removesuffix(naming.body)
             sentences.append(f"the tensors' names begin with {_explained(prefix)}, which is passed over")
         else:

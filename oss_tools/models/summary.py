@@ -84,6 +84,7 @@ class Summary:
     tokenizer: TokenizerFacts | None
     chat_template: bool
     files: tuple[tuple[str, int], ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -116,6 +117,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         tokenizer=_tokenizer(checkpoint),
         chat_template=_has_chat_template(checkpoint),
         files=tuple((file.name, file.stat().st_size) for file in checkpoint.reader.files()),
+        remarks=tuple(checkpoint.remarks),
     )
 
 
