@@ -12,7 +12,7 @@ from oss_tools.checkpoints import prefixes
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.checkpoint import Checkpoint, open_checkpoint
 from oss_tools.models.strangers import sort_out
-from tests.checkpoints.small_models import GPT_OSS, LINEARS, LLAMA, save
+from tests.checkpoints.small_models import GPT_OSS, LINEARS, LLAMA, rename_tensors, save
 
 F32 = dict.fromkeys((*LINEARS, "embedding", "output", "norm"), "f32")
 LAYER = "model.layers.1.self_attn."
@@ -86,14 +86,10 @@ def test_names_as_they_should_be_are_left_alone(plain) -> None:
         assert prefixes.unwrapped([f"{body}{anchor}" for anchor in naming.anchors], naming) == ({}, "")
 
 
-def test_a_prefix_in_shards_and_in_quantized_tensors(tmp_path: Path) -> None:
+def test_a_prefix_before_quantized_tensors(tmp_path: Path) -> None:
     tensors = save(LLAMA, "hf", tmp_path, dict.fromkeys(LINEARS, "int8"))
     expected = {name: tensor.dequantize() for name, tensor in tensors.items()}
-    raw = (tmp_path / "model.safetensors").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    text = json.dumps({k if k == "__metadata__" else f"module.{k}": v for k, v in header.items()}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    rename_tensors(tmp_path / "model.safetensors", "module.{}".format)
     checkpoint = open_checkpoint(tmp_path)
     for name, array in values(checkpoint).items():
         assert np.array_equal(array.reshape(expected[name].shape), expected[name]), name
