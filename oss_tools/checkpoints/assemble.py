@@ -19,6 +19,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
 
 INT8_GROUPS = {128: "int8_g128", 32: "int8_g32"}
+EMPTY = "DeepSpeed's ZeRO-3 saves weights so that were not gathered, and its zero_to_fp32.py makes whole ones"
 CONTENT = ("I8", "F8_E4M3")  # dtypes of codes that have a scale beside them
 # Scales and zero points of what a layer is given or gives, and of the cache: the weights are what they are without them.
 ACTIVATIONS = re.compile(
@@ -56,7 +57,7 @@ def assemble(
     used: dict[str, str] = {}
     for tensor in raw.values():
         if 0 in tensor.shape:
-            raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}")
+            raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}; {EMPTY}")
         layout = _quantized(tensor, raw, config, where)
         if layout:
             if layout.tensor.name in layouts:

@@ -28,6 +28,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, format_of_ggml, get_format
 
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+COMPANION = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)
 QUANTIZATION_VERSION = 2  # of the block formats' layout; llama.cpp knows no other
 FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router")  # float32 in every file that llama.cpp makes
 FLOAT_KEYS = (  # ends of keys whose value is a float even where it is a whole number
@@ -230,9 +231,11 @@ class GgufReader(Reader):
 
 
 def _only_model(folder: Path) -> Path:
-    """The GGUF file, or a split one's first part, that is alone in a folder. Raises BadCheckpoint."""
+    """The GGUF file, or a split one's first part, that is alone in a folder, but for what travels with a model and is none
+    (mmproj, imatrix). Raises BadCheckpoint."""
     models: dict[tuple[str, ...], Path] = {}
-    for path in sorted(folder.glob("*.gguf")):
+    there = sorted(folder.glob("*.gguf"))
+    for path in [path for path in there if not COMPANION.search(path.name)] or there:
         match = PART_NAME.fullmatch(path.name)
         models.setdefault((match[1], match[3]) if match else (path.name,), path)
     if len(models) != 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from oss_tools.checkpoints import companions
-from oss_tools.checkpoints.assemble import Assembled, assemble_mxfp4, plain
+from oss_tools.checkpoints.assemble import EMPTY, Assembled, assemble_mxfp4, plain
 from oss_tools.checkpoints.base import StoredTensor
 from oss_tools.checkpoints.files import json_bytes
 from oss_tools.checkpoints.hf import has_original_config, looks_like_safetensors
@@ -41,7 +41,7 @@ class OriginalReader(ShardedReader):
         scales = set()
         for tensor in raw.values():
             if 0 in tensor.shape:
-                raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}")
+                raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}; {EMPTY}")
             if tensor.name.endswith(BLOCKS):
                 layout = assemble_mxfp4(tensor, raw, BLOCKS, SCALES, where)
                 layouts[tensor.name] = layout

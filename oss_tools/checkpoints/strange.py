@@ -38,7 +38,10 @@ STEP = re.compile(r"(?:checkpoint|step|epoch|iter)[-_](\d+)")
 
 def explain(path: Path) -> str | None:
     """One line on what a path is that no reader recognizes; None if that is not known."""
-    return _folder(path) if path.is_dir() else _file(path)
+    try:
+        return _folder(path) if path.is_dir() else _file(path)
+    except OSError:  # what cannot be looked into stays unknown
+        return None
 
 
 def adapter(folder: Path) -> str | None:

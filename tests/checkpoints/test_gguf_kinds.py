@@ -156,6 +156,17 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
+def test_a_folder_of_a_model_and_what_travels_with_it(small: Path) -> None:
+    for name in ("mmproj-F16.gguf", "model.imatrix.gguf"):
+        (small.parent / name).write_bytes(b"GGUF")
+    with open_checkpoint(small.parent) as checkpoint:
+        assert checkpoint.reader.files() == [small]
+    small.rename(small.parent / "a.gguf")
+    (small.parent / "b.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BadCheckpoint, match=r"holds 2 GGUF models \(a\.gguf, b\.gguf\)"):
+        open_checkpoint(small.parent)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
 def test_tensors_of_integers_are_left_out(small: Path, tmp_path: Path, dtype: type) -> None:
     add_tensor(small, tmp_path / "more.gguf", "blk.0.position_ids", np.arange(8, dtype=dtype))
