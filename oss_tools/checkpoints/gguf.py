@@ -23,6 +23,7 @@ from oss_tools.checkpoints import gguf_kinds, gguf_nvfp4, gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, sync_folder, write_at
 from oss_tools.checkpoints.gguf_header import MAGIC, MAX_NAME, Header, StringArray, TensorInfo, read_header
+from oss_tools.checkpoints.hf import looks_like_safetensors
 from oss_tools.checkpoints.layouts import to_float32
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, format_of_ggml, get_format
@@ -107,7 +108,7 @@ class GgufReader(Reader):
     @classmethod
     def recognizes(cls, path: Path) -> bool:
         if path.is_dir():
-            return not (path / "config.json").exists() and any(path.glob("*.gguf"))
+            return not looks_like_safetensors(path) and any(path.glob("*.gguf"))
         if path.suffix == ".gguf" or not path.is_file():
             return path.suffix == ".gguf"
         try:

@@ -26,7 +26,10 @@ def chosen_files(path: Path, remarks: list[str]) -> tuple[list[str], dict[str, s
     `path` is a folder or one safetensors file. Raises BadCheckpoint.
     """
     if not path.is_dir():
-        return [path.name], {}
+        if not _is_shard(path):
+            return [path.name], {}
+        remarks.append(f"{path.name}: one of the shards that {INDEX} names, all of which are read")
+        path = path.parent
     there = sorted(p.name for p in path.glob("*.safetensors") if p.name != ADAPTER)
     index: dict[str, str] = {}
     if SINGLE in there:
@@ -45,6 +48,12 @@ def chosen_files(path: Path, remarks: list[str]) -> tuple[list[str], dict[str, s
     if (path / ADAPTER).exists():
         remarks.append(f"{ADAPTER}: an adapter beside the model, which is not applied to it")
     return names, index
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a file is one of those that the index beside it names, and that are what is read of their folder."""
+    index = path.with_name(INDEX)
+    return index.exists() and not path.with_name(SINGLE).exists() and path.name in _read_index(index).values()
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from oss_tools.checkpoints.files import read_json, what_is
 from oss_tools.errors import BadCheckpoint
 
+MAX_MANIFEST = 1 << 20  # bytes
+OLLAMA_MODEL = "application/vnd.ollama.image.model"
 MAX_LISTED = 4096  # entries of a folder that are looked at
 CONVERT = (
     "pickled weights are never opened here; make safetensors of them with transformers: "
@@ -74,8 +76,24 @@ def _file(path: Path) -> str | None:
     for suffix, whose in OTHERS:
         if path.suffix == suffix:
             return f"a file of {whose}, which is not read; give the model's safetensors or GGUF"
-    if path.name.endswith((".safetensors.index.json", "config.json")):
+    if path.suffix == ".json" and (path.parent / "config.json").exists():
         return f"a part of a checkpoint; give the folder that it lies in: {path.parent}"
+    return _manifest(path)
+
+
+def _manifest(path: Path) -> str | None:
+    """A line on a manifest of Ollama's, which lies in models/manifests/HOST/USER/NAME/TAG and names blobs in models/blobs."""
+    if "manifests" not in path.parts or path.stat().st_size > MAX_MANIFEST:
+        return None
+    try:
+        layers = read_json(path).get("layers")
+    except BadCheckpoint:  # something else
+        return None
+    for layer in layers if isinstance(layers, list) else []:
+        digest = layer.get("digest") if isinstance(layer, dict) and layer.get("mediaType") == OLLAMA_MODEL else None
+        if isinstance(digest, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            models = Path(*path.parts[: path.parts.index("manifests")])
+            return f"a manifest of Ollama's; its model is {models / 'blobs' / digest.replace(':', '-')}"
     return None
 
 
@@ -117,10 +135,14 @@ def _unfinished(folder: Path, names: list[str]) -> str | None:
 
 def _below(folder: Path) -> str | None:
     """A line on a model in a folder below: the last of a training run's checkpoints, or the only one there is."""
-    models = [below for below in _folders(folder) if _is_model(below)]
-    steps = [(int(match[1]), below) for below in models if (match := STEP.fullmatch(below.name))]
+    below = list(_folders(folder))
+    models = [each for each in below if _is_model(each)]
+    trained = models or [each for each in below if adapter(each)]
+    steps = [(int(match[1]), each) for each in trained if (match := STEP.fullmatch(each.name))]
     if steps:
         last = max(steps)[1]
+        if not _is_model(last):
+            return f"a training run of an adapter; {last} is {adapter(last)}"
         return f"a training run; give one of its checkpoints ({len(steps)}), the latest is {last}"
     if models:
         others = f" (and {len(models) - 1} more)" if len(models) > 1 else ""

@@ -133,7 +133,7 @@ class Checkpoint:
         known |= set(self.architecture.derived_tensors(self.container))
         unknown = [n for n in self.reader.tensors if n not in known and not self.architecture.is_ignored(n)]
         others = {n: dtype for n, dtype in self.reader.others.items() if n not in known}
-        found = sort_out(unknown, others, self.architecture.model_type)
+        found = sort_out(unknown, others, known, self.architecture.model_type)
         if found.refused:
             name, reason = found.refused[0]
             more = f" and {len(found.refused) - 1} more" if len(found.refused) > 1 else ""

@@ -40,16 +40,26 @@ class Strangers:
     refused: list[tuple[str, str]]
 
 
-def sort_out(names: Collection[str], others: Mapping[str, str], kind: str) -> Strangers:
-    """Sorts unknown tensors of a model of this kind. `others` are those whose dtype is no weight's: name -> dtype."""
+def sort_out(names: Collection[str], others: Mapping[str, str], known: Collection[str], model_type: str) -> Strangers:
+    """Sorts unknown tensors of a model of this type, beside the `known` ones.
+
+    `others` are those whose dtype is no weight's: name -> dtype. Beside a weight of the model they may say how to read it (the
+    order of its groups, say), and are refused there.
+    """
+    modules = {name.removesuffix("weight") for name in known if name.endswith(".weight")}
     left_out, refused = [], []
     for name in [*names, *others]:
+        beside_a_weight = f"{name.rpartition('.')[0]}." in modules
         if ADAPTERS.search(name):
             refused.append((name, ADAPTER))
-        elif name in others or any(known.search(name) for known in (BUFFERS, HEADS, OTHER_PARTS, TRAINING)):
+        elif name in others and beside_a_weight:
+            refused.append(
+                (name, f"({others[name]}) may say how the weight beside it is to be read, which is not known here")
+            )
+        elif name in others or any(kind.search(name) for kind in (BUFFERS, HEADS, OTHER_PARTS, TRAINING)):
             left_out.append(name)
         else:
-            refused.append((name, f"is not part of a {kind} model, and leaving it out might change what is computed"))
+            refused.append((name, f"is not part of a {model_type} model, and leaving it out might change what is computed"))
     return Strangers(left_out, refused)
 
 

@@ -161,6 +161,35 @@ def test_a_training_run_names_its_latest_checkpoint(folder: Path, tmp_path: Path
     open_checkpoint(run / "checkpoint-100").close()
 
 
+def test_a_training_run_of_adapters(tmp_path: Path) -> None:
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    message = refusal(tmp_path)
+    assert "a training run of an adapter" in message
+    assert "checkpoint-10" in message
+    assert "some/base" in message
+
+
+def test_an_ollama_manifest_names_its_blob(tmp_path: Path) -> None:
+    path = tmp_path / "models/manifests/registry.ollama.ai/library/gpt-oss/20b"
+    path.parent.mkdir(parents=True)
+    digest = "sha256:" + "0a" * 32
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "0b" * 32},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": digest},
+    ]
+    path.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    assert refusal(path).endswith(f"its model is {tmp_path}/models/blobs/{digest.replace(':', '-')}")
+
+
+def test_a_gguf_file_beside_a_configuration_is_the_model(folder: Path, tmp_path: Path) -> None:
+    save(LLAMA, "gguf", tmp_path / "g", dict.fromkeys(("norm", "bias"), "f32"))
+    (tmp_path / "g/config.json").write_bytes((folder / "config.json").read_bytes())
+    with open_checkpoint(tmp_path / "g") as checkpoint:
+        assert (checkpoint.container, checkpoint.architecture.model_type) == ("gguf", "llama")
+
+
 def test_a_model_in_the_folder_below(folder: Path) -> None:
     assert f"give {folder}" in refusal(folder.parent)
 
@@ -180,6 +209,7 @@ def test_tensors_without_a_configuration(folder: Path) -> None:
     ],
 )
 def test_files_that_are_a_part_or_something_else(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "config.json").write_bytes(b"{}")
     (tmp_path / name).write_bytes(b"{}")
     assert said in refusal(tmp_path / name)
 

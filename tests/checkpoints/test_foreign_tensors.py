@@ -174,9 +174,17 @@ def test_what_might_be_part_of_the_computation_is_refused_by_name(plain, name: s
 
 
 def test_adapters_are_refused_whatever_their_dtype() -> None:
-    found = sort_out([], {f"{LAYER}q_proj.lora_A.weight": "I64", "steps": "I64"}, "llama")
+    found = sort_out([], {f"{LAYER}q_proj.lora_A.weight": "I64", "steps": "I64"}, [], "llama")
     assert [name for name, _ in found.refused] == [f"{LAYER}q_proj.lora_A.weight"]
     assert found.left_out == ["steps"]
+
+
+def test_integers_beside_a_weight_may_say_how_to_read_it(tmp_path: Path) -> None:
+    save(LLAMA, "hf", tmp_path, F32 | dict.fromkeys(LINEARS, "int8_g32"))
+    name = "model.layers.0.mlp.up_proj.weight_g_idx"
+    edit_in_bytes(tmp_path, {name: np.arange(LLAMA.config.hidden_size, dtype=np.int32)})
+    with pytest.raises(BadCheckpoint, match=r"up_proj\.weight_g_idx \(I32\) may say how the weight beside it"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_missing_tensor_says_what_is_in_its_place(plain) -> None:
@@ -249,7 +257,7 @@ def edit_in_bytes(folder: Path, more: dict[str, np.ndarray]) -> None:
     raw = file.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
-    kinds = {"float32": "F32", "float16": "F16", "int8": "I8"}
+    kinds = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32"}
     for name, array in more.items():
         data = data[: header.pop(name)["data_offsets"][0]] if name in header else data
         span = [len(data), len(data) + array.nbytes]

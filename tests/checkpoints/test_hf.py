@@ -285,6 +285,15 @@ def test_a_whole_set_of_shards_is_read_without_its_index(tmp_path: Path) -> None
         open_checkpoint(tmp_path)
 
 
+def test_a_model_is_opened_through_any_of_its_shards(sharded: Path) -> None:
+    whole = open_checkpoint(sharded)
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    with open_checkpoint(shard) as checkpoint:
+        assert checkpoint.reader.files() == whole.reader.files()
+        assert list(checkpoint.entries) == list(whole.entries)
+        assert any(shard.name in remark for remark in checkpoint.remarks)
+
+
 def test_several_files_that_are_no_set_are_refused_without_an_index(tmp_path: Path) -> None:
     save(LLAMA, "hf", tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
