@@ -1,14 +1,17 @@
 """gpt-oss as other programs lay it out: every layout gives back the values of the usual one, whatever range is read."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from oss_tools.checkpoints import StoredTensor
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
-from oss_tools.models.checkpoint import Checkpoint, chunks
+from oss_tools.models.checkpoint import Checkpoint, chunks, open_checkpoint
 from tests.models.memory import MemoryContainer
 from tests.models.test_placements import GPT_OSS, canonical_values
 
@@ -141,3 +144,31 @@ def test_what_an_inspection_counts_is_each_value_once() -> None:
         checkpoint = opened("hf", arrange(values))
         for name, entry in checkpoint.entries.items():
             assert _by_format(checkpoint, entry) == {"f32": (values[name].size, 4 * values[name].size)}
+
+
+def test_experts_one_by_one_may_be_quantized(tmp_path: Path) -> None:
+    """As compressed-tensors stores a linear's codes and scales."""
+    values, form = canonical_values(GPT_OSS), get_format("int8")
+    stored: Arrays = {}
+    expected = {}
+    for name, array in apart("experts.")(values).items():
+        if ".experts." not in name or not name.endswith(".weight"):
+            stored[name] = array
+            continue
+        tensor = form.quantize(array)
+        stored[name] = tensor.planes["codes"]
+        scales = (tensor.planes["scales"].astype(np.uint32) << 16).view(np.float32)  # bfloat16's bits
+        stored[f"{name}_scale"] = scales
+        expected[name] = tensor.dequantize()
+    save_file({name: np.ascontiguousarray(array) for name, array in stored.items()}, tmp_path / "model.safetensors")
+    group = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}, "targets": ["Linear"]}
+    quantization = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
+    (tmp_path / "config.json").write_text(json.dumps(GPT_OSS.hf_config() | {"quantization_config": quantization}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        for layer in range(GPT_OSS.config.num_hidden_layers):
+            found = checkpoint.read_tensor(f"model.layers.{layer}.mlp.experts.gate_up_proj")
+            assert found.format == form
+            for expert, rows in enumerate(found.dequantize()):
+                at = f"model.layers.{layer}.mlp.experts.{expert}"
+                assert np.array_equal(rows[0::2], expected[f"{at}.gate_proj.weight"])
+                assert np.array_equal(rows[1::2], expected[f"{at}.up_proj.weight"])
