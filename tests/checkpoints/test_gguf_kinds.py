@@ -60,13 +60,13 @@ class Ollama:
             "feed_forward_length": INNER, "expert_count": EXPERTS, "expert_used_count": C.num_experts_per_tok,
             "attention.head_count": C.num_attention_heads, "attention.head_count_kv": C.num_key_value_heads,
             "attention.key_length": C.head_dim, "attention.value_length": C.head_dim,
-            "attention.sliding_window": C.sliding_window, "rope.scaling.original_context_length": C.rope_original_context,
+            "attention.sliding_window": C.sliding_window, "rope.scaling.original_context_length": 4096,
         }.items():  # fmt: skip
             self.writer.add_uint32(f"gptoss.{key}", number)
         for key, real in {
             "attention.layer_norm_rms_epsilon": C.rms_norm_eps,
-            "rope.freq_base": C.rope_theta,
-            "rope.scaling.factor": C.rope_factor,
+            "rope.freq_base": 150000.0,
+            "rope.scaling.factor": 32.0,
         }.items():
             self.writer.add_float32(f"gptoss.{key}", real)
         self.writer.add_token_list([f"t{number}" for number in range(C.vocab_size)])
@@ -100,7 +100,11 @@ class Ollama:
 def test_ollamas_gpt_oss_is_read(tmp_path: Path, early: bool) -> None:
     written = Ollama(tmp_path / ("sha256-" + "ab" * 32), early).values
     with open_checkpoint(tmp_path / ("sha256-" + "ab" * 32)) as checkpoint:
-        assert checkpoint.architecture.config == C
+        config, expected = checkpoint.architecture.hf_config(), GPT_OSS.hf_config()
+        assert {key for key in expected if "rope" not in key and config[key] != expected[key]} == set()
+        rope = config["rope_scaling"]
+        assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("yarn", 32.0, 4096)
+        assert config["rope_theta"] == 150000.0
         assert gguf_kinds.OLLAMA_REMARK in checkpoint.remarks
         ours = {
             "self_attn.o_proj.weight": "attn_out.weight",
