@@ -30,7 +30,7 @@ def chosen_files(path: Path, remarks: list[str]) -> tuple[list[str], dict[str, s
             return [path.name], {}
         remarks.append(f"{path.name}: one of the shards that {INDEX} names, all of which are read")
         path = path.parent
-    there = sorted(p.name for p in path.glob("*.safetensors") if p.name != ADAPTER)
+    there = sorted(p.name for p in path.glob("*.safetensors") if p.name != ADAPTER and p.name.isprintable())
     index: dict[str, str] = {}
     if SINGLE in there:
         names = [SINGLE]

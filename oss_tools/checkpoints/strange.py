@@ -98,18 +98,17 @@ def _manifest(path: Path) -> str | None:
 
 
 def _folder(folder: Path) -> str | None:
-    names = sorted(entry.name for entry in islice(folder.iterdir(), MAX_LISTED))
-    if not names:
+    found = [entry.name for entry in islice(folder.iterdir(), MAX_LISTED)]
+    if not found:
         return "an empty folder"
-    if found := adapter(folder):
-        return found
-    if found := _unfinished(folder, names):
-        return found
+    names = sorted(name for name in found if name.isprintable())
+    if line := adapter(folder) or _unfinished(folder, names):
+        return line
     has_tensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     if has_tensors and "config.json" not in names:
         return _below(folder) or "holds .safetensors files, but no config.json, which says what model they make up"
-    if found := _below(folder):
-        return found
+    if line := _below(folder):
+        return line
     pickled = [name for name in names if SHARD_OF_PICKLE.fullmatch(name)] or [n for n in names if PICKLED.fullmatch(n)]
     if pickled:
         return f"holds {pickled[0]}, PyTorch's pickled weights, and no safetensors; {CONVERT}"
@@ -152,7 +151,7 @@ def _below(folder: Path) -> str | None:
 
 def _folders(folder: Path) -> Iterator[Path]:
     for entry in sorted(islice(folder.iterdir(), MAX_LISTED)):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and entry.name.isprintable() and not entry.name.startswith("."):
             yield entry
 
 

@@ -97,7 +97,7 @@ def as_gguf(path: Path, folder: Path, quiet: bool) -> Path:
             return path
         target = folder / f"{path.name}.gguf"
         if not quiet:
-            remark(f"{path} becomes {target} for llama.cpp")
+            remark(f"{path} is converted to GGUF for llama.cpp, in a folder that is removed afterwards")
         convert_to_gguf(checkpoint, target)
     return target
 

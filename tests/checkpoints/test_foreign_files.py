@@ -128,6 +128,15 @@ def test_folders_without_tensors_that_we_read(folder: Path, names: list[str], sa
     assert said in refusal(folder)
 
 
+def test_names_that_would_break_a_line_are_not_repeated(folder: Path) -> None:
+    (folder / "a\nb.safetensors").write_bytes(b"x")
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.remarks == []
+    (folder / "model.safetensors").rename(folder / "pytorch_model\n.bin")
+    (folder / "a\nb.safetensors").unlink()
+    refusal(folder)
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path).endswith("an empty folder")
 
