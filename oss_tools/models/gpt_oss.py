@@ -5,9 +5,10 @@ Name maps after openai/gpt-oss (`gpt_oss/torch/weights.py`), transformers (`mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from oss_tools.models import gpt_oss_places
 from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
 from oss_tools.models.gpt_oss_config import GptOssConfig, computation, from_hf, to_hf
 from oss_tools.models.gpt_oss_words import OWN_KEYS, from_gguf, from_original, to_gguf, to_original
@@ -131,6 +132,11 @@ class GptOss(Architecture):
                 Placement(f"{layer}ffn_up_exps.{suffix}", shape, rows // 2, rows // 2, first=1, step=2),
             ]
         return whole(name, spec.shape, spec)
+
+    def other_placements(self, container: str, spec: TensorSpec, is_float: bool) -> Iterator[list[Placement]]:
+        ways = {"hf": gpt_oss_places.hugging_face, "gguf": gpt_oss_places.gguf}
+        if container in ways:
+            yield from ways[container](self.config, spec, is_float)
 
     def active_parameters(self) -> int:
         c = self.config
