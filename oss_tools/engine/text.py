@@ -8,18 +8,21 @@ from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
 from oss_tools.engine import o200k
+from oss_tools.engine.detokenizer import Detokenizer
 from oss_tools.errors import BadCheckpoint
 
-# Names under which vocabularies hold the tokens that end a turn or a text
-END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+# Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
+# two at every call.
+OF_TRAINING = ("truncation", "padding")
 
 
 class Text:
     """A tokenizer.
 
     Attributes:
-        stop_tokens: ids that end a text: the checkpoint's eos_token_id and special tokens known to end a turn.
+        stop_tokens: ids that end a text: the checkpoint's eos_token_id and tokens known by name to end a turn.
         special: names of special tokens -> their ids.
     """
 
@@ -33,12 +36,16 @@ class Text:
             content = o200k.tokenizer_json()
         if content is None:
             raise BadCheckpoint("the checkpoint has no tokenizer (tokenizer.json); only token ids can be given to it")
+        content = {**content, **dict.fromkeys(OF_TRAINING)}
+        if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
+            content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
         try:
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library raises bare Exception
             raise BadCheckpoint(f"the checkpoint's tokenizer.json is damaged: {error}") from None
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
+        self._detokenizer = Detokenizer(self._tokenizer, content.get("decoder"), self.special.values())
         self.stop_tokens = self._find_stop_tokens(metadata)
         self._lock = Lock()
 
@@ -46,10 +53,10 @@ class Text:
         found: set[int] = set()
         for source in (metadata.generation_config, metadata.config):
             ids = source.get("eos_token_id")
-            found |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
-        names = [token_text(metadata.tokenizer_config.get("eos_token")), *END_TOKENS]
-        special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items()}
-        return frozenset(found | {special[name] for name in names if name in special})
+            found |= {i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int}
+        eos = token_text(metadata.tokenizer_config.get("eos_token"))
+        named = {self._tokenizer.token_to_id(eos)} if isinstance(eos, str) else set()
+        return frozenset(found | (named - {None}) | set(end_tokens(self._tokenizer.token_to_id).values()))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
@@ -66,11 +73,12 @@ class Text:
                 self._tokenizer.encode_special_tokens = False
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
+        """The text of tokens: what a stream of them gives in all."""
+        return self._detokenizer.decode(tokens, skip_special)
 
     def stream(self, stop: Iterable[str] = ()) -> TextStream:
         """A decoder for tokens that come one at a time."""
-        return TextStream(self._tokenizer, tuple(stop))
+        return TextStream(self._detokenizer, tuple(stop))
 
 
 class StopStrings:
@@ -104,11 +112,8 @@ class StopStrings:
 class TextStream:
     """Tokens to text, one at a time, up to the first stop string."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+    def __init__(self, detokenizer: Detokenizer, stop: tuple[str, ...]) -> None:
+        self._text = detokenizer.start()
         self._stop = StopStrings(stop)
 
     @property
@@ -118,11 +123,11 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that is certain after this token."""
-        return self._stop.add(self._decoder.step(self._tokenizer, token) or "")
+        return self._stop.add(self._text.add(token))
 
     def flush(self) -> str:
         """What was held back, when the text ends without a stop string."""
-        return self._stop.flush()
+        return self._stop.add(self._text.flush()) + self._stop.flush()
 
 
 def _encodable(text: str) -> str:
