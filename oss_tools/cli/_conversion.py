@@ -150,6 +150,7 @@ def carry_out(
 
     An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf.
     """
+    from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
     from oss_tools.convert.plan import make_plan
@@ -158,6 +159,8 @@ def carry_out(
     with open_checkpoint(source) as checkpoint:
         remark_reading(checkpoint, checkpoint.metadata())
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
+        for text in remarks_on_writing(checkpoint.metadata()) if plan.container == "gguf" else ():
+            remark(text)
         record = plan_record(plan, destination)
         if dry_run:
             print_json(record) if as_json else print_plan(plan, destination)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from oss_tools.convert.byte_tokenizer import byte_letters
 
@@ -55,7 +55,7 @@ class _Replace:
 class _ByteLevel:
     """GPT-2's letters as the bytes for which they stand; a piece with any other letter as itself."""
 
-    BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
+    BYTES: ClassVar = {letter: byte for byte, letter in enumerate(byte_letters())}
 
     def __init__(self) -> None:
         self._decoder = _utf8("replace")

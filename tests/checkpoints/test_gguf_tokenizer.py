@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
 from oss_tools.checkpoints.gguf_splitters import O200K, SPLITTERS, Splitter, byte_level, pre_name, splitter_named
-from oss_tools.checkpoints.gguf_tokenizer import from_hf, merges_of_scores
+from oss_tools.checkpoints.gguf_tokenizer import from_hf
+from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import merges_of_scores
 from oss_tools.errors import BadCheckpoint, OssToolsError
 
 CONFIG = {"general.architecture": "llama", "llama.block_count": 1}

@@ -1,8 +1,9 @@
-"""Tokens beside a vocabulary: those that tokenizer_config.json, added_tokens.json or special_tokens_map.json add to tokenizer.json.
+"""Tokens that tokenizer_config.json, added_tokens.json or special_tokens_map.json add to tokenizer.json.
 
 The rules are those of transformers 5 (`tokenization_utils_base.py`, `tokenization_utils_tokenizers.py`) and of the tokenizers
 library: added_tokens_decoder, where there is one, takes the place of the two older files; a special token that is named and not
-there yet is added; a token that the vocabulary has keeps its number, and any other gets the next free one.
+there yet is added; a token that the vocabulary has keeps its number, and any other gets the next one behind the vocabulary.
+Where that number is taken, since the vocabulary has gaps, the number that the file says is used.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def with_added_tokens(tokenizer: dict[str, Any], beside: Companions) -> tuple[di
     for token in _named_special(beside):
         vocabulary.add_special(token)
     added = list(vocabulary.added.values())
+    if vocabulary.in_gaps:  # inside the vocabulary the library keeps the numbers of tokens
+        vocab = {**vocabulary.numbers, **{token["content"]: token["id"] for token in added}}
+        tokenizer = {**tokenizer, "model": {**tokenizer["model"], "vocab": vocab}}
     return (tokenizer if added == listed else {**tokenizer, "added_tokens": added}), vocabulary.remarks
 
 
@@ -57,10 +61,12 @@ class _Vocabulary:
         if isinstance(vocab, Mapping):
             self.numbers = vocab
         elif isinstance(vocab, list):  # Unigram: pieces with scores
-            self.numbers = {piece[0]: number for number, piece in enumerate(vocab) if isinstance(piece, list) and piece}
+            pieces = [piece[0] if isinstance(piece, list) and piece else None for piece in vocab]
+            self.numbers = {piece: number for number, piece in enumerate(pieces) if isinstance(piece, str)}
         self.size = len(vocab) if self.known and vocab is not None else 0
         self.added: dict[str, Token] = {}
         self.remarks: list[str] = []
+        self.in_gaps = False  # whether a token has a number other than the library would give it
         self._next = self.size
 
     def add(self, token: Token, where: str) -> None:
@@ -71,6 +77,8 @@ class _Vocabulary:
         number = before["id"] if before else self.numbers.get(name)
         if type(number) is not int:
             number = self._next
+            if type(said) is int and said != number and self._fills_a_gap(number, said):
+                number, self.in_gaps = said, True
         if type(said) is int and said != number:
             self.remarks.append(
                 f"{where} gives the token {name!r} the number {said}; the vocabulary leads to {number}, which is taken, as "
@@ -78,6 +86,11 @@ class _Vocabulary:
             )
         self._next = max(self._next, number + 1)
         self.added[name] = {**token, "id": number}
+
+    def _fills_a_gap(self, usual: int, said: int) -> bool:
+        """Whether the usual number is another token's and the one that a file says is nobody's."""
+        taken = {n for n in self.numbers.values() if type(n) is int} | {token["id"] for token in self.added.values()}
+        return isinstance(self.numbers, dict) and usual in taken and said not in taken
 
     def add_special(self, token: Token) -> None:
         """A token that is special because it is named so."""
