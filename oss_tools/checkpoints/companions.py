@@ -8,11 +8,11 @@ from typing import Any
 
 from oss_tools.checkpoints.base import Metadata
 from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, read_small, read_text
-from oss_tools.checkpoints.tokenizers.folder import read_tokenizer
+from oss_tools.checkpoints.tokenizers.folder import FOREIGN, read_tokenizer
 from oss_tools.errors import BadCheckpoint
 
 MAX_CONFIG = 16 << 20
-MAX_COMPANION = 16 << 20
+MAX_COMPANION = 32 << 20  # Mistral's tekken.json has 19 MB
 MAX_COMPANIONS = 64
 MAX_CARD = 16 << 10  # bytes of a model card in which its front matter must end
 
@@ -20,7 +20,9 @@ MAX_CARD = 16 << 10  # bytes of a model card in which its front matter must end
 PARSED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 CARRIED = re.compile(
     r"((LICEN[CS]E|NOTICE|README|USAGE_POLICY|COPYING|AUTHORS)[\w.-]*|"
-    r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model)",
+    r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model|tekken\.json|"
+    + FOREIGN.pattern
+    + ")",
     re.IGNORECASE,
 )
 REFUSED = (".py", ".bin", ".pt", ".pth", ".pickle", ".pkl", ".ckpt", ".safetensors", ".index.json", ".gguf", ".so", ".sh")

@@ -20,6 +20,7 @@ from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level, pre_name, splitter_named
 from oss_tools.checkpoints.tokenizers.added_tokens import templates_of
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
+from oss_tools.checkpoints.tokenizers.folder import UNREAD, template_around, unread_vocabulary
 from oss_tools.checkpoints.tokenizers.gguf_keys import TokenizerKeys, bpe, tokenizer_json
 from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import is_sentencepiece, sentencepiece_keys, sentencepiece_tokenizer
 from oss_tools.checkpoints.tokenizers.gguf_source import OWN_KEY, SPECIAL, Source, does_look_special, pairs, read_source
@@ -61,6 +62,8 @@ def from_hf(metadata: Metadata, architecture: str) -> dict[str, Any]:
     Raises BadCheckpoint, naming the fault, for a tokenizer that GGUF cannot express.
     """
     if metadata.tokenizer is None:
+        if name := unread_vocabulary(metadata.files):
+            raise BadCheckpoint(f"{name} cannot be written to GGUF: {UNREAD}")
         size = metadata.config.get("vocab_size")
         return {Keys.Tokenizer.MODEL: "none", **({f"{architecture}.vocab_size": size} if isinstance(size, int) else {})}
     keys, source = _keys_and_source(metadata, metadata.tokenizer)
@@ -272,25 +275,10 @@ def _post_processor(
     plain = byte_level(use_regex=True) if not is_sentencepiece(tokenizer) else None
     if not bos and not eos:
         return plain
-    before, after = ["bos_token"] * bos, ["eos_token"] * eos
-
-    def ends(names: list[str], sequence: int) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": tokens[special[name]], "type_id": sequence}} for name in names]
-
-    def around(letter: str, sequence: int) -> list[dict[str, Any]]:
-        text = {"Sequence": {"id": letter, "type_id": sequence}}
-        return [*ends(before, sequence), text, *ends(after, sequence)]
-
-    entries = {}
-    for name in before + after:
-        token = tokens[special[name]]
-        entries[token] = {"id": token, "ids": [special[name]], "tokens": [token]}
-    template = {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": around("A", 0) + around("B", 1),
-        "special_tokens": entries,
-    }
+    before = [tokens[special["bos_token"]]] if bos else []
+    after = [tokens[special["eos_token"]]] if eos else []
+    numbers = {tokens[number]: number for number in special.values()}
+    template = template_around(before, after, numbers)
     return {"type": "Sequence", "processors": [plain, template]} if plain else template
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from oss_tools.convert.byte_tokenizer import byte_letters
+from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ONE_A_BYTE = "oss_tools_one_a_byte"  # the name of an error handler

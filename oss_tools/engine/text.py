@@ -9,6 +9,7 @@ from typing import Any
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
+from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.engine import o200k
 from oss_tools.engine.detokenizer import Detokenizer
 from oss_tools.errors import BadCheckpoint
@@ -34,6 +35,8 @@ class Text:
         content = metadata.tokenizer
         if content is None and o200k.belongs_to(metadata.config):
             content = o200k.tokenizer_json()
+        if content is None and (name := unread_vocabulary(metadata.files)):
+            raise BadCheckpoint(f"{name}: {UNREAD}")
         if content is None:
             raise BadCheckpoint("the checkpoint has no tokenizer (tokenizer.json); only token ids can be given to it")
         content = {**content, **dict.fromkeys(OF_TRAINING)}

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oss_tools.checkpoints.files import read_json
+from oss_tools.checkpoints.files import read_json, read_small, read_text
 from oss_tools.checkpoints.tokenizers.added_tokens import Companions, adds_of, with_added_tokens
+from oss_tools.checkpoints.tokenizers.sentencepiece_model import parse_model, tokenizer_of_model
+from oss_tools.checkpoints.tokenizers.tekken import tokenizer_of_tekken
+from oss_tools.checkpoints.tokenizers.vocab_merges import special_defaults, tokenizer_of_files
+
+MAX_MODEL = 64 << 20
+UNREAD = "such a vocabulary is not read; save the tokenizer as tokenizer.json, with transformers"
+FOREIGN = re.compile(
+    r"[\w.-]+\.tiktoken|spiece\.model|sentencepiece\.bpe\.model|vocab\.txt|rwkv_vocab[\w.-]*|tokenizer\.model\.v[\w.]+"
+)
 
 
 def read_tokenizer(
@@ -17,16 +27,18 @@ def read_tokenizer(
 
     Raises BadCheckpoint for a file that cannot be read.
     """
+    beside = Companions(
+        dict(tokenizer_config), _optional(folder / "added_tokens.json"), _optional(folder / "special_tokens_map.json")
+    )
+    tokenizer = _optional(folder / "tokenizer.json")
+    if tokenizer:
+        tokenizer, remarks = with_added_tokens(tokenizer, beside)
+        return tokenizer, dict(tokenizer_config), remarks + _of_training(tokenizer) + _of_ends(tokenizer, tokenizer_config)
+    return _older(folder, beside)
 
-    def optional(name: str) -> dict[str, Any]:
-        return read_json(folder / name) if (folder / name).exists() else {}
 
-    tokenizer, config = optional("tokenizer.json"), dict(tokenizer_config)
-    if not tokenizer:
-        return None, config, []
-    beside = Companions(config, optional("added_tokens.json"), optional("special_tokens_map.json"))
-    tokenizer, remarks = with_added_tokens(tokenizer, beside)
-    return tokenizer, config, remarks + _of_training(tokenizer) + _of_ends(tokenizer, config)
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
 def _of_training(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -49,3 +61,81 @@ def _of_ends(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
                 "is followed, as transformers 5 does"
             )
     return remarks
+
+
+# ---- without tokenizer.json -----------------------------------------------------------------------------------------
+
+
+def _older(folder: Path, beside: Companions) -> tuple[dict[str, Any] | None, dict[str, Any], list[str]]:
+    """The tokenizer of the first of the older files that is there."""
+    config, remarks = dict(beside.config), []
+    if (folder / "tokenizer.model").exists():
+        path = folder / "tokenizer.model"
+        model = parse_model(read_small(path, MAX_MODEL), str(path))
+        tokenizer = tokenizer_of_model(model)
+        pieces = model.pieces
+        defaults = {name: pieces[n][0] for name, n in model.special.items() if 0 <= n < len(pieces)}
+        adds_bos: bool | None = None
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        vocab = read_json(folder / "vocab.json")
+        tokenizer, remarks = tokenizer_of_files(vocab, read_text(folder / "merges.txt", MAX_MODEL), config)
+        defaults, adds_bos = special_defaults(vocab, config), False
+    elif (folder / "tekken.json").exists():
+        tokenizer = tokenizer_of_tekken(read_json(folder / "tekken.json"))
+        defaults, adds_bos = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, True
+    else:
+        return None, config, []
+    known = {token["content"] for token in tokenizer["added_tokens"]} | set(defaults.values())
+    config = {
+        **{name: text for name, text in defaults.items() if text in known and config.get(name, "") == ""},
+        **_named(config),
+    }
+    tokenizer, more = with_added_tokens(tokenizer, Companions(config, beside.added, beside.special_map))
+    if adds_bos is None and "add_bos_token" not in config:
+        more.append(
+            "neither tokenizer.model nor tokenizer_config.json (add_bos_token) says whether bos goes before a text: none is put "
+            "there, as transformers 5 does; transformers 4 and llama.cpp put one"
+        )
+    _add_ends(tokenizer, config, bool(config.get("add_bos_token", adds_bos)), bool(config.get("add_eos_token")))
+    return tokenizer, config, remarks + more
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without special tokens of no text, by which some old files mean the usual one."""
+    return {key: value for key, value in config.items() if not (key.endswith("_token") and value == "")}
+
+
+def _add_ends(tokenizer: dict[str, Any], config: Mapping[str, Any], bos: bool, eos: bool) -> None:
+    """A post-processor that puts bos before and eos after a text."""
+    numbers = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+
+    def text_of(name: str) -> str:
+        token = config.get(name)
+        return str(token.get("content") if isinstance(token, Mapping) else token)
+
+    before = [t for t in [text_of("bos_token")] if bos and t in numbers]
+    after = [t for t in [text_of("eos_token")] if eos and t in numbers]
+    if before or after:
+        plain = [tokenizer["post_processor"]] if tokenizer["post_processor"] else []
+        template = template_around(before, after, numbers)
+        tokenizer["post_processor"] = {"type": "Sequence", "processors": [*plain, template]} if plain else template
+
+
+def template_around(before: list[str], after: list[str], numbers: Mapping[str, int]) -> dict[str, Any]:
+    """The TemplateProcessing of a tokenizer.json that puts these tokens before and after each text."""
+
+    def around(letter: str, sequence: int) -> list[dict[str, Any]]:
+        ends = [[{"SpecialToken": {"id": token, "type_id": sequence}} for token in tokens] for tokens in (before, after)]
+        return [*ends[0], {"Sequence": {"id": letter, "type_id": sequence}}, *ends[1]]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {token: {"id": token, "ids": [numbers[token]], "tokens": [token]} for token in before + after},
+    }
+
+
+def unread_vocabulary(names: Iterable[str]) -> str | None:
+    """The name among these of a vocabulary that is not read; None if there is none. It travels along with the model."""
+    return next((name for name in names if FOREIGN.fullmatch(name)), None)
