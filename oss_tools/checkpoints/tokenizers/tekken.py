@@ -17,12 +17,19 @@ from oss_tools.errors import BadCheckpoint
 
 MAX_SPECIAL = 1 << 16
 MAX_TOKEN = 1 << 10  # bytes
+USUAL = (  # the special tokens of files that do not list them, up to version 7
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
+    *("[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
+)
 
 
 def tokenizer_of_tekken(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of tokenizer.json, without a post-processor. Takes seconds. Raises BadCheckpoint."""
     config, listed = content.get("config"), content.get("vocab")
-    special_tokens = content.get("special_tokens") or []
+    special_tokens = content.get("special_tokens")
+    if special_tokens is None:
+        special_tokens = [{"rank": n, "token_str": text} for n, text in enumerate(USUAL)]
     if not isinstance(config, Mapping) or not isinstance(listed, list) or not isinstance(special_tokens, list):
         raise BadCheckpoint("tekken.json: config, vocab or special_tokens is missing or of the wrong kind")
     pattern, reserved, size = (config.get(k) for k in ("pattern", "default_num_special_tokens", "default_vocab_size"))
