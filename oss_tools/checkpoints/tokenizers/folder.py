@@ -91,6 +91,10 @@ def _older(folder: Path, beside: Companions) -> tuple[dict[str, Any] | None, dic
         **_named(config),
     }
     tokenizer, more = with_added_tokens(tokenizer, Companions(config, beside.added, beside.special_map))
+    for token in tokenizer[
+        "added_tokens"
+    ]:  # sought in the text as it came: our normalizer would put a space before their names
+        token["normalized"] = False
     if adds_bos is None and "add_bos_token" not in config:
         more.append(
             "neither tokenizer.model nor tokenizer_config.json (add_bos_token) says whether bos goes before a text: none is put "
