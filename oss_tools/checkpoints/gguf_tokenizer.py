@@ -76,7 +76,7 @@ def _keys_and_source(metadata: Metadata, tokenizer: Mapping[str, Any]) -> tuple[
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, Mapping) else model
-        raise BadCheckpoint(f"tokenizer.json: a model of type {kind!r} cannot be written to GGUF, only BPE")
+        raise BadCheckpoint(f"a tokenizer of type {kind!r} cannot be written to GGUF, only BPE")
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
             raise BadCheckpoint(f"tokenizer.json: model.{field} has no counterpart in GGUF")

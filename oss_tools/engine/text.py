@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.tokenizers.added_tokens import templates_of
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.engine import o200k
@@ -17,6 +20,8 @@ from oss_tools.errors import BadCheckpoint
 # Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
 # two at every call.
 OF_TRAINING = ("truncation", "padding")
+MAX_GROWTH = 4096  # letters that the steps of a tokenizer.json may make of one
+MAX_AROUND = 64  # tokens that it may put around a text
 
 
 class Text:
@@ -42,10 +47,9 @@ class Text:
         content = {**content, **dict.fromkeys(OF_TRAINING)}
         if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
-        try:
+        _check_growth(content)
+        with _library("is damaged"):
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # the library raises bare Exception
-            raise BadCheckpoint(f"the checkpoint's tokenizer.json is damaged: {error}") from None
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
         self._detokenizer = Detokenizer(self._tokenizer, content.get("decoder"), self.special.values())
@@ -58,12 +62,13 @@ class Text:
             ids = source.get("eos_token_id")
             found |= {i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int}
         eos = token_text(metadata.tokenizer_config.get("eos_token"))
-        named = {self._tokenizer.token_to_id(eos)} if isinstance(eos, str) else set()
-        return frozenset(found | (named - {None}) | set(end_tokens(self._tokenizer.token_to_id).values()))
+        number = self._tokenizer.token_to_id(eos) if isinstance(eos, str) else None
+        named = set() if number is None else {number}
+        return frozenset(found | named | set(end_tokens(self._tokenizer.token_to_id).values()))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
-        with self._lock:
+        with self._lock, _library("cannot encode this text"):
             return list(self._tokenizer.encode(_encodable(text), add_special_tokens=special).ids)
 
     def encode_plain(self, text: str) -> list[int]:
@@ -71,7 +76,8 @@ class Text:
         with self._lock:  # the library has a switch, no argument
             self._tokenizer.encode_special_tokens = True
             try:
-                return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+                with _library("cannot encode this text"):
+                    return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
             finally:
                 self._tokenizer.encode_special_tokens = False
 
@@ -131,6 +137,40 @@ class TextStream:
     def flush(self) -> str:
         """What was held back, when the text ends without a stop string."""
         return self._stop.add(self._text.flush()) + self._stop.flush()
+
+
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Turns the tokenizers library's bare exceptions, and its panics, which are none, into BadCheckpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BadCheckpoint(f"the checkpoint's tokenizer.json {what}: {' '.join(str(error).split())[:200]}") from None
+        raise
+
+
+def _check_growth(content: Mapping[str, Any]) -> None:
+    """Raises BadCheckpoint if a tokenizer.json would make a book of a letter."""
+    for part in ("normalizer", "decoder"):
+        growth = _growth(content.get(part))
+        if growth > MAX_GROWTH:
+            raise BadCheckpoint(f"tokenizer.json: its {part} makes up to {growth} letters of one, more than {MAX_GROWTH}")
+    for template in templates_of(content):
+        special, single = template.get("special_tokens"), template.get("single")
+        entries = special.values() if isinstance(special, dict) else []
+        ids = max((len(e["ids"]) for e in entries if isinstance(e, dict) and isinstance(e.get("ids"), list)), default=0)
+        if ids * (len(single) if isinstance(single, list) else 0) > MAX_AROUND:
+            raise BadCheckpoint(f"tokenizer.json: its post_processor puts more than {MAX_AROUND} tokens around a text")
+
+
+def _growth(part: Any) -> int:
+    """How many letters the steps of a normalizer or decoder may make of one, at most."""
+    if not isinstance(part, Mapping):
+        return 1
+    own = max((len(part[k]) for k in ("content", "prepend") if isinstance(part.get(k), str)), default=1)
+    steps = [step for k in ("normalizers", "decoders") if isinstance(part.get(k), list) for step in part[k]]
+    return max(own, 1) * math.prod(map(_growth, steps))
 
 
 def _encodable(text: str) -> str:

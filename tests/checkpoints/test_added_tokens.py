@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from oss_tools.checkpoints.companions import read_metadata
+from oss_tools.checkpoints.gguf_splitters import byte_level
 from oss_tools.checkpoints.tokenizers.added_tokens import Companions, with_added_tokens
+from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -115,6 +117,18 @@ def test_a_folder_says_who_decides_on_bos(tmp_path: Path) -> None:
         remarks = read_metadata(tmp_path, {}).remarks
         assert len(remarks) == said
         assert all("tokenizer.json is followed" in remark for remark in remarks)
+
+
+def test_bytes_as_letters_under_a_decoder_that_leaves_them(tmp_path: Path) -> None:
+    """As mlx-lm's users met it: every space of an answer came out as Ġ."""
+    content = tokenizer(a=0, Ġa=1)
+    decoders = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    content["decoder"] = {"type": "Sequence", "decoders": decoders}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [byte_level(use_regex=False)]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    metadata = read_metadata(tmp_path, {})
+    assert Text(metadata).decode([0, 1]) == "a a"
+    assert "decoder" in metadata.remarks[0]
 
 
 def test_a_folder_says_that_merges_are_kept(tmp_path: Path) -> None:

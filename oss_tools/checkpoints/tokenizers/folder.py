@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.checkpoints.files import read_json, read_small, read_text
+from oss_tools.checkpoints.gguf_splitters import byte_level
 from oss_tools.checkpoints.tokenizers.added_tokens import Companions, adds_of, with_added_tokens
 from oss_tools.checkpoints.tokenizers.sentencepiece_model import parse_model, tokenizer_of_model
 from oss_tools.checkpoints.tokenizers.tekken import tokenizer_of_tekken
@@ -33,12 +34,31 @@ def read_tokenizer(
     tokenizer = _optional(folder / "tokenizer.json")
     if tokenizer:
         tokenizer, remarks = with_added_tokens(tokenizer, beside)
-        return tokenizer, dict(tokenizer_config), remarks + _of_training(tokenizer) + _of_ends(tokenizer, tokenizer_config)
+        tokenizer, more = _with_its_decoder(tokenizer)
+        remarks += [*more, *_of_training(tokenizer), *_of_ends(tokenizer, tokenizer_config)]
+        return tokenizer, dict(tokenizer_config), remarks
     return _older(folder, beside)
 
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _with_its_decoder(tokenizer: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Some files (Mistral's from tekken, saved by others) write bytes as letters and have SentencePiece's decoder, which leaves
+    the letters as they are: a space would come out as Ġ."""
+    if not _holds(tokenizer.get("pre_tokenizer"), "ByteLevel") or not _holds(tokenizer.get("decoder"), "ByteFallback"):
+        return tokenizer, []
+    remark = "tokenizer.json is byte-level, but its decoder is SentencePiece's; text is decoded as byte-level"
+    return {**tokenizer, "decoder": byte_level(use_regex=True)}, [remark]
+
+
+def _holds(part: Any, kind: str) -> bool:
+    """Whether a part of a tokenizer.json, or one in its sequence, is of a type."""
+    if not isinstance(part, Mapping):
+        return False
+    inner = [v for v in part.values() if isinstance(v, list)] if part.get("type") == "Sequence" else []
+    return part.get("type") == kind or any(isinstance(p, Mapping) and p.get("type") == kind for v in inner for p in v)
 
 
 def _of_training(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -68,7 +88,8 @@ def _of_ends(tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
 
 def _older(folder: Path, beside: Companions) -> tuple[dict[str, Any] | None, dict[str, Any], list[str]]:
     """The tokenizer of the first of the older files that is there."""
-    config, remarks = dict(beside.config), []
+    config = dict(beside.config)
+    remarks: list[str] = []
     if (folder / "tokenizer.model").exists():
         path = folder / "tokenizer.model"
         model = parse_model(read_small(path, MAX_MODEL), str(path))

@@ -35,7 +35,7 @@ def tokenizer_of_files(vocab: Mapping[str, Any], merges: str, config: Mapping[st
     pre_tokenizer = splitter.pre_tokenizer()
     if config.get("add_prefix_space") and kind == "gpt-2":
         pre_tokenizer = {**pre_tokenizer, "add_prefix_space": True}
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
