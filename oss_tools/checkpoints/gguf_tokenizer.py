@@ -17,17 +17,17 @@ from gguf.constants import Keys, TokenType
 
 from oss_tools.checkpoints.base import Metadata
 from oss_tools.checkpoints.gguf_header import StringArray
-from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level, pre_name, splitter_named
-from oss_tools.checkpoints.tokenizers.added_tokens import templates_of
+from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level
+from oss_tools.checkpoints.tokenizers.around_text import template_around, templates_of
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
-from oss_tools.checkpoints.tokenizers.folder import UNREAD, template_around, unread_vocabulary
-from oss_tools.checkpoints.tokenizers.gguf_keys import TokenizerKeys, bpe, tokenizer_json
+from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
+from oss_tools.checkpoints.tokenizers.gguf_byte_level import byte_level_keys, byte_level_tokenizer
+from oss_tools.checkpoints.tokenizers.gguf_keys import TokenizerKeys
 from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import is_sentencepiece, sentencepiece_keys, sentencepiece_tokenizer
-from oss_tools.checkpoints.tokenizers.gguf_source import OWN_KEY, SPECIAL, Source, does_look_special, pairs, read_source
+from oss_tools.checkpoints.tokenizers.gguf_source import OWN_KEY, SPECIAL, Source, does_look_special
 from oss_tools.errors import BadCheckpoint
 
 HARMONY_STOPS = ("<|return|>", "<|endoftext|>", "<|call|>")  # any of them ends a generation of gpt-oss
-NFC = {"type": "NFC"}
 LLAMA_DEFAULTS = {
     "bos_token": 1,
     "eos_token": 2,
@@ -80,40 +80,11 @@ def _keys_and_source(metadata: Metadata, tokenizer: Mapping[str, Any]) -> tuple[
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
             raise BadCheckpoint(f"tokenizer.json: model.{field} has no counterpart in GGUF")
-    make = sentencepiece_keys if is_sentencepiece(tokenizer) else _byte_level_keys
+    make = sentencepiece_keys if is_sentencepiece(tokenizer) else byte_level_keys
     keys, source = make(metadata, tokenizer)
     ends = _added_ends(tokenizer, source)
     keys |= {SPECIAL[name]: number for name, number in source.special.items()}
     return keys | ends, source
-
-
-def _byte_level_keys(metadata: Metadata, tokenizer: Mapping[str, Any]) -> tuple[dict[str, Any], Source]:
-    normalizer = tokenizer.get("normalizer")
-    if isinstance(normalizer, Mapping) and normalizer.get("type") == "Sequence":
-        parts = normalizer.get("normalizers")
-        normalizer = parts[0] if isinstance(parts, list) and len(parts) == 1 else parts
-    if normalizer and normalizer != NFC:
-        kind = normalizer.get("type") if isinstance(normalizer, Mapping) else "Sequence"
-        raise BadCheckpoint(f"tokenizer.json: its normalizer ({str(kind)[:40]}) has no counterpart in GGUF")
-    source = read_source(metadata, tokenizer)
-    merges = pairs(source.model)
-    spaced = next((p for p in merges if " " in p[0] or " " in p[1]), None)
-    if spaced:
-        raise BadCheckpoint(f"tokenizer.json: the merge {spaced} holds a space, which GGUF cannot express")
-    pre = pre_name(tokenizer, metadata.tokenizer_config.get(PRE_HINT))
-    splitter = splitter_named(pre)
-    if splitter and splitter.nfc != bool(normalizer):
-        source.own["normalizer"] = normalizer or None
-    if normalizer:
-        source.remarks.append("the tokenizer brings text to the form NFC first; llama.cpp never does")
-    keys = {
-        Keys.Tokenizer.MODEL: "gpt2",
-        Keys.Tokenizer.PRE: pre,
-        Keys.Tokenizer.LIST: source.tokens,
-        Keys.Tokenizer.TOKEN_TYPE: source.types,
-        Keys.Tokenizer.MERGES: [f"{left} {right}" for left, right in merges],
-    }
-    return keys, source
 
 
 def _added_ends(tokenizer: Mapping[str, Any], source: Source) -> dict[str, Any]:
@@ -191,7 +162,7 @@ def to_hf(raw: Mapping[str, Any], config: dict[str, Any], general: dict[str, Any
     }
     _mark_control(keys, tokens, types, special)
     own = keys.own()
-    make = _byte_level_tokenizer if kind == "gpt2" else sentencepiece_tokenizer
+    make = byte_level_tokenizer if kind == "gpt2" else sentencepiece_tokenizer
     tokenizer, adds_bos = make(keys, tokens, types, own)
     adds_bos = keys.get(Keys.Tokenizer.ADD_BOS, bool, adds_bos) and "bos_token" in special
     adds_eos = keys.get(Keys.Tokenizer.ADD_EOS, bool, False) and "eos_token" in special
@@ -230,43 +201,6 @@ def _mark_control(keys: TokenizerKeys, tokens: list[str], types: np.ndarray, spe
     if wrong:
         shown = ", ".join(repr(tokens[n]) for n in wrong[:4]) + (" and others" if len(wrong) > 4 else "")
         keys.remarks.append(f"{keys.where}: {shown} typed as text; taken as control tokens, as llama.cpp does")
-
-
-def _byte_level_tokenizer(
-    keys: TokenizerKeys, tokens: list[str], types: np.ndarray, own: Mapping[str, Any]
-) -> tuple[dict[str, Any], bool]:
-    """(tokenizer.json without its post-processor, whether bos comes before a text by default)."""
-    name = keys.get(Keys.Tokenizer.PRE, str, "")
-    if not name:
-        keys.remarks.append(
-            f"{keys.where}: key {Keys.Tokenizer.PRE} is missing, so how text is split is a guess: llama.cpp's splitter "
-            '"default" is used, as llama.cpp does; answers may be worse than the model\'s; convert the model anew'
-        )
-    splitter = splitter_named(name or "default")
-    if splitter is None:
-        raise BadCheckpoint(
-            f"{keys.where}: how the pre-tokenizer {name[:80]!r} splits text is not known to this program; convert the "
-            "Hugging Face folder that the file was made of, or use a newer oss-tools"
-        )
-    known = set(tokens)
-    merges = []
-    for index, merge in enumerate(keys.strings(Keys.Tokenizer.MERGES)):
-        space = merge.find(" ", 1)
-        left, right = merge[:space], merge[space + 1 :]
-        if space < 0 or not right or left not in known or right not in known or left + right not in known:
-            raise BadCheckpoint(f"{keys.where}: merge {index} ({merge[:80]!r}) is no pair of tokens that makes a token")
-        merges.append([left, right])
-    tokenizer = tokenizer_json(
-        tokens,
-        types,
-        own.get("strips"),
-        normalizer=own.get("normalizer", NFC if splitter.nfc else None),
-        pre_tokenizer=splitter.pre_tokenizer(),
-        post_processor=None,
-        decoder=byte_level(use_regex=True),
-        model=bpe(merges, ignore_merges=splitter.ignore_merges),
-    )
-    return tokenizer, splitter.ignore_merges  # the same splitters imply bos in llama.cpp
 
 
 def _post_processor(

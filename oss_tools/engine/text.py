@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.checkpoints.tokenizers.added_tokens import templates_of
+from oss_tools.checkpoints.tokenizers.around_text import templates_of
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.engine import o200k

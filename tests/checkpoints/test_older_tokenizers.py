@@ -94,6 +94,16 @@ def test_tokens_beside_it(tmp_path: Path) -> None:
     assert Text(metadata).encode("ab<|im_end|>") == [260, 265]
 
 
+def test_tokens_beside_it_that_it_has_itself(tmp_path: Path) -> None:
+    """As in Mistral-7B-OpenOrca, whose added_tokens.json lists the first three pieces too."""
+    (tmp_path / "added_tokens.json").write_text('{"<unk>": 0, "<s>": 1, "</s>": 2, "<|im_end|>": 265}')
+    metadata = read_metadata(folder_with(tmp_path, "tokenizer.model", model(), add_bos_token=True), {})
+    text = Text(metadata)
+    assert text.encode("ab</s><|im_end|>") == [1, 260, 2, 265]
+    assert text.special.keys() == {"<unk>", "<s>", "</s>"}
+    assert text.stop_tokens == {2, 265}
+
+
 def test_tokenizer_json_comes_first(tmp_path: Path) -> None:
     content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))

@@ -8,7 +8,7 @@ Where that number is taken, since the vocabulary has gaps, the number that the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,22 +160,3 @@ def _token(content: str, special: bool) -> Token:
         "normalized": not special,
         "special": special,
     }
-
-
-def adds_of(tokenizer: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether the post_processor of a tokenizer.json puts tokens before and after a text."""
-    before = after = False
-    for template in templates_of(tokenizer):
-        pieces = template.get("single")
-        pieces = pieces if isinstance(pieces, list) else []
-        text = next((n for n, piece in enumerate(pieces) if isinstance(piece, Mapping) and "Sequence" in piece), 0)
-        before, after = before or text > 0, after or text < len(pieces) - 1
-    return before, after
-
-
-def templates_of(tokenizer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The templates in the post_processor of a tokenizer.json."""
-    processor = tokenizer.get("post_processor")
-    listed = processor.get("processors", [processor]) if isinstance(processor, Mapping) else []
-    processors = listed if isinstance(listed, list) else []
-    return [p for p in processors if isinstance(p, Mapping) and p.get("type") == "TemplateProcessing"]

@@ -9,7 +9,8 @@ from typing import Any
 
 from oss_tools.checkpoints.files import read_json, read_small, read_text
 from oss_tools.checkpoints.gguf_splitters import byte_level
-from oss_tools.checkpoints.tokenizers.added_tokens import Companions, adds_of, with_added_tokens
+from oss_tools.checkpoints.tokenizers.added_tokens import Companions, with_added_tokens
+from oss_tools.checkpoints.tokenizers.around_text import adds_of, template_around
 from oss_tools.checkpoints.tokenizers.sentencepiece_model import parse_model, tokenizer_of_model
 from oss_tools.checkpoints.tokenizers.tekken import tokenizer_of_tekken
 from oss_tools.checkpoints.tokenizers.vocab_merges import special_defaults, tokenizer_of_files
@@ -144,21 +145,6 @@ def _add_ends(tokenizer: dict[str, Any], config: Mapping[str, Any], bos: bool, e
         plain = [tokenizer["post_processor"]] if tokenizer["post_processor"] else []
         template = template_around(before, after, numbers)
         tokenizer["post_processor"] = {"type": "Sequence", "processors": [*plain, template]} if plain else template
-
-
-def template_around(before: list[str], after: list[str], numbers: Mapping[str, int]) -> dict[str, Any]:
-    """The TemplateProcessing of a tokenizer.json that puts these tokens before and after each text."""
-
-    def around(letter: str, sequence: int) -> list[dict[str, Any]]:
-        ends = [[{"SpecialToken": {"id": token, "type_id": sequence}} for token in tokens] for tokens in (before, after)]
-        return [*ends[0], {"Sequence": {"id": letter, "type_id": sequence}}, *ends[1]]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": around("A", 0) + around("B", 1),
-        "special_tokens": {token: {"id": token, "ids": [numbers[token]], "tokens": [token]} for token in before + after},
-    }
 
 
 def unread_vocabulary(names: Iterable[str]) -> str | None:
