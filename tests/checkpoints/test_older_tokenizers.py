@@ -88,6 +88,19 @@ def test_the_switches_of_its_normalizer(tmp_path: Path) -> None:
     assert text.decode([260]) == " ab"
 
 
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({}, [260, 2, 260]),  # llama.cpp's way, and transformers' of old: a space behind </s> too
+        ({"legacy": False}, [260, 2, 259]),
+        ({"add_prefix_space": False}, [259, 2, 259]),
+    ],
+)
+def test_spaces_that_go_before_words(tmp_path: Path, config: dict[str, Any], wanted: list[int]) -> None:
+    metadata = read_metadata(folder_with(tmp_path, "tokenizer.model", model(), add_bos_token=False, **config), {})
+    assert Text(metadata).encode("ab</s>ab") == wanted
+
+
 def test_tokens_beside_it(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 265}')
     metadata = read_metadata(folder_with(tmp_path, "tokenizer.model", model(), add_bos_token=False), {})

@@ -239,6 +239,21 @@ def test_vocab_and_merges_as_transformers_reads_them(tmp_path: Path, kind: str) 
         assert ours.encode(given_text) == theirs(given_text).input_ids, repr(given_text)
 
 
+@pytest.mark.parametrize(
+    "config", [{"legacy": False}, {"add_prefix_space": False}, {"legacy": False, "add_eos_token": True}], ids=str
+)
+def test_a_sentencepiece_model_as_transformers_reads_it(tmp_path: Path, models: Any, config: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("google.protobuf")
+    path, _ = models(model_type="bpe", **OPTIONS["as Llama 2"])
+    folder = folder_of(tmp_path / "m", {}, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **config})
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(path, folder / "tokenizer.model")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Text(read_metadata(folder, dict(CONFIG)))
+    for given_text in [*TEXTS, "<s>hello</s> x", *mixed_texts(100)]:
+        assert ours.encode(given_text) == theirs(given_text).input_ids, repr(given_text)
+
+
 # ---- llama.cpp -------------------------------------------------------------------------------------------------------
 
 

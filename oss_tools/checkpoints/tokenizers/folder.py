@@ -94,7 +94,8 @@ def _older(folder: Path, beside: Companions) -> tuple[dict[str, Any] | None, dic
     if (folder / "tokenizer.model").exists():
         path = folder / "tokenizer.model"
         model = parse_model(read_small(path, MAX_MODEL), str(path))
-        tokenizer = tokenizer_of_model(model)
+        model.dummy_prefix = model.dummy_prefix and config.get("add_prefix_space") is not False
+        tokenizer = tokenizer_of_model(model, legacy=config.get("legacy") is not False)
         pieces = model.pieces
         defaults = {name: pieces[n][0] for name, n in model.special.items() if 0 <= n < len(pieces)}
         adds_bos: bool | None = None

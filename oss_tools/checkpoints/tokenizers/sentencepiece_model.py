@@ -188,8 +188,11 @@ def _check(model: Model, where: str) -> None:
         raise BadCheckpoint(f"{where}: a SentencePiece model with {which} is not read")
 
 
-def tokenizer_of_model(model: Model) -> dict[str, Any]:
-    """The content of a tokenizer.json, without a post-processor, that gives text the tokens that SentencePiece gives it."""
+def tokenizer_of_model(model: Model, legacy: bool = True) -> dict[str, Any]:
+    """The content of a tokenizer.json, without a post-processor, that gives text the tokens that SentencePiece gives it.
+
+    `legacy`: a space goes before each part between special tokens too, as llama.cpp does it, and transformers of old.
+    """
     texts = [text for text, _, _ in model.pieces]
     types = np.array([kind for _, _, kind in model.pieces], np.int32)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -203,9 +206,9 @@ def tokenizer_of_model(model: Model) -> dict[str, Any]:
         for n, (text, _, kind) in enumerate(model.pieces)
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
-    # SentencePiece puts its space before the text only; Prepend puts it before each part between added tokens, as transformers
-    # did of old and llama.cpp does with marks such as <s>. Symbols that users defined are part of the text: there it must not.
-    metaspace = model.dummy_prefix and bool((types == USER_DEFINED).any())
+    # SentencePiece puts its space before the text only, and so does Metaspace (but none before a space); Prepend puts it before
+    # each part between added tokens. Symbols that users defined are part of the text: behind them it must not.
+    metaspace = model.dummy_prefix and (not legacy or bool((types == USER_DEFINED).any()))
     unknown = int(np.flatnonzero(types == UNKNOWN)[0])
     return {
         "version": "1.0",
