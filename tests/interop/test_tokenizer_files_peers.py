@@ -21,12 +21,14 @@ from test_gguf_tokenizer_peers import (
     write_vocabulary,
 )
 
+import oss_tools
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.companions import read_metadata
 from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
 from oss_tools.checkpoints.gguf_splitters import splitter_named
 from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
 from oss_tools.checkpoints.tokenizers.sentencepiece_model import parse_model, tokenizer_of_model
+from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
 
 pytestmark = pytest.mark.peers
@@ -294,6 +296,26 @@ def test_ends_of_turns_that_a_file_types_as_text(tmp_path: Path) -> None:
     vocab = llama_cpp.llama_model_get_vocab(llama._model.model)
     theirs = {n for n in range(1600) if llama_cpp.llama_vocab_is_eog(vocab, n)}
     assert text.stop_tokens == theirs - {11}  # llama.cpp takes token 11 for the end where a file names none
+
+
+@pytest.mark.parametrize("name", ["tiny", pytest.param("o200k", marks=pytest.mark.slow)])
+def test_published_vocabularies_stream_as_the_library_decodes(name: str) -> None:
+    """The embedded model's, and gpt-oss's: any tokens, most of them no text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    if name == "o200k":
+        pytest.importorskip("bpe_openai")
+        content = o200k.tokenizer_json()
+    else:
+        content = json.loads((Path(oss_tools.__file__).parent / "tiny" / "checkpoint" / "tokenizer.json").read_text())
+    text, peer = Text(Metadata({}, tokenizer=content)), tokenizers.Tokenizer.from_str(json.dumps(content))
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.integers(0, peer.get_vocab_size() - 1), max_size=24))
+    def check(tokens: list[int]) -> None:
+        stream = text.stream()
+        assert "".join([*map(stream.add, tokens), stream.flush()]) == text.decode(tokens) == peer.decode(tokens)
+
+    check()
 
 
 def test_a_real_vocabulary_streams() -> None:
