@@ -194,9 +194,7 @@ def _mark_control(keys: TokenizerKeys, tokens: list[str], types: np.ndarray, spe
     else a template's marks would be cut to pieces, and generation would not stop at them."""
     roles = {tokens[special[name]] for name in ("bos_token", "eos_token", "eot_token", "eom_token") if name in special}
     names = {*end_tokens({token: n for n, token in enumerate(tokens)}.get), *filter(does_look_special, roles)}
-    wrong = [
-        n for n, token in enumerate(tokens) if token in names and types[n] in (TokenType.NORMAL, TokenType.USER_DEFINED)
-    ]
+    wrong = [n for n, token in enumerate(tokens) if token in names and types[n] == TokenType.NORMAL]
     types[wrong] = TokenType.CONTROL
     if wrong:
         shown = ", ".join(repr(tokens[n]) for n in wrong[:4]) + (" and others" if len(wrong) > 4 else "")

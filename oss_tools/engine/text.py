@@ -11,7 +11,7 @@ from typing import Any
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.tokenizers.around_text import templates_of
-from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
+from oss_tools.checkpoints.tokenizers.end_tokens import END_NAMES, end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.engine import o200k
 from oss_tools.engine.detokenizer import Detokenizer
@@ -44,7 +44,7 @@ class Text:
             raise BadCheckpoint(f"{name}: {UNREAD}")
         if content is None:
             raise BadCheckpoint("the checkpoint has no tokenizer (tokenizer.json); only token ids can be given to it")
-        content = {**content, **dict.fromkeys(OF_TRAINING)}
+        content = {**content, **dict.fromkeys(OF_TRAINING), "added_tokens": _ends_as_special(content.get("added_tokens"))}
         if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
         _check_growth(content)
@@ -148,6 +148,13 @@ def _library(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise BadCheckpoint(f"the checkpoint's tokenizer.json {what}: {' '.join(str(error).split())[:200]}") from None
         raise
+
+
+def _ends_as_special(added: Any) -> Any:
+    """Added tokens, those that end a turn special: a stranger's text must not end one, whatever a file says of such a token."""
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        return added if added is not None else []
+    return [{**token, "special": True} if token.get("content") in END_NAMES else token for token in added]
 
 
 def _check_growth(content: Mapping[str, Any]) -> None:

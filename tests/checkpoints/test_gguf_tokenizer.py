@@ -367,6 +367,15 @@ def test_an_end_of_turn_typed_as_text() -> None:
     assert "'<|im_start|>', '<|im_end|>' typed as text" in found.remarks[0]
 
 
+def test_an_end_of_turn_that_users_defined(tmp_path: Path) -> None:
+    """A template's mark is one token already; nothing is changed, nothing is to be said."""
+    tokenizer = byte_level_json()
+    tokenizer["added_tokens"].append(added(8, "<|im_end|>", special=False))
+    back = through_gguf(tmp_path, metadata(tokenizer))
+    assert (back.tokenizer or {})["added_tokens"] == tokenizer["added_tokens"]
+    assert back.remarks == ()
+
+
 def test_special_tokens_that_a_llama_file_does_not_name() -> None:
     """llama.cpp takes 1, 2 and 0."""
     source = metadata(sentencepiece_json(), 270, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

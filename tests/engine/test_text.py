@@ -103,6 +103,19 @@ def test_ends_of_turns_are_known_by_name(name: str) -> None:
     assert len(text.stop_tokens) == len(TEXT.stop_tokens) + 1
 
 
+def test_a_strangers_text_ends_no_turn() -> None:
+    """A file may say that the token that ends a turn is none of the special ones; it is here."""
+    content = copy.deepcopy(TOKENIZER.content)
+    number = content["model"]["vocab"].pop("<unused_299>")
+    content["model"]["vocab"]["<|im_end|>"] = number
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    content["added_tokens"].append({"id": number, "content": "<|im_end|>", **flags})
+    text = Text(Metadata({}, tokenizer=content))
+    assert text.encode("a<|im_end|>")[-1] == number
+    assert number in text.stop_tokens
+    assert number not in text.encode_plain("a<|im_end|>")
+
+
 def test_in_harmony_a_message_ends_and_not_the_turn() -> None:
     both, one = named("<|end|>", "<|return|>", "<|call|>"), named("<|end|>", "<|return|>")
     assert len(both.stop_tokens) == len(TEXT.stop_tokens) + 2
