@@ -150,6 +150,7 @@ def carry_out(
 
     An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf.
     """
+    from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
     from oss_tools.convert.plan import make_plan
@@ -158,7 +159,8 @@ def carry_out(
     with open_checkpoint(source) as checkpoint:
         remark_reading(checkpoint, checkpoint.metadata())
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
-        for text in plan.remarks:
+        of_tokenizer = remarks_on_writing(checkpoint.metadata()) if plan.container == "gguf" else ()
+        for text in (*plan.remarks, *of_tokenizer):
             remark(text)
         record = plan_record(plan, destination)
         if dry_run:
