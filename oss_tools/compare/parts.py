@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numba_kernels
+
 import oss_tools
 from oss_tools.resources import resource
 

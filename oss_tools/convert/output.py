@@ -11,6 +11,7 @@ from oss_tools.checkpoints import Writer
 from oss_tools.checkpoints.files import sync_folder
 from oss_tools.convert.manifest import manifest_path
 from oss_tools.errors import BadRecipe, NoRoom
+from oss_tools.sizes import format_size
 
 SPARE_BYTES = 64 << 20  # free disk beyond the tensors: headers, tokenizer, manifest
 
@@ -34,7 +35,7 @@ def check_room(destination: Path, nbytes: int) -> None:
     parent = next(p for p in destination.absolute().parents if p.exists())
     needed, free = nbytes + SPARE_BYTES, shutil.disk_usage(parent).free
     if needed > free:
-        raise NoRoom(f"{parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; choose another disk")
+        raise NoRoom(f"{parent}: {format_size(needed)} are needed and {format_size(free)} are free; choose another disk")
 
 
 def give_names(partial: Path, destination: Path, kind: type[Writer]) -> Path:

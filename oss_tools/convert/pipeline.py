@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-
 from numba_kernels.parallel import cores
+
 from oss_tools import __version__
 from oss_tools.checkpoints import Writer, open_container, writer_for
 from oss_tools.convert.manifest import Manifest, TensorError, TensorHash, TensorRecord

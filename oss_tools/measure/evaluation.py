@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
+
 from oss_tools.checkpoints import open_container
 from oss_tools.errors import MissingPackage, OssToolsError
 from oss_tools.measure.evaluators import CHOOSE, GENERATE, SHOTS
