@@ -14,7 +14,7 @@ from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.compressed_tensors import Layout, Piece, decode
 from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, sync_folder, write_file
 from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter, is_sane_name
-from oss_tools.errors import BadCheckpoint, BadTensor
+from oss_tools.errors import BadCheckpoint, BadRecipe, BadTensor
 from oss_tools.formats import QTensor
 
 INDEX = "model.safetensors.index.json"
@@ -146,6 +146,24 @@ class ShardedWriter(Writer):
     @classmethod
     def total_bytes(cls, tensors: list[StoredTensor]) -> int:
         return sum(_layout_bytes(cls.lay_out(tensor)) for tensor in tensors)
+
+    @classmethod
+    def check(
+        cls,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        companions.companion_files(metadata)
+        json_bytes(container_config)
+        shards = _distribute([cls.lay_out(tensor) for tensor in tensors], shard_size or SHARD_SIZE)
+        if len(shards) > MAX_SHARDS:
+            raise BadRecipe(
+                f"--shard-size {shard_size} makes {len(shards)} files, more than {MAX_SHARDS}; choose a larger size"
+            )
 
     def __init__(
         self,

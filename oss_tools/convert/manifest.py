@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from oss_tools import __version__
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor
 
@@ -110,7 +111,12 @@ class TensorRecord:
 
 @dataclass
 class Manifest:
-    """The record of one conversion."""
+    """The record of one conversion.
+
+    Attributes:
+        source: the source's file or folder name.
+        plan: what decided the output beside the source's tensors, as `convert.journal.facts` gives it; {} from older versions.
+    """
 
     source: str
     source_container: str
@@ -120,9 +126,10 @@ class Manifest:
     tensors: list[TensorRecord] = field(default_factory=list)
     tool: str = f"oss-tools {__version__}"
     schema: int = SCHEMA
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        replace_file(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @staticmethod
     def read(path: Path) -> Manifest:

@@ -346,7 +346,7 @@ def test_an_interrupted_run_is_not_mixed_with_another_plan(
             convert(source, target, "hf")
     with pytest.raises(BadRecipe, match="holds an interrupted run"):
         convert(source, target, "hf")
-    with pytest.raises(BadRecipe, match="another source, recipe or version"):
+    with pytest.raises(BadRecipe, match="differs in the recipe or format; --overwrite"):
         convert(source, target, "hf", recipe_of_format("f16"), resume=True)
     written: list[str] = []
     original = pipeline._write_tensor
