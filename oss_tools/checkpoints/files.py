@@ -118,9 +118,9 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file under another name beside it, flushes it to disk and renames it: the old file stays whole until the new one is.
+    """Writes a file under another name beside it, flushes it and renames it: the old one stays until the new one is whole.
 
-    Half a surrogate pair in text is written as `\\ud800`. What is no regular file (a pipe, `/dev/stdout`) is written to directly; a
+    Half a surrogate pair in text becomes an escape. What is no regular file (a pipe, `/dev/stdout`) is written to directly; a
     symbolic link stays, and the file that it names is replaced. Raises NoRoom, and BadRequest where no file can be made.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content

@@ -334,8 +334,8 @@ def _mean(intervals: list[Interval]) -> Interval:
     value = math.fsum(i.value for i in intervals) / n
     if not all(i.known for i in intervals):
         return Interval(value)
-    below = math.sqrt(math.fsum((i.value - i.bounds[0]) ** 2 for i in intervals)) / n
-    above = math.sqrt(math.fsum((i.bounds[1] - i.value) ** 2 for i in intervals)) / n
+    below = math.hypot(*(i.value - i.bounds[0] for i in intervals)) / n
+    above = math.hypot(*(i.bounds[1] - i.value for i in intervals)) / n
     return Interval(value, value - below, value + above)
 
 
