@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
-from oss_tools.cli._output import print_facts, print_json, print_table, progress
+from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark_reading
 
 if TYPE_CHECKING:
     from oss_tools.convert.verify import TensorDifference, Verification
@@ -54,6 +54,8 @@ def run(
         open_checkpoint(b) as second,
         progress({"verify": first.parameters}, quiet=quiet) as advance,
     ):
+        if not quiet:
+            remark_reading(first, second)
         found = verify(first, second, tolerance, lambda name, values: advance("verify", values))
     if as_json:
         print_json(to_record(found, a, b))
