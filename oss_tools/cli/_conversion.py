@@ -176,6 +176,7 @@ def carry_out(
         remark_reading(checkpoint, plan.metadata)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
+            remark_unweighted(plan, importance, options)
         pipeline.check(plan, destination, options)
         record = plan_record(plan, destination)
         if plan.rounded_before:
@@ -199,6 +200,16 @@ def carry_out(
         if before:
             remark(f"{destination} is finished already: made of this source by this plan, so there is nothing left to do")
         return Outcome(plan, record | {"finished_before": before}, manifest, time.perf_counter() - start, before)
+
+
+def remark_unweighted(plan: Plan, importance: Path, options: Options) -> None:
+    """Says on stderr which tensors are rounded without importance weights though a file of them is given."""
+    rounded = [step.name for step in plan.steps if step.action == "quantize"]
+    missing = [name for name in rounded if name not in (options.importance or {})]
+    if missing:
+        remark(
+            f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
+        )
 
 
 def rounded_before(plan: Plan) -> str:
