@@ -15,6 +15,7 @@ import numpy as np
 
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 
+MAX_NAME = 255  # bytes of a file's name
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 
 
@@ -173,23 +174,32 @@ def replace_file(path: Path, content: str | bytes) -> None:
             os.replace(fresh, target)
     except NoRoom as error:
         raise NoRoom(str(error).replace(str(fresh), str(path))) from None
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def check_place(path: Path) -> None:
-    """Raises BadRequest, in words, unless a file or folder of this name could be made: nothing is written to see it."""
+def check_place(path: Path, *, with_parents: bool = False) -> None:
+    """Raises BadRequest, in words, unless a file or folder of this name could be made: nothing is written to see it.
+
+    `with_parents`: whether the folders above it will be made too where they are missing.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{path}: the name is not UTF-8; choose another") from None
-    missing, folder = path.name, path.resolve().parent
+    target = path.resolve()
+    missing, folder = [target.name], target.parent
     while not os.path.lexists(folder):
-        missing, folder = folder.name, folder.parent
-    if len(os.fsencode(missing)) > 255 or len(os.fsencode(path.name)) > 255:
-        raise BadRequest(f"{path}: the name is longer than the 255 bytes that a disk takes")
+        missing, folder = [folder.name, *missing], folder.parent
+    if any(len(os.fsencode(name)) > MAX_NAME for name in missing):
+        raise BadRequest(f"{path}: a name is longer than the {MAX_NAME} bytes that a disk takes")
     if not folder.is_dir():
         raise BadRequest(f"{path}: {folder} is a file, not a folder")
+    if len(missing) > 1 and not with_parents:
+        raise BadRequest(f"{path}: there is no folder {target.parent}; make it first")
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise BadRequest(f"{path}: {folder} is on a read-only disk; choose another place")
     if not os.access(folder, os.W_OK | os.X_OK):

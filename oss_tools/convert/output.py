@@ -33,7 +33,7 @@ def check_name(destination: Path, kind: type[Writer]) -> None:
     if len(os.fsencode(destination.name)) > MAX_NAME:
         raise BadRecipe(f"{destination}: the name is longer than {MAX_NAME} bytes")
     try:
-        check_place(destination)
+        check_place(destination, with_parents=True)
     except BadRequest as error:
         raise BadRecipe(str(error)) from None
 

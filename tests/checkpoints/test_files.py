@@ -69,12 +69,15 @@ def test_places_in_which_nothing_can_be_made_are_said(tmp_path: Path, monkeypatc
     for path, said in (
         (tmp_path / "file" / "new", f"{tmp_path / 'file'} is a file, not a folder"),
         (tmp_path / "file" / "deeper" / "new", f"{tmp_path / 'file'} is a file, not a folder"),
-        (tmp_path / ("x" * 256), "longer than the 255 bytes"),
+        (tmp_path / ("x" * 256), "a name is longer than the 255 bytes"),
         (tmp_path / os.fsdecode(b"caf\xe9"), "not UTF-8"),
     ):
         with pytest.raises(BadRequest, match=said):
             check_place(path)
-    check_place(tmp_path / "several" / "new" / "folders")
+    check_place(tmp_path / "several" / "new" / "folders", with_parents=True)
+    for step in (check_place, lambda path: replace_file(path, "x")):
+        with pytest.raises(BadRequest, match=r"there is no folder \S+new; make it first"):
+            step(tmp_path / "several" / "new" / "file")
     assert not (tmp_path / "several").exists()
     state = os.statvfs(tmp_path)
     with monkeypatch.context() as patched:
