@@ -97,7 +97,7 @@ def read_binary(path: Path) -> dict[str, np.ndarray]:
             where = f"entry {entry}"
             length = number(where)
             if not 0 < length <= MAX_NAME:
-                raise BadCheckpoint(f"{path}: {where} of the importance matrix has a name of {length} bytes")
+                raise BadCheckpoint(f"{path}: damaged: {where} of the importance matrix has a name of {length} bytes")
             name = take(length, where).tobytes().decode("utf-8", "replace")
             calls, count = number(name), number(name)
             if count < 1 or name in means:

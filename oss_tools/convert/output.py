@@ -20,6 +20,7 @@ from oss_tools.sizes import format_size
 
 SPARE_BYTES = 64 << 20  # free disk beyond the tensors: headers, tokenizer, manifest
 LOCK = "oss-tools-lock"
+SMALLEST_SHARD = 1000  # bytes; less is a mistake: `--shard-size 5` for 5GB
 MAX_NAME = 200  # bytes of a destination's name; disks take 255, and parts and the manifest have longer ones
 
 
@@ -49,6 +50,12 @@ def parts(destination: Path, kind: type[Writer]) -> list[Path]:
         return []
     name = re.compile(re.escape(destination.stem) + r"-\d{5}-of-\d{5}" + re.escape(kind.extension))
     return sorted(p for p in destination.parent.glob(f"{glob.escape(destination.stem)}-*") if name.fullmatch(p.name))
+
+
+def check_shard_size(nbytes: int | None) -> None:
+    """Raises BadRecipe for a size that is meant in another unit."""
+    if nbytes is not None and nbytes < SMALLEST_SHARD:
+        raise BadRecipe(f"--shard-size {nbytes} is {nbytes} bytes; write it as 5GB or 500MB")
 
 
 def check_room(destination: Path, nbytes: int) -> None:

@@ -16,6 +16,7 @@ from oss_tools.convert.output import (
     LOCK,
     check_name,
     check_room,
+    check_shard_size,
     existing,
     in_use,
     manifest_in,
@@ -27,16 +28,13 @@ from oss_tools.convert.plan import Plan
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.models import Checkpoint
 
-SMALLEST_SHARD = 1000  # bytes; less is a mistake: `--shard-size 5` for 5GB
-
 
 def check(plan: Plan, destination: Path, options: Options) -> None:
     """Raises BadRecipe, BadCheckpoint or NoRoom where the run would, but for what only the tensors' values can say."""
     kind = writer_for(plan.container)
     check_name(destination, kind)
     _check_source(plan, destination, kind)
-    if options.shard_size is not None and options.shard_size < SMALLEST_SHARD:
-        raise BadRecipe(f"--shard-size {options.shard_size} is {options.shard_size} bytes; write it as 5GB or 500MB")
+    check_shard_size(options.shard_size)
     kind.check(
         output_name(destination, kind), plan.stored, plan.metadata, plan.container_config, shard_size=options.shard_size
     )
@@ -136,9 +134,9 @@ def finished(plan: Plan, destination: Path, options: Options, progress: Progress
     if not taken or not options.resume or options.overwrite or left_behind(partial_of(destination)):
         return None
     manifest = Manifest.read(manifest_path(destination))
-    check_sources(plan, manifest.tensors, options.jobs, f"{taken} is finished, but", progress)
     with Checkpoint(open_container(taken)) as made:
         wanted = {record.name: record.format for record in manifest.tensors}
         if {name: entry.format.name for name, entry in made.entries.items()} != wanted:
             raise BadCheckpoint(f"{taken}: its tensors are not those of its manifest; --overwrite makes it anew")
+    check_sources(plan, manifest.tensors, options.jobs, f"{taken} is finished, but", progress)
     return manifest

@@ -20,7 +20,7 @@ import yaml
 
 from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
-from oss_tools.convert.output import check_name, check_room, claimed, clear, existing, give_names, said_of
+from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
 from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
 from oss_tools.convert.threads import Stop, in_threads
@@ -188,6 +188,7 @@ def synthesize(
     """
     kind = writer_for(synthesis.container)
     check_name(destination, kind)
+    check_shard_size(shard_size)
     if taken := existing(destination, kind):
         raise BadRecipe(f"{taken} exists; choose another name, or remove it first")
     check_room(destination, kind.total_bytes(synthesis.stored))

@@ -162,3 +162,23 @@ def test_any_other_file_is_called_what_it_is(tiny_gpt_oss: Path, tmp_path: Path)
             load_importance(tmp_path, checkpoint)
         with pytest.raises(BadCheckpoint, match="a model's weights, not an importance matrix"):
             load_importance(tiny_gpt_oss / "model.safetensors", checkpoint)
+
+
+def test_a_gguf_matrix_is_known_under_the_older_forms_name(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    sums = {"blk.1.attn_output.weight.in_sum2": np.arange(1, 129), "blk.1.attn_output.weight.counts": np.ones(1)}
+    path = write_imatrix(tmp_path / "imatrix.dat", sums)
+    with open_checkpoint(tiny_gpt_oss) as checkpoint:
+        weights = load_importance(path, checkpoint)
+    np.testing.assert_allclose(weights[OUT], np.arange(1, 129) / 64.5, rtol=1e-6)
+
+
+def test_a_binary_matrix_that_counts_rows_for_values_is_called_damaged(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    """As a converter of GGUF matrices wrote them: https://github.com/ikawrakow/ik_llama.cpp/issues/2385."""
+    name, values = b"blk.0.attn_output.weight", np.ones(128, "<f4").tobytes()
+    entry = struct.pack("<i", len(name)) + name + struct.pack("<ii", 1, 1) + values
+    (tmp_path / "imatrix.dat").write_bytes(struct.pack("<i", 2) + entry + entry)
+    with (
+        open_checkpoint(tiny_gpt_oss) as checkpoint,
+        pytest.raises(BadCheckpoint, match="damaged: entry 1 of the importance"),
+    ):
+        load_importance(tmp_path / "imatrix.dat", checkpoint)

@@ -412,3 +412,24 @@ def test_a_recipe_of_several_formats_names_those_that_are_rounded_again(syntheti
 
         assert make_plan(checkpoint, "gguf", Recipe("again", rules)).rounded_before == ["q4_0"]
         assert make_plan(checkpoint, "gguf", KEEP_ALL).rounded_before == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"plan": 3}, "the field plan is '3'"),
+        ({"tensors": []}, "its tensors are not those of its manifest"),
+        ({"tensors": [3]}, "not a manifest of oss-tools"),
+        ({"tensors": None}, "not a manifest of oss-tools"),
+        ({"recipe": None}, "the field recipe is 'None'"),
+        ({"schema": 9}, "schema 9, this program reads 1"),
+        ({"surprise": 1}, "not a manifest of oss-tools"),
+    ],
+)
+def test_a_manifest_of_other_types_is_a_line(synthetic: Synthetic, tmp_path: Path, change: dict, said: str) -> None:
+    source, target = synthetic("llama-tiny"), tmp_path / "out"
+    convert(source, target, "hf")
+    path = manifest_path(target)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises((BadCheckpoint, BadRecipe), match=said):
+        convert(source, target, "hf", resume=True)
