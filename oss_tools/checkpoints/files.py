@@ -165,6 +165,8 @@ def replace_file(path: Path, content: str | bytes) -> None:
             stream.write(data)
         return
     check_place(path)
+    if target.exists() and not os.access(target, os.W_OK):
+        raise BadRequest(f"{path}: the file is read-only; choose another name, or change its permissions")
     fresh = target.with_name(f".oss-tools-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with full_disk_is_no_room(path):

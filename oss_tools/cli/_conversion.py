@@ -173,18 +173,14 @@ def carry_out(
 
     with open_checkpoint(source) as checkpoint:
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
-        remark_reading(checkpoint, plan.metadata)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
-            remark_unweighted(plan, importance, options)
         pipeline.check(plan, destination, options)
         record = plan_record(plan, destination)
-        if plan.rounded_before:
-            remark(f"{rounded_before(plan)}: the errors are against it, not against what it was made of")
         if dry_run:
+            remark_plan(plan, importance, options)
             print_json(record) if as_json else print_plan(plan, destination)
             return None
-        remark_fallbacks(plan)
         totals = {"write": plan.source_bytes}
         if options.verify:
             totals["verify"] = sum(step.target.nbytes for step in plan.steps)
@@ -196,25 +192,13 @@ def carry_out(
 
             manifest = pipeline.finished(plan, destination, options, report)
             before = manifest is not None
-            manifest = manifest or pipeline.write(plan, destination, options, report)
+            if manifest is None:
+                remark_plan(plan, importance, options)
+                remark_fallbacks(plan)
+                manifest = pipeline.write(plan, destination, options, report)
         if before:
             remark(f"{destination} is finished already: made of this source by this plan, so there is nothing left to do")
         return Outcome(plan, record | {"finished_before": before}, manifest, time.perf_counter() - start, before)
-
-
-def remark_unweighted(plan: Plan, importance: Path, options: Options) -> None:
-    """Says on stderr which tensors are rounded without importance weights though a file of them is given."""
-    rounded = [step.name for step in plan.steps if step.action == "quantize"]
-    missing = [name for name in rounded if name not in (options.importance or {})]
-    if missing:
-        remark(
-            f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
-        )
-
-
-def rounded_before(plan: Plan) -> str:
-    """Says that the source was rounded before."""
-    return f"{plan.source.path} was rounded already ({', '.join(plan.rounded_before)})"
 
 
 def _usual_container(source: Checkpoint, destination: Path) -> str:
@@ -223,11 +207,29 @@ def _usual_container(source: Checkpoint, destination: Path) -> str:
     return "hf" if source.container == "gguf" else source.container
 
 
+def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:
+    """Says on stderr what a user should know: how the source was read, and what it means to round it."""
+    remark_reading(plan.source, plan.metadata)
+    if plan.rounded_before:
+        remark(f"{rounded_before(plan)}: the errors are against it, not against what it was made of")
+    rounded = [step.name for step in plan.steps if step.action == "quantize"]
+    missing = [name for name in rounded if name not in (options.importance or {})]
+    if importance and missing:
+        remark(
+            f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
+        )
+
+
 def remark_fallbacks(plan: Plan) -> None:
     """Says on stderr which tensors do not get what the recipe asks for, and why."""
     for row in plan.by_role():
         if row.note:
             remark(f"{row.tensors} × {row.role} in {row.target_format}: {row.note}")
+
+
+def rounded_before(plan: Plan) -> str:
+    """Says that the source was rounded before."""
+    return f"{plan.source.path} was rounded already ({', '.join(plan.rounded_before)})"
 
 
 def plan_record(plan: Plan, destination: Path) -> dict[str, Any]:

@@ -97,19 +97,21 @@ def as_gguf(path: Path, folder: Path, quiet: bool) -> Path:
             return path
         target = folder / f"{path.name}.gguf"
         if not quiet:
-            remark(f"{path} becomes {target} for llama.cpp")
+            remark(f"{path} becomes a GGUF file for llama.cpp, for the time of this run")
         convert_to_gguf(checkpoint, target)
     return target
 
 
 def convert_to_gguf(checkpoint: Any, target: Path) -> None:
     """Writes a checkpoint as GGUF, every tensor in its own format."""
+    from oss_tools.convert.output import said_of
     from oss_tools.convert.pipeline import Options
     from oss_tools.convert.pipeline import run as carry_out
     from oss_tools.convert.plan import make_plan
     from oss_tools.convert.recipe import KEEP_ALL
 
-    carry_out(make_plan(checkpoint, "gguf", KEEP_ALL), target, Options(verify=False))
+    with said_of(checkpoint.path, target):
+        carry_out(make_plan(checkpoint, "gguf", KEEP_ALL), target, Options(verify=False))
 
 
 def print_record(record: dict[str, Any], markdown: bool) -> None:

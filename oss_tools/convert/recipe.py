@@ -149,6 +149,8 @@ def _parse_rule(content: Any, where: str) -> Rule:
         raise BadRecipe(f"{where}: a rule is a mapping of {', '.join(sorted(fields))}")
     otherwise = content.get("otherwise") or []
     otherwise = [otherwise] if isinstance(otherwise, str) else otherwise
+    if not isinstance(otherwise, list):
+        raise BadRecipe(f"{where}: otherwise is a format or a list of formats")
     texts = [content.get("format"), *(content.get(k, "") for k in ("role", "name", "quantization")), *otherwise]
     if not all(isinstance(t, str) for t in texts):
         raise BadRecipe(f"{where}: format is missing, or a field is not text")
