@@ -89,6 +89,10 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
+def taken_by_another(destination: Path) -> BadRecipe:
+    return BadRecipe(f"{destination} is in use: another process is making it; wait for it, or choose another name")
+
+
 @contextmanager
 def claimed(folder: Path, destination: Path) -> Iterator[bool]:
     """Makes a temporary folder, or takes one that lies there, for this process alone; yields whether it was made.
@@ -103,12 +107,14 @@ def claimed(folder: Path, destination: Path) -> Iterator[bool]:
         except FileExistsError:
             made = False
         lock = open(folder / LOCK, "a")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:  # its owner has just finished
+        raise taken_by_another(destination) from None
     except OSError as error:
         raise BadRecipe(f"{destination}: cannot be made: {(error.strerror or str(error)).lower()}") from None
     with lock:
         there = folder / LOCK
         if not _lock(lock) or not there.exists() or not os.path.samestat(os.fstat(lock.fileno()), there.stat()):
-            raise BadRecipe(f"{destination} is in use: another process is making it; wait for it, or choose another name")
+            raise taken_by_another(destination)
         yield made
 
 

@@ -19,12 +19,12 @@ from oss_tools.convert.journal import JOURNAL, Journal, check_sources, facts
 from oss_tools.convert.manifest import Manifest, TensorHash, TensorRecord
 from oss_tools.convert.options import Options as Options
 from oss_tools.convert.options import Progress as Progress
-from oss_tools.convert.output import claimed, clear, give_names, manifest_in, partial_of, said_of
+from oss_tools.convert.output import claimed, clear, existing, give_names, manifest_in, partial_of, said_of
 from oss_tools.convert.plan import Plan, Step
 from oss_tools.convert.preflight import check, finished, interrupted, is_complete, left_behind, output_name
 from oss_tools.convert.rounding import ErrorSums, round_rows
 from oss_tools.convert.threads import Stop, in_threads
-from oss_tools.errors import BadCheckpoint, NoRoom, OssToolsError, VerificationFailed
+from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom, OssToolsError, VerificationFailed
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Checkpoint
 from oss_tools.models.checkpoint import chunks, write_rows
@@ -45,8 +45,13 @@ def write(plan: Plan, destination: Path, options: Options, progress: Progress = 
     An interrupt, a full disk or a source that cannot be read leaves `DST.partial`, on which `resume` goes on. A run that would
     be refused again leaves nothing.
     """
-    partial = partial_of(destination)
+    partial, kind = partial_of(destination), writer_for(plan.container)
     with claimed(partial, destination) as made:
+        taken = existing(destination, kind)
+        if taken and not options.overwrite and not is_complete(partial, destination, kind):  # made since by another process
+            if made:
+                shutil.rmtree(partial)
+            raise BadRecipe(f"{taken} exists; choose another name, or --overwrite")
         if not made and not options.resume:
             if left_behind(partial) and not options.overwrite:
                 raise interrupted(partial)

@@ -23,6 +23,7 @@ from oss_tools.convert.output import (
     partial_of,
     parts,
     replaced,
+    taken_by_another,
 )
 from oss_tools.convert.plan import Plan
 from oss_tools.errors import BadCheckpoint, BadRecipe
@@ -40,7 +41,7 @@ def check(plan: Plan, destination: Path, options: Options) -> None:
     )
     partial = partial_of(destination)
     if in_use(partial):
-        raise BadRecipe(f"{destination} is in use: another process is making it; wait for it, or choose another name")
+        raise taken_by_another(destination)
     _check_interrupted(plan, destination, partial, kind, options)
     _check_taken(plan, destination, partial, kind, options)
     done = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file()) if options.resume else 0

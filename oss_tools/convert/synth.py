@@ -198,6 +198,9 @@ def synthesize(
     partial = destination.with_name(f".{destination.name}.synth.partial")
     with claimed(partial, destination):
         clear(partial)  # of what a killed run left
+        if taken := existing(destination, kind):  # made since by another process
+            shutil.rmtree(partial)
+            raise BadRecipe(f"{taken} exists; choose another name, or remove it first")
         try:
             with said_of(destination, partial):
                 writer = kind(partial, name, synthesis.stored, synthesis.metadata, config, shard_size=shard_size)

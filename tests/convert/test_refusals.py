@@ -344,6 +344,23 @@ def test_one_who_comes_between_check_and_claim_is_told_the_same(
         convert(synthetic("llama-tiny"), tmp_path / "out", "hf")
 
 
+@pytest.mark.parametrize("container", ["hf", "gguf"])
+def test_what_another_made_between_check_and_claim_is_not_replaced(
+    synthetic: Synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str
+) -> None:
+    target = tmp_path / ("out.gguf" if container == "gguf" else "out")
+    check = pipeline.check
+
+    def then_another(*arguments: object) -> None:
+        check(*arguments)  # type: ignore[arg-type]
+        target.mkdir() if container == "hf" else target.touch()
+
+    monkeypatch.setattr(pipeline, "check", then_another)
+    with pytest.raises(BadRecipe, match="exists; choose another name, or --overwrite"):
+        convert(synthetic("llama-tiny"), target, container)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 # ---- fallbacks, and what was rounded already ------------------------------------------------------------------------
 
 
