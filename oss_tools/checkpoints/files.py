@@ -159,12 +159,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
     symbolic link stays, and the file that it names is replaced. Raises NoRoom, and BadRequest where no file can be made.
     """
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    target = path.resolve()
-    if target.exists() and not target.is_file() and not target.is_dir():
-        with full_disk_is_no_room(path), target.open("wb", buffering=0) as stream:
+    check_place(path)
+    if is_stream(path):
+        with full_disk_is_no_room(path), path.open("wb") as stream:
             stream.write(data)
         return
-    check_place(path)
+    target = path.resolve()
     if target.exists() and not os.access(target, os.W_OK):
         raise BadRequest(f"{path}: the file is read-only; choose another name, or change its permissions")
     fresh = target.with_name(f".oss-tools-{os.getpid()}-{os.urandom(4).hex()}")
@@ -183,15 +183,26 @@ def replace_file(path: Path, content: str | bytes) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path is a pipe or device, or a process's open file (`/dev/stdout`), which cannot be replaced."""
+    if not os.path.exists(path) or os.path.isdir(path):  # Path.exists raises for names that are too long
+        return False
+    return not os.path.isfile(path) or path.absolute().parts[1] in ("dev", "proc")
+
+
 def check_place(path: Path, *, with_parents: bool = False) -> None:
     """Raises BadRequest, in words, unless a file or folder of this name could be made: nothing is written to see it.
 
-    `with_parents`: whether the folders above it will be made too where they are missing.
+    `with_parents`: whether the folders above it will be made too where they are missing, and it may be a folder.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{path}: the name is not UTF-8; choose another") from None
+    if is_stream(path):
+        return
+    if os.path.isdir(path) and not with_parents:
+        raise BadRequest(f"{path}: is a folder; name a file in it")
     target = path.resolve()
     missing, folder = [target.name], target.parent
     while not os.path.lexists(folder):

@@ -55,6 +55,7 @@ def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert target.read_text() == "new"
     os.mkfifo(pipe)
+    replace_file(Path("/dev/null"), "nowhere")
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
     reader.start()
@@ -69,6 +70,7 @@ def test_places_in_which_nothing_can_be_made_are_said(tmp_path: Path, monkeypatc
     for path, said in (
         (tmp_path / "file" / "new", f"{tmp_path / 'file'} is a file, not a folder"),
         (tmp_path / "file" / "deeper" / "new", f"{tmp_path / 'file'} is a file, not a folder"),
+        (tmp_path, "is a folder; name a file in it"),
         (tmp_path / ("x" * 256), "a name is longer than the 255 bytes"),
         (tmp_path / os.fsdecode(b"caf\xe9"), "not UTF-8"),
     ):
@@ -89,3 +91,16 @@ def test_places_in_which_nothing_can_be_made_are_said(tmp_path: Path, monkeypatc
         patched.setattr(os, "access", lambda *_: False)
         with pytest.raises(BadRequest, match="is read-only for this user"):
             check_place(tmp_path / "new")
+
+
+def test_an_open_file_of_the_process_is_written_to(tmp_path: Path) -> None:
+    with (tmp_path / "redirected").open("w+b") as file:
+        replace_file(Path(f"/dev/fd/{file.fileno()}"), "into it")
+        assert os.path.samestat(os.fstat(file.fileno()), (tmp_path / "redirected").stat())
+    assert (tmp_path / "redirected").read_text() == "into it"
+    assert len(list(tmp_path.iterdir())) == 1
+    incoming, outgoing = os.pipe()
+    replace_file(Path(f"/dev/fd/{outgoing}"), "through")
+    assert os.read(incoming, 100) == b"through"
+    os.close(incoming)
+    os.close(outgoing)
