@@ -74,7 +74,7 @@ def test_on_a_full_disk_the_old_file_stays(option: str, tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    done = CliRunner().invoke(app, ["report", str(SAMPLE), option, str(file)])
+    done = report(SAMPLE, option, file)
     assert done.exit_code == 3
     assert done.stderr.splitlines() == [f"oss-tools: {file}: No space left on device; free some space"]
     assert file.read_text() == "last week's"
