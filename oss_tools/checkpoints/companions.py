@@ -8,10 +8,11 @@ from typing import Any
 
 from oss_tools.checkpoints.base import Metadata
 from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, read_small, read_text
+from oss_tools.checkpoints.tokenizers.folder import FOREIGN, read_tokenizer
 from oss_tools.errors import BadCheckpoint
 
 MAX_CONFIG = 16 << 20
-MAX_COMPANION = 16 << 20
+MAX_COMPANION = 32 << 20  # Mistral's tekken.json has 19 MB
 MAX_COMPANIONS = 64
 MAX_CARD = 16 << 10  # bytes of a model card in which its front matter must end
 
@@ -19,7 +20,9 @@ MAX_CARD = 16 << 10  # bytes of a model card in which its front matter must end
 PARSED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 CARRIED = re.compile(
     r"((LICEN[CS]E|NOTICE|README|USAGE_POLICY|COPYING|AUTHORS)[\w.-]*|"
-    r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model)",
+    r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model|tekken\.json|"
+    + FOREIGN.pattern
+    + ")",
     re.IGNORECASE,
 )
 REFUSED = (".py", ".bin", ".pt", ".pth", ".pickle", ".pkl", ".ckpt", ".safetensors", ".index.json", ".gguf", ".so", ".sh")
@@ -31,19 +34,20 @@ def read_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
     def optional(name: str) -> dict[str, Any]:
         return read_json(folder / name) if (folder / name).exists() else {}
 
-    tokenizer_config = optional("tokenizer_config.json")
+    tokenizer, tokenizer_config, remarks = read_tokenizer(folder, optional("tokenizer_config.json"))
     template = tokenizer_config.get("chat_template")
     if (folder / "chat_template.jinja").exists():
         template = read_text(folder / "chat_template.jinja", MAX_COMPANION)
     files = _carried_files(folder)
     return Metadata(
         config={key: value for key, value in config.items() if key != "quantization_config"},
-        tokenizer=optional("tokenizer.json") or None,
+        tokenizer=tokenizer,
         tokenizer_config=tokenizer_config,
         generation_config=optional("generation_config.json"),
         chat_template=template if isinstance(template, str) else None,
         general=_general(folder, files.get("README.md", b"")),
         files=files,
+        remarks=tuple(remarks),
     )
 
 

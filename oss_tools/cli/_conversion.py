@@ -208,8 +208,12 @@ def _usual_container(source: Checkpoint, destination: Path) -> str:
 
 
 def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:
-    """Says on stderr what a user should know: how the source was read, and what it means to round it."""
+    """Says on stderr what a user should know: how the source was read, what the target cannot say, what it means to round it."""
+    from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
+
     remark_reading(plan.source, plan.metadata)
+    for text in remarks_on_writing(plan.metadata) if plan.container == "gguf" else ():
+        remark(text)
     if plan.rounded_before:
         remark(f"{rounded_before(plan)}: the errors are against it, not against what it was made of")
     rounded = [step.name for step in plan.steps if step.action == "quantize"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters
+
 # The special tokens of gpt-oss at their ids in o200k_harmony (https://github.com/openai/harmony).
 HARMONY = {
     "<|startoftext|>": 199998,
@@ -48,13 +50,6 @@ class ByteTokenizer:
     config: dict[str, Any]
     generation: dict[str, Any]
     ids: dict[str, int]
-
-
-def byte_letters() -> list[str]:
-    """The printable character that stands for each byte in byte-level BPE (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def byte_tokenizer(model_type: str, vocabulary: int) -> ByteTokenizer | None:

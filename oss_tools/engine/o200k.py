@@ -11,12 +11,12 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from oss_tools.checkpoints.gguf_splitters import splitter_named
-from oss_tools.convert.byte_tokenizer import HARMONY, byte_letters
+from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters, halves
+from oss_tools.convert.byte_tokenizer import HARMONY
 from oss_tools.errors import BadCheckpoint, MissingPackage
 
 SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
@@ -71,13 +71,3 @@ def tokenizer_json() -> dict[str, Any]:
             "merges": merges,
         },
     }
-
-
-def halves(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that become this one last, when its bytes are merged by rank."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
-        at = pairs.index(min(pairs))
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts[0], parts[1]

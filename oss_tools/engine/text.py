@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.tokenizers.around_text import templates_of
+from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
+from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.engine import o200k
+from oss_tools.engine.detokenizer import Detokenizer
 from oss_tools.errors import BadCheckpoint
 
-# Names under which vocabularies hold the tokens that end a turn or a text
-END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+# Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
+# two at every call.
+OF_TRAINING = ("truncation", "padding")
+MAX_GROWTH = 4096  # letters that the steps of a tokenizer.json may make of one
+MAX_AROUND = 64  # tokens that it may put around a text
 
 
 class Text:
     """A tokenizer.
 
     Attributes:
-        stop_tokens: ids that end a text: the checkpoint's eos_token_id and special tokens known to end a turn.
+        stop_tokens: ids that end a text: the checkpoint's eos_token_id and tokens known by name to end a turn.
         special: names of special tokens -> their ids.
     """
 
@@ -31,14 +40,19 @@ class Text:
         content = metadata.tokenizer
         if content is None and o200k.belongs_to(metadata.config):
             content = o200k.tokenizer_json()
+        if content is None and (name := unread_vocabulary(metadata.files)):
+            raise BadCheckpoint(f"{name}: {UNREAD}")
         if content is None:
             raise BadCheckpoint("the checkpoint has no tokenizer (tokenizer.json); only token ids can be given to it")
-        try:
+        content = {**content, **dict.fromkeys(OF_TRAINING)}
+        if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
+            content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
+        _check_growth(content)
+        with _library("is damaged"):
             self._tokenizer = Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # the library raises bare Exception
-            raise BadCheckpoint(f"the checkpoint's tokenizer.json is damaged: {error}") from None
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
+        self._detokenizer = Detokenizer(self._tokenizer, content.get("decoder"), self.special.values())
         self.stop_tokens = self._find_stop_tokens(metadata)
         self._lock = Lock()
 
@@ -46,14 +60,15 @@ class Text:
         found: set[int] = set()
         for source in (metadata.generation_config, metadata.config):
             ids = source.get("eos_token_id")
-            found |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
-        names = [token_text(metadata.tokenizer_config.get("eos_token")), *END_TOKENS]
-        special = {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items()}
-        return frozenset(found | {special[name] for name in names if name in special})
+            found |= {i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int}
+        eos = token_text(metadata.tokenizer_config.get("eos_token"))
+        number = self._tokenizer.token_to_id(eos) if isinstance(eos, str) else None
+        named = set() if number is None else {number}
+        return frozenset(found | named | set(end_tokens(self._tokenizer.token_to_id).values()))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
-        with self._lock:
+        with self._lock, _library("cannot encode this text"):
             return list(self._tokenizer.encode(_encodable(text), add_special_tokens=special).ids)
 
     def encode_plain(self, text: str) -> list[int]:
@@ -61,16 +76,18 @@ class Text:
         with self._lock:  # the library has a switch, no argument
             self._tokenizer.encode_special_tokens = True
             try:
-                return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+                with _library("cannot encode this text"):
+                    return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
             finally:
                 self._tokenizer.encode_special_tokens = False
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
+        """The text of tokens: what a stream of them gives in all."""
+        return self._detokenizer.decode(tokens, skip_special)
 
     def stream(self, stop: Iterable[str] = ()) -> TextStream:
         """A decoder for tokens that come one at a time."""
-        return TextStream(self._tokenizer, tuple(stop))
+        return TextStream(self._detokenizer, tuple(stop))
 
 
 class StopStrings:
@@ -104,11 +121,8 @@ class StopStrings:
 class TextStream:
     """Tokens to text, one at a time, up to the first stop string."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+    def __init__(self, detokenizer: Detokenizer, stop: tuple[str, ...]) -> None:
+        self._text = detokenizer.start()
         self._stop = StopStrings(stop)
 
     @property
@@ -118,11 +132,45 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that is certain after this token."""
-        return self._stop.add(self._decoder.step(self._tokenizer, token) or "")
+        return self._stop.add(self._text.add(token))
 
     def flush(self) -> str:
         """What was held back, when the text ends without a stop string."""
-        return self._stop.flush()
+        return self._stop.add(self._text.flush()) + self._stop.flush()
+
+
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Turns the tokenizers library's bare exceptions, and its panics, which are none, into BadCheckpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BadCheckpoint(f"the checkpoint's tokenizer.json {what}: {' '.join(str(error).split())[:200]}") from None
+        raise
+
+
+def _check_growth(content: Mapping[str, Any]) -> None:
+    """Raises BadCheckpoint if a tokenizer.json would make a book of a letter."""
+    for part in ("normalizer", "decoder"):
+        growth = _growth(content.get(part))
+        if growth > MAX_GROWTH:
+            raise BadCheckpoint(f"tokenizer.json: its {part} makes up to {growth} letters of one, more than {MAX_GROWTH}")
+    for template in templates_of(content):
+        special, single = template.get("special_tokens"), template.get("single")
+        entries = special.values() if isinstance(special, dict) else []
+        ids = max((len(e["ids"]) for e in entries if isinstance(e, dict) and isinstance(e.get("ids"), list)), default=0)
+        if ids * (len(single) if isinstance(single, list) else 0) > MAX_AROUND:
+            raise BadCheckpoint(f"tokenizer.json: its post_processor puts more than {MAX_AROUND} tokens around a text")
+
+
+def _growth(part: Any) -> int:
+    """How many letters the steps of a normalizer or decoder may make of one, at most."""
+    if not isinstance(part, Mapping):
+        return 1
+    own = max((len(part[k]) for k in ("content", "prepend") if isinstance(part.get(k), str)), default=1)
+    steps = [step for k in ("normalizers", "decoders") if isinstance(part.get(k), list) for step in part[k]]
+    return max(own, 1) * math.prod(map(_growth, steps))
 
 
 def _encodable(text: str) -> str:

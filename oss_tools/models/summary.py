@@ -163,7 +163,10 @@ def _tokenizer(checkpoint: Checkpoint) -> TokenizerFacts | None:
         control = int(np.count_nonzero(np.asarray(raw.get("tokenizer.ggml.token_type", ())) == GGUF_CONTROL))
         return TokenizerFacts(GGUF_KINDS.get(kind, kind), len(raw["tokenizer.ggml.tokens"]), control)
     file = _folder(checkpoint) / "tokenizer.json"
-    return tokenizer_facts(read_text(file, MAX_JSON), file) if file.exists() else None
+    if file.exists():
+        return tokenizer_facts(read_text(file, MAX_JSON), file)
+    content = checkpoint.metadata().tokenizer  # of older files
+    return tokenizer_facts(json.dumps(content), _folder(checkpoint)) if content else None
 
 
 def tokenizer_facts(text: str, file: Path) -> TokenizerFacts:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
+from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import O200K, SPLITTERS, Splitter, byte_level, pre_name, splitter_named
-from oss_tools.checkpoints.gguf_tokenizer import from_hf, merges_of_scores
+from oss_tools.checkpoints.gguf_tokenizer import check_tokenizer, from_hf, remarks_on_writing, to_hf
+from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import merges_of_scores
 from oss_tools.errors import BadCheckpoint, OssToolsError
 
 CONFIG = {"general.architecture": "llama", "llama.block_count": 1}
@@ -176,10 +178,12 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     assert through_gguf(tmp_path, Metadata({"vocab_size": 7})).tokenizer is None
 
 
-def test_only_a_sentencepiece_model() -> None:
+def test_only_an_unread_vocabulary() -> None:
     """No file without a vocabulary where there is one, in a form that is not read."""
-    with pytest.raises(BadCheckpoint, match=r"tokenizer.model alone cannot be written"):
-        from_hf(Metadata({"vocab_size": 7}, files={"tokenizer.model": b""}), "llama")
+    with pytest.raises(
+        BadCheckpoint, match=r"qwen\.tiktoken cannot be written to GGUF.*save the tokenizer as tokenizer\.json"
+    ):
+        from_hf(Metadata({"vocab_size": 7}, files={"qwen.tiktoken": b""}), "llama")
 
 
 def sentencepiece_json(**changes: Any) -> dict[str, Any]:
@@ -242,6 +246,161 @@ def test_merges_of_scores() -> None:
     assert merges == [["b", "c"], ["a", "b"], ["ab", "c"], ["a", "bc"]]
 
 
+# ---- what GGUF has no key for, or other programs leave out ------------------------------------------------------------
+
+
+def test_nothing_is_lost_by_a_usual_tokenizer() -> None:
+    for source in (metadata(), metadata(sentencepiece_json(), 270)):
+        assert remarks_on_writing(source) == ()
+        assert "oss_tools.tokenizer" not in from_hf(source, "llama")
+
+
+def test_tokens_that_strip_spaces(tmp_path: Path) -> None:
+    """llama.cpp's converter drops the flags; here they come back, and it is said that llama.cpp does not know them."""
+    tokenizer = byte_level_json()
+    tokenizer["added_tokens"][0] |= {"lstrip": True, "rstrip": True}
+    tokenizer["added_tokens"][2] |= {"single_word": True}
+    (remark,) = remarks_on_writing(metadata(tokenizer))
+    assert "'<|start|>', '<mark>'" in remark
+    back = through_gguf(tmp_path, metadata(tokenizer))
+    assert back.tokenizer
+    assert back.tokenizer["added_tokens"] == tokenizer["added_tokens"]
+
+
+def test_more_tokens_than_rows() -> None:
+    """Added tokens behind the embedding's rows are left out; a vocabulary that is larger is refused."""
+    tokenizer = byte_level_json()
+    tokenizer["added_tokens"].append(added(10, "<pad>"))
+    keys = from_hf(metadata(tokenizer), "llama")
+    assert len(keys["tokenizer.ggml.tokens"]) == 10
+    assert "<pad>" not in keys["tokenizer.ggml.tokens"]
+    assert "'<pad>' is left out" in remarks_on_writing(metadata(tokenizer))[0]
+    with pytest.raises(BadCheckpoint, match=r"token number 4, but config\.json has a vocab_size of 4"):
+        check_tokenizer(metadata(byte_level_json(added_tokens=[]), 4))
+
+
+@pytest.mark.parametrize(
+    ("pre", "nfc", "own"), [("gpt-2", False, False), ("gpt-2", True, True), ("qwen2", True, False), ("qwen2", False, True)]
+)
+def test_the_form_nfc(tmp_path: Path, pre: str, nfc: bool, own: bool) -> None:
+    """No name of a splitter says whether text is brought to NFC; where it is not as with the name's usual model, we write it."""
+    splitter = splitter_named(pre)
+    assert splitter
+    normalizer = {"type": "NFC"} if nfc else None
+    source = metadata(byte_level_json(normalizer=normalizer, pre_tokenizer=splitter.pre_tokenizer()))
+    assert ("oss_tools.tokenizer" in from_hf(source, "llama")) == own
+    assert any("NFC" in remark for remark in remarks_on_writing(source)) == nfc
+    assert (through_gguf(tmp_path, source).tokenizer or {})["normalizer"] == normalizer
+
+
+def test_sentencepieces_normalization(tmp_path: Path) -> None:
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    source = sentencepiece_json()
+    source["normalizer"]["normalizers"].insert(0, spaces)
+    (remark,) = remarks_on_writing(metadata(source, 270))
+    assert "normalizes" in remark
+    keys = from_hf(metadata(source, 270), "llama")
+    assert keys["tokenizer.ggml.add_space_prefix"] is True
+    assert (through_gguf(tmp_path, metadata(source, 270)).tokenizer or {})["normalizer"] == source["normalizer"]
+
+
+def test_more_ends_than_keys(tmp_path: Path) -> None:
+    """What llama.cpp knows by name needs no key; eot and eom take two others; the rest we read back."""
+    source = metadata(eos_token="<|end|>")
+    source.generation_config = {"eos_token_id": [6, 0, 1, 2]}
+    keys = from_hf(source, "llama")
+    assert [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")] == [6, 0, 1]
+    assert "'ab'" in remarks_on_writing(source)[0]
+    assert through_gguf(tmp_path, source).generation_config["eos_token_id"] == [6, 0, 1, 2]
+
+
+def test_the_folder_decides_on_bos() -> None:
+    """add_bos_token beside a tokenizer.json that adds nothing is passed over, as by transformers 5."""
+    source = metadata(bos_token="<|start|>", eos_token="<|end|>", add_bos_token=True, add_eos_token=True)
+    keys = from_hf(source, "llama")
+    assert keys["tokenizer.ggml.add_bos_token"] is False
+    assert "tokenizer.ggml.add_eos_token" not in keys
+
+
+def test_bos_that_only_the_template_names() -> None:
+    keys = from_hf(metadata(byte_level_json(post_processor=template("<|start|>", "A"))), "llama")
+    assert (keys["tokenizer.ggml.add_bos_token"], keys["tokenizer.ggml.bos_token_id"]) == (True, 5)
+
+
+# ---- files as they are out there -------------------------------------------------------------------------------------
+
+
+def array(strings: list[str]) -> StringArray:
+    data = [text.encode() for text in strings]
+    return StringArray(b"".join(len(text).to_bytes(8, "little") + text for text in data), len(data), "a.gguf")
+
+
+def read_keys(source: Metadata, **changes: Any) -> Metadata:
+    """The keys of a tokenizer, some of them replaced (None: removed), read back."""
+    keys = from_hf(source, "llama")
+    keys = {k: array(v) if isinstance(v, list) else v for k, v in keys.items()}
+    for name, value in changes.items():
+        key = f"tokenizer.ggml.{name}"
+        keys[key] = array(value) if isinstance(value, list) else value
+    return to_hf({k: v for k, v in keys.items() if v is not None}, {}, {}, "a.gguf")
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_without_a_name_for_the_splitter(name: str | None) -> None:
+    """llama.cpp's "default", and it is said that this is a guess."""
+    found = read_keys(metadata(), pre=name)
+    default = splitter_named("default")
+    assert default
+    assert (found.tokenizer or {})["pre_tokenizer"] == default.pre_tokenizer()
+    (remark,) = found.remarks
+    assert "a.gguf: key tokenizer.ggml.pre is missing" in remark
+    assert "as llama.cpp does" in remark
+
+
+def test_an_end_of_turn_typed_as_text() -> None:
+    types = np.full(10, TokenType.NORMAL, np.int32)
+    names = ["a", "b", "ab", "Ġ", "Ġa", "<|im_start|>", "<|im_end|>", "<mark>", "x", ","]
+    source = metadata()
+    found = read_keys(source, tokens=names, token_type=types, bos_token_id=5, eos_token_id=9)
+    added_tokens = {t["content"]: t["special"] for t in (found.tokenizer or {})["added_tokens"]}
+    assert added_tokens == {"<|im_start|>": True, "<|im_end|>": True}  # the comma is no mark, whatever the file calls it
+    assert "'<|im_start|>', '<|im_end|>' typed as text" in found.remarks[0]
+
+
+def test_special_tokens_that_a_llama_file_does_not_name() -> None:
+    """llama.cpp takes 1, 2 and 0."""
+    source = metadata(sentencepiece_json(), 270, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    found = read_keys(source, bos_token_id=None, eos_token_id=None, unknown_token_id=None)
+    assert [found.tokenizer_config[f"{n}_token"] for n in ("bos", "eos", "unk")] == ["<s>", "</s>", "<unk>"]
+
+
+def test_tokens_without_text_and_tokens_that_are_there_twice() -> None:
+    names = ["a", "b", "ab", "Ġ", "Ġa", "<|start|>", "<|end|>", "<mark>", "", ""]
+    vocab = (read_keys(metadata(), tokens=names).tokenizer or {})["model"]["vocab"]
+    assert (vocab["[EMPTY_8]"], vocab["[EMPTY_9]"]) == (8, 9)  # as llama.cpp names them
+    with pytest.raises(BadCheckpoint, match=r"a\.gguf: two tokens have the same text, 'b': numbers 1 and 9"):
+        read_keys(metadata(), tokens=[*names[:9], "b"])
+
+
+@pytest.mark.parametrize(("kind", "what"), [("t5", "Unigram"), ("bert", "WordPiece"), ("rwkv", "RWKV"), ("plamo2", "PLaMo")])
+def test_other_kinds_are_named(kind: str, what: str) -> None:
+    with pytest.raises(BadCheckpoint, match=rf"of kind '{kind}' \(.*{what}.*\) cannot be read, only gpt2 and llama"):
+        read_keys(metadata(), model=kind)
+
+
+def test_an_unknown_splitter_in_a_file() -> None:
+    with pytest.raises(BadCheckpoint, match="'new-one' splits text is not known to this program; convert the Hugging Face"):
+        read_keys(metadata(), pre="new-one")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, "7"])
+def test_our_own_key_damaged(text: str) -> None:
+    keys = from_hf(metadata(), "llama")
+    raw = {k: array(v) if isinstance(v, list) else v for k, v in keys.items()} | {"oss_tools.tokenizer": text}
+    with pytest.raises(BadCheckpoint, match=r"oss_tools\.tokenizer is no JSON object"):
+        to_hf(raw, {}, {}, "a.gguf")
+
+
 def changed(path: str, value: Any, source: dict[str, Any] | None = None) -> dict[str, Any]:
     """A tokenizer.json with one value replaced; `path` as `model.type`."""
     found = copy.deepcopy(source or byte_level_json())
@@ -257,10 +416,10 @@ REFUSED = {
     "other model": (changed("model.type", "Unigram"), "'Unigram' cannot be written to GGUF"),
     "no model": (changed("model", None), "None cannot be written"),
     "prefix of continuing words": (changed("model.continuing_subword_prefix", "##"), "continuing_subword_prefix"),
-    "normalizer": (changed("normalizer", {"type": "Lowercase"}), "normalizer has no counterpart"),
+    "normalizer": (changed("normalizer", {"type": "Lowercase"}), r"normalizer \(Lowercase\) has no counterpart"),
     "vocabulary too large": (changed("model.vocab", {"a": 99}), "token number 99, but config.json has a vocab_size of 10"),
-    "number twice": (changed("model.vocab", {"a": 1, "b": 1}), "same number or the same text"),
-    "text of padding": (changed("model.vocab", {"a": 0, "[PAD8]": 1}), "same number or the same text"),
+    "number twice": (changed("model.vocab", {"a": 1, "b": 1}), "'a' and 'b' have the same number, 1"),
+    "text of padding": (changed("model.vocab", {"a": 0, "[PAD8]": 1}), "the token .\\[PAD8\\]. has the same text"),
     "number no number": (changed("model.vocab", {"a": "0"}), "no whole number"),
     "negative number": (changed("model.vocab", {"a": -1}), "no whole number"),
     "vocabulary a list": (changed("model.vocab", ["a"]), "wrong kind"),
@@ -268,7 +427,6 @@ REFUSED = {
     "merge of three": (changed("model.merges", [["a", "b", "c"]]), "is no pair"),
     "merge with space": (changed("model.merges", [["a b", "c"]]), "holds a space"),
     "added token without text": (changed("added_tokens", [{"id": 5}]), "is no token"),
-    "added token that strips": (changed("added_tokens.0.lstrip", True), "strips spaces"),
     "template with more": (changed("post_processor", template("<mark>", "A")), "adds \\['<mark>'\\], not bos and eos"),
     "template without text": (changed("post_processor", template("<|start|>")), "does more than"),
     "sentencepiece normalizer": (

@@ -1,5 +1,8 @@
 """Text streams: characters and stop strings that fall across token borders."""
 
+import copy
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,3 +55,100 @@ def test_stop_tokens_come_from_the_configuration() -> None:
     text = Text(Metadata({"eos_token_id": 5}, tokenizer=TOKENIZER.content, generation_config=generation))
     assert {5, 6, 7} <= text.stop_tokens
     assert TOKENIZER.content["model"]["vocab"]["</s>"] in text.stop_tokens  # a known end of text
+
+
+FILLED = {
+    "strategy": {"Fixed": 64},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 3,
+    "pad_type_id": 0,
+    "pad_token": "!",
+}
+CUT = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+
+
+@pytest.mark.parametrize("saved", [{"padding": FILLED}, {"truncation": CUT}, {"padding": FILLED, "truncation": CUT}])
+def test_what_a_trainer_left_switched_on_does_not_rule(saved: dict[str, Any]) -> None:
+    """transformers resets truncation and padding at every call: a prompt is neither cut nor filled up."""
+    text = Text(Metadata({}, tokenizer=TOKENIZER.content | saved))
+    prompt = "a prompt of more than three tokens"
+    assert text.encode(prompt) == TEXT.encode(prompt)
+    assert text.encode_plain(prompt) == TEXT.encode_plain(prompt)
+    assert text.decode(text.encode(prompt)) == prompt
+
+
+def test_no_merges_are_left_out_by_chance() -> None:
+    content = copy.deepcopy(TOKENIZER.content)
+    content["model"]["dropout"] = 0.9
+    text = Text(Metadata({}, tokenizer=content))
+    assert all(text.encode(" the and in the") == TEXT.encode(" the and in the") for _ in range(20))
+    assert content["model"]["dropout"] == 0.9  # what is written elsewhere stays as it came
+
+
+def named(*names: str) -> Text:
+    """A tokenizer in which these are ordinary tokens."""
+    content = copy.deepcopy(TOKENIZER.content)
+    content["model"]["vocab"] = {n: i for n, i in content["model"]["vocab"].items() if not n.startswith("<unused")}
+    for name in names:
+        content["model"]["vocab"][name] = len(content["model"]["vocab"])
+    return Text(Metadata({}, tokenizer=content))
+
+
+@pytest.mark.parametrize("name", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "[EOT]", "<|end_of_text|>"])
+def test_ends_of_turns_are_known_by_name(name: str) -> None:
+    """As llama.cpp knows them, also where a vocabulary has them as ordinary tokens."""
+    text = named(name)
+    assert text.encode_plain(name)  # text it is in a stranger's mouth
+    assert len(text.stop_tokens) == len(TEXT.stop_tokens) + 1
+
+
+def test_in_harmony_a_message_ends_and_not_the_turn() -> None:
+    both, one = named("<|end|>", "<|return|>", "<|call|>"), named("<|end|>", "<|return|>")
+    assert len(both.stop_tokens) == len(TEXT.stop_tokens) + 2
+    assert len(one.stop_tokens) == len(TEXT.stop_tokens) + 2
+    assert both.stop_tokens != one.stop_tokens
+
+
+def replacing(times: int, content: str) -> list[dict[str, Any]]:
+    return [{"type": "Replace", "pattern": {"Regex": "."}, "content": content}] * times
+
+
+HOSTILE = {
+    "normalizer": (
+        {"normalizer": {"type": "Sequence", "normalizers": replacing(4, "a" * 1000)}},
+        "its normalizer makes up to",
+    ),
+    "decoder": ({"decoder": {"type": "Sequence", "decoders": replacing(3, "a" * 2000)}}, "its decoder makes up to"),
+    "template": (
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "a", "type_id": 0}}] * 10,
+                "pair": [],
+                "special_tokens": {"a": {"id": "a", "ids": [1] * 50, "tokens": ["a"] * 50}},
+            }
+        },
+        "more than 64 tokens around a text",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_makes_much_of_little_is_refused(name: str) -> None:
+    changes, message = HOSTILE[name]
+    with pytest.raises(BadCheckpoint, match=message):
+        Text(Metadata({}, tokenizer=TOKENIZER.content | changes))
+
+
+def test_an_expression_that_never_ends_is_one_line() -> None:
+    """The library's regular expressions give up by a panic, which is no Exception."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    text = Text(Metadata({}, tokenizer=TOKENIZER.content | {"pre_tokenizer": split}))
+    with pytest.raises(BadCheckpoint, match=r"tokenizer\.json cannot encode this text: [^\n]*$"):
+        text.encode("a" * 40 + "!")
+
+
+def test_an_unread_vocabulary_is_named() -> None:
+    with pytest.raises(BadCheckpoint, match=r"qwen\.tiktoken.*save the tokenizer as tokenizer\.json"):
+        Text(Metadata({}, files={"LICENSE": b"", "qwen.tiktoken": b""}))
