@@ -13,13 +13,13 @@ from typing import Any
 
 from oss_tools import __version__
 from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, write_file
+from oss_tools.download.addresses import shown
+from oss_tools.download.layout import MANIFEST, MAX_MANIFEST
 from oss_tools.download.transfer import RemoteFile, digests
-from oss_tools.download.web import shown
 from oss_tools.errors import BadCheckpoint
 
-NAME = "oss-tools-download.json"
+NAME, MAX_BYTES = MANIFEST, MAX_MANIFEST
 SCHEMA = 1
-MAX_BYTES = 16 << 20
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a file of the hub's cache: its git id or its sha256
 
 
