@@ -23,6 +23,7 @@ from oss_tools.cli._output import print_facts, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from oss_tools.download.download import Plan
+    from oss_tools.download.sources import Source, Wanted
     from oss_tools.download.web import Web
 
 EXAMPLES = """
@@ -94,9 +95,8 @@ def run(
         report_downloaded(wanted.repo, find_here(wanted), as_json)
         return
     include = [*(include or []), *([wanted.quantization] if wanted.quantization else [])]
-    plan = make_plan(
-        sources.look_up(wanted, web), web=web, to=to, container=container, include=include, exclude=exclude or (), say=say
-    )
+    offer = offered(wanted, web)
+    plan = make_plan(offer, web=web, to=to, container=container, include=include, exclude=exclude or (), say=say)
     if dry_run:
         fits = what_fits(plan, web)
         print_json(to_record(plan) | {"fit": fits}) if as_json else print_plan(plan, fits)
@@ -130,6 +130,19 @@ def transfer(plan: Plan, web: Web, connections: int, quiet: bool, carry_out: Any
 
         carry_out(plan, web, connections=connections, advance=count)
     return received
+
+
+def offered(wanted: Wanted, web: Web) -> Source:
+    """What the server has. Where none answers, the error tells of what was downloaded before."""
+    from oss_tools.download import sources
+    from oss_tools.download.downloaded import find_here
+    from oss_tools.errors import Unreachable
+
+    try:
+        return sources.look_up(wanted, web)
+    except Unreachable as error:
+        here = find_here(wanted) if wanted.repo else None
+        raise Unreachable(f"{error}; what was downloaded before is {here}" if here else str(error)) from None
 
 
 def report_downloaded(repo: str, path: Path | None, as_json: bool) -> None:

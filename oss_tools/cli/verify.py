@@ -26,7 +26,10 @@ oss-tools verify --checksums gpt-oss-20b/
 
 
 def run(
-    a: Annotated[Path, typer.Argument(metavar="A", parser=model_path, help="The reference checkpoint.")],
+    a: Annotated[
+        Path,
+        typer.Argument(metavar="A", parser=model_path, help="The reference: a path or owner/name."),
+    ],
     b: Annotated[
         Path | None,
         typer.Argument(metavar="[B]", parser=model_path, help="The checkpoint under test.", show_default=False),

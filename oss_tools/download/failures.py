@@ -97,14 +97,14 @@ def in_words(error: BaseException, url: str) -> str:
         host = f"the proxy {_host_and_port(proxy) if proxy else ''} on the way to {host}".replace("  ", " ")
     for cause in chain:
         if isinstance(cause, gaierror):
-            return f"{host}: no address is found for this name; is there a network, and is the name right?"
+            return f"{host}: no address is found for this name: there is no network, or the name is wrong"
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = cause.verify_message or "verification failed"
             return f"{host}: its certificate is not trusted ({reason}); SSL_CERT_FILE names further certificates to trust"
         if isinstance(cause, ssl.SSLError):
             return f"{host}: no secure connection: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
         if isinstance(cause, ConnectionRefusedError):
-            return f"{host} refuses the connection; is the address right, and is it running?"
+            return f"{host} refuses the connection: nothing serves there"
     if "Timeout" in kind or any(isinstance(cause, TimeoutError) for cause in chain):
         return f"{host} does not answer in time"
     system = next((cause for cause in reversed(chain) if isinstance(cause, OSError) and cause.errno), None)

@@ -50,4 +50,5 @@ def is_snapshot(folder: Path) -> bool:
 
 def name_of(path: Path) -> str:
     """How to call a checkpoint in a table: its file's or folder's name; of a snapshot in the hub's cache the repository's."""
-    return repository_name(path.absolute().parents[1]) if is_snapshot(path) else path.name
+    found = Path(os.path.abspath(path))
+    return repository_name(found.parents[1]) if is_snapshot(found) else found.name

@@ -68,10 +68,17 @@ class Web:
         endpoint: the hub's address, without a slash at the end.
         say: is told, in a line, of every retry.
         has_token: whether there is a token for the hub.
+
+    Raises BadSource for an endpoint that is no address.
     """
 
     def __init__(self, endpoint: str | None = None, say: Say = lambda line: None) -> None:
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadSource(
+                f"{self.endpoint!r} is no hub's address (HF_ENDPOINT, --endpoint); it is like https://huggingface.co"
+            )
         self.say = say
         headers = build_hf_headers(library_name="oss-tools", library_version=__version__)
         self._token = headers.pop("authorization", "")
