@@ -112,16 +112,20 @@ def _one_of(folder: Path, meant: list[Model], models: list[Model], quantization:
         raise BadSource(f"{folder}: has no GGUF model {quantization!r}; {guess}")
     if len(meant) > 1:
         raise BadSource(f"{folder}: holds {len(meant)} GGUF models; name one of them: {listing(meant)}")
-    if missing := meant[0].missing_parts:
+    if _is_download(folder) and (missing := meant[0].missing_parts):
         raise BadSource(f"{folder / meant[0].paths[0]}: {_incomplete(folder, missing)}")
     return folder / meant[0].paths[0]
 
 
 def _check_complete(root: Path, folder: Path) -> None:
-    """Raises BadSource if a download to `root` has not finished, as far as the checkpoint in `folder` is concerned. What no
-    download made is the reader's to judge."""
-    if (is_snapshot(root) or (root / HIDDEN).is_dir()) and (missing := _missing(folder)):
+    """Raises BadSource if a download to `root` has not finished, as far as the checkpoint in `folder` is concerned."""
+    if _is_download(root) and (missing := _missing(folder)):
         raise BadSource(f"{root}: {_incomplete(root, missing)}")
+
+
+def _is_download(folder: Path) -> bool:
+    """Whether a download made, or is making, a folder; what others lack is the reader's to say."""
+    return is_snapshot(folder) or (folder / HIDDEN).is_dir() or (folder / MANIFEST).exists()
 
 
 def _missing(folder: Path) -> list[str]:
