@@ -34,7 +34,7 @@ def model_path(text: str) -> Path:
     from oss_tools.download.contents import opened
 
     path = Path(text)
-    return opened(path) if path.exists() else downloaded_model(text)
+    return opened(path, _remark) if path.exists() else downloaded_model(text)
 
 
 def embedded_model() -> Path:
@@ -57,7 +57,13 @@ def downloaded_model(text: str) -> Path:
     from oss_tools.download.downloaded import checkpoint_named
     from oss_tools.download.layout import cache_folder
 
-    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"))
+    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark)
+
+
+def _remark(text: str) -> None:
+    from oss_tools.cli._output import remark
+
+    remark(text)
 
 
 def size_option(text: str) -> int:

@@ -92,7 +92,7 @@ def run(
     web = Web(endpoint or None, say)
     wanted = sources.understand(source, revision, web.endpoint)
     if offline() and wanted.repo:
-        report_downloaded(wanted.repo, find_here(wanted), as_json)
+        report_downloaded(wanted.repo, find_here(wanted, say), as_json)
         return
     include = [*(include or []), *([wanted.quantization] if wanted.quantization else [])]
     offer = offered(wanted, web)

@@ -113,7 +113,7 @@ def estimate_model(
 
     web = Web(endpoint or None, (lambda line: None) if quiet else remark)
     wanted = sources.understand(model, revision, web.endpoint)
-    here = find_here(wanted) if wanted.repo and not include else None
+    here = find_here(wanted, web.say) if wanted.repo and not include else None
     if here:
         return estimate_model(str(here), machine, context, batch, "", "", [], quiet)
     source = sources.look_up(wanted, web)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from oss_tools.checkpoints.files import is_plain_name, read_json, read_text
@@ -22,24 +24,58 @@ from oss_tools.errors import BadCheckpoint, BadSource
 
 SHORTEST = 7  # hexadecimal digits of a commit that are enough
 LISTED = 20  # names in a message
+Say = Callable[[str], None]
 
 
-def opened(path: Path) -> Path:
+def opened(path: Path, say: Say = lambda line: None) -> Path:
     """The checkpoint that a path means: of a repository's folder in a hub's cache, of a folder whose GGUF models lie in folders
-    of their own; any other path itself. Raises BadSource."""
+    of their own; any other path itself. `say` is told if another revision than main is taken. Raises BadSource."""
     if not path.is_dir():
         return path
     found = path.absolute()
     if found.name == SNAPSHOTS and found.parent.name.startswith(PREFIX):
-        return checkpoint_in(snapshot(path.parent))
+        return checkpoint_of(path.parent, say=say)
     if found.name.startswith(PREFIX) and (path / SNAPSHOTS).is_dir():
-        return checkpoint_in(snapshot(path))
+        return checkpoint_of(path, say=say)
     if names := [] if (path / "config.json").exists() else cached_names(path):
         raise BadSource(f"{path}: a hub's cache of {len(names)} repositories; name one: {', '.join(names[:LISTED])}")
     return checkpoint_in(path)
 
 
 # ---- the hub's cache ------------------------------------------------------------------------------------------------
+
+
+def checkpoint_of(
+    repository: Path, revision: str = "", fallback: bool = True, quantization: str = "", say: Say = lambda line: None
+) -> Path:
+    """The checkpoint of a repository in the hub's cache, at a revision as `snapshot` has it.
+
+    Where another revision will do and that one is not complete (programs that look at a model's configuration only make such
+    a snapshot of the newest), the only complete one is taken, and `say` is told so. Raises BadSource.
+    """
+    folder = snapshot(repository, revision, fallback)
+    try:
+        return checkpoint_in(folder, quantization)
+    except BadSource as error:
+        complete = _complete_ones(repository, folder, quantization) if fallback else {}
+        if len(complete) > 1:
+            names = ", ".join(f"{repository_name(repository)}@{commit[:12]}" for commit in complete)
+            raise BadSource(f"{error}; complete are {names}") from None
+        if not complete:
+            raise
+        ((commit, path),) = complete.items()
+        say(f"{repository_name(repository)}: revision {folder.name[:12]} is not complete; {commit[:12]} is, and is taken")
+        return path
+
+
+def _complete_ones(repository: Path, besides: Path, quantization: str) -> dict[str, Path]:
+    """The checkpoints of other snapshots, by commit."""
+    found = {}
+    for folder in sorted((repository / SNAPSHOTS).iterdir()):
+        if folder.is_dir() and folder != besides:
+            with suppress(BadSource, BadCheckpoint):  # not complete either
+                found[folder.name] = checkpoint_in(folder, quantization)
+    return found
 
 
 def snapshot(repository: Path, revision: str = "", fallback: bool = True) -> Path:

@@ -7,14 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from oss_tools.checkpoints.files import read_json
-from oss_tools.download.contents import checkpoint_in, snapshot
+from oss_tools.download.contents import Say, checkpoint_in, checkpoint_of, snapshot
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST, SNAPSHOTS, cache_folder, cached_names, cached_repository
 from oss_tools.download.names import REPO, Wanted, near_names, understand
 from oss_tools.download.registry import published
 from oss_tools.errors import BadCheckpoint, BadSource, Unreachable
 
 
-def checkpoint_named(text: str, cache: Path, endpoint: str) -> Path:
+def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda line: None) -> Path:
     """The checkpoint that a name means where no file or folder has it. Raises BadSource that says what would fetch it, or what is
     spelt like it."""
     missing, near = f"{text}: no such file or folder", near_paths(Path(text))
@@ -35,13 +35,14 @@ def checkpoint_named(text: str, cache: Path, endpoint: str) -> Path:
     if wanted.address:
         raise BadSource(f"{text}: an address; `oss-tools download {text}` fetches it and prints the path that is a MODEL")
     try:
-        return find(wanted, cache)
+        return find(wanted, cache, say=say)
     except BadSource as error:
         raise BadSource(f"{error}" if "://" in text else f"{missing}, and {error}{guess}") from None
 
 
-def find(wanted: Wanted, cache: Path, here: Path = Path()) -> Path:
-    """The checkpoint of a repository that was downloaded to the cache, or by `download --to` to a folder in `here`.
+def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda line: None) -> Path:
+    """The checkpoint of a repository that was downloaded to the cache, or by `download --to` to a folder in `here`. `say` is told
+    if another revision than main is taken.
 
     Raises BadSource if it is not there, is not complete, or if there are several to choose from.
     """
@@ -49,10 +50,10 @@ def find(wanted: Wanted, cache: Path, here: Path = Path()) -> Path:
     command = f"`{wanted.command}` fetches it"
     if (repository / SNAPSHOTS).is_dir():
         try:
-            folder = snapshot(repository, wanted.revision, fallback=not wanted.named)
+            snapshot(repository, wanted.revision, fallback=not wanted.named)
         except BadSource as error:
             raise BadSource(f"{error}; {command}") from None
-        return checkpoint_in(folder, wanted.quantization)
+        return checkpoint_of(repository, wanted.revision, not wanted.named, wanted.quantization, say)
     beside = [] if wanted.named else _downloaded_to(wanted.repo, here)
     if len(beside) > 1:
         raise BadSource(f"{wanted.repo} was downloaded to {' and to '.join(map(str, beside))}; name one of these folders")
@@ -63,13 +64,13 @@ def find(wanted: Wanted, cache: Path, here: Path = Path()) -> Path:
     raise BadSource(f"{wanted.repo} is not in {cache}: {command}{guess}")
 
 
-def find_here(wanted: Wanted) -> Path | None:
+def find_here(wanted: Wanted, say: Say = lambda line: None) -> Path | None:
     """As `find` in the hub's cache; None if it is not there and may be asked for. Raises Unreachable if HF_HUB_OFFLINE forbids
     that."""
     from huggingface_hub import constants
 
     try:
-        return find(wanted, cache_folder())
+        return find(wanted, cache_folder(), say=say)
     except BadSource as error:
         if constants.HF_HUB_OFFLINE:
             raise Unreachable(f"{error} (HF_HUB_OFFLINE is set; unset it to download)") from None

@@ -198,6 +198,21 @@ def test_a_snapshot_of_the_configuration_alone_is_not_complete(fetch, run: Run) 
     assert run("inspect", REPO).returncode == 0
 
 
+def test_where_main_is_not_complete_the_only_complete_revision_is_taken_and_told(fetch, run: Run) -> None:
+    """As a look at the newest configuration leaves the cache."""
+    folder = fetch()
+    newest = "f" * 40
+    (folder / "snapshots" / newest).mkdir()
+    (folder / "snapshots" / newest / "config.json").write_text("{}")
+    (folder / "refs" / "main").write_text(newest)
+    for name in (REPO, folder):
+        done = run("inspect", name, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["path"] == str(folder / "snapshots" / COMMIT)
+        assert f"revision {newest[:12]} is not complete; {COMMIT[:12]} is, and is taken" in done.stderr
+    assert "not complete" in said(run("inspect", f"{REPO}@main"))  # where it is named, no other will do
+
+
 def test_shards_that_are_missing_are_named(
     hub: Hub, run: Run, environment: dict[str, str], tmp_path: Path, tiny_llama
 ) -> None:
