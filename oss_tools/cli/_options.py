@@ -50,14 +50,22 @@ def embedded_model() -> Path:
     return path
 
 
-def downloaded_model(text: str) -> Path:
-    """The checkpoint of that name in the hub's cache. Raises BadSource."""
+def download_path(text: str) -> Path:
+    """The folder or file of a download that a path or a name means, complete or not. Raises BadSource."""
+    from oss_tools.download.contents import folder_at
+
+    path = Path(text)
+    return folder_at(path) if path.exists() else downloaded_model(text, whole=True)
+
+
+def downloaded_model(text: str, whole: bool = False) -> Path:
+    """The checkpoint of that name in the hub's cache, or the folder of the whole download. Raises BadSource."""
     from huggingface_hub import constants
 
     from oss_tools.download.downloaded import checkpoint_named
     from oss_tools.download.layout import cache_folder
 
-    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark)
+    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark, whole)
 
 
 def _remark(text: str) -> None:

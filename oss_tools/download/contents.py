@@ -32,14 +32,26 @@ def opened(path: Path, say: Say = lambda line: None) -> Path:
     of their own; any other path itself. `say` is told if another revision than main is taken. Raises BadSource."""
     if not path.is_dir():
         return path
-    found = path.absolute()
-    if found.name == SNAPSHOTS and found.parent.name.startswith(PREFIX):
-        return checkpoint_of(path.parent, say=say)
-    if found.name.startswith(PREFIX) and (path / SNAPSHOTS).is_dir():
-        return checkpoint_of(path, say=say)
+    if repository := _repository_at(path):
+        return checkpoint_of(repository, say=say)
     if names := [] if (path / "config.json").exists() else cached_names(path):
         raise BadSource(f"{path}: a hub's cache of {len(names)} repositories; name one: {', '.join(names[:LISTED])}")
     return checkpoint_in(path)
+
+
+def folder_at(path: Path) -> Path:
+    """The folder of a download that a path means, complete or not: of a repository's folder in a hub's cache its snapshot; any
+    other path itself. Raises BadSource."""
+    repository = _repository_at(path)
+    return snapshot(repository) if repository else path
+
+
+def _repository_at(path: Path) -> Path | None:
+    """The folder of a repository in a hub's cache, given that or its snapshots; None of any other path."""
+    found = path.absolute()
+    if found.name == SNAPSHOTS and found.parent.name.startswith(PREFIX):
+        return path.parent
+    return path if found.name.startswith(PREFIX) and (path / SNAPSHOTS).is_dir() else None
 
 
 # ---- the hub's cache ------------------------------------------------------------------------------------------------

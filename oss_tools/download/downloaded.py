@@ -14,9 +14,11 @@ from oss_tools.download.registry import published
 from oss_tools.errors import BadCheckpoint, BadSource, Unreachable
 
 
-def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda line: None) -> Path:
-    """The checkpoint that a name means where no file or folder has it. Raises BadSource that says what would fetch it, or what is
-    spelt like it."""
+def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda line: None, whole: bool = False) -> Path:
+    """The checkpoint that a name means where no file or folder has it; or the `whole` download, complete or not.
+
+    Raises BadSource that says what would fetch it, or what is spelt like it.
+    """
     missing, near = f"{text}: no such file or folder", near_paths(Path(text))
     guess = f"; did you mean {near}?" if near else ""
     if os.path.lexists(text):
@@ -35,14 +37,14 @@ def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda li
     if wanted.address:
         raise BadSource(f"{text}: an address; `oss-tools download {text}` fetches it and prints the path that is a MODEL")
     try:
-        return find(wanted, cache, say=say)
+        return find(wanted, cache, say=say, whole=whole)
     except BadSource as error:
         raise BadSource(f"{error}" if "://" in text else f"{missing}, and {error}{guess}") from None
 
 
-def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda line: None) -> Path:
-    """The checkpoint of a repository that was downloaded to the cache, or by `download --to` to a folder in `here`. `say` is told
-    if another revision than main is taken.
+def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda line: None, whole: bool = False) -> Path:
+    """The checkpoint of a repository that was downloaded to the cache, or by `download --to` to a folder in `here`; or the folder
+    of the `whole` download, complete or not. `say` is told if another revision than main is taken.
 
     Raises BadSource if it is not there, is not complete, or if there are several to choose from.
     """
@@ -50,15 +52,17 @@ def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda lin
     command = f"`{wanted.command}` fetches it"
     if (repository / SNAPSHOTS).is_dir():
         try:
-            snapshot(repository, wanted.revision, fallback=not wanted.named)
+            folder = snapshot(repository, wanted.revision, fallback=not wanted.named)
         except BadSource as error:
             raise BadSource(f"{error}; {command}") from None
+        if whole:
+            return folder
         return checkpoint_of(repository, wanted.revision, not wanted.named, wanted.quantization, say)
     beside = [] if wanted.named else _downloaded_to(wanted.repo, here)
     if len(beside) > 1:
         raise BadSource(f"{wanted.repo} was downloaded to {' and to '.join(map(str, beside))}; name one of these folders")
     if beside:
-        return checkpoint_in(beside[0], wanted.quantization)
+        return beside[0] if whole else checkpoint_in(beside[0], wanted.quantization)
     near = near_names(wanted.repo, cached_names(cache))
     guess = f"; or did you mean {near}, which is there?" if near else ""
     raise BadSource(f"{wanted.repo} is not in {cache}: {command}{guess}")

@@ -177,6 +177,7 @@ def test_quantizations_in_folders(hub: Hub, run: Run, quantized: dict[str, bytes
         checked = run("verify", "--checksums", found["path"])
         assert checked.returncode == 0, checked.stderr
         assert f"{len(found['files'])} read" in checked.stdout  # all parts
+    assert f"{len(quantized) - 1} read" in run("verify", "--checksums", "here").stdout
     both = run("inspect", "here")
     assert both.returncode == 2
     assert "2 GGUF models; name one of them: Q4_0/m-q4_0*.gguf" in both.stderr

@@ -186,6 +186,18 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
+def test_checksums_are_of_the_whole_download_complete_or_not(fetch, run: Run) -> None:
+    folder = fetch()
+    missing = folder / "snapshots" / COMMIT / "model.safetensors"
+    for name in (REPO, folder, folder / "snapshots"):
+        assert "as downloaded" in run("verify", "--checksums", name).stdout
+    missing.resolve().unlink()
+    for name in (REPO, folder):
+        done = run("verify", "--checksums", name)
+        assert done.returncode == 1
+        assert "missing" in done.stdout
+
+
 # ---- incomplete -----------------------------------------------------------------------------------------------------
 
 
