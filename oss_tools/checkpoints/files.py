@@ -21,7 +21,8 @@ MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 
 def is_plain_name(name: str) -> bool:
     """Whether it names a file in the folder itself: no separator, no `..`, no control character."""
-    return name not in ("", ".", "..") and len(name) < 256 and not set(name) & set("/\\:") and name.isprintable()
+    fine = name not in ("", ".", "..") and not set(name) & set("/\\:") and name.isprintable()
+    return fine and len(os.fsencode(name)) < 256
 
 
 def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray:

@@ -47,7 +47,11 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 Source = Annotated[
     Path,
-    typer.Argument(metavar="SRC", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."),
+    typer.Argument(
+        metavar="SRC",
+        parser=model_path,
+        help="A checkpoint's path, a downloaded owner/name, or tiny.",
+    ),
 ]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")]
 Format = Annotated[

@@ -24,9 +24,21 @@ def parse_size(text: str | int) -> int:
 
 
 def model_path(text: str) -> Path:
-    """The path that MODEL names: `tiny` is the embedded model, `./tiny` a file or folder of that name. Raises BadSource."""
-    if text != EMBEDDED:
-        return Path(text)
+    """The path of the checkpoint that MODEL names.
+
+    That is `tiny`, the embedded model; a file or folder (`./tiny` too); or what was downloaded: a short name, `owner/name`,
+    `owner/name@REVISION`, `owner/name:QUANTIZATION`, or a folder of the hub's cache. Raises BadSource.
+    """
+    if text == EMBEDDED:
+        return embedded_model()
+    from oss_tools.download.contents import opened
+
+    path = Path(text)
+    return opened(path, _remark) if path.exists() else downloaded_model(text)
+
+
+def embedded_model() -> Path:
+    """The folder of the model that travels with the program. Raises BadSource."""
     from oss_tools.errors import BadSource
     from oss_tools.resources import resource
 
@@ -36,6 +48,30 @@ def model_path(text: str) -> Path:
             "the embedded model `tiny` is missing from this installation; a file or folder of that name is ./tiny"
         )
     return path
+
+
+def download_path(text: str) -> Path:
+    """The folder or file of a download that a path or a name means, complete or not. Raises BadSource."""
+    from oss_tools.download.contents import folder_at
+
+    path = Path(text)
+    return folder_at(path) if path.exists() else downloaded_model(text, whole=True)
+
+
+def downloaded_model(text: str, whole: bool = False) -> Path:
+    """The checkpoint of that name in the hub's cache, or the folder of the whole download. Raises BadSource."""
+    from huggingface_hub import constants
+
+    from oss_tools.download.downloaded import checkpoint_named
+    from oss_tools.download.layout import cache_folder
+
+    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark, whole)
+
+
+def _remark(text: str) -> None:
+    from oss_tools.cli._output import remark
+
+    remark(text)
 
 
 def size_option(text: str) -> int:

@@ -31,7 +31,9 @@ def run(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL...", parser=model_path, help="Checkpoint folders, .gguf or .safetensors files, or tiny."
+            metavar="MODEL...",
+            parser=model_path,
+            help="Checkpoints' paths, downloaded owner/name, or tiny.",
         ),
     ],
     prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, help="Tokens of the prompt; 0 leaves prompts out.")] = 512,
