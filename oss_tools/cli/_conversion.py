@@ -47,7 +47,11 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 Source = Annotated[
     Path,
-    typer.Argument(metavar="SRC", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."),
+    typer.Argument(
+        metavar="SRC",
+        parser=model_path,
+        help="A checkpoint's path, a downloaded owner/name, or tiny.",
+    ),
 ]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")]
 Format = Annotated[
@@ -93,29 +97,43 @@ Fallback = Annotated[
         help="For tensors that cannot have the recipe's format; may be repeated.",
     ),
 ]
+NoFallback = Annotated[
+    bool, typer.Option("--no-fallback", help="A tensor that cannot have the recipe's format is an error.")
+]
 OnNonfinite = Annotated[
     str, typer.Option("--on-nonfinite", metavar="refuse|clamp", help="What to do with NaN and infinity.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Finish an interrupted run, to the same bytes.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Finish an interrupted run, to the same bytes; of a finished one, say so.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, or start an interrupted run anew.")]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Read the output back and compare its hashes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 
 
 def choose_recipe(
-    format: str, recipe: str, rules: Sequence[str] | None, keep: Sequence[str] | None, fallback: Sequence[str] | None
+    format: str,
+    recipe: str,
+    rules: Sequence[str] | None,
+    keep: Sequence[str] | None,
+    fallback: Sequence[str] | None,
+    no_fallback: bool,
 ) -> Recipe:
     """The recipe that the options describe; keeping everything if they name neither format nor recipe."""
     from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
 
     if format and recipe:
         raise typer.BadParameter("--format and --recipe exclude each other")
+    if fallback and no_fallback:
+        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else KEEP_ALL
     if fallback:
         chosen = chosen.falling_back(tuple(fallback))
     for rule in rules or ():
         chosen = chosen.quantizing_by(rule)
-    return chosen.keeping(tuple(keep)) if keep else chosen
+    if keep:
+        chosen = chosen.keeping(tuple(keep))
+    return chosen.without_fallback() if no_fallback else chosen
 
 
 def check_on_nonfinite(choice: str) -> str:
@@ -126,12 +144,14 @@ def check_on_nonfinite(choice: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished conversion: its plan, the plan as JSON, the manifest beside the output, and the time it took."""
+    """A finished conversion: its plan, the plan as JSON, the manifest beside the output, the time it took, and whether it was
+    finished before."""
 
     plan: Plan
     record: dict[str, Any]
     manifest: Manifest
     seconds: float
+    before: bool
 
 
 def carry_out(
@@ -150,32 +170,39 @@ def carry_out(
 
     An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf.
     """
-    from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
     from oss_tools.convert.plan import make_plan
     from oss_tools.models import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
-        remark_reading(checkpoint, checkpoint.metadata())
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
-        of_tokenizer = remarks_on_writing(checkpoint.metadata()) if plan.container == "gguf" else ()
-        for text in (*plan.remarks, *of_tokenizer):
-            remark(text)
-        record = plan_record(plan, destination)
-        if dry_run:
-            print_json(record) if as_json else print_plan(plan, destination)
-            return None
-        remark_fallbacks(plan)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
+        pipeline.check(plan, destination, options)
+        record = plan_record(plan, destination)
+        if dry_run:
+            remark_plan(plan, importance, options)
+            print_json(record) if as_json else print_plan(plan, destination)
+            return None
         totals = {"write": plan.source_bytes}
         if options.verify:
             totals["verify"] = sum(step.target.nbytes for step in plan.steps)
         start = time.perf_counter()
         with progress(totals, quiet=quiet) as advance:
-            manifest = pipeline.run(plan, destination, options, lambda stage, tensor, nbytes: advance(stage, nbytes))
-        return Outcome(plan, record, manifest, time.perf_counter() - start)
+
+            def report(stage: str, tensor: str, nbytes: int) -> None:
+                advance(stage, nbytes)
+
+            manifest = pipeline.finished(plan, destination, options, report)
+            before = manifest is not None
+            if manifest is None:
+                remark_plan(plan, importance, options)
+                remark_fallbacks(plan)
+                manifest = pipeline.write(plan, destination, options, report)
+        if before:
+            remark(f"{destination} is finished already: made of this source by this plan, so there is nothing left to do")
+        return Outcome(plan, record | {"finished_before": before}, manifest, time.perf_counter() - start, before)
 
 
 def _usual_container(source: Checkpoint, destination: Path) -> str:
@@ -184,11 +211,34 @@ def _usual_container(source: Checkpoint, destination: Path) -> str:
     return "hf" if source.container == "gguf" else source.container
 
 
+def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:
+    """Says on stderr what a user should know: how the source was read, what the target cannot say, what it means to round it."""
+    from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
+
+    remark_reading(plan.source, plan.metadata)
+    of_tokenizer = remarks_on_writing(plan.metadata) if plan.container == "gguf" else ()
+    for text in (*plan.remarks, *of_tokenizer):
+        remark(text)
+    if plan.rounded_before:
+        remark(f"{rounded_before(plan)}: the errors are against it, not against what it was made of")
+    rounded = [step.name for step in plan.steps if step.action == "quantize"]
+    missing = [name for name in rounded if name not in (options.importance or {})]
+    if importance and missing:
+        remark(
+            f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
+        )
+
+
 def remark_fallbacks(plan: Plan) -> None:
     """Says on stderr which tensors do not get what the recipe asks for, and why."""
     for row in plan.by_role():
         if row.note:
             remark(f"{row.tensors} × {row.role} in {row.target_format}: {row.note}")
+
+
+def rounded_before(plan: Plan) -> str:
+    """Says that the source was rounded before."""
+    return f"{plan.source.path} was rounded already ({', '.join(plan.rounded_before)})"
 
 
 def plan_record(plan: Plan, destination: Path) -> dict[str, Any]:
@@ -199,6 +249,7 @@ def plan_record(plan: Plan, destination: Path) -> dict[str, Any]:
         "target": {"path": str(destination), "container": plan.container, "bytes": plan.target_bytes},
         "recipe": plan.recipe.name,
         "lossless": plan.lossless,
+        "source_rounded_already": plan.rounded_before,
         "free_disk_bytes": free_disk(destination),
         "roles": rows,
     }

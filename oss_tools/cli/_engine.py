@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."),
+    typer.Argument(
+        metavar="MODEL",
+        parser=model_path,
+        help="A checkpoint's path, a downloaded owner/name, or tiny.",
+    ),
 ]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0 uses every core.", show_default=False)]
 BackendName = Annotated[str, typer.Option("--backend", help="numba (the kernels) or torch (the plain path, float32).")]

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from oss_tools.sizes import format_size as format_size
+
 EMBEDDED = "tiny"  # as MODEL, the model that travels with the program
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -21,19 +23,22 @@ def parse_size(text: str | int) -> int:
     return round(float(number) * UNITS[(unit or "").lower()])
 
 
-def format_size(nbytes: float) -> str:
-    """Bytes in decimal units with three digits: 13.8 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 999.5:
-            return f"{nbytes:.0f} {unit}" if unit == "B" or abs(nbytes) >= 99.95 else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.4g} TB"
-
-
 def model_path(text: str) -> Path:
-    """The path that MODEL names: `tiny` is the embedded model, `./tiny` a file or folder of that name. Raises BadSource."""
-    if text != EMBEDDED:
-        return Path(text)
+    """The path of the checkpoint that MODEL names.
+
+    That is `tiny`, the embedded model; a file or folder (`./tiny` too); or what was downloaded: a short name, `owner/name`,
+    `owner/name@REVISION`, `owner/name:QUANTIZATION`, or a folder of the hub's cache. Raises BadSource.
+    """
+    if text == EMBEDDED:
+        return embedded_model()
+    from oss_tools.download.contents import opened
+
+    path = Path(text)
+    return opened(path, _remark) if path.exists() else downloaded_model(text)
+
+
+def embedded_model() -> Path:
+    """The folder of the model that travels with the program. Raises BadSource."""
     from oss_tools.errors import BadSource
     from oss_tools.resources import resource
 
@@ -45,9 +50,35 @@ def model_path(text: str) -> Path:
     return path
 
 
+def download_path(text: str) -> Path:
+    """The folder or file of a download that a path or a name means, complete or not. Raises BadSource."""
+    from oss_tools.download.contents import folder_at
+
+    path = Path(text)
+    return folder_at(path) if path.exists() else downloaded_model(text, whole=True)
+
+
+def downloaded_model(text: str, whole: bool = False) -> Path:
+    """The checkpoint of that name in the hub's cache, or the folder of the whole download. Raises BadSource."""
+    from huggingface_hub import constants
+
+    from oss_tools.download.downloaded import checkpoint_named
+    from oss_tools.download.layout import cache_folder
+
+    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark, whole)
+
+
+def _remark(text: str) -> None:
+    from oss_tools.cli._output import remark
+
+    remark(text)
+
+
 def size_option(text: str) -> int:
     try:
         return parse_size(text)
+    except OverflowError:
+        raise typer.BadParameter(f"{text[:40]}… is no size; write it as 5GB, 500MB or 16GiB") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

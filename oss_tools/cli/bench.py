@@ -31,7 +31,9 @@ def run(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL...", parser=model_path, help="Checkpoint folders, .gguf or .safetensors files, or tiny."
+            metavar="MODEL...",
+            parser=model_path,
+            help="Checkpoints' paths, downloaded owner/name, or tiny.",
         ),
     ],
     prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, help="Tokens of the prompt; 0 leaves prompts out.")] = 512,
@@ -104,12 +106,14 @@ def as_gguf(path: Path, folder: Path, quiet: bool) -> Path:
 
 def convert_to_gguf(checkpoint: Any, target: Path) -> None:
     """Writes a checkpoint as GGUF, every tensor in its own format."""
+    from oss_tools.convert.output import said_of
     from oss_tools.convert.pipeline import Options
     from oss_tools.convert.pipeline import run as carry_out
     from oss_tools.convert.plan import make_plan
     from oss_tools.convert.recipe import KEEP_ALL
 
-    carry_out(make_plan(checkpoint, "gguf", KEEP_ALL), target, Options(verify=False))
+    with said_of(checkpoint.path, target):
+        carry_out(make_plan(checkpoint, "gguf", KEEP_ALL), target, Options(verify=False))
 
 
 def print_record(record: dict[str, Any], markdown: bool) -> None:

@@ -46,7 +46,7 @@ def run(
         typer.Argument(
             metavar="[MODEL]...",
             parser=model_path,
-            help="Checkpoint folders, .gguf or .safetensors files, or tiny. [default: tiny]",
+            help="Checkpoints' paths, downloaded owner/name, or tiny. [default: tiny]",
             show_default=False,
         ),
     ] = None,

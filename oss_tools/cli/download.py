@@ -1,8 +1,10 @@
 """Fetch a checkpoint from a hub or an address, and verify every file.
 
-SOURCE is a short name (gpt-oss-20b), a repository (owner/name), or the https:// or file:// address of a .gguf file, a
-.safetensors file, or a folder of those with an index. Only what a checkpoint consists of is fetched, never a file that can run
-code when it is opened. Interrupted downloads go on where they stopped when the same command is given again.
+SOURCE is a short name (gpt-oss-20b), a repository (owner/name, owner/name@REVISION, of GGUF models also
+owner/name:QUANTIZATION), or the https:// or file:// address of a .gguf file, a .safetensors file, or a folder of those with an
+index. Only what a checkpoint consists of is fetched, never a file that can run code when it is opened. Interrupted downloads go
+on where they stopped when the same command is given again. The path that is printed is what other verbs take as MODEL; they take
+the name too.
 
 Without --to a repository goes to the hub's own cache, where other programs find it too; an address to the current folder.
 HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
@@ -21,13 +23,14 @@ from oss_tools.cli._output import print_facts, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from oss_tools.download.download import Plan
+    from oss_tools.download.sources import Source, Wanted
     from oss_tools.download.web import Web
 
 EXAMPLES = """
 oss-tools download gpt-oss-20b --dry-run
 oss-tools download openai/gpt-oss-20b --to gpt-oss-20b
 oss-tools download openai/gpt-oss-120b --container original
-oss-tools download ggml-org/gpt-oss-20b-GGUF --include '*mxfp4.gguf'
+oss-tools download ggml-org/gpt-oss-20b-GGUF:mxfp4
 oss-tools download https://example.org/models/model.gguf
 """
 ALL = "all files"
@@ -63,7 +66,10 @@ def run(
         typer.Option("--container", "-c", metavar="hf|original|gguf", help="Where a repository has several. [default: hf]"),
     ] = "",
     include: Annotated[
-        list[str] | None, typer.Option("--include", metavar="GLOB", help="Only files that match; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--include", metavar="GLOB", help="Only files that match, or a quantization by name (Q4_K_M); may be repeated."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="GLOB", help="No files that match; may be repeated.")
@@ -76,6 +82,7 @@ def run(
 ) -> None:
     from oss_tools.download import sources
     from oss_tools.download.download import carry_out, make_plan
+    from oss_tools.download.downloaded import find_here
     from oss_tools.download.select import CONTAINERS
     from oss_tools.download.web import Web, offline
 
@@ -85,14 +92,15 @@ def run(
     web = Web(endpoint or None, say)
     wanted = sources.understand(source, revision, web.endpoint)
     if offline() and wanted.repo:
-        report_cached(wanted, source, as_json)
+        report_downloaded(wanted.repo, find_here(wanted, say), as_json)
         return
-    plan = make_plan(
-        sources.look_up(wanted, web), to=to, container=container, include=include or (), exclude=exclude or (), say=say
-    )
+    include = [*(include or []), *([wanted.quantization] if wanted.quantization else [])]
+    offer = offered(wanted, web)
+    plan = make_plan(offer, web=web, to=to, container=container, include=include, exclude=exclude or (), say=say)
     if dry_run:
         fits = what_fits(plan, web)
         print_json(to_record(plan) | {"fit": fits}) if as_json else print_plan(plan, fits)
+        plan.place.require(plan.missing)
         return
     started = time.perf_counter()
     fetched = transfer(plan, web, connections, quiet, carry_out)
@@ -124,16 +132,25 @@ def transfer(plan: Plan, web: Web, connections: int, quiet: bool, carry_out: Any
     return received
 
 
-def report_cached(wanted: Any, name: str, as_json: bool) -> None:
-    """Without a network: where the checkpoint lies in the cache."""
-    from oss_tools.download.sources import cached_snapshot
-    from oss_tools.download.web import cache_folder
+def offered(wanted: Wanted, web: Web) -> Source:
+    """What the server has. Where none answers, the error tells of what was downloaded before."""
+    from oss_tools.download import sources
+    from oss_tools.download.downloaded import find_here
+    from oss_tools.errors import Unreachable
 
-    path = cached_snapshot(wanted, cache_folder())
+    try:
+        return sources.look_up(wanted, web)
+    except Unreachable as error:
+        here = find_here(wanted) if wanted.repo else None
+        raise Unreachable(f"{error}; what was downloaded before is {here}" if here else str(error)) from None
+
+
+def report_downloaded(repo: str, path: Path | None, as_json: bool) -> None:
+    """Without a network: where the checkpoint lies that was downloaded before."""
     if as_json:
-        print_json({"source": wanted.repo, "path": str(path), "offline": True})
+        print_json({"source": repo, "path": str(path), "offline": True})
     else:
-        print_facts({"source": wanted.repo, "offline": "HF_HUB_OFFLINE is set: what the cache has", "model": path})
+        print_facts({"source": repo, "offline": "HF_HUB_OFFLINE is set: what is there already", "path": path})
 
 
 def what_fits(plan: Plan, web: Web) -> dict[str, Any] | None:
@@ -169,6 +186,7 @@ def to_record(plan: Plan) -> dict[str, Any]:
         "commit": plan.source.commit or None,
         "licence": plan.source.published.licence if plan.source.published else None,
         "container": plan.container,
+        "to": str(plan.place.root),
         "path": str(plan.model),
         "manifest": str(plan.manifest_path),
         "bytes": plan.nbytes,
@@ -228,6 +246,6 @@ def print_outcome(plan: Plan, fetched: int, seconds: float) -> None:
             else "nothing, all is there",
             "verified": f"{checked} of {len(plan.files)} files against the published checksums{others}",
             "manifest": plan.manifest_path,
-            "model": plan.model,
+            "path": plan.model,
         }
     )

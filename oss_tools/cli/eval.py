@@ -46,7 +46,7 @@ def run(
         typer.Argument(
             metavar="MODEL",
             parser=model_path,
-            help="A checkpoint folder, a .gguf or .safetensors file, or tiny.",
+            help="A checkpoint's path, a downloaded owner/name, or tiny.",
             show_default=False,
         ),
     ] = None,
@@ -226,11 +226,12 @@ def show_plan(names: list[str], texts: list[Path], data: Path | None, limit: int
 
 def described(model: Path) -> dict[str, Any]:
     """What the record says of a model's files."""
+    from oss_tools.download.layout import name_of
     from oss_tools.harness.run import fingerprint
     from oss_tools.models import open_checkpoint
     from oss_tools.resources import resource
 
-    name = EMBEDDED if model == resource("tiny/checkpoint") else model.name
+    name = EMBEDDED if model == resource("tiny/checkpoint") else name_of(model)
     with open_checkpoint(model) as checkpoint:
         return {"name": name, "nbytes": checkpoint.nbytes, **fingerprint(checkpoint.reader.files())}
 

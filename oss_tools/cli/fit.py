@@ -1,7 +1,7 @@
 """Say whether a model will run here, in which format, how fast.
 
-MODEL is a checkpoint, tiny, a shape (gpt-oss-20b), a config.json, a repository (owner/name) or an address. Of a remote
-checkpoint only the headers are read: a few hundred kilobytes.
+MODEL is a checkpoint, tiny, a shape (gpt-oss-20b), a config.json, a repository (owner/name, owner/name:QUANTIZATION) or an
+address. Of a remote checkpoint only the headers are read, a few hundred kilobytes; of one that was downloaded nothing is asked.
 
 A row for each recipe and format: bytes in files; the engine's memory for weights, KV cache (sliding layers keep their
 window), copies of prompts for reuse, activations, and the program itself; tokens per second from the bytes that a token reads and
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, format_size, model_path, size_option
 from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_reading
 
 if TYPE_CHECKING:
@@ -92,10 +92,11 @@ def estimate_model(
 ) -> Estimate:
     """Of whatever MODEL names: a path, a shape, or something remote."""
     from oss_tools.convert.synth import load_shape, shape_names
+    from oss_tools.download.layout import name_of
     from oss_tools.fit.estimate import of_checkpoint, of_shape
     from oss_tools.models import architecture_of, open_checkpoint
 
-    path = Path(model)
+    path = model_path(model) if Path(model).exists() else Path(model)
     is_shape = path.suffix in (".yaml", ".yml", ".json") if path.exists() else model in shape_names()
     if is_shape:
         shape = load_shape(model)
@@ -105,19 +106,24 @@ def estimate_model(
         with open_checkpoint(path) as checkpoint:
             if not quiet:
                 remark_reading(checkpoint)
-            return of_checkpoint(checkpoint, path.name, use_of(machine, context, batch, checkpoint.architecture.context))
+            return of_checkpoint(checkpoint, name_of(path), use_of(machine, context, batch, checkpoint.architecture.context))
     from oss_tools.download import sources
     from oss_tools.download.download import make_plan
+    from oss_tools.download.downloaded import find_here
     from oss_tools.download.headers import mirrored
-    from oss_tools.download.web import Web, cache_folder, offline
+    from oss_tools.download.web import Web
 
     web = Web(endpoint or None, (lambda line: None) if quiet else remark)
     wanted = sources.understand(model, revision, web.endpoint)
-    if offline() and wanted.repo:
-        snapshot = str(sources.cached_snapshot(wanted, cache_folder()))
-        return estimate_model(snapshot, machine, context, batch, "", "", [], quiet)
+    here = find_here(wanted, web.say) if wanted.repo and not include else None
+    if here:
+        return estimate_model(str(here), machine, context, batch, "", "", [], quiet)
     source = sources.look_up(wanted, web)
-    with mirrored(make_plan(source, include=include, compare=False), web) as mirror, open_checkpoint(mirror) as checkpoint:
+    include = [*include, *([wanted.quantization] if wanted.quantization else [])]
+    with (
+        mirrored(make_plan(source, web=web, include=include, compare=False), web) as mirror,
+        open_checkpoint(mirror) as checkpoint,
+    ):
         if not quiet:
             remark_reading(checkpoint)
         name = source.name.rpartition("/")[2]
@@ -137,11 +143,10 @@ def use_of(machine: Machine, context: int | None, batch: int, made_for: int) -> 
 
 def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None:
     """The rows as a table, the machine and the choice in words."""
-    from oss_tools.fit.estimate import gigabytes
 
     def there(name: str, size: float | None, unit: str = "") -> str | None:
         found = " (found)" if name in machine.detected else " (given)"
-        return None if size is None else gigabytes(size) + unit + found
+        return None if size is None else format_size(size) + unit + found
 
     print_facts(
         {
@@ -168,19 +173,21 @@ def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None
         *card,
         "tokens/s",
     )
-    rows = [_shown(row, machine) for row in estimate.rows]
-    print_table(rows, headers, title="Bytes in GB", right=(1, 2, 3, 4, 5, 6, 7, 8, len(headers) - 1))
+    large = max(row.memory.total for row in estimate.rows) >= 10**9
+    unit = 10**9 if large else 10**6
+    rows = [_shown(row, machine, unit) for row in estimate.rows]
+    print_table(rows, headers, title=f"Bytes in {'GB' if large else 'MB'}", right=(1, 2, 3, 4, 5, 6, 7, 8, len(headers) - 1))
     print()
     print_facts({"choice": f"{choice.row.name}: {choice.reason}" if choice.row else choice.reason})
     for line in choice.limits:
         print(f"limit   {line}")
 
 
-def _shown(row: Row, machine: Machine) -> list[str]:
+def _shown(row: Row, machine: Machine, unit: int) -> list[str]:
     m = row.memory
-    sizes = [f"{size / 1e9:.2f}" for size in (m.weights, m.cache, m.prefixes, m.activations, m.program, m.total)]
+    sizes = [f"{size / unit:.2f}" for size in (m.weights, m.cache, m.prefixes, m.activations, m.program, m.total)]
     fits = machine.memory_verdict(m.total) + ("" if machine.disk_holds(row.file_bytes) else ", no disk")
     card = [machine.device_verdict(m.on_device)] if machine.vram else []
     speed = "{:.3g}–{:.3g}".format(*row.speed(machine.bandwidth)) if machine.bandwidth else ""
     name = f"{row.name} *" if row.published else row.name
-    return [name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}", *sizes, fits, *card, speed]
+    return [name, f"{row.file_bytes / unit:.2f}", f"{row.bits_per_weight:.2f}", *sizes, fits, *card, speed]

@@ -27,7 +27,9 @@ def run(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", parser=model_path, help="A checkpoint folder, a .gguf or .safetensors file, or tiny."
+            metavar="PATH",
+            parser=model_path,
+            help="A checkpoint's path, a downloaded owner/name, or tiny.",
         ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,

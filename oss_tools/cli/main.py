@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ class VerbGroup(TyperGroup):
             return result
 
 
-@contextmanager
+@contextlib.contextmanager
 def errors_reported(ctx: Any) -> Iterator[None]:
     """Turns every exception of a verb into one line on stderr and an exit status; OSS_TOOLS_DEBUG=1 adds the traceback."""
     try:
@@ -128,9 +129,10 @@ def is_usage_error(error: Exception) -> bool:
 
 def fail(message: str, status: int) -> typer.Exit:
     """Prints the line (and the traceback where it is wanted) and returns the exit to raise."""
-    if os.environ.get("OSS_TOOLS_DEBUG", "0") not in ("", "0"):
-        traceback.print_exc()
-    print(f"oss-tools: {one_line(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can read it; the status says it still
+        if os.environ.get("OSS_TOOLS_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        print(f"oss-tools: {one_line(message)}", file=sys.stderr, flush=True)
     return typer.Exit(status)
 
 
@@ -187,6 +189,21 @@ def options(
     """Convert, requantize, run, score and compare open-weight language models on your own machine."""
 
 
+def open_standard_streams() -> None:
+    """Gives a process that was started without stdin, stdout or stderr (`>&-`) empty ones: else the next file that is opened
+    would have stdout's number, and what libraries print would go into it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(descriptor, "w"), encoding="utf-8"))
+
+
 def main() -> None:
     """Runs the command line; ends the process with its exit status."""
+    open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     app(prog_name="oss-tools")

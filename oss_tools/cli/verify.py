@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
+from oss_tools.cli._options import JsonFlag, QuietFlag, download_path, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark_reading
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ oss-tools verify --checksums gpt-oss-20b/
 
 
 def run(
-    a: Annotated[Path, typer.Argument(metavar="A", parser=model_path, help="The reference checkpoint.")],
+    reference: Annotated[str, typer.Argument(metavar="A", help="The reference: a path, or a downloaded owner/name.")],
     b: Annotated[
         Path | None,
         typer.Argument(metavar="[B]", parser=model_path, help="The checkpoint under test.", show_default=False),
@@ -41,6 +41,7 @@ def run(
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
+    a = download_path(reference) if checksums else model_path(reference)
     if checksums != (b is None):
         raise typer.BadParameter("give two checkpoints, or one with --checksums")
     if b is None:

@@ -20,6 +20,7 @@ from oss_tools.compare.parts import Parts
 from oss_tools.compare.predictions import BaseLogits, Passage, compare_predictions, passages
 from oss_tools.compare.schedule import Now, Schedule
 from oss_tools.compare.statistics import timing
+from oss_tools.download.layout import name_of
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings as EvalSettings
@@ -156,7 +157,7 @@ def compare_checkpoints(
 
 def _name(path: Path) -> str:
     """A path's last part; the embedded model's own name."""
-    return "tiny" if path == resource("tiny/checkpoint") else path.resolve().name
+    return "tiny" if path == resource("tiny/checkpoint") else name_of(path)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

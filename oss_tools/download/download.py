@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oss_tools.download import manifest
+from oss_tools.download.layout import ORIGINAL, cache_folder
 from oss_tools.download.places import Cache, Folder, Place
-from oss_tools.download.select import ORIGINAL, check_paths, choose
+from oss_tools.download.quantizations import models_among
+from oss_tools.download.select import choose
 from oss_tools.download.sources import Source
 from oss_tools.download.transfer import Advance, Job, Partial, RemoteFile, Transfer, digests
-from oss_tools.download.web import Web, cache_folder
+from oss_tools.download.web import Web
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Plan:
         """The path to give to other commands afterwards."""
         if self.container == "original":
             return self.place.root / ORIGINAL.rstrip("/")
-        if self.container == "gguf" or not self.source.repo:
-            tensors = sorted(f.path for f in self.files if f.path.endswith((".gguf", ".safetensors")))
-            if tensors and (self.container == "gguf" or len(tensors) == 1):
-                return self.place.root / tensors[0]
+        models = models_among({f.path: f.size for f in self.files})
+        if self.container == "gguf" and models:
+            return self.place.root / models[0].paths[0]
+        tensors = [f.path for f in self.files if f.path.endswith(".safetensors")]
+        if not self.source.repo and len(tensors) == 1:
+            return self.place.root / tensors[0]
         return self.place.root
 
     @property
@@ -60,6 +64,7 @@ class Plan:
 def make_plan(
     source: Source,
     *,
+    web: Web | None = None,
     to: Path | None = None,
     container: str = "",
     include: Sequence[str] = (),
@@ -71,23 +76,28 @@ def make_plan(
 
     Args:
         source: what the server offers.
+        web: reads the index of a checkpoint in shards; without it all shards are taken.
         to: a folder; None for the hub's cache, or, for an address, the current folder.
         container, include, exclude: as `choose` has them.
         compare: whether to look at what lies there at all; without it every file counts as missing.
-        say: is told if files are read to see whether they are right.
+        say: is told if files are read to see whether they are right, and of files that are left out.
 
-    Raises BadSource.
+    Raises BadSource, Unreachable.
     """
-    if source.repo:
-        kind, files = choose(source.files, container, include, exclude)
-    else:
-        check_paths(source.files)
-        kind, files = choose(source.files, container, include or ["*"], exclude)
+
     place: Place
     if source.repo and to is None:
         place = Cache(cache_folder(), source.repo, source.revision, source.commit)
     else:
         place = Folder(to or Path())
+
+    def read(file: RemoteFile) -> bytes:
+        if place.is_here(file) and _is_right(file, place, {}, say):
+            return place.job(file).final.read_bytes()
+        return web.read(file.url, 0, file.size)[0] if web and file.size else b""
+
+    everything = [] if source.repo else ["*"]  # an address was looked up file by file
+    kind, files = choose(source.files, container, include or everything, exclude, read if web else None, say)
     known = manifest.read(place.root) if compare else {}
     present = frozenset(f.path for f in files if compare and place.is_here(f) and _is_right(f, place, known, say))
     return Plan(source, kind, tuple(files), place, present)

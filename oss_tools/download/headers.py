@@ -15,7 +15,7 @@ from pathlib import Path
 from oss_tools.checkpoints.gguf_header import read_header
 from oss_tools.checkpoints.safetensors import MAX_HEADER
 from oss_tools.download.download import Plan
-from oss_tools.download.select import ORIGINAL
+from oss_tools.download.layout import ORIGINAL
 from oss_tools.download.transfer import RemoteFile
 from oss_tools.download.web import Web
 from oss_tools.errors import BadCheckpoint

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools import __version__
-from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, write_file
+from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, replace_file
+from oss_tools.download.addresses import shown
+from oss_tools.download.layout import MANIFEST, MAX_MANIFEST
+from oss_tools.download.quantizations import PART
 from oss_tools.download.transfer import RemoteFile, digests
-from oss_tools.download.web import shown
 from oss_tools.errors import BadCheckpoint
 
-NAME = "oss-tools-download.json"
+NAME, MAX_BYTES = MANIFEST, MAX_MANIFEST
 SCHEMA = 1
-MAX_BYTES = 16 << 20
+LEVELS = 3  # folders above a file in which its manifest is looked for
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a file of the hub's cache: its git id or its sha256
 
 
@@ -74,12 +76,11 @@ def read(folder: Path) -> dict[str, Entry]:
 def write(folder: Path, entries: list[Entry], facts: dict[str, Any]) -> Path:
     """Adds entries to a folder's manifest; `facts` (repository, commit) describe the newest download. Raises NoRoom."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, fresh = folder / NAME, folder / f".{NAME}.partial"
+    path = folder / NAME
     with _locked(folder):
         merged = {e.path: e for e in [*read(folder).values(), *entries]}
         content = {"schema": SCHEMA, "oss_tools": __version__, **facts, "files": [asdict(e) for e in merged.values()]}
-        write_file(fresh, json_bytes(content))
-        os.replace(fresh, path)
+        replace_file(path, json_bytes(content))
     return path
 
 
@@ -95,15 +96,23 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def expected(path: Path) -> tuple[Path, dict[str, Entry]]:
-    """The folder, and the files in it whose checksums are known: from the manifest, or from the hub's cache, which names
-    files by checksum. `path` is a folder or a file. Raises BadCheckpoint if nothing is known."""
-    folder = path if path.is_dir() else path.parent
-    known = read(folder) or _from_cache(folder)
-    if not path.is_dir():
-        known = {name: e for name, e in known.items() if name == path.name}
-    if not known:
-        raise BadCheckpoint(f"{path}: no checksums are known: no {NAME} beside it, and not in the hub's cache")
-    return folder, known
+    """The folder, and the files in it whose checksums are known: from the manifest there or in a folder above, or from the hub's
+    cache, which names files by checksum. `path` is a folder or a file; a part of a split GGUF file means all of its parts.
+    Raises BadCheckpoint if nothing is known."""
+    start = path if path.is_dir() else path.parent
+    for folder in (start, *start.absolute().parents[:LEVELS]):
+        below = path.absolute().relative_to(folder.absolute()).as_posix()
+        if known := {name: e for name, e in read(folder).items() if _belongs(name, "" if below == "." else below)}:
+            return folder, known
+    below = "" if path.is_dir() else path.name
+    if known := {name: e for name, e in _from_cache(start).items() if _belongs(name, below)}:
+        return start, known
+    raise BadCheckpoint(f"{path}: no checksums are known: no {NAME} beside it, and not in the hub's cache")
+
+
+def _belongs(name: str, path: str) -> bool:
+    """Whether a file of the manifest is the one at `path`, another part of it, or lies in that folder ("": the top)."""
+    return not path or name == path or name.startswith(f"{path}/") or PART.sub(r"-\2", name) == PART.sub(r"-\2", path)
 
 
 def _from_cache(folder: Path) -> dict[str, Entry]:

@@ -9,8 +9,11 @@ import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from oss_tools.checkpoints.files import replace_file
+from oss_tools.download.layout import HIDDEN, SNAPSHOTS, cached_repository
 from oss_tools.download.transfer import Job, RemoteFile
-from oss_tools.errors import NoRoom
+from oss_tools.errors import BadRequest, NoRoom
+from oss_tools.sizes import format_size
 
 SPARE_BYTES = 64 << 20  # free disk beyond the files
 
@@ -53,11 +56,19 @@ class Place(ABC):
         return shutil.disk_usage(next(p for p in (self.root.absolute(), *self.root.absolute().parents) if p.exists())).free
 
     def require(self, files: list[RemoteFile]) -> None:
-        """Raises NoRoom if the files do not fit on the disk."""
+        """Raises BadRequest if the files cannot be written here, NoRoom if they do not fit on the disk."""
+        jobs = [self.job(file) for file in files]
+        folders = {self.root, *(path.parent for job in jobs for path in (job.incomplete, job.final))}
+        for folder in sorted(folders):
+            nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+            if not nearest.is_dir():
+                raise BadRequest(f"{nearest}: not a folder; choose another place with --to")
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                raise BadRequest(f"{nearest}: read-only, nothing can be written there; choose another place with --to")
         needed, free = self.missing_bytes(files), self.free_bytes()
         if needed and needed + SPARE_BYTES > free:
             raise NoRoom(
-                f"{self.root}: {needed / 1e9:.2f} GB are still to be fetched, {free / 1e9:.2f} GB are free; "
+                f"{self.root}: {format_size(needed)} are still to be fetched, {format_size(free)} are free; "
                 "free some space, or choose another disk with --to"
             )
 
@@ -67,7 +78,7 @@ class Folder(Place):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._hidden = root / ".oss-tools-download"
+        self._hidden = root / HIDDEN
 
     def job(self, file: RemoteFile) -> Job:
         name = hashlib.sha256(f"{file.path}\n{file.blob}".encode()).hexdigest()[:32]
@@ -82,15 +93,12 @@ class Folder(Place):
 
 
 class Cache(Place):
-    """The hub's cache: content under blobs/, named by checksum, and links to it under snapshots/COMMIT/.
-
-    Layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
-    """
+    """The hub's cache: content under blobs/, named by checksum, and links to it under snapshots/COMMIT/."""
 
     def __init__(self, cache: Path, repo: str, revision: str, commit: str) -> None:
-        self._folder = cache / ("models--" + repo.replace("/", "--"))
+        self._folder = cached_repository(cache, repo)
         self._revision, self._commit = revision, commit
-        self.root = self._folder / "snapshots" / commit
+        self.root = self._folder / SNAPSHOTS / commit
 
     def job(self, file: RemoteFile) -> Job:
         blob = self._folder / "blobs" / file.blob
@@ -110,4 +118,4 @@ class Cache(Place):
         if self._revision != self._commit:
             reference = self._folder / "refs" / self._revision
             reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(self._commit)
+            replace_file(reference, self._commit)

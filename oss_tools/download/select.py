@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from oss_tools.checkpoints.files import is_plain_name
+from oss_tools.checkpoints.files import is_plain_name, parse_json
+from oss_tools.checkpoints.shards import INDEX, SINGLE
+from oss_tools.download.layout import MANIFEST, ORIGINAL
+from oss_tools.download.quantizations import listing, models_among, named, near_misses
 from oss_tools.download.transfer import RemoteFile
 from oss_tools.errors import BadSource
 
@@ -34,54 +37,43 @@ DANGEROUS = (
 )
 TENSORS = (".safetensors", ".gguf")
 CONTAINERS = ("hf", "original", "gguf")
-ORIGINAL = "original/"
-PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 MAX_FILES = 10_000
 MAX_DEPTH = 16
-
-
-def check_paths(files: Sequence[RemoteFile]) -> None:
-    """Raises BadSource if a path could leave the folder, or two files would lie in one place."""
-    if len(files) > MAX_FILES:
-        raise BadSource(f"the repository lists {len(files)} files, more than the {MAX_FILES} that are accepted")
-    taken: set[str] = set()
-    for file in files:
-        parts = file.path.split("/")
-        if len(parts) > MAX_DEPTH or not all(map(is_plain_name, parts)):
-            raise BadSource(
-                f"the repository lists a file named {file.path[:120]!r}, which leaves its folder; nothing is fetched"
-            )
-        taken.add(file.path)
-    folders = {"/".join(path.split("/")[:i]) for path in taken for i in range(1, path.count("/") + 1)}
-    if len(taken) < len(files) or taken & folders:
-        twice = min(taken & folders, default="a file")
-        raise BadSource(f"the repository lists {twice!r} twice; nothing is fetched")
+MAX_INDEX = 64 << 20  # bytes
+ReadFile = Callable[[RemoteFile], bytes]
 
 
 def choose(
-    files: Sequence[RemoteFile], container: str = "", include: Sequence[str] = (), exclude: Sequence[str] = ()
+    files: Sequence[RemoteFile],
+    container: str = "",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    read: ReadFile | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, list[RemoteFile]]:
     """The container and the files to fetch, with their paths at the destination.
 
     Args:
         files: all of the repository.
         container: hf, original or gguf; "" takes the first of these that is there.
-        include: patterns; if there are any, only files that match one (of those that may be fetched at all).
+        include: patterns, or names of quantizations; if there are any, only files that they mean (of those that may be fetched
+            at all).
         exclude: patterns; files that match one are left out.
+        read: reads a small file, the index that says which shards belong together; None takes all shards.
+        say: is told of small files that are left out because their names cannot be kept.
 
-    Raises BadSource if nothing is left, or several GGUF models are.
+    Raises BadSource if nothing is left, several GGUF models are, or a file that is wanted has a name that cannot be kept.
     """
-    check_paths(files)
+    if len(files) > MAX_FILES:
+        raise BadSource(f"the repository lists {len(files)} files, more than the {MAX_FILES} that are accepted")
+    offered = [f for f in files if not any(_matches(f.path, pattern) for pattern in exclude)]
     if include:
-        found = _including(files, include)
+        found = _including(offered, include)
+        check_paths(found)
         kind = container or next((k for k in CONTAINERS if _tensors(found, k)), "hf")
     else:
-        kind = container or next((k for k in CONTAINERS if _tensors(files, k)), "")
-        if not kind or not _tensors(files, kind):
-            has = ", ".join(k for k in CONTAINERS if _tensors(files, k)) or "no .safetensors and no .gguf files"
-            raise BadSource(f"the repository has no checkpoint{f' in container {kind}' if kind else ''}; it has {has}")
-        found = _of_container(files, kind)
-    found = [f for f in found if not any(_matches(f.path, pattern) for pattern in exclude)]
+        kind, found = _checkpoint(offered, container, read, say)
     if not found:
         raise BadSource("no file is left to fetch; check --include and --exclude")
     if kind == "gguf":
@@ -89,40 +81,138 @@ def choose(
     return kind, found
 
 
-def _including(files: Sequence[RemoteFile], include: Sequence[str]) -> list[RemoteFile]:
-    matching = [f for f in files if any(_matches(f.path, pattern) for pattern in include)]
-    refused = [f.path for f in matching if f.path.lower().endswith(DANGEROUS)]
-    found = [f for f in matching if f.path not in refused]
-    if refused and not found:
-        raise BadSource(f"{refused[0]}: files of this kind can run code when they are opened, and are never fetched")
-    return found
+def check_paths(files: Sequence[RemoteFile]) -> None:
+    """Raises BadSource if a file's name cannot be kept, or two files would lie in one place."""
+    for file in files:
+        if fault := _fault_of(file.path):
+            raise BadSource(
+                f"the repository lists a file named {file.path[:120]!r}, {fault}; nothing is fetched (--exclude leaves it out)"
+            )
+    taken = {file.path for file in files}
+    folders = {"/".join(path.split("/")[:i]) for path in taken for i in range(1, path.count("/") + 1)}
+    if len(taken) < len(files) or taken & folders:
+        twice = min(taken & folders, default="a file")
+        raise BadSource(f"the repository lists {twice!r} twice; nothing is fetched")
 
 
-def _of_container(files: Sequence[RemoteFile], kind: str) -> list[RemoteFile]:
-    top = [f for f in files if "/" not in f.path and _is_wanted(f)]
-    small = [f for f in top if not f.path.lower().endswith(TENSORS) and not f.path.endswith(".index.json")]
-    if kind == "gguf":
-        return [*_tensors(files, "gguf"), *small]
-    if kind == "original":
-        inside = [f for f in files if f.path.startswith(ORIGINAL) and f.path.count("/") == 1 and _is_wanted(f)]
-        names = {f.path.removeprefix(ORIGINAL) for f in inside} | {"config.json"}
-        beside = [replace(f, path=ORIGINAL + f.path) for f in small if f.path not in names]
-        return [*inside, *beside]
-    return [*_tensors(files, "hf"), *small, *(f for f in top if f.path.endswith(".safetensors.index.json"))]
+def _fault_of(path: str) -> str:
+    """Why a file of this name cannot be kept, in a clause; "" if it can."""
+    parts = path.split("/")
+    if path.startswith(("/", "~")) or {"", ".", ".."} & set(parts) or "\\" in path:
+        return "which leaves its folder"
+    if len(parts) > MAX_DEPTH or not all(map(is_plain_name, parts)):
+        return "which no file can have everywhere: too long, too deep, or with characters that are not for names"
+    return ""
+
+
+def _checkpoint(
+    files: Sequence[RemoteFile], container: str, read: ReadFile | None, say: Callable[[str], None]
+) -> tuple[str, list[RemoteFile]]:
+    """The container, and all that a checkpoint in it consists of. Small files whose names cannot be kept are left out."""
+    kind = container or next((k for k in CONTAINERS if _tensors(files, k)), "")
+    if not kind or not _tensors(files, kind):
+        has = ", ".join(k for k in CONTAINERS if _tensors(files, k)) or "no .safetensors and no .gguf files"
+        raise BadSource(f"the repository has no checkpoint{f' in container {kind}' if kind else ''}; it has {has}")
+    tensors = _belonging(files, kind, read)
+    found = [*tensors, *_beside(files, kind)]
+    check_paths(tensors)
+    for file in found:
+        if _fault_of(file.path):
+            say(f"{file.path[:120]!r} is left out: its name cannot be kept")
+    found = [f for f in found if not _fault_of(f.path)]
+    check_paths(found)
+    return kind, found
 
 
 def _tensors(files: Sequence[RemoteFile], kind: str) -> list[RemoteFile]:
-    """The files that hold tensors in a container. `consolidated` files are a second copy in another layout."""
-    if kind == "original":
-        return [f for f in files if f.path.startswith(ORIGINAL) and f.path.endswith(".safetensors")]
-    suffix = ".gguf" if kind == "gguf" else ".safetensors"
-    top = [f for f in files if f.path.endswith(suffix) and ("/" not in f.path)]
-    return [f for f in top if not f.path.startswith("consolidated")] or top
+    """The files that may hold tensors in a container: at the top, in original/, or, of GGUF, in any folder. `consolidated` files
+    are a second copy in another layout."""
+    if kind == "gguf":
+        paths = {path for model in models_among({f.path: f.size for f in files}) for path in model.paths}
+        found = [f for f in files if f.path in paths]
+        return [f for f in found if not _fault_of(f.path)] or found
+    top = ORIGINAL if kind == "original" else ""
+    found = [f for f in files if f.path.startswith(top) and f.path.endswith(".safetensors")]
+    found = [f for f in found if "/" not in f.path.removeprefix(top)]
+    return [f for f in found if not f.path.startswith("consolidated")] or found
+
+
+def _belonging(files: Sequence[RemoteFile], kind: str, read: ReadFile | None) -> list[RemoteFile]:
+    """Of the files that may hold tensors those that belong together, with their index: what readers and transformers open.
+
+    That is model.safetensors, else what the index names, else all. GGUF files are told apart by name.
+    """
+    found = _tensors(files, kind)
+    if kind == "gguf":
+        return found
+    top = ORIGINAL if kind == "original" else ""
+    single = [f for f in found if f.path == SINGLE]
+    index = next((f for f in files if f.path == top + INDEX), None)
+    if single or index is None:
+        return single or found
+    if _is_one_set([f.path for f in found]):
+        return [*found, index]
+    names = _named_shards(read(index), index.path) if read and index.size <= MAX_INDEX else set()
+    if missing := names - {f.path.removeprefix(top) for f in files}:
+        raise BadSource(
+            f"{index.path} names {len(missing)} files that the repository lacks (the first is {min(missing)[:120]!r}): it is of "
+            "another build, and what it names cannot be opened; nothing is fetched"
+        )
+    return [*(f for f in files if f.path.removeprefix(top) in names), index] if names else [*found, index]
+
+
+def _is_one_set(paths: Sequence[str]) -> bool:
+    """Whether files are numbered as the shards of one checkpoint, all of them: then the index need not be asked."""
+    matches = [SHARD.fullmatch(path) for path in paths]
+    sets = {(m[1], m[3]) for m in matches if m}
+    numbers = {int(m[2]) for m in matches if m}
+    return all(matches) and len(sets) == 1 and numbers == set(range(1, int(sets.pop()[1]) + 1))
+
+
+def _named_shards(index: bytes, where: str) -> set[str]:
+    """The files that an index names; none where it names nothing. Raises BadCheckpoint if it is no JSON."""
+    weight_map = parse_json(index, where).get("weight_map")
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+
+
+def _beside(files: Sequence[RemoteFile], kind: str) -> list[RemoteFile]:
+    """The small files of a checkpoint: those of the top folder, which original/ gets too."""
+    wanted = [f for f in files if _is_wanted(f) and not f.path.lower().endswith((*TENSORS, ".index.json"))]
+    top = [f for f in wanted if "/" not in f.path]
+    if kind != "original":
+        return top
+    inside = [f for f in wanted if f.path.startswith(ORIGINAL) and f.path.count("/") == 1]
+    names = {f.path.removeprefix(ORIGINAL) for f in inside} | {"config.json"}
+    return [*inside, *(replace(f, path=ORIGINAL + f.path) for f in top if f.path not in names)]
+
+
+def _including(files: Sequence[RemoteFile], include: Sequence[str]) -> list[RemoteFile]:
+    """The files that patterns mean: as they are written, else in whatever case, else as names of quantizations."""
+    allowed = [f for f in files if _may_be_fetched(f)]
+    models = models_among({f.path: f.size for f in allowed})
+    paths: set[str] = set()
+    for pattern in include:
+        exact = {f.path for f in allowed if _matches(f.path, pattern)}
+        folded = {f.path for f in allowed if _matches(f.path.lower(), pattern.lower())}
+        paths |= exact or folded or {path for model in named(models, pattern) for path in model.paths}
+    if not paths:
+        refused = [f.path for f in files if any(_matches(f.path, p) for p in include) and f.path.lower().endswith(DANGEROUS)]
+        if refused:
+            raise BadSource(f"{refused[0]}: files of this kind can run code when they are opened, and are never fetched")
+        near = list(dict.fromkeys(name for pattern in include for name in near_misses(models, pattern)))
+        guess = f"did you mean {' or '.join(near)}?" if near else f"there are {listing(models)}" if models else ""
+        none = f"no file is left to fetch: none matches --include {' '.join(include)}"
+        raise BadSource(f"{none}; {guess or 'check --include and --exclude'}")
+    return [f for f in allowed if f.path in paths]
+
+
+def _may_be_fetched(file: RemoteFile) -> bool:
+    """Not what runs code when it is opened, nor another download's manifest."""
+    return not file.path.lower().endswith(DANGEROUS) and file.path.rpartition("/")[2] != MANIFEST
 
 
 def _is_wanted(file: RemoteFile) -> bool:
-    name = file.path.rpartition("/")[2]
-    return bool(WANTED.fullmatch(name)) and not name.lower().endswith(DANGEROUS)
+    return bool(WANTED.fullmatch(file.path.rpartition("/")[2])) and _may_be_fetched(file)
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -131,11 +221,8 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _check_one_model(files: Sequence[RemoteFile]) -> None:
-    models: dict[str, int] = {}
-    for file in files:
-        if file.path.endswith(".gguf"):
-            name = PART.sub("*.gguf", file.path)
-            models[name] = models.get(name, 0) + file.size
+    models = models_among({f.path: f.size for f in files})
     if len(models) > 1:
-        listed = ", ".join(f"{name} ({size / 1e9:.1f} GB)" for name, size in sorted(models.items())[:12])
-        raise BadSource(f"the repository has {len(models)} GGUF models; name one with --include: {listed}")
+        tag = next((m.tag for m in models if m.tag), "")
+        example = f" (--include {tag} does)" if tag and [m.tag for m in models].count(tag) == 1 else ""
+        raise BadSource(f"the repository has {len(models)} GGUF models; name one with --include{example}: {listing(models)}")

@@ -1,36 +1,26 @@
-"""What can be fetched, from the name that a user gives: a hub's repository, an address, or a short name."""
+"""What a server offers of what a user wants: the files of a hub's repository, or at an address."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from oss_tools.checkpoints.files import is_plain_name, parse_json
 from oss_tools.checkpoints.shards import INDEX, SINGLE
-from oss_tools.download.registry import COMMIT, Published, published
+from oss_tools.download.addresses import shown
+from oss_tools.download.failures import TRANSIENT, Missing, Patience, Transient, refusal
+from oss_tools.download.layout import COMMIT
+from oss_tools.download.names import Wanted, understand
+from oss_tools.download.registry import Published
 from oss_tools.download.transfer import RemoteFile
-from oss_tools.download.web import (
-    SHA256,
-    TRANSIENT,
-    Missing,
-    Patience,
-    Transient,
-    Web,
-    check_address,
-    refusal,
-    retry_after,
-    same_origin,
-    shown,
-    transient_failures,
-)
-from oss_tools.errors import BadSource, Unreachable
+from oss_tools.download.web import SHA256, Web, retry_after
+from oss_tools.errors import BadSource
 
-REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
-REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
+__all__ = ["Source", "Wanted", "look_up", "probe", "understand"]
+
 GIT_OID = re.compile(r"[0-9a-f]{40}")
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 COMPANIONS = (
@@ -69,40 +59,6 @@ class Source:
     published: Published | None = None
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A name, understood: a repository with a revision, or an address."""
-
-    repo: str = ""
-    revision: str = ""
-    address: str = ""
-    published: Published | None = None
-
-
-def understand(name: str, revision: str, endpoint: str) -> Wanted:
-    """What a name means: a short name, `owner/name`, `hf://owner/name`, a page of the hub, or an address. Raises BadSource."""
-    known = published()
-    if name in known:
-        pinned = revision or known[name].revision or "main"
-        return Wanted(known[name].repo, pinned, published=known[name])
-    bare = name.removeprefix("hf://")
-    parts = urlsplit(name)
-    if same_origin(name, endpoint) and REPO.fullmatch(parts.path.strip("/")):
-        bare = parts.path.strip("/")
-    if REPO.fullmatch(bare) and not set(bare.split("/")) & {".", ".."}:
-        if revision and (not REVISION.fullmatch(revision) or ".." in revision):
-            raise BadSource(f"{revision!r} is no revision: expected a branch, a tag or a commit")
-        return Wanted(bare, revision or "main", published=next((p for p in known.values() if p.repo == bare), None))
-    if parts.scheme == "file":
-        return Wanted(address=name)
-    if "://" not in name:
-        raise BadSource(
-            f"{name!r} is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}"
-        )
-    check_address(name)
-    return Wanted(address=name)
-
-
 def look_up(wanted: Wanted, web: Web) -> Source:
     """Asks the server what files there are. Raises BadSource, Unreachable."""
     return hub_source(wanted, web) if wanted.repo else address_source(wanted.address, web)
@@ -133,7 +89,9 @@ def _listed(entry: Any, base: str) -> RemoteFile:
     fine = isinstance(entry.path, str) and isinstance(size, int) and 0 <= size < 1 << 50
     if not fine or not (SHA256.fullmatch(sha256) if sha256 else GIT_OID.fullmatch(str(entry.blob_id))):
         raise BadSource(f"the hub's listing of {str(entry.path)[:120]!r} is damaged: size {size!r}, checksum missing or odd")
-    return RemoteFile(entry.path, size, base + quote(entry.path), sha256, "" if sha256 else entry.blob_id)
+    return RemoteFile(
+        entry.path, size, base + quote(entry.path.encode("utf-8", "surrogatepass")), sha256, "" if sha256 else entry.blob_id
+    )
 
 
 def _patiently(ask: Callable[[], Result], where: str, web: Web) -> Result:
@@ -146,7 +104,7 @@ def _patiently(ask: Callable[[], Result], where: str, web: Web) -> Result:
     patience = Patience(where, web.say)
     while True:
         try:
-            with transient_failures(web.endpoint):
+            with web.asking(web.endpoint):
                 return ask()
         except Transient as failure:
             patience.wait(failure)
@@ -177,7 +135,8 @@ def address_source(address: str, web: Web) -> Source:
         files = [probe(address, name, web), *_companions(folder, web)]
     elif name.endswith(".index.json") or not name or "." not in name:
         folder = folder if name.endswith(".index.json") or not name else f"{base}/{name}/"
-        files = [*_indexed(folder, web), *_companions(folder, web)]
+        tensors = _indexed(folder, web) if name.endswith(".index.json") else _tensors(folder, web)
+        files = [*tensors, *_companions(folder, web)]
     else:
         raise BadSource(f"{shown(address)}: expected a .gguf or .safetensors file, an index, or a folder (ending in /)")
     return Source(shown(address), "", "", "", tuple(files))
@@ -194,10 +153,8 @@ def _parts(address: str, folder: str, name: str, web: Web) -> list[RemoteFile]:
 
 
 def _indexed(folder: str, web: Web) -> list[RemoteFile]:
-    try:
-        index = probe(folder + INDEX, INDEX, web)
-    except Missing:
-        return [probe(folder + SINGLE, SINGLE, web)]
+    """The index of a folder, and the files that it names."""
+    index = probe(folder + INDEX, INDEX, web)
     if index.size > MAX_INDEX:
         raise BadSource(f"{folder + INDEX}: {index.size} bytes, more than an index has")
     data, _ = web.read(index.url, 0, index.size)
@@ -206,6 +163,15 @@ def _indexed(folder: str, web: Web) -> list[RemoteFile]:
     if not shards or len(shards) > MAX_PARTS or not all(is_plain_name(s) and s.endswith(".safetensors") for s in shards):
         raise BadSource(f"{folder + INDEX}: names no shards, too many, or some outside its folder; nothing is fetched")
     return [index, *(probe(folder + quote(shard), shard, web) for shard in shards)]
+
+
+def _tensors(folder: str, web: Web) -> list[RemoteFile]:
+    """The files that hold a folder's tensors: one file, where there is one, as readers and transformers have it; else those of
+    an index."""
+    try:
+        return [probe(folder + SINGLE, SINGLE, web)]
+    except Missing:
+        return _indexed(folder, web)
 
 
 def _companions(folder: str, web: Web) -> list[RemoteFile]:
@@ -232,17 +198,3 @@ def probe(url: str, path: str, web: Web) -> RemoteFile:
                 return RemoteFile(path, answer.size, url, answer.sha256, etag=etag, ranges=answer.ranges)
         except Transient as failure:
             patience.wait(failure)
-
-
-# ---- without a network ----------------------------------------------------------------------------------------------
-
-
-def cached_snapshot(wanted: Wanted, cache: Path) -> Path:
-    """The folder of a repository in the hub's cache. Raises Unreachable if it is not there."""
-    folder = cache / ("models--" + wanted.repo.replace("/", "--"))
-    reference = folder / "refs" / wanted.revision
-    commit = reference.read_text().strip() if reference.is_file() else wanted.revision
-    snapshot = folder / "snapshots" / commit
-    if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
-        raise Unreachable(f"{wanted.repo}, revision {wanted.revision}: not in {cache}, and HF_HUB_OFFLINE is set; unset it")
-    return snapshot

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from oss_tools.checkpoints.files import full_disk_is_no_room, write_at
-from oss_tools.download.web import Changed, Patience, Transient, Web
+from oss_tools.download.failures import Changed, Patience, Transient
+from oss_tools.download.web import Web
 from oss_tools.errors import BadRequest, VerificationFailed
 
 SEGMENT = 128 << 20  # bytes that one request asks for

@@ -1,4 +1,4 @@
-"""Reading stretches of remote files: redirects, the hub's token, retries, and what a refusal means in words.
+"""Reading stretches of remote files: redirects, the hub's token, retries.
 
 Requests go through huggingface_hub's session, so proxies, certificates and HF_HUB_OFFLINE are as everywhere with the hub.
 The token is sent to the hub's own origin only, never along a redirect to another one.
@@ -6,11 +6,9 @@ The token is sent to the hub's own origin only, never along a redirect to anothe
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -22,27 +20,24 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers
 
 from oss_tools import __version__
-from oss_tools.errors import BadSource, Unreachable
+from oss_tools.download.addresses import check_address, same_origin, shown
+from oss_tools.download.failures import (
+    FIRST_TRIES,
+    TRANSIENT,
+    TRIES,
+    Changed,
+    Missing,
+    Patience,
+    Say,
+    Transient,
+    refusal,
+    transient_failures,
+)
+from oss_tools.errors import BadSource
 
 REDIRECTS = 8
 PIECE = 256 << 10  # bytes of a local file read at a time
-TRIES = 6  # without a byte of progress
-LONGEST_PAUSE = 300.0  # seconds; a server that asks for more is told of and left
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 SHA256 = re.compile(r"[0-9a-f]{64}")
-Say = Callable[[str], None]
-
-
-class Transient(Exception):
-    """A failure that may pass: worth another try, after `pause` seconds if the server said so."""
-
-    def __init__(self, message: str, pause: float | None = None) -> None:
-        super().__init__(message)
-        self.pause = pause
-
-
-class Missing(BadSource):
-    """There is no such file or repository (404)."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +68,23 @@ class Web:
         endpoint: the hub's address, without a slash at the end.
         say: is told, in a line, of every retry.
         has_token: whether there is a token for the hub.
+
+    Raises BadSource for an endpoint that is no address.
     """
 
     def __init__(self, endpoint: str | None = None, say: Say = lambda line: None) -> None:
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadSource(
+                f"{self.endpoint!r} is no hub's address (HF_ENDPOINT, --endpoint); it is like https://huggingface.co"
+            )
         self.say = say
         headers = build_hf_headers(library_name="oss-tools", library_version=__version__)
         self._token = headers.pop("authorization", "")
         self.has_token = bool(self._token)
         self._headers = headers | {"Accept-Encoding": "identity"}
+        self._answering: set[str] = set()  # servers that have
 
     @contextmanager
     def open(self, url: str, start: int = 0, stop: int | None = None, etag: str = "") -> Iterator[Answer]:
@@ -96,8 +99,16 @@ class Web:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
             if etag and not etag.startswith("W/"):
                 headers["If-Range"] = etag
-        with transient_failures(url), self._follow(url, headers) as (response, sha256):
+        with self._follow(url, headers) as (response, sha256):
             yield _answer(response, sha256, start, url)
+
+    @contextmanager
+    def asking(self, url: str) -> Iterator[None]:
+        """Around a request: its failures are Transient, worth fewer tries if that server has never answered."""
+        server = urlsplit(url).netloc
+        with transient_failures(url, lambda: TRIES if server in self._answering else FIRST_TRIES):
+            yield
+        self._answering.add(server)
 
     @contextmanager
     def _follow(self, url: str, headers: dict[str, str]) -> Iterator[tuple[Any, str]]:
@@ -107,9 +118,13 @@ class Web:
             check_address(url)
             allowed = {"authorization": self._token} if self._token and same_origin(url, self.endpoint) else {}
             timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            with get_session().stream(
-                "GET", url, headers=headers | allowed, follow_redirects=False, timeout=timeout
-            ) as response:
+            with (
+                self.asking(url),
+                get_session().stream(
+                    "GET", url, headers=headers | allowed, follow_redirects=False, timeout=timeout
+                ) as response,
+            ):
+                self._answering.add(urlsplit(url).netloc)
                 linked = (response.headers.get("X-Linked-Etag") or response.headers.get("ETag") or "").strip('"')
                 if not sha256 and same_origin(url, self.endpoint) and SHA256.fullmatch(linked):
                     sha256 = linked
@@ -151,78 +166,6 @@ class Web:
                 patience.wait(failure)
 
 
-class Changed(BadSource):
-    """The file is another one than when the transfer began."""
-
-
-class Patience:
-    """Waits between tries, longer each time; gives up after `TRIES` without progress."""
-
-    def __init__(self, where: str, say: Say, sleep: Callable[[float], object] | None = None) -> None:
-        self.where, self.say, self.sleep = where, say, sleep or time.sleep
-        self.failures = 0
-
-    def progress(self) -> None:
-        self.failures = 0
-
-    def wait(self, failure: Transient) -> None:
-        """Raises Unreachable when it is time to give up."""
-        self.failures += 1
-        pause = min(2.0 ** (self.failures - 1), 30.0) if failure.pause is None else failure.pause
-        if self.failures >= TRIES or pause > LONGEST_PAUSE:
-            asked = f" and asks to wait {pause:.0f} s" if pause > LONGEST_PAUSE else f", {self.failures} times in a row"
-            raise Unreachable(f"{shown(self.where)}: {failure}{asked}; the same command later goes on from here")
-        self.say(f"{shown(self.where)}: {failure}; trying again in {pause:.0f} s")
-        self.sleep(pause)
-
-
-def refusal(status: int, code: str, where: str, has_token: bool) -> BadSource:
-    """What a refusing answer means, and what to do."""
-    gated = code == "GatedRepo"
-    login = "set HF_TOKEN to a token of https://huggingface.co/settings/tokens, or run `hf auth login`"
-    if gated and not has_token:
-        return BadSource(f"{where}: this repository is gated: accept its terms on its web page, then {login}")
-    if gated:
-        return BadSource(f"{where}: this repository is gated and your token has no access: accept its terms on its web page")
-    if code == "RevisionNotFound":
-        return Missing(f"{where}: there is no such revision; check --revision")
-    if status == 401 and not has_token:
-        return Missing(f"{where}: there is no such repository, or it is private: check the name, or {login}")
-    if status in (404, 410) or (code == "RepoNotFound"):
-        hint = "check the name" if has_token else f"check the name; if it is private, {login}"
-        return Missing(f"{where}: not found ({status}); {hint}")
-    if status in (401, 403):
-        return BadSource(
-            f"{where}: access refused ({status}); your token may have expired or lack the right to read; {login}"
-        )
-    return BadSource(f"{where}: the server answers {status}")
-
-
-def check_address(url: str) -> None:
-    """Raises BadSource unless it is an http(s) address without a password in it."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadSource(f"{shown(url)}: not an address that can be downloaded from; expected https://… or file://…")
-    if parts.username or parts.password:
-        raise BadSource("an address with a user name or password in it; refused, as it would end in logs and manifests")
-
-
-def same_origin(a: str, b: str) -> bool:
-    """Whether scheme, host and port agree."""
-    ports = {"http": 80, "https": 443}
-
-    def origin(url: str) -> tuple[str, str, int | None]:
-        parts = urlsplit(url)
-        return parts.scheme, (parts.hostname or "").lower(), parts.port or ports.get(parts.scheme)
-
-    return origin(a) == origin(b)
-
-
-def shown(url: str) -> str:
-    """An address without its query, which may hold a signature."""
-    return url.partition("?")[0][:200]
-
-
 def _answer(response: Any, sha256: str, start: int, url: str) -> Answer:
     ranged = response.status_code == 206
     size = _number(response.headers.get("Content-Length"))
@@ -244,22 +187,6 @@ def _whole(pieces: Iterator[bytes], expected: int | None) -> Iterator[bytes]:
         yield piece
     if expected is not None and got < expected:
         raise Transient(f"the connection ended after {got} of {expected} bytes")
-
-
-@contextmanager
-def transient_failures(url: str) -> Iterator[None]:
-    """Turns the HTTP library's failures of transport into Transient, and refusal by offline mode into Unreachable."""
-    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx, or its successor
-    try:
-        yield
-    except library.TransportError as error:
-        raise Transient(str(error) or type(error).__name__) from None
-    except (library.InvalidURL, library.StreamError) as error:
-        raise BadSource(f"{shown(url)}: {error}") from None
-    except ConnectionError as error:
-        if constants.HF_HUB_OFFLINE:
-            raise Unreachable(f"{shown(url)}: HF_HUB_OFFLINE is set; unset it to download") from None
-        raise Transient(str(error)) from None
 
 
 @contextmanager
@@ -299,8 +226,3 @@ def _number(text: str | None) -> int | None:
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids the network."""
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def cache_folder() -> Path:
-    """The hub's cache: HF_HUB_CACHE, or HF_HOME/hub."""
-    return Path(os.path.expanduser(constants.HF_HUB_CACHE))

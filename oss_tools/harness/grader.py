@@ -25,7 +25,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from oss_tools import __version__
-from oss_tools.download.web import TRANSIENT, retry_after, shown
+from oss_tools.download.addresses import shown
+from oss_tools.download.failures import TRANSIENT
+from oss_tools.download.web import retry_after
 from oss_tools.errors import BadRecipe, BadSource, Unreachable
 
 LARGEST_ANSWER = 4 << 20  # bytes of a response

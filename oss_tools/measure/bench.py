@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.checkpoints import open_container
+from oss_tools.download.layout import name_of
 from oss_tools.engine.memory import available_memory
 from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.machine import machine, versions
@@ -133,7 +134,7 @@ def measure(
     }
     for model in models:
         file = peer_file(model) if settings.peers else model
-        entry = {"model": model.name, "sha256": "", **_measure_model(file, settings, say)}
+        entry = {"model": name_of(model), "sha256": "", **_measure_model(file, settings, say)}
         if file != model:
             entry["made_from_sha256"] = _hash(model, say)
         entry["sha256"] = _hash(file, say, remember=file == model)  # at the end: what reads the disk disturbs what is timed

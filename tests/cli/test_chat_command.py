@@ -230,6 +230,9 @@ def test_a_conversation_with_random_weights_goes_on(tiny_gpt_oss: Path) -> None:
 
 
 def test_tiny_is_the_embedded_model_and_a_path_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "other/tiny"):
+        Path(name).mkdir(parents=True)
     assert model_path("./tiny") == Path("tiny")
     assert model_path("other/tiny") == Path("other/tiny")
     (tmp_path / "config.json").write_text("{}")

@@ -180,5 +180,22 @@ def test_no_sizes(text: str) -> None:
 
 
 def test_sizes_are_printed_with_three_digits() -> None:
-    sizes = [format_size(n) for n in (0, 999, 13_761_264_768, 65_248_815_744, 999_600, 123_456_789, 2.5e12)]
-    assert sizes == ["0 B", "999 B", "13.8 GB", "65.2 GB", "1 MB", "123 MB", "2.5 TB"]
+    sizes = [format_size(n) for n in (0, 999, 13_761_264_768, 65_248_815_744, 999_600, 123_456_789, 2.5e12, 2e16, 3e18)]
+    assert sizes == ["0 B", "999 B", "13.8 GB", "65.2 GB", "1 MB", "123 MB", "2.5 TB", "20 PB", "3,000 PB"]
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "0>&- 1>&- 2>&-"])
+def test_without_standard_streams_a_verb_works_and_nothing_else_takes_their_numbers(closed: str, tmp_path: Path) -> None:
+    def shell(arguments: str) -> int:
+        program = f"{sys.executable} -m oss_tools"
+        return subprocess.run(["sh", "-c", f"{program} {arguments} {closed}"], cwd=tmp_path, timeout=120).returncode
+
+    assert shell("synth llama-tiny m") == 0
+    assert shell("verify m m") == 0
+    assert shell("inspect nothing") == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_where_the_line_of_an_error_cannot_be_written_the_status_stays() -> None:
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-m", "oss_tools", "inspect", "nothing"], stderr=full).returncode == 2

@@ -1,6 +1,8 @@
 """`oss-tools report`: what it writes and prints, and its exit status."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,19 @@ def test_markdown_to_the_standard_output_is_all_there_is() -> None:
     result = report(SAMPLE, "--markdown", "-")
     assert result.stdout.startswith("## tiny: 5 quantizations\n")
     assert "bf16 (base)  " not in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--html", "--markdown", "--junit"])
+def test_on_a_full_disk_the_old_file_stays(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "old"
+    file.write_text("last week's")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = report(SAMPLE, option, file)
+    assert done.exit_code == 3
+    assert done.stderr.splitlines() == [f"oss-tools: {file}: No space left on device; free some space"]
+    assert file.read_text() == "last week's"
+    assert list(tmp_path.iterdir()) == [file]
