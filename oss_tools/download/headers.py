@@ -1,7 +1,8 @@
 """The headers of remote checkpoints, by range requests: a folder of sparse files that our own readers open.
 
 Each file has its full length, and holes where its tensors would be: every size and offset is checked as in a real one, by
-the same code, and a 65 GB checkpoint takes a few hundred kilobytes of transfer and of disk. Tensor data reads as zeros, but for what is part of the configuration.
+the same code, and a 65 GB checkpoint takes a few hundred kilobytes of transfer and of disk. Tensor data reads as zeros,
+but for what is part of the configuration.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
 from numba_kernels.cpu.attention import ELEMENTS, attention_op, attention_scratch, parts_of, store_op, value_stride
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
