@@ -212,6 +212,12 @@ def test_a_snapshot_of_the_configuration_alone_is_not_complete(fetch, run: Run) 
     assert run("inspect", REPO).returncode == 0
 
 
+def test_a_snapshot_in_another_container_is_the_readers_to_refuse(fetch, run: Run) -> None:
+    folder = fetch("config.json")
+    (folder / "snapshots" / COMMIT / "pytorch_model.bin").touch()
+    assert "not complete" not in said(run("inspect", REPO))
+
+
 def test_where_main_is_not_complete_the_only_complete_revision_is_taken_and_told(fetch, run: Run) -> None:
     """As a look at the newest configuration leaves the cache."""
     folder = fetch()
