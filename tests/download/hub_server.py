@@ -72,6 +72,7 @@ class Hub:
     ranges: bool = True
     redirect_to: str = ""  # where files redirect instead of to the CDN
     rate: float = 0.0  # bytes per second of a file's body
+    held: str = ""  # bodies of paths that contain it wait, as long as it is set
     page: int = 1000  # entries in a page of the tree
     url: str = ""
     cdn: str = ""
@@ -238,6 +239,8 @@ class Handler(BaseHTTPRequestHandler):
         cut = start + fault.after if fault and fault.kind == "cut" else stop
         step = 16 << 10 if self.hub.rate else 256 << 10
         for at in range(start, min(stop, cut), step):
+            while self.hub.held and self.hub.held in self.path:
+                time.sleep(0.01)
             piece = content.read(at, min(at + step, stop, cut))
             if fault and fault.kind == "wrong":
                 piece = bytes(b ^ 0xFF for b in piece[:1]) + piece[1:]

@@ -325,14 +325,16 @@ def test_a_server_that_asks_for_an_hour_is_left(hub: Hub, run: Run) -> None:
 def test_two_at_once_do_not_mix(hub: Hub, environment: dict, run: Run, tmp_path: Path) -> None:
     content = files()
     hub.add(REPO, content)
-    hub.rate = 400_000
-    first = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, cwd=tmp_path)
-    while not hub.bodies("model-00001"):
+    hub.held = "model-00001"
+    patient = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "300"}
+    first = subprocess.Popen([sys.executable, "-c", KILLED], env=patient, cwd=tmp_path)
+    while not any(hub.held in request.path for request in hub.requests if request.server == "cdn"):
+        assert first.poll() is None
         time.sleep(0.01)
     done = run("download", REPO, "--to", "here")
+    hub.held = ""
     assert done.returncode == 2
     assert "another process" in done.stderr
-    hub.rate = 0
     assert first.wait() == 0
     assert tensors_of(tmp_path / "here") == published(content)
 
