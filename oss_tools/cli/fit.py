@@ -109,10 +109,11 @@ def estimate_model(
             return of_checkpoint(checkpoint, name_of(path), use_of(machine, context, batch, checkpoint.architecture.context))
     from oss_tools.download import sources
     from oss_tools.download.download import make_plan
-    from oss_tools.download.downloaded import find_here
+    from oss_tools.download.downloaded import find_here, refuse_path
     from oss_tools.download.headers import mirrored
     from oss_tools.download.web import Web
 
+    refuse_path(model)
     web = Web(endpoint or None, (lambda line: None) if quiet else remark)
     wanted = sources.understand(model, revision, web.endpoint)
     here = find_here(wanted, web.say) if wanted.repo and not include else None

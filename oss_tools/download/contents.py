@@ -23,6 +23,7 @@ from oss_tools.download.quantizations import Model, listing, models_among, named
 from oss_tools.errors import BadCheckpoint, BadSource
 
 SHORTEST = 7  # hexadecimal digits of a commit that are enough
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 LISTED = 20  # names in a message
 Say = Callable[[str], None]
 
@@ -127,17 +128,16 @@ def _commit(repository: Path, revision: str) -> str:
 def checkpoint_in(folder: Path, quantization: str = "") -> Path:
     """The checkpoint in a folder: the folder itself, its original/, or its GGUF model (of several the one that a quantization
     names). A folder without any is returned as it is. Raises BadSource for what a download has not finished."""
-    models = _models(folder)
     if quantization:
+        models = _models(folder)
         return _one_of(folder, named(models, quantization), models, quantization)
+    found = folder
     if not _has_tensors(folder):
-        if models:
+        if models := _models(folder):
             return _one_of(folder, models, models)
-        if _has_tensors(folder / ORIGINAL):
-            _check_complete(folder, folder / ORIGINAL)
-            return folder / ORIGINAL
-    _check_complete(folder, folder)
-    return folder
+        found = folder / ORIGINAL if _has_tensors(folder / ORIGINAL) else folder
+    _check_complete(folder, found)
+    return found
 
 
 def _models(folder: Path) -> list[Model]:
@@ -184,6 +184,8 @@ def _missing(folder: Path) -> list[str]:
         names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
         return [*missing, *(name for name in sorted(names) if is_plain_name(name) and not (folder / name).exists())]
     files = sorted(folder.glob("*.safetensors"))
+    if not files and any(path.suffix in OTHER_WEIGHTS for path in folder.iterdir()):
+        return []  # complete, though not in a container that is read
     return [*missing, *(path.name for path in files if not path.exists())] if files else [*missing, "all its tensors"]
 
 

@@ -133,11 +133,14 @@ def _jobs(plan: Plan) -> list[Job]:
 
 
 def carry_out(plan: Plan, web: Web, *, connections: int = 8, advance: Advance = lambda path, nbytes: None) -> Path:
-    """Fetches what is missing, verifies it, writes the manifest. Returns the path of the model.
+    """Fetches what is missing, verifies it, writes the manifest. Returns the path of the model. Where nothing is missing, nothing
+    need be written.
 
     Raises NoRoom, Unreachable, BadSource, VerificationFailed; the same call later goes on from there.
     """
     plan.place.require(plan.missing)
+    if not plan.missing and plan.place.is_read_only:
+        return plan.model
     facts = {"source": plan.source.name, "revision": plan.source.revision, "commit": plan.source.commit}
     known = manifest.read(plan.place.root)
 

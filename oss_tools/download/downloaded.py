@@ -9,7 +9,7 @@ from pathlib import Path
 from oss_tools.checkpoints.files import read_json
 from oss_tools.download.contents import Say, checkpoint_in, checkpoint_of, snapshot
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST, SNAPSHOTS, cache_folder, cached_names, cached_repository
-from oss_tools.download.names import REPO, Wanted, near_names, understand
+from oss_tools.download.names import HUBS, REPO, Wanted, near_names, understand
 from oss_tools.download.registry import published
 from oss_tools.errors import BadCheckpoint, BadSource, Unreachable
 
@@ -19,12 +19,9 @@ def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda li
 
     Raises BadSource that says what would fetch it, or what is spelt like it.
     """
+    refuse_path(text)
     missing, near = f"{text}: no such file or folder", near_paths(Path(text))
     guess = f"; did you mean {near}?" if near else ""
-    if os.path.lexists(text):
-        raise BadSource(f"{text}: a link to {os.path.realpath(text)}, which is not there")
-    if text.startswith(("/", "./", "../", "~")) or ("://" not in text and text.endswith((".gguf", ".safetensors", "/"))):
-        raise BadSource(missing + guess)
     try:
         wanted = understand(text, "", endpoint)
     except BadSource as error:
@@ -40,6 +37,17 @@ def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda li
         return find(wanted, cache, say=say, whole=whole)
     except BadSource as error:
         raise BadSource(f"{error}" if "://" in text else f"{missing}, and {error}{guess}") from None
+
+
+def refuse_path(text: str) -> None:
+    """Raises BadSource for what can only be meant as a path, and is not there."""
+    if os.path.lexists(text) and not os.path.exists(text):
+        raise BadSource(f"{text}: a link to {os.path.realpath(text)}, which is not there")
+    endings = (".gguf", ".safetensors", ".json", ".yaml", "/")
+    of_hub = "://" in text or text.startswith(HUBS)
+    if text.startswith(("/", "./", "../", "~")) or (text.endswith(endings) and not of_hub):
+        near = near_paths(Path(text))
+        raise BadSource(f"{text}: no such file or folder{f'; did you mean {near}?' if near else ''}")
 
 
 def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda line: None, whole: bool = False) -> Path:

@@ -15,6 +15,9 @@ REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
 QUANTIZATION = re.compile(r"[\w.-]{1,96}", re.ASCII)
 OLLAMA = re.compile(r"(ollama://.*|(registry\.ollama\.ai/)?[\w.-]+(/[\w.-]+)?:[\w.-]+)", re.ASCII)
+IN_REPOSITORY = re.compile(
+    r"(?:hf://|hf\.co/|huggingface\.co/)([^/@:]+/[^/@:]+)/(?!blob/|resolve/|tree/)(.+\.(?:gguf|safetensors))"
+)
 HUBS = ("https://huggingface.co/", "https://hf.co/", "hf.co/", "huggingface.co/", "hf://")  # as other programs write them
 
 
@@ -58,6 +61,8 @@ def understand(name: str, revision: str, endpoint: str) -> Wanted:
             raise BadSource(f"{revision!r} is no revision: expected a branch, a tag or a commit")
         entry_of = next((p for p in known.values() if p.repo == wanted.repo), None)
         return replace(wanted, revision=revision or "main", published=entry_of, named=bool(revision))
+    if file := IN_REPOSITORY.fullmatch(name):
+        return Wanted(address=f"{endpoint}/{file[1]}/resolve/main/{file[2]}")
     if urlsplit(name).scheme == "file":
         return Wanted(address=name)
     if "://" not in name or OLLAMA.fullmatch(name):

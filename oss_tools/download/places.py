@@ -53,14 +53,19 @@ class Place(ABC):
 
     def free_bytes(self) -> int:
         """Free on the disk that the files will lie on."""
-        return shutil.disk_usage(next(p for p in (self.root.absolute(), *self.root.absolute().parents) if p.exists())).free
+        return shutil.disk_usage(_nearest(self.root)).free
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing can be written under `root`, such as in a cache that others share."""
+        return not os.access(_nearest(self.root), os.W_OK | os.X_OK)
 
     def require(self, files: list[RemoteFile]) -> None:
         """Raises BadRequest if the files cannot be written here, NoRoom if they do not fit on the disk."""
         jobs = [self.job(file) for file in files]
-        folders = {self.root, *(path.parent for job in jobs for path in (job.incomplete, job.final))}
-        for folder in sorted(folders):
-            nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+        folders = {path.parent for job in jobs for path in (job.incomplete, job.final)}
+        for folder in sorted(folders | {self.root} if files else []):
+            nearest = _nearest(folder)
             if not nearest.is_dir():
                 raise BadRequest(f"{nearest}: not a folder; choose another place with --to")
             if not os.access(nearest, os.W_OK | os.X_OK):
@@ -68,9 +73,15 @@ class Place(ABC):
         needed, free = self.missing_bytes(files), self.free_bytes()
         if needed and needed + SPARE_BYTES > free:
             raise NoRoom(
-                f"{self.root}: {format_size(needed)} are still to be fetched, {format_size(free)} are free; "
+                f"{self.root}: {format_size(needed)} are still to be fetched and {format_size(SPARE_BYTES)} to stay free, but "
+                f"{format_size(free)} are free; "
                 "free some space, or choose another disk with --to"
             )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
 
 
 class Folder(Place):

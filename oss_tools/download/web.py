@@ -134,9 +134,9 @@ class Web:
                     return
                 target = urljoin(url, response.headers.get("Location", ""))
             if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-                raise BadSource(f"{origin}: redirects from https to {shown(target)}; refused")
+                raise BadSource(f"{shown(origin)}: redirects from https to {shown(target)}; refused")
             url = target
-        raise BadSource(f"{origin}: more than {REDIRECTS} redirects")
+        raise BadSource(f"{shown(origin)}: more than {REDIRECTS} redirects")
 
     def _check_status(self, response: Any, url: str, origin: str) -> None:
         status = response.status_code
@@ -145,10 +145,10 @@ class Web:
         if status in TRANSIENT:
             raise Transient(f"the server answers {status}", retry_after(response.headers))
         if status == 416:
-            raise Changed(f"{origin}: has become shorter")
+            raise Changed(f"{shown(origin)}: has become shorter")
         if status == 403 and not same_origin(url, origin):
             raise Transient("a signed address has expired")
-        raise refusal(status, response.headers.get("X-Error-Code", ""), origin, self.has_token)
+        raise refusal(status, response.headers.get("X-Error-Code", ""), shown(origin), self.has_token)
 
     def read(self, url: str, start: int, stop: int) -> tuple[bytes, int | None]:
         """Bytes [start, stop) of a file, or fewer at its end, and the file's size. Raises Unreachable, Missing, BadSource."""

@@ -8,6 +8,7 @@ import pytest
 from conftest import Run
 from hub_server import Hub
 
+from oss_tools.download.names import understand
 from oss_tools.download.quantizations import models_among, named, near_misses
 from oss_tools.download.select import choose
 from oss_tools.download.transfer import RemoteFile
@@ -199,3 +200,36 @@ def test_a_folder_with_one_quantization_in_a_folder_is_opened(run: Run, quantize
     done = run("inspect", "alone")
     assert done.returncode == 2
     assert second.name in done.stderr
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+HUB = "https://hub.example"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("a/b", ("a/b", "main", "", "")),
+        ("a/b@v1.0", ("a/b", "v1.0", "", "")),
+        ("a/b@refs/pr/3:Q4_K_M", ("a/b", "refs/pr/3", "Q4_K_M", "")),
+        ("hf://a/b", ("a/b", "main", "", "")),
+        ("hf.co/a/b:Q8_0", ("a/b", "main", "Q8_0", "")),
+        ("https://huggingface.co/a/b/", ("a/b", "main", "", "")),
+        (f"{HUB}/a/b/tree/v2", ("a/b", "v2", "", "")),
+        ("GPT-OSS-20B", ("openai/gpt-oss-20b", "6cee5e81ee83917806bbde320786a8fb61efebee", "", "")),
+        (f"{HUB}/a/b/blob/main/x.gguf", ("", "", "", f"{HUB}/a/b/resolve/main/x.gguf")),
+        ("hf://a/b/Q4/x.gguf", ("", "", "", f"{HUB}/a/b/resolve/main/Q4/x.gguf")),
+        (f"{HUB}/a/b/resolve/main/x.gguf", ("", "", "", f"{HUB}/a/b/resolve/main/x.gguf")),
+        ("https://elsewhere.example/a/b", ("", "", "", "https://elsewhere.example/a/b")),
+    ],
+)
+def test_names_are_understood_as_other_programs_write_them(name: str, wanted: tuple[str, str, str, str]) -> None:
+    found = understand(name, "", HUB)
+    assert (found.repo, found.revision, found.quantization, found.address) == wanted
+
+
+@pytest.mark.parametrize("name", ["a", "a/b@", "a/b:", "a/b@../x", "a/b/c", "../b", "gpt-oss:20b", "hf://a"])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(BadSource):
+        understand(name, "", HUB)

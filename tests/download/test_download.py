@@ -329,8 +329,10 @@ def test_two_at_once_do_not_mix(hub: Hub, environment: dict, run: Run, tmp_path:
     content = files()
     hub.add(REPO, content)
     hub.allow(500_000)  # a part of the first file: there the first one waits
-    first = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, cwd=tmp_path)
+    patient = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "300"}
+    first = subprocess.Popen([sys.executable, "-c", KILLED], env=patient, cwd=tmp_path)
     while not hub.bodies("model-00001"):
+        assert first.poll() is None
         time.sleep(0.01)
     done = run("download", REPO, "--to", "here")
     assert done.returncode == 2

@@ -123,6 +123,7 @@ def test_what_is_not_there_says_what_would_fetch_it(fetch, run: Run, tmp_path: P
     (tmp_path / "model-q4.gguf").touch()
     assert "did you mean model-q4.gguf?" in said(run("inspect", "model-q5.gguf"))
     assert "did you mean gpt-oss-20b" in said(run("inspect", "gpt-oss-2b"))
+    assert "did you mean model-q4.gguf?" in said(run("fit", "model-q5.gguf"))
     assert "no such file or folder" in said(run("inspect", "./someone/tiny-llama"))
     (tmp_path / "link").symlink_to("gone")
     assert f"a link to {tmp_path}/gone, which is not there" in said(run("inspect", "link"))
@@ -136,6 +137,7 @@ def test_what_is_not_there_says_what_would_fetch_it(fetch, run: Run, tmp_path: P
         ("ollama://llama3.2", "`ollama show llama3.2 --modelfile`"),
         ("hf.co/other/model:Q4_K_M", "`oss-tools download other/model:Q4_K_M` fetches it"),
         ("https://huggingface.co/other/model/tree/v1", "`oss-tools download other/model --revision v1` fetches it"),
+        ("hf://other/model/m.gguf", "an address; `oss-tools download hf://other/model/m.gguf` fetches it"),
         ("s3://bucket/model", "not an address that can be downloaded from"),
     ],
 )
@@ -208,6 +210,12 @@ def test_a_snapshot_of_the_configuration_alone_is_not_complete(fetch, run: Run) 
     assert f"not complete, it lacks all its tensors; `oss-tools download {REPO} --revision {COMMIT}` goes on with it" in line
     assert run("download", REPO, "--revision", COMMIT).returncode == 0
     assert run("inspect", REPO).returncode == 0
+
+
+def test_a_snapshot_in_another_container_is_the_readers_to_refuse(fetch, run: Run) -> None:
+    folder = fetch("config.json")
+    (folder / "snapshots" / COMMIT / "pytorch_model.bin").touch()
+    assert "not complete" not in said(run("inspect", REPO))
 
 
 def test_where_main_is_not_complete_the_only_complete_revision_is_taken_and_told(fetch, run: Run) -> None:

@@ -195,3 +195,27 @@ def test_a_read_only_disk(hub: Hub, run: Run, tmp_path: Path) -> None:
         assert "read-only" in dry.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_shared_cache_that_is_read_only_is_used(hub: Hub, run: Run, tmp_path: Path, tiny_llama: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine allows no mounts")
+    try:
+        hub.add_folder(REPO, tiny_llama)
+        cache = {"HF_HUB_CACHE": str(disk)}
+        assert run("download", REPO, env=cache).returncode == 0
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        again = run("download", REPO, env=cache)
+        assert again.returncode == 0, again.stderr
+        assert "nothing, all is there" in again.stdout
+        assert run("inspect", REPO, env=cache).returncode == 0
+        assert run("verify", "--checksums", REPO, env=cache).returncode == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_signature_does_not_end_in_a_message(hub: Hub, run: Run) -> None:
+    assert "SIGNED" not in one_line(run("download", f"{hub.url}/a/b/m.gguf?X-Signature=SIGNED"), 2)
