@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
-from oss_tools.chat.harmony import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
+from oss_tools.chat.calls import is_raw_code, name_of, read_call
+from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt
+from oss_tools.chat.harmony import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, NAMESPACE, RETURN, START
 from oss_tools.chat.messages import Message
+from oss_tools.chat.sections import is_own_name
 from oss_tools.engine.text import Text
 
 CHANNELS = ("analysis", "commentary", "final")
-NAMESPACE = "functions."
 ENDS = (END, CALL, RETURN)
 MARKERS = (START, MESSAGE, CHANNEL, CONSTRAIN, *ENDS)
 SPELT = re.compile(
@@ -179,24 +180,30 @@ class HarmonyParser(Parser):
             self._find(Problem.MISSING_END, excerpt(content[-EXCERPT:]))
         if found := SPELT.search(content):
             self._find(Problem.SPELT_MARKER, excerpt(content[found.start() :]))
+        message = Message(header.role, content, header.channel, header.recipient, header.content_type, header.name)
         if header.recipient and header.role == "assistant":
-            self._read_call(header.recipient, content)
-        self._messages.append(
-            Message(header.role, content, header.channel, header.recipient, header.content_type, header.name)
-        )
+            self._read_call(message, cut=end is None)
+        self._messages.append(message)
         self._message = None
         return deltas
 
-    def _read_call(self, recipient: str, content: str) -> None:
-        name = recipient.removeprefix(NAMESPACE)
-        known = recipient.startswith(NAMESPACE) and name in self._tools
+    def _read_call(self, message: Message, cut: bool) -> None:
+        """The call that a message is. `cut`: its end is missing; code that breaks off is not carried out."""
+        recipient, name = message.recipient or "", name_of(message)
+        known = name in self._tools
         if not known:
             self._find(Problem.UNKNOWN_TOOL, excerpt(recipient))
-        arguments = read_arguments(content)
+        elif not recipient.startswith(NAMESPACE) and not is_own_name(name):
+            self._find(Problem.MISSING_NAMESPACE, excerpt(recipient))
+        arguments = read_call(message)
+        raw = is_raw_code(message)
         if isinstance(arguments, Finding):
             self._findings.append(arguments)
-        elif known:
-            self._calls.append(ToolCall(name, arguments))
+        elif known and not (raw and cut):
+            if raw and recipient.startswith(NAMESPACE):
+                self._find(Problem.RAW_ARGUMENTS, excerpt(message.content))
+            back = recipient if is_own_name(recipient) else NAMESPACE + name
+            self._calls.append(ToolCall(name, arguments, back, message.channel if is_own_name(recipient) else None))
 
     def _find(self, problem: Problem, detail: str) -> None:
         self._findings.append(Finding(problem, detail))
