@@ -145,7 +145,7 @@ class Parser(ABC):
 def read_arguments(text: str) -> Mapping[str, Any] | Finding:
     """The JSON object that a call's arguments are, or what is wrong with them."""
     try:
-        arguments = json.loads(text, parse_constant=_refuse)
+        arguments = json.loads(text, parse_constant=refuse_constant)
         json.dumps(arguments, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
     except json.JSONDecodeError as error:
         cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
@@ -155,7 +155,7 @@ def read_arguments(text: str) -> Mapping[str, Any] | Finding:
     return arguments if isinstance(arguments, dict) else Finding(Problem.BROKEN_JSON, excerpt(text))
 
 
-def _refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 

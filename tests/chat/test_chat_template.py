@@ -156,7 +156,7 @@ def test_without_tools_there_are_no_calls() -> None:
         ("</s>", [Problem.NO_ANSWER]),
         ("<think>hm</think></s>", [Problem.NO_ANSWER]),
         ("It is 8", [Problem.MISSING_END]),
-        (f"<tool_call>{CALL}</s>", [Problem.MISSING_END]),
+        (f"<tool_call>{CALL}</s>", [Problem.OPEN_TAG]),
         ('<tool_call>{"name": "wea</tool_call></s>', [Problem.CUT_JSON]),
         ("<tool_call>weather</tool_call></s>", [Problem.BROKEN_JSON]),
         ('<tool_call>{"name": 7}</tool_call></s>', [Problem.BROKEN_JSON]),
