@@ -159,7 +159,7 @@ def run(
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            show_plan(names, text or [], data, limit, quiet, as_json)
+            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, quiet, as_json)
         return
     from oss_tools.harness.run import Settings, write_record
 
@@ -206,13 +206,21 @@ def grading(
         yield grader
 
 
-def show_plan(names: list[str], texts: list[Path], data: Path | None, limit: int | None, quiet: bool, as_json: bool) -> None:
+def show_plan(
+    names: list[str],
+    listed: set[str],
+    texts: list[Path],
+    data: Path | None,
+    limit: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """What a run would ask, as a table or as JSON."""
     from dataclasses import asdict
 
     from oss_tools.harness.plan import planned
 
-    rows = planned(names, data, texts, limit, (lambda line: None) if quiet else remark)
+    rows = planned(names, data, texts, limit, (lambda line: None) if quiet else remark, may_miss=listed)
     if as_json:
         print_json({"tasks": [asdict(row) for row in rows]})
         return
