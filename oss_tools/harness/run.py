@@ -70,7 +70,7 @@ def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
 
 def evaluate(
     engine: Engine,
-    names: Sequence[str],
+    names: Sequence[str] | Mapping[str, Any],
     settings: Settings,
     *,
     model: dict[str, Any],
@@ -85,7 +85,7 @@ def evaluate(
     """Runs tasks; returns the record.
 
     Args:
-        names: of tasks, see `load_tasks`.
+        names: of tasks, see `load_tasks`; or what that returned.
         model: what the record says of the model: name, sha256, ….
         data: the user's folder of public sets.
         texts: files whose perplexity is wanted.
@@ -104,7 +104,7 @@ def evaluate(
 
     began = time.perf_counter()
     by_name = {entry.task: entry for entry in listed}
-    tasks = load_tasks(names, data, texts, say, may_miss=by_name)
+    tasks = dict(names) if isinstance(names, Mapping) else load_tasks(names, data, texts, say, may_miss=by_name)
     _tell_sizes(tasks["tasks"], by_name, say)
     about = {"schema": SCHEMA, "model": model.get("sha256"), **engine_facts(engine), **asdict(settings)}
     per_run = {name: about.pop(name) for name in ("limit", "sample", "num_fewshot")}  # what these change is in the requests
