@@ -19,6 +19,7 @@ Located = tuple[str, Document]  # where it stands (file and line or row), and th
 MAX_LINE = 64 << 20  # bytes of one document
 MAX_FILE = 1 << 30  # bytes of a file that is read whole, unpacked
 FORMS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+WRAPPERS = ("data", "rows", "examples", "questions", "items")  # under which a JSON file may hold its list
 EXTENSIONS = (*FORMS, *(f"{form}.gz" for form in FORMS if form != ".parquet"))
 
 
@@ -100,13 +101,11 @@ def _json(file: Path) -> Iterator[Located]:
         yield from _rows(content, file)
         return
     document = _document(content, str(file))
-    lists = [value for value in document.values() if isinstance(value, list)]
+    lists = [document[name] for name in WRAPPERS if isinstance(document.get(name), list)]
     if document and all(isinstance(value, dict) for value in document.values()):
         for name, value in document.items():
             yield f"{file}, {name!r}", {"id": name, **value}
-    elif (
-        len(lists) == 1 and all(isinstance(value, dict) for value in lists[0]) and not {"question", "prompt"} & set(document)
-    ):
+    elif lists and all(isinstance(value, dict) for value in lists[0]):
         yield from _rows(lists[0], file)
     else:
         yield f"{file}, line 1", document

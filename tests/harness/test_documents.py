@@ -74,6 +74,12 @@ def test_an_object_of_objects_names_them(tmp_path: Path) -> None:
     assert read_documents(file)[1][0] == f"{file}, 'x2'"
 
 
+def test_one_line_of_json_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"id": "x", "ground_truth": [{"f": {"a": [1]}}]}\n')
+    assert read_documents(file) == [(f"{file}, line 1", {"id": "x", "ground_truth": [{"f": {"a": [1]}}]})]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
