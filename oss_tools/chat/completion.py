@@ -26,6 +26,7 @@ class Problem(StrEnum):
     MISSING_END = "missing_end"  # the text breaks off
     OPEN_TAG = "open_tag"  # a call that ends with the text, without its closing tag
     MISSING_NAMESPACE = "missing_namespace"  # a call of NAME where functions.NAME was offered
+    REPEATED_HEADER = "repeated_header"  # a part of a header comes twice, and says the same
     RAW_ARGUMENTS = "raw_arguments"  # code where its JSON was wanted
     UNKNOWN_TOOL = "unknown_tool"
     CUT_JSON = "cut_json"  # arguments that are the beginning of a JSON text
@@ -42,6 +43,7 @@ SLIPS = frozenset(
         Problem.STRAY_TEXT,
         Problem.OPEN_TAG,
         Problem.MISSING_NAMESPACE,
+        Problem.REPEATED_HEADER,
         Problem.RAW_ARGUMENTS,
     }
 )

@@ -131,9 +131,14 @@ class HarmonyParser(Parser):
         if channels and channels[0][:1].strip():
             channel, *more = channels[0].split()
             words += more
+        repeated = channel is not None and all(part.split()[:1] == [channel] for part in channels[1:])
+        words += [word for part in channels[1:] for word in part.split()[1:]] if repeated else []
+        written_twice = len(words) == 2 and types == [[words[1]]]
+        words = words[:1] if written_twice else words
         recipient, content_type = _recipient_and_type(words)
         kind = types[0][0] if types and types[0] else content_type
-        sound = len(channels) <= 1 and len(words) <= (1 if types else 2) and [len(t) for t in types] in ([], [1])
+        sound = repeated or len(channels) <= 1
+        sound = sound and len(words) <= (1 if types else 2) and [len(t) for t in types] in ([], [1])
         if not role or not sound or recipient == "" or (channels and channel is None) or BROKEN_BYTES in header:
             self._find(Problem.BROKEN_HEADER, excerpt(header))
             recipient = None  # which part of it would be meant is a guess
@@ -143,6 +148,8 @@ class HarmonyParser(Parser):
             self._find(Problem.MISSING_CHANNEL, excerpt(header))
         elif channel not in CHANNELS:
             self._find(Problem.UNKNOWN_CHANNEL, excerpt(channel))
+        elif len(channels) > 1 or written_twice:
+            self._find(Problem.REPEATED_HEADER, excerpt(header))
         return Message(role or "assistant", "", channel, recipient, kind)
 
     # ---- contents ---------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class TagParser(Parser):
         while True:
             opened, texts = self._parts[-1]
             tags = [tag for tag in ENDS[opened] if self._allowed(tag)]
-            found = min(((at, tag) for tag in tags if (at := self._held.find(tag)) >= 0), default=None)
+            found = min(((at, tag) for tag in tags if (at := self._found(tag, texts)) >= 0), default=None)
             keep = 0 if last else max((overlap(self._held, tag) for tag in tags), default=0)
             cut = found[0] if found else len(self._held) - keep
             texts.append(self._held[:cut])
@@ -100,6 +100,13 @@ class TagParser(Parser):
             self._held = self._held[cut + len(found[1]) :]
             self._parts.append((found[1], []))
             self._blank = True
+
+    def _found(self, tag: str, before: list[str]) -> int:
+        """Where the tag comes in what is held, -1 if nowhere. Within a text of a call's JSON, its end is a part of that text."""
+        at = self._held.find(tag)
+        while tag == END_TOOL and at >= 0 and _inside_string("".join([*before, self._held[:at]])):
+            at = self._held.find(tag, at + 1)
+        return at
 
     def _allowed(self, tag: str) -> bool:
         """Whether the tag means something here: reasoning comes first, and without tools there are no calls."""
@@ -127,9 +134,9 @@ class TagParser(Parser):
         if CHANNEL[tag] == THOUGHT or not self._tools:
             return [Message("assistant", text, CHANNEL[tag])] if text else []
         if tag == TOOL:
-            if last and self._ended:
+            if last and self._ended and not text.endswith(END_TOOL):
                 self._find(Problem.OPEN_TAG, f"{TOOL} without {END_TOOL}")
-            return self._read_certain(text)
+            return self._read_certain(text.removesuffix(END_TOOL))
         if CHANNEL[tag] == ANSWER:
             return self._written(calls_in(text, self._tools), text, certain=False)
         if tag == TOOL_CALLS:
@@ -181,3 +188,8 @@ class TagParser(Parser):
 
     def _find(self, problem: Problem, detail: str) -> None:
         self._findings.append(Finding(problem, detail))
+
+
+def _inside_string(text: str) -> bool:
+    """Whether JSON that breaks off here breaks off in a text."""
+    return len(re.findall(r'(?<!\\)(?:\\\\)*"', text)) % 2 == 1

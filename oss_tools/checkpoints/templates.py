@@ -105,8 +105,9 @@ def to_gguf(metadata: Metadata) -> dict[str, Any]:
 
 def of_gguf(keys: Mapping[str, Any], where: str) -> dict[str, str]:
     """A GGUF file's templates by name. Raises BadCheckpoint."""
+    named = {key.removeprefix(PREFIX): value for key, value in keys.items() if key.startswith(PREFIX)}
     found = {DEFAULT: keys[Keys.Tokenizer.CHAT_TEMPLATE]} if Keys.Tokenizer.CHAT_TEMPLATE in keys else {}
-    found |= {key.removeprefix(PREFIX): value for key, value in keys.items() if key.startswith(PREFIX)}
+    found |= {name: value for name, value in named.items() if name not in found}
     for name, value in found.items():
         key = Keys.Tokenizer.CHAT_TEMPLATE if name == DEFAULT else PREFIX + name
         if not isinstance(value, str):

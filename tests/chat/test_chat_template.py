@@ -169,6 +169,11 @@ ONE, TWO = [("a", {})], [("a", {}), ("b", {"x": ";"})]
         (f"<tool_call>{A}</s>", ONE, [Problem.OPEN_TAG]),
         (f"<tool_call>{A}\n{B}</tool_call>", TWO, []),
         (f"Wait.<tool_call>{A}</tool_call>", ONE, []),
+        (
+            '<tool_call>{"name": "b", "arguments": {"x": "</tool_call> \\" </tool_call>"}}</tool_call>',
+            [("b", {"x": '</tool_call> " </tool_call>'})],
+            [],
+        ),
     ],
 )
 def test_calls_with_much_around_them(

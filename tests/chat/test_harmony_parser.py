@@ -58,7 +58,8 @@ BROKEN = {
     "<|channel|>answer<|message|>85<|return|>": [Problem.UNKNOWN_CHANNEL],
     "<|channel|><|message|>85<|return|>": [Problem.BROKEN_HEADER],
     "<|channel|>final and so on and on<|message|>85<|return|>": [Problem.BROKEN_HEADER],
-    "<|channel|>final<|channel|>final<|message|>85<|return|>": [Problem.BROKEN_HEADER],
+    "<|channel|>final<|channel|>final<|message|>85<|return|>": [Problem.REPEATED_HEADER],
+    "<|channel|>final<|channel|>analysis<|message|>85<|return|>": [Problem.BROKEN_HEADER],
     "<|channel|>final<|return|>": [Problem.BROKEN_HEADER],
     "<|channel|>final<|start|>assistant" + FINAL: [Problem.BROKEN_HEADER],
     "<|channel|>commentary to=<|message|>{}<|call|>": [Problem.BROKEN_HEADER],
@@ -141,6 +142,9 @@ def test_code_that_is_json_is_code() -> None:
         ("<|channel|>analysis to=functions.weather json", []),
         (" to=functions.weather", [Problem.MISSING_CHANNEL]),
         ("<|channel|>comment to=weather", [Problem.UNKNOWN_CHANNEL, Problem.MISSING_NAMESPACE]),
+        ("<|channel|>commentary<|channel|>commentary to=functions.weather <|constrain|>json", [Problem.REPEATED_HEADER]),
+        ("<|channel|>commentary to=functions.weather<|channel|>commentary json", [Problem.REPEATED_HEADER]),
+        ("<|channel|>commentary to=functions.weather json<|constrain|>json", [Problem.REPEATED_HEADER]),
     ],
 )
 def test_a_clear_call_counts_whatever_else_its_header_gets_wrong(header: str, problems: list[Problem]) -> None:
