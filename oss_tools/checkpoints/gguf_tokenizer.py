@@ -8,15 +8,14 @@ conventions after llama.cpp (`src/llama-vocab.cpp`, `conversion/base.py`).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gguf.constants import Keys, TokenType
 
+from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.base import Metadata
-from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level
 from oss_tools.checkpoints.tokenizers.around_text import template_around, templates_of
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
@@ -65,10 +64,11 @@ def from_hf(metadata: Metadata, architecture: str) -> dict[str, Any]:
         if name := unread_vocabulary(metadata.files):
             raise BadCheckpoint(f"{name} cannot be written to GGUF: {UNREAD}")
         size = metadata.config.get("vocab_size")
-        return {Keys.Tokenizer.MODEL: "none", **({f"{architecture}.vocab_size": size} if isinstance(size, int) else {})}
+        count = {f"{architecture}.vocab_size": size} if isinstance(size, int) else {}
+        return {Keys.Tokenizer.MODEL: "none", **count, **templates.to_gguf(metadata)}
     keys, source = _keys_and_source(metadata, metadata.tokenizer)
     own = {OWN_KEY: json.dumps(source.own, sort_keys=True)} if source.own else {}
-    return keys | own | _template_keys(metadata)
+    return keys | own | templates.to_gguf(metadata)
 
 
 def _keys_and_source(metadata: Metadata, tokenizer: Mapping[str, Any]) -> tuple[dict[str, Any], Source]:
@@ -119,19 +119,6 @@ def _end_of(piece: Any) -> str | None:
     return str(token.get("id") if isinstance(token, Mapping) else token)
 
 
-def _template_keys(metadata: Metadata) -> dict[str, Any]:
-    """The chat template, and named ones beside it."""
-    listed = metadata.tokenizer_config.get("chat_template")
-    named = {e.get("name"): e.get("template") for e in listed if isinstance(e, Mapping)} if isinstance(listed, list) else {}
-    default = metadata.chat_template or named.pop("default", None)
-    keys: dict[str, Any] = {Keys.Tokenizer.CHAT_TEMPLATE: default} if isinstance(default, str) else {}
-    texts = {n: t for n, t in named.items() if isinstance(n, str) and re.fullmatch(r"\w{1,64}", n) and isinstance(t, str)}
-    if texts:
-        keys[Keys.Tokenizer.CHAT_TEMPLATES] = sorted(texts)
-        keys |= {Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=n): texts[n] for n in sorted(texts)}
-    return keys
-
-
 # ---- from GGUF to Hugging Face --------------------------------------------------------------------------------------
 
 
@@ -149,7 +136,7 @@ def to_hf(raw: Mapping[str, Any], config: dict[str, Any], general: dict[str, Any
     keys = TokenizerKeys(raw, where)
     kind = keys.get(Keys.Tokenizer.MODEL, str)
     if kind in (None, "none", "no_vocab"):
-        return Metadata(config, general=general)
+        return Metadata(config, general=general, **templates.fields(templates.of_gguf(raw, where)))
     if kind not in ("gpt2", "llama"):
         what = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
         raise BadCheckpoint(f"{where}: a tokenizer of kind {kind[:40]!r}{what} cannot be read, only gpt2 and llama")
@@ -173,7 +160,7 @@ def to_hf(raw: Mapping[str, Any], config: dict[str, Any], general: dict[str, Any
         tokenizer=tokenizer,
         tokenizer_config=_tokenizer_config(keys, tokens, special, config),
         generation_config=ids | _stops(tokens, special, own),
-        chat_template=keys.get(Keys.Tokenizer.CHAT_TEMPLATE, str),
+        **templates.fields(templates.of_gguf(raw, where)),
         general=general,
         remarks=tuple(keys.remarks),
     )
@@ -228,12 +215,6 @@ def _tokenizer_config(
         found["model_max_length"] = length
     if keys.get(Keys.Tokenizer.MODEL, str) == "gpt2" and keys.get(Keys.Tokenizer.PRE, str):
         found[PRE_HINT] = keys.get(Keys.Tokenizer.PRE, str)
-    named = keys.keys.get(Keys.Tokenizer.CHAT_TEMPLATES)
-    if isinstance(named, StringArray):
-        texts = {n: keys.get(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=n), str) for n in named}
-        default = keys.get(Keys.Tokenizer.CHAT_TEMPLATE, str)
-        listed = [{"name": n, "template": t} for n, t in {"default": default, **texts}.items() if t is not None]
-        found["chat_template"] = listed
     return found
 
 

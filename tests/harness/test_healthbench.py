@@ -26,6 +26,7 @@ from oss_tools.harness.healthbench import (
     grader_prompts,
     score,
 )
+from oss_tools.harness.tasks import load_tasks
 
 SETTINGS = GraderSettings("http://127.0.0.1:9/v1", "grader-1", timeout=60.0, concurrency=4)
 ANSWERS = [f"Drink no coffee at night, number {number}." for number in range(4)]
@@ -195,6 +196,14 @@ def test_servers_that_want_other_fields(refuses: tuple[str, ...]) -> None:
     assert len(server.requests) <= 9 + 2 * 4, "learnt once, by each of the requests that were under way"
 
 
+def test_a_grade_in_parts_is_read_and_a_refusal_is_none() -> None:
+    scripted = ScriptedGrader({"says stop": ["parts"], "names coffee": ["refusal"] * 9})
+    with serving(scripted) as server:
+        found, grader = grade_all(server)
+    assert Grade(True, "in parts") in [grade for graded in found for grade in graded.grades]
+    assert (grader.tally.ungraded, grader.tally.malformed) == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "grade"),
     [
@@ -352,6 +361,33 @@ def test_damaged_examples_are_named(change: dict[str, Any], tmp_path: Path) -> N
     write_examples(tmp_path, [{**EXAMPLES[0], **change}])
     with grading_with(Grader(SETTINGS)), pytest.raises(BadSource, match="example-1"):
         HealthBenchSplits("healthbench", folder=tmp_path, data=tmp_path)["test"]
+
+
+@pytest.mark.parametrize("name", ["healthbench/test.json", "oss_eval.jsonl", "healthbench/2025_oss_eval.jsonl"])
+def test_other_names_of_files_and_fields(name: str, tmp_path: Path) -> None:
+    """As the task's YAML declares them."""
+    rows = [
+        {
+            "prompt_id": example["prompt_id"],
+            "messages": example["prompt"],
+            "criteria": [{"text": r["criterion"], "score": r["points"], "tags": r["tags"]} for r in example["rubrics"]],
+        }
+        for example in EXAMPLES
+    ]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)))
+    with grading_with(Grader(SETTINGS)):
+        docs = load_tasks(["healthbench"], tmp_path)["tasks"]["healthbench"].eval_docs
+    assert [doc["conversation"]["messages"] for doc in docs] == [example["prompt"] for example in EXAMPLES]
+    for doc, example, right in zip(docs, EXAMPLES, SCORES, strict=True):
+        assert example_score(doc["rubrics"], [r["criterion"].startswith("[+]") for r in example["rubrics"]]) == right
+    del rows[1]["criteria"][0]["text"]
+    (tmp_path / name).write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)))
+    with grading_with(Grader(SETTINGS)), pytest.raises(BadSource) as error:
+        load_tasks(["healthbench"], tmp_path)
+    assert f"{rows[1]['prompt_id']}, criterion 1: the fields are score, tags; wanted: criterion (or text, " in str(
+        error.value
+    )
 
 
 def test_cost(tmp_path: Path) -> None:
