@@ -1,0 +1,237 @@
+"""Whether two tokenizers are one: their tables of tokens and merges, and what they make of texts.
+
+The same tokenizer is spelled in many ways (a GGUF file names what tokenizer.json spells out), so how text is split is compared by
+splitting texts. Tables tell of what no text may touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oss_tools.checkpoints import Metadata
+from oss_tools.engine import o200k
+from oss_tools.engine.text import Text, token_text
+from oss_tools.models import Checkpoint
+from oss_tools.verify.differences import Difference, Said, in_words
+
+NAMED_TOKENS = 12  # of a vocabulary that differs, before they are counted only
+ANOTHER = 0.01  # the share of tokens that differ from which on it is another vocabulary: ids then mean different things
+SAMPLE = 400  # tokens of the vocabulary that are encoded as texts
+SPACING_FLAGS = ("lstrip", "rstrip", "single_word")  # of added tokens, which GGUF cannot say
+
+PROBES = (
+    "",
+    "a",
+    " a",
+    "  two  spaces,   three ",
+    "\n\n\ttabs\r\nand\nlines \n \n",
+    "AFTER 3 gales, Her Majesty's ship... they'll say we'd've gone; DON'T, O'Neill's",
+    "17 + 4.5 = 21.5; 1234567890 12,345.67 0x1F 3rd ½ ²³ ٣٤",
+    "if (x[i] != y) { return foo_bar->baz(\"q\", 'r'); } // #!/usr/bin/env\n",
+    "https://example.org/a?b=c&d=%20#e user@example.org",
+    "«ça» naïve café Ångström ŒUVRE ß İstanbul — “quotes” ‘single’ …",
+    "e\u0301 \u00e9 \ufb01 \u2126 \u212b",  # in composed and decomposed form
+    "漢字とかな交じり文。한국어 ไทยไม่มีช่องว่าง",
+    "Привет, мир! שלום עולם مرحبا بالعالم नमस्ते दुनिया",
+    "👍🏽 👨‍👩‍👧 🇩🇪 \u200b\u00a0\u3000 \ufeff",
+    "\x00\x01\x7f \ufffd \U0010ffff",
+    "<0x41> ▁ Ġ <unk> <s></s> <|im_start|>user<|end|> [INST] <|unknown|>",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A tokenizer as tables.
+
+    Attributes:
+        tokens: text by id, added tokens included.
+        added: flags by id of the tokens that are found in a text before it is split.
+        order: what decides how pieces are joined, with the name that says what it is.
+    """
+
+    tokens: dict[int, str]
+    added: dict[int, dict[str, bool]]
+    order_name: str
+    order: Sequence[Any]
+
+
+def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadata) -> Said:
+    """The differences of two tokenizers. `one` and `two` are the checkpoints' metadata.
+
+    Raises BadCheckpoint for a damaged one; MissingPackage where the vocabulary of gpt-oss is wanted and not installed.
+    """
+    contents = [m.tokenizer is not None for m in (one, two)]
+    if contents == [False, False]:
+        return Said()
+    for has, metadata in zip(contents, (one, two), strict=True):
+        if not has and not o200k.belongs_to(metadata.config):
+            words = [f"{len(table_of(m).tokens):,} tokens" if m.tokenizer is not None else None for m in (one, two)]
+            return Said((Difference("tokenizer", "tokenizer", *words),))
+    ours, theirs = table_of(one), table_of(two)
+    found = list(_vocabulary(ours, theirs))
+    if _is_another(ours, theirs):
+        return Said(tuple(found))
+    remarks: list[str] = []
+    cannot_say = [c for c in (a, b) if c.container == "gguf"] if a.container != b.container else []
+    found += _flags(ours, theirs, cannot_say, remarks)
+    found += _order(ours, theirs)
+    texts = Text(one), Text(two)
+    found += _ends(ours, theirs, *texts)
+    if not any(difference.what == ours.order_name for difference in found):
+        found += _splitting(ours, theirs, *texts)
+    templated = "".join(m.chat_template or "" for m in (one, two))
+    for name in ("bos_token", "eos_token"):
+        x, y = (token_text(m.tokenizer_config.get(name)) for m in (one, two))
+        if x != y and name in templated:
+            found.append(Difference("tokenizer", name, x and repr(x), y and repr(y)))
+    return Said(tuple(found), tuple(remarks))
+
+
+def table_of(metadata: Metadata) -> Table:
+    """The tables of a checkpoint's tokenizer, or of the published one of gpt-oss. Raises MissingPackage."""
+    content = metadata.tokenizer if metadata.tokenizer is not None else o200k.tokenizer_json()
+    model = content.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    vocab = model.get("vocab")
+    if isinstance(vocab, Mapping):
+        tokens = {number: token for token, number in vocab.items() if isinstance(number, int)}
+    else:
+        entries = vocab if isinstance(vocab, list) else []
+        tokens = {n: str(entry[0]) for n, entry in enumerate(entries) if isinstance(entry, list) and entry}
+    added = {}
+    for entry in content.get("added_tokens") or []:
+        if isinstance(entry, Mapping) and isinstance(entry.get("id"), int):
+            tokens[entry["id"]] = str(entry.get("content"))
+            added[entry["id"]] = {flag: bool(entry.get(flag)) for flag in ("special", *SPACING_FLAGS)}
+    return Table(tokens, added, *_order_of(model))
+
+
+def _order_of(model: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
+    """Merges of a BPE, scores of others. With byte fallback, as SentencePiece has it, a merge's rank is that of the token that it
+    makes, whichever pair makes it: GGUF keeps a score for each token, so that order is what both can say."""
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        vocab = model.get("vocab")
+        return "scores", [entry[1:] for entry in vocab if isinstance(entry, list)] if isinstance(vocab, list) else []
+    pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
+    if model.get("byte_fallback"):
+        return "merges", list(dict.fromkeys("".join(pair) for pair in pairs))
+    return "merges", pairs
+
+
+def _differing(a: Table, b: Table) -> list[int]:
+    """Ids that stand for different tokens, or for one in one table only."""
+    return sorted(n for n in {*a.tokens, *b.tokens} if a.tokens.get(n) != b.tokens.get(n))
+
+
+def another_vocabulary(one: Metadata, two: Metadata) -> tuple[int, int] | None:
+    """The numbers of tokens, where so many differ that ids of one mean nothing to the other; else None."""
+    a, b = table_of(one), table_of(two)
+    return (len(a.tokens), len(b.tokens)) if _is_another(a, b) else None
+
+
+def _is_another(a: Table, b: Table) -> bool:
+    return len(_differing(a, b)) > max(ANOTHER * len(a.tokens), NAMED_TOKENS)
+
+
+def _vocabulary(a: Table, b: Table) -> Iterator[Difference]:
+    differing = _differing(a, b)
+    if len(differing) <= NAMED_TOKENS:
+        for n in differing:
+            x, y = a.tokens.get(n), b.tokens.get(n)
+            words = (None if t is None else in_words(t) for t in (x, y))
+            yield Difference("tokenizer", f"token {n}", *words)
+        return
+    first = differing[0]
+    total = len({*a.tokens, *b.tokens})
+    x, y = (f"{len(t.tokens):,} tokens, token {first} {in_words(t.tokens.get(first))}" for t in (a, b))
+    yield Difference("tokenizer", f"vocabulary ({len(differing):,} of {total:,} tokens)", x, y)
+
+
+def _flags(a: Table, b: Table, cannot_say: Sequence[Checkpoint], remarks: list[str]) -> Iterator[Difference]:
+    """Added tokens whose flags differ, by id; what a container cannot say becomes a remark."""
+    differing: list[tuple[int, str, str]] = []
+    for n in sorted({*a.added, *b.added}):
+        x, y = _kind(a, n, bool(cannot_say)), _kind(b, n, bool(cannot_say))
+        if x != y:
+            differing.append((n, x, y))
+        elif a.added.get(n) != b.added.get(n):
+            token = in_words(a.tokens[n])
+            remarks.append(
+                f"the added token {token} takes spaces or whole words only, which {cannot_say[0].path} cannot say"
+            )
+    for n, x, y in differing[:NAMED_TOKENS]:
+        yield Difference("tokenizer", f"kind of token {n} ({in_words(a.tokens.get(n, b.tokens.get(n)))})", x, y)
+    if (more := len(differing) - NAMED_TOKENS) > 0:
+        yield Difference("tokenizer", f"kind of {more:,} more tokens", *differing[NAMED_TOKENS][1:])
+
+
+def _kind(table: Table, n: int, plain: bool) -> str:
+    """What a token is, in words. `plain`: without what GGUF cannot say."""
+    flags = table.added.get(n)
+    if flags is None:
+        return "no added token"
+    kind = "special" if flags["special"] else "added, not special"
+    return kind if plain else ", ".join([kind, *(flag for flag in SPACING_FLAGS if flags[flag])])
+
+
+def _order(a: Table, b: Table) -> Iterator[Difference]:
+    if a.order == b.order:
+        return
+    pairs = zip(a.order, b.order, strict=False)
+    at = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.order), len(b.order)))
+    words = (
+        f"{len(t.order):,}, number {at} {in_words(t.order[at])}" if at < len(t.order) else f"{len(t.order):,}"
+        for t in (a, b)
+    )
+    yield Difference("tokenizer", a.order_name, *words)
+
+
+def _ends(a: Table, b: Table, one: Text, two: Text) -> Iterator[Difference]:
+    """Tokens that are put before and after a text, and those that end an answer."""
+    for what, x, y in zip(
+        ("tokens before a text", "tokens after a text"), _put_around(a, one), _put_around(b, two), strict=True
+    ):
+        if x != y:
+            yield Difference("tokenizer", what, *(in_words(tokens) if tokens else None for tokens in (x, y)))
+    ours, theirs = ({t.tokens.get(n, f"id {n}") for n in text.stop_tokens} for t, text in ((a, one), (b, two)))
+    for token in sorted(ours ^ theirs):
+        yield Difference(
+            "tokenizer", f"end token {token}", *("ends an answer" if token in s else None for s in (ours, theirs))
+        )
+
+
+def _put_around(table: Table, text: Text) -> tuple[list[str], list[str]]:
+    whole, bare = text.encode("a"), text.encode("a", special=False)
+    for before in range(len(whole) - len(bare) + 1):
+        if whole[before : before + len(bare)] == bare:
+            names = [table.tokens.get(n, str(n)) for n in whole]
+            return names[:before], names[before + len(bare) :]
+    return [table.tokens.get(n, str(n)) for n in whole], []
+
+
+def _splitting(a: Table, b: Table, one: Text, two: Text) -> Iterator[Difference]:
+    """The first text that becomes other tokens, or other text again. Tokens are compared by their texts, so that ids that changed
+    places count once, as tokens."""
+    for probe in [*PROBES, *_from_vocabulary(a, b, one)]:
+        ids = one.encode(probe, special=False), two.encode(probe, special=False)
+        x, y = ([t.tokens.get(n, str(n)) for n in found] for t, found in zip((a, b), ids, strict=True))
+        if x != y:
+            yield Difference("tokenizer", f"splitting of {in_words(probe)}", in_words(x), in_words(y))
+            return
+        said = one.decode(ids[0]), two.decode(ids[1])
+        if said[0] != said[1]:
+            yield Difference("tokenizer", f"decoding of {in_words(probe)}", *map(in_words, said))
+            return
+
+
+def _from_vocabulary(a: Table, b: Table, text: Text) -> Iterator[str]:
+    """Texts of tokens from all over the vocabulary, and each added token between words, where both know it alike."""
+    for n in sorted({*a.added} & {*b.added})[:SAMPLE]:
+        if a.added[n] == b.added[n] and a.tokens[n] == b.tokens[n]:
+            yield f"one {a.tokens[n]} two{a.tokens[n]}three"
+    plain = sorted(n for n in a.tokens if n not in a.added and a.tokens[n] == b.tokens.get(n))
+    for n in plain[:: max(len(plain) // SAMPLE, 1)]:
+        yield text.decode([n], skip_special=False)
