@@ -20,6 +20,7 @@ from oss_tools.report.comparison import Cell, Finding, WeightError
 FAR = 3.0  # times what the format costs, beyond which rounding does not explain an error
 LEAST = 0.005  # relative error below which nothing is suspicious: bf16 costs 0.002
 MOST_FINDINGS = 12
+PADDED = ("embedding", "output")  # roles whose tensors have a row for each token, and may have more
 PROBE = (64, 1024)  # normal values on which a format's own error is measured
 
 
@@ -66,7 +67,7 @@ def compare_weights(
 
     Raises BadCheckpoint if the two do not have the same tensors.
     """
-    _require_same_tensors(base, other)
+    require_same_tensors(base, other)
     slices = [piece for name in base.entries for piece in _slices(base, other, name, progress)]
     _mark(slices)
     cells: dict[tuple[int | None, str], list[Slice]] = defaultdict(list)
@@ -76,14 +77,22 @@ def compare_weights(
     return WeightError(total, [_cell(*key, pieces) for key, pieces in cells.items()]), _findings(slices)
 
 
-def _require_same_tensors(base: Checkpoint, other: Checkpoint) -> None:
+def require_same_tensors(base: Checkpoint, other: Checkpoint) -> None:
+    """Raises BadCheckpoint unless both have the same tensors in the same shapes, rows of padding aside (PADDED)."""
     for one, two in ((base, other), (other, base)):
         for name, entry in one.entries.items():
             if name not in two.entries:
                 raise BadCheckpoint(f"tensor {name} is in {one.path}, but not in {two.path}; they are not one model")
-            if two.entries[name].spec.shape != entry.spec.shape:
-                shapes = f"{list(entry.spec.shape)} in {one.path}, {list(two.entries[name].spec.shape)} in {two.path}"
+            ours, theirs = entry.spec, two.entries[name].spec
+            same = ours.shape[1:] == theirs.shape[1:] if ours.role in PADDED else ours.shape == theirs.shape
+            if not same:
+                shapes = f"{list(ours.shape)} in {one.path}, {list(theirs.shape)} in {two.path}"
                 raise BadCheckpoint(f"tensor {name} is {shapes}; they are not one model")
+
+
+def rows_of_tokens(checkpoint: Checkpoint) -> int:
+    """Rows of the embedding."""
+    return next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
 
 
 def _slices(base: Checkpoint, other: Checkpoint, name: str, progress: Callable[[int], None]) -> list[Slice]:
@@ -92,7 +101,8 @@ def _slices(base: Checkpoint, other: Checkpoint, name: str, progress: Callable[[
     count, _, _ = spec.matrices
     formats = (ours.format.name, theirs.format.name)
     found = [Slice(f"{name}[{i}]" if count > 1 else name, spec.layer, spec.role, formats) for i in range(count)]
-    for matrix, start, stop in chunks([ours, theirs]):
+    smaller = sorted((ours, theirs), key=lambda entry: entry.spec.size)  # the other may have rows of padding more
+    for matrix, start, stop in chunks(smaller):
         x, y = (c.read(name, matrix, start, stop).dequantize().astype(np.float64) for c in (base, other))
         piece = found[matrix]
         with np.errstate(all="ignore"):

@@ -65,6 +65,10 @@ class Text:
             finally:
                 self._tokenizer.encode_special_tokens = False
 
+    def numbers(self) -> dict[str, int]:
+        """Every token's id, those of added tokens included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
 

@@ -39,13 +39,6 @@ class Difference:
         """For rules and lists: "config.sliding_window", "tokenizer.token 17", "template.default"."""
         return f"{self.part}.{self.what}"
 
-    def in_words(self, a: str, b: str) -> str:
-        """A line; `a` and `b` are the names of the two."""
-        if self.a is None or self.b is None:
-            there, here, value = (b, a, self.b) if self.a is None else (a, b, self.a)
-            return f"{self.part}: {self.what} is missing in {here}; {there} has {value}"
-        return f"{self.part}: {self.what} is {self.b} in {b}, {self.a} in {a}"
-
 
 @dataclass(frozen=True)
 class Said:

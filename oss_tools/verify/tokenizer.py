@@ -79,6 +79,12 @@ def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadat
     found += _order(ours, theirs)
     texts = Text(one), Text(two)
     found += _ends(ours, theirs, *texts)
+    found += _end_tokens(
+        *(
+            _stops(m, t, text, a.container == b.container)
+            for m, t, text in zip((one, two), (ours, theirs), texts, strict=True)
+        )
+    )
     if not any(difference.what == ours.order_name for difference in found):
         found += _splitting(ours, theirs, *texts)
     templated = "".join(m.chat_template or "" for m in (one, two))
@@ -190,17 +196,27 @@ def _order(a: Table, b: Table) -> Iterator[Difference]:
 
 
 def _ends(a: Table, b: Table, one: Text, two: Text) -> Iterator[Difference]:
-    """Tokens that are put before and after a text, and those that end an answer."""
+    """Tokens that are put before and after a text."""
     for what, x, y in zip(
         ("tokens before a text", "tokens after a text"), _put_around(a, one), _put_around(b, two), strict=True
     ):
         if x != y:
             yield Difference("tokenizer", what, *(in_words(tokens) if tokens else None for tokens in (x, y)))
-    ours, theirs = ({t.tokens.get(n, f"id {n}") for n in text.stop_tokens} for t, text in ((a, one), (b, two)))
-    for token in sorted(ours ^ theirs):
-        yield Difference(
-            "tokenizer", f"end token {token}", *("ends an answer" if token in s else None for s in (ours, theirs))
-        )
+
+
+def _stops(metadata: Metadata, table: Table, text: Text, declared: bool) -> dict[str, str]:
+    """The tokens that end an answer, and how. Some are known by their names, whatever the files say; that the files say so too is
+    compared only where the container can list them (`declared`: GGUF has a key for some)."""
+    listed = metadata.generation_config.get("eos_token_id", metadata.config.get("eos_token_id"))
+    own = set(listed if isinstance(listed, list) else [listed]) if declared else text.stop_tokens
+    words = {n: "ends an answer" if n in own else "ends an answer by its name only" for n in text.stop_tokens}
+    return {table.tokens.get(n, f"id {n}"): how for n, how in words.items()}
+
+
+def _end_tokens(ours: dict[str, str], theirs: dict[str, str]) -> Iterator[Difference]:
+    for token in sorted({*ours, *theirs}):
+        if ours.get(token) != theirs.get(token):
+            yield Difference("tokenizer", f"end token {token}", ours.get(token), theirs.get(token))
 
 
 def _put_around(table: Table, text: Text) -> tuple[list[str], list[str]]:
