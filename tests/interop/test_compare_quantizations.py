@@ -160,3 +160,24 @@ def test_what_was_scaled_before_rounding_is_found_where_it_is(
     (message,) = findings(base, written(base, tmp_path / "q", get_format(name), scale, ggml))
     assert message.startswith(said)
     assert "times the base's" in message
+
+
+LEFT_OUT = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K_S")  # want an importance matrix
+NOT_READ = ("Q1_0", "Q2_0")
+KINDS = {  # llama.cpp's mixtures: name -> llama_ftype
+    name.removeprefix("LLAMA_FTYPE_MOSTLY_"): getattr(llama_cpp, name)
+    for name in dir(llama_cpp)
+    if name.startswith("LLAMA_FTYPE_MOSTLY_") and not name.endswith((*LEFT_OUT, *NOT_READ))
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_llama_cpp_makes_of_a_whole_model_is_not_suspicious(kind: str, base: Path, tmp_path: Path) -> None:
+    """Mixtures of formats, tensor by tensor as llama.cpp chooses them."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = KINDS[kind], 1
+    target = tmp_path / "q.gguf"
+    if llama_cpp.llama_model_quantize(str(base).encode(), str(target).encode(), ctypes.byref(params)):
+        pytest.skip(f"this llama.cpp does not write {kind}")
+    assert findings(base, target) == []
