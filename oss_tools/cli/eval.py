@@ -51,7 +51,8 @@ def run(
         ),
     ] = None,
     suite: Annotated[
-        str | None, typer.Option("--suite", "-s", help=f"Suites, a list. [default: {SUITES}]", show_default=False)
+        str | None,
+        typer.Option("--suite", "--suites", "-s", help=f"Suites, a list. [default: {SUITES}]", show_default=False),
     ] = None,
     tier: Annotated[str, typer.Option("--tier", help="smoke or full.")] = "smoke",
     task: Annotated[

@@ -67,9 +67,10 @@ def run(
         open_checkpoint(b) as second,
         progress({"verify": first.parameters}, quiet=quiet) as advance,
     ):
-        remark_reading(first, second)
+        if not quiet:
+            remark_reading(first, second)
         found = verify(first, second, tolerance, lambda name, values: advance("verify", values), only or CHOICES)
-    for line in found.remarks:
+    for line in () if quiet else found.remarks:
         remark(line)
     if as_json:
         print_json(to_record(found, a, b))
