@@ -49,12 +49,14 @@ class Table:
         tokens: text by id, added tokens included.
         added: flags by id of the tokens that are found in a text before it is split.
         order: what decides how pieces are joined, with the name that says what it is.
+        spaced: whether it marks spaces as SentencePiece does, and may put one before a text.
     """
 
     tokens: dict[int, str]
     added: dict[int, dict[str, bool]]
     order_name: str
     order: Sequence[Any]
+    spaced: bool = False
 
 
 def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadata) -> Said:
@@ -86,7 +88,11 @@ def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadat
         )
     )
     if not any(difference.what == ours.order_name for difference in found):
-        found += _splitting(ours, theirs, *texts)
+        both = ours.added.keys() & theirs.added.keys()
+        finer = {ours.tokens[n] for n in both if ours.added[n] != theirs.added[n]}
+        probes = [*PROBES, *_from_vocabulary(ours, theirs, texts[0])]
+        probes = [probe for probe in probes if not any(token in probe for token in finer)]  # which are named already
+        found += _splitting(ours, theirs, *texts, probes, cannot_say, remarks)
     templated = "".join(m.chat_template or "" for m in (one, two))
     for name in ("bos_token", "eos_token"):
         x, y = (token_text(m.tokenizer_config.get(name)) for m in (one, two))
@@ -111,7 +117,7 @@ def table_of(metadata: Metadata) -> Table:
         if isinstance(entry, Mapping) and isinstance(entry.get("id"), int):
             tokens[entry["id"]] = str(entry.get("content"))
             added[entry["id"]] = {flag: bool(entry.get(flag)) for flag in ("special", *SPACING_FLAGS)}
-    return Table(tokens, added, *_order_of(model))
+    return Table(tokens, added, *_order_of(model), spaced=bool(model.get("byte_fallback")))
 
 
 def _order_of(model: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
@@ -209,8 +215,8 @@ def _stops(metadata: Metadata, table: Table, text: Text, declared: bool) -> dict
     compared only where the container can list them (`declared`: GGUF has a key for some)."""
     listed = metadata.generation_config.get("eos_token_id", metadata.config.get("eos_token_id"))
     own = set(listed if isinstance(listed, list) else [listed]) if declared else text.stop_tokens
-    words = {n: "ends an answer" if n in own else "ends an answer by its name only" for n in text.stop_tokens}
-    return {table.tokens.get(n, f"id {n}"): how for n, how in words.items()}
+    known = [n for n in sorted(text.stop_tokens) if n in table.tokens]
+    return {table.tokens[n]: "ends an answer" if n in own else "ends an answer by its name only" for n in known}
 
 
 def _end_tokens(ours: dict[str, str], theirs: dict[str, str]) -> Iterator[Difference]:
@@ -228,19 +234,48 @@ def _put_around(table: Table, text: Text) -> tuple[list[str], list[str]]:
     return [table.tokens.get(n, str(n)) for n in whole], []
 
 
-def _splitting(a: Table, b: Table, one: Text, two: Text) -> Iterator[Difference]:
+def _splitting(
+    a: Table,
+    b: Table,
+    one: Text,
+    two: Text,
+    probes: Sequence[str],
+    cannot_say: Sequence[Checkpoint],
+    remarks: list[str],
+) -> Iterator[Difference]:
     """The first text that becomes other tokens, or other text again. Tokens are compared by their texts, so that ids that changed
-    places count once, as tokens."""
-    for probe in [*PROBES, *_from_vocabulary(a, b, one)]:
-        ids = one.encode(probe, special=False), two.encode(probe, special=False)
-        x, y = ([t.tokens.get(n, str(n)) for n in found] for t, found in zip((a, b), ids, strict=True))
-        if x != y:
-            yield Difference("tokenizer", f"splitting of {in_words(probe)}", in_words(x), in_words(y))
+    places count once, as tokens.
+
+    GGUF says of SentencePiece's kind that a space goes before a text, and llama.cpp then puts one before every text and behind
+    every special token; tokenizer.json has finer ways. What differs in that alone is a remark.
+    """
+    told = not (cannot_say and a.spaced)
+    for probe in probes:
+        difference = _first_part(a, b, one, two, probe)
+        if difference is None:
+            continue
+        finer = probe[:1] in ("", " ") or any(b.tokens.get(n, "\0") in probe for n in a.added)
+        if not told and finer:
+            remarks.append(
+                f"{cannot_say[0].path} puts a space before texts and behind special tokens where the other has finer rules: "
+                f"{difference.what} is {difference.a} and {difference.b}"
+            )
+            told = True
+        elif not (finer and cannot_say and a.spaced):
+            yield difference
             return
-        said = one.decode(ids[0]), two.decode(ids[1])
-        if said[0] != said[1]:
-            yield Difference("tokenizer", f"decoding of {in_words(probe)}", *map(in_words, said))
-            return
+
+
+def _first_part(a: Table, b: Table, one: Text, two: Text, probe: str) -> Difference | None:
+    """How a text is encoded or decoded differently, if it is."""
+    ids = one.encode(probe, special=False), two.encode(probe, special=False)
+    x, y = ([t.tokens.get(n, str(n)) for n in found] for t, found in zip((a, b), ids, strict=True))
+    if x != y:
+        return Difference("tokenizer", f"splitting of {in_words(probe)}", in_words(x), in_words(y))
+    said = one.decode(ids[0]), two.decode(ids[1])
+    if said[0] != said[1]:
+        return Difference("tokenizer", f"decoding of {in_words(probe)}", *map(in_words, said))
+    return None
 
 
 def _from_vocabulary(a: Table, b: Table, text: Text) -> Iterator[str]:

@@ -46,3 +46,43 @@ def swap_merges(one: int, other: int) -> Callable[[dict[str, Any]], None]:
         merges[one], merges[other] = merges[other], merges[one]
 
     return edit
+
+
+def sentencepiece(**changes: Any) -> dict[str, Any]:
+    """A small tokenizer.json in the manner of Llama 2: byte fallback, "▁" for a space, <s> before a text."""
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens = [*first, "ab", "▁a", "▁ab", "▁", "a", "b"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    begin, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": n, "content": token, "special": True, **flags} for n, token in enumerate(first[:3])],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, text],
+            "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]},
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": "<unk>",
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": [["a", "b"], ["▁", "a"], ["▁", "ab"]],
+        },
+        **changes,
+    }

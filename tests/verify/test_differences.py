@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from edits import copy_with, put, swap_merges, swap_tokens
+from edits import copy_with, put, sentencepiece, swap_merges, swap_tokens
 from typer.testing import CliRunner
 
 from oss_tools.cli.main import app
@@ -165,6 +165,56 @@ def test_a_gguf_of_another_tokenizer_is_found(gguf: Path, tmp_path: Path) -> Non
     changed = copy_with(TINY, tmp_path / "b", "tokenizer.json", swap_tokens("0", "1"))
     assert len(differences(changed, gguf)) == 2
     assert len(differences(copy_with(TINY, tmp_path / "c", "tokenizer.json", swap_merges(0, 1)), gguf)) == 1
+
+
+@pytest.fixture(scope="module")
+def spaced(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with a tokenizer of SentencePiece's kind, and the GGUF file made of it."""
+    folder = tmp_path_factory.mktemp("spaced")
+    model = copy_with(tiny_llama, folder / "model", "config.json", put("eos_token_id", value=2))
+    (model / "tokenizer.json").write_text(json.dumps(sentencepiece()))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(names))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    done = CliRunner().invoke(app, ["convert", str(model), str(folder / "model.gguf"), "-q"])
+    assert done.exit_code == 0, done.output
+    return model, folder / "model.gguf"
+
+
+def test_merges_and_the_scores_that_gguf_has_of_them_are_one(spaced: tuple[Path, Path]) -> None:
+    with open_checkpoint(spaced[0]) as a, open_checkpoint(spaced[1]) as b:
+        found = verify(a, b)
+    assert found.equal, found.said
+    assert found.remarks == ()
+
+
+def test_merges_in_another_order_than_gguf_has_them_are_found(spaced: tuple[Path, Path], tmp_path: Path) -> None:
+    changed = copy_with(spaced[0], tmp_path / "b", "tokenizer.json", swap_merges(0, 1))
+    assert list(differences(changed, spaced[1])) == ["tokenizer.merges"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (put("added_tokens", 2, "rstrip", value=True), "'</s>' takes spaces"),
+        (
+            lambda c: c.update(
+                normalizer=None,
+                pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+            ),
+            "puts a space before texts",
+        ),
+    ],
+    ids=["stripped spaces", "spaces at the beginning"],
+)
+def test_what_gguf_cannot_say_is_a_remark(spaced: tuple[Path, Path], tmp_path: Path, edit, words: str) -> None:
+    changed = copy_with(spaced[0], tmp_path / "b", "tokenizer.json", edit)
+    with open_checkpoint(changed) as a, open_checkpoint(spaced[1]) as b:
+        said = compare_said(a, b)
+    assert said.differences == ()
+    (remark,) = said.remarks
+    assert words in remark
+    assert differences(changed, spaced[0]) != {}  # which a folder can say
 
 
 # ---- chat templates -------------------------------------------------------------------------------------------------
