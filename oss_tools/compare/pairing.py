@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.compare.weights import require_same_tensors, rows_of_tokens
-from oss_tools.engine import o200k
+from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest
 from oss_tools.models import Checkpoint, open_checkpoint
 from oss_tools.report.comparison import Finding, ModelDifference
 from oss_tools.verify import Difference, compare_said
-from oss_tools.verify.tokenizer import another_vocabulary, table_of
+from oss_tools.verify.tokenizer import another_vocabulary, table_of, with_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def pair(base: Path, other: Path) -> Pairing:
     tokenizer.
     """
     with open_checkpoint(base) as one, open_checkpoint(other) as two:
-        ours, theirs = one.metadata(), two.metadata()
+        ours, theirs = with_tokenizer(one.metadata()), with_tokenizer(two.metadata())
         for checkpoint, metadata in ((one, ours), (two, theirs)):
             _require_tokenizer(checkpoint, metadata)
         if sizes := another_vocabulary(ours, theirs):
@@ -76,6 +74,9 @@ def pair(base: Path, other: Path) -> Pairing:
 
 
 def _require_tokenizer(checkpoint: Checkpoint, metadata: Metadata) -> None:
-    config: Mapping[str, Any] = metadata.config
-    if metadata.tokenizer is None and not o200k.belongs_to(config):
+    if metadata.tokenizer is None:
         raise BadCheckpoint(f"{checkpoint.path}: has no tokenizer, without which no text can be given to it")
+    try:
+        Text(metadata)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{checkpoint.path}: {error}") from None

@@ -7,7 +7,7 @@ splitting texts. Tables tell of what no text may touch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
@@ -49,6 +49,7 @@ class Table:
         tokens: text by id, added tokens included.
         added: flags by id of the tokens that are found in a text before it is split.
         order: what decides how pieces are joined, with the name that says what it is.
+        parts: of each token that merges make, its possible left parts.
         spaced: whether it marks spaces as SentencePiece does, and may put one before a text.
     """
 
@@ -56,6 +57,7 @@ class Table:
     added: dict[int, dict[str, bool]]
     order_name: str
     order: Sequence[Any]
+    parts: dict[str, frozenset[str]]
     spaced: bool = False
 
 
@@ -64,13 +66,13 @@ def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadat
 
     Raises BadCheckpoint for a damaged one; MissingPackage where the vocabulary of gpt-oss is wanted and not installed.
     """
-    contents = [m.tokenizer is not None for m in (one, two)]
-    if contents == [False, False]:
+    if one.tokenizer is None and two.tokenizer is None:
         return Said()
-    for has, metadata in zip(contents, (one, two), strict=True):
-        if not has and not o200k.belongs_to(metadata.config):
-            words = [f"{len(table_of(m).tokens):,} tokens" if m.tokenizer is not None else None for m in (one, two)]
-            return Said((Difference("tokenizer", "tokenizer", *words),))
+    one, two = with_tokenizer(one), with_tokenizer(two)
+    if one.tokenizer is None or two.tokenizer is None:
+        words = [f"{len(table_of(m).tokens):,} tokens" if m.tokenizer is not None else None for m in (one, two)]
+        return Said((Difference("tokenizer", "tokenizer", *words),))
+    texts = Text(one), Text(two)  # which refuse what is damaged
     ours, theirs = table_of(one), table_of(two)
     found = list(_vocabulary(ours, theirs))
     if _is_another(ours, theirs):
@@ -79,7 +81,6 @@ def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadat
     cannot_say = [c for c in (a, b) if c.container == "gguf"] if a.container != b.container else []
     found += _flags(ours, theirs, cannot_say, remarks)
     found += _order(ours, theirs)
-    texts = Text(one), Text(two)
     found += _ends(ours, theirs, *texts)
     found += _end_tokens(
         *(
@@ -101,9 +102,16 @@ def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadat
     return Said(tuple(found), tuple(remarks))
 
 
+def with_tokenizer(metadata: Metadata) -> Metadata:
+    """The same, with the published tokenizer where it is a gpt-oss that comes without. Raises MissingPackage."""
+    if metadata.tokenizer is None and o200k.belongs_to(metadata.config):
+        return replace(metadata, tokenizer=o200k.tokenizer_json())
+    return metadata
+
+
 def table_of(metadata: Metadata) -> Table:
-    """The tables of a checkpoint's tokenizer, or of the published one of gpt-oss. Raises MissingPackage."""
-    content = metadata.tokenizer if metadata.tokenizer is not None else o200k.tokenizer_json()
+    """The tables of a checkpoint's tokenizer; empty ones where it has none."""
+    content = metadata.tokenizer or {}
     model = content.get("model")
     model = model if isinstance(model, Mapping) else {}
     vocab = model.get("vocab")
@@ -120,17 +128,21 @@ def table_of(metadata: Metadata) -> Table:
     return Table(tokens, added, *_order_of(model), spaced=bool(model.get("byte_fallback")))
 
 
-def _order_of(model: Mapping[str, Any]) -> tuple[str, Sequence[Any]]:
-    """Merges of a BPE, scores of others. With byte fallback, as SentencePiece has it, a merge's rank is that of the token that it
-    makes, whichever pair makes it: GGUF keeps a score for each token, so that order is what both can say."""
+def _order_of(model: Mapping[str, Any]) -> tuple[str, Sequence[Any], dict[str, frozenset[str]]]:
+    """Scores; of a BPE the tokens in the order in which merges make them, and of which left parts each is made.
+
+    A merge's rank is that of the token that it makes, whichever pair makes it: GGUF keeps a score for each token of
+    SentencePiece's kind, and of a tiktoken vocabulary some programs write one pair for a token, others every pair.
+    """
     merges = model.get("merges")
     if not isinstance(merges, list):
         vocab = model.get("vocab")
-        return "scores", [entry[1:] for entry in vocab if isinstance(entry, list)] if isinstance(vocab, list) else []
-    pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in merges]
-    if model.get("byte_fallback"):
-        return "merges", list(dict.fromkeys("".join(pair) for pair in pairs))
-    return "merges", pairs
+        return "scores", [entry[1:] for entry in vocab if isinstance(entry, list)] if isinstance(vocab, list) else [], {}
+    made: dict[str, set[str]] = {}
+    for merge in merges:
+        left, _, right = merge.partition(" ") if isinstance(merge, str) else (merge[0], "", merge[-1])
+        made.setdefault(left + right, set()).add(left)
+    return "merges", list(made), {token: frozenset(lefts) for token, lefts in made.items()}
 
 
 def _differing(a: Table, b: Table) -> list[int]:
@@ -279,10 +291,12 @@ def _first_part(a: Table, b: Table, one: Text, two: Text, probe: str) -> Differe
 
 
 def _from_vocabulary(a: Table, b: Table, text: Text) -> Iterator[str]:
-    """Texts of tokens from all over the vocabulary, and each added token between words, where both know it alike."""
+    """Each added token between words, where both know it alike; texts of tokens that are made of other parts, and of tokens from
+    all over the vocabulary."""
     for n in sorted({*a.added} & {*b.added})[:SAMPLE]:
         if a.added[n] == b.added[n] and a.tokens[n] == b.tokens[n]:
             yield f"one {a.tokens[n]} two{a.tokens[n]}three"
     plain = sorted(n for n in a.tokens if n not in a.added and a.tokens[n] == b.tokens.get(n))
-    for n in plain[:: max(len(plain) // SAMPLE, 1)]:
+    made_otherwise = [n for n in plain if a.parts.get(a.tokens[n]) != b.parts.get(a.tokens[n])]
+    for n in [*made_otherwise[:: max(len(made_otherwise) // SAMPLE, 1)], *plain[:: max(len(plain) // SAMPLE, 1)]]:
         yield text.decode([n], skip_special=False)

@@ -101,6 +101,20 @@ def test_merges_as_texts_and_as_pairs_are_one(tmp_path: Path) -> None:
     assert differences(TINY, copy_with(TINY, tmp_path / "b", "tokenizer.json", edit)) == {}
 
 
+def test_all_pairs_of_a_token_or_one_are_the_same_merges(tmp_path: Path) -> None:
+    """As transformers and tiktoken write one vocabulary: every pair that makes a token, at that token's rank."""
+
+    def edit(content: dict) -> None:
+        vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+        made = dict.fromkeys("".join(m if isinstance(m, list) else m.split(" ")) for m in merges)
+        every = [[t[:i], t[i:]] for t in made for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab]
+        assert len(every) > len(merges)
+        content["model"]["merges"] = every
+
+    found = differences(TINY, copy_with(TINY, tmp_path / "b", "tokenizer.json", edit))
+    assert found == {}
+
+
 def test_another_way_to_split_texts_is_shown_by_a_text(tmp_path: Path) -> None:
     splitter = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     found = differences(TINY, copy_with(TINY, tmp_path / "b", "tokenizer.json", put("pre_tokenizer", value=splitter)))
