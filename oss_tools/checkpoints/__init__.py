@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
+from oss_tools.checkpoints.strange import explain
 from oss_tools.errors import BadCheckpoint, BadRecipe
 
 __all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
@@ -43,6 +44,8 @@ def open_container(path: Path) -> Reader:
     for name in sorted(readers):
         if readers[name].recognizes(path):
             return readers[name](path)
+    if known := explain(path):
+        raise BadCheckpoint(f"{path}: {known}")
     raise BadCheckpoint(
         f"{path}: not a checkpoint: expected a folder with config.json and .safetensors files, a .safetensors file, "
         "or a .gguf file"

@@ -6,8 +6,10 @@ A container knows how bytes lie in its files and nothing of architectures: names
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from oss_tools.formats import Format, QTensor
@@ -72,6 +74,7 @@ class Reader(ABC):
         path: what was opened.
         tensors: stored name -> StoredTensor, in file order.
         model_type: the architecture's name as config.json has it, or GGUF's `general.architecture`.
+        others: stored tensors of dtypes that no weight has (I64, BOOL, …), which cannot be read: name -> dtype.
         remarks: what a user should know about how the files were read (what was left out, what was guessed), a sentence each.
     """
 
@@ -79,6 +82,7 @@ class Reader(ABC):
     path: Path
     tensors: dict[str, StoredTensor]
     model_type: str
+    others: Mapping[str, str] = MappingProxyType({})
     remarks: tuple[str, ...] = ()
 
     @classmethod

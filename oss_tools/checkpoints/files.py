@@ -48,6 +48,38 @@ def write_at(descriptor: int, offset: int, data: np.ndarray, path: Path) -> None
             view = view[written:]
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+LEGACY = {b"lmgg": "ggml", b"fmgg": "ggmf", b"tjgg": "ggjt", b"algg": "ggla, a LoRA adapter"}
+ZIPS = (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def what_is(path: Path) -> str | None:
+    """What a file is by its first bytes, where they are those of something that is often taken for a model; else None."""
+    try:
+        with path.open("rb") as file:
+            return what_bytes_are(file.read(512))
+    except OSError:  # whoever opens it says so
+        return None
+
+
+def what_bytes_are(head: bytes) -> str | None:
+    """The same of a file's first bytes."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(POINTER):
+        return "a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned, or download it"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page, not the file itself: a download that failed (a page of login or of an error); fetch it again"
+    if head.startswith(ZIPS):
+        return "a zip archive, as PyTorch's pickled weights are, which are never opened here; convert it to safetensors"
+    if head[257:262] == b"ustar" or head.startswith(b"\x1f\x8b"):
+        return "an archive (tar or gzip); unpack it and give what is inside"
+    if len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5:
+        return "a Python pickle, which is never opened here; convert it to safetensors"
+    if head[:4] in LEGACY:
+        return f"a file from before GGUF ({LEGACY[head[:4]]}), which no current program reads; take the model's GGUF"
+    return None
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """A regular file's bytes, at most `limit` of them. Raises BadCheckpoint."""
     try:
@@ -58,6 +90,8 @@ def read_small(path: Path, limit: int) -> bytes:
             data = file.read(min(status.st_size, limit) + 1)
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from None
+    if data.startswith(POINTER):
+        raise BadCheckpoint(f"{path}: {what_bytes_are(data)}")
     if len(data) > limit:
         raise BadCheckpoint(f"{path}: larger than the {limit} bytes such a file may have")
     return data

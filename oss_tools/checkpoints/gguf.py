@@ -19,14 +19,16 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFWriter, WriterState
 from gguf.utility import size_label
 
-from oss_tools.checkpoints import gguf_nvfp4, gguf_tokenizer
+from oss_tools.checkpoints import gguf_kinds, gguf_nvfp4, gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, sync_folder, write_at
 from oss_tools.checkpoints.gguf_header import MAGIC, MAX_NAME, Header, StringArray, TensorInfo, read_header
+from oss_tools.checkpoints.layouts import to_float32
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, format_of_ggml, get_format
 
 PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+COMPANION = re.compile(r"(^|[-_.])(mmproj|imatrix)([-_.]|$)", re.IGNORECASE)
 QUANTIZATION_VERSION = 2  # of the block formats' layout; llama.cpp knows no other
 FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router")  # float32 in every file that llama.cpp makes
 FLOAT_KEYS = (  # ends of keys whose value is a float even where it is a whole number
@@ -40,6 +42,7 @@ FLOAT_KEYS = (  # ends of keys whose value is a float even where it is a whole n
     ".yarn_beta_slow",
     ".yarn_log_multiplier",
 )
+INTEGERS = (GGMLQuantizationType.I8, GGMLQuantizationType.I16, GGMLQuantizationType.I32, GGMLQuantizationType.I64)
 FACTS_OF_THE_FILE = ("architecture", "type", "alignment", "file_type", "quantization_version", "size_label")
 FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
@@ -117,28 +120,46 @@ class GgufReader(Reader):
         self.path = path
         self._parts = _open_parts(_only_model(path) if path.is_dir() else path)
         try:
+            self._keys = self._parts[0].header.keys
+            self._refuse_what_is_no_model()
+            self._ollama = gguf_kinds.is_ollama(self._keys)
+            if self._ollama:
+                self._keys = gguf_kinds.ollama_keys(self._keys)
+                self.remarks = (gguf_kinds.OLLAMA_REMARK,)
             self._places: dict[str, tuple[_Part, TensorInfo]] = {}
             self.tensors = {}
+            others: dict[str, str] = {}
             for part in self._parts:
                 for info in part.header.tensors:
-                    self._add(part, info)
+                    self._add(part, info, others)
+            self.others = others
             self._nvfp4_scales = self._take_scales()
             self.model_type = self._architecture()
         except BaseException:
             self.close()
             raise
 
-    def _add(self, part: _Part, info: TensorInfo) -> None:
-        if info.name in self._places:
+    def _refuse_what_is_no_model(self) -> None:
+        """Raises BadCheckpoint for GGUF files of other kinds."""
+        if kind := gguf_kinds.no_model(self._keys):
+            raise BadCheckpoint(f"{self.path}: {kind}")
+
+    def _add(self, part: _Part, info: TensorInfo, others: dict[str, str]) -> None:
+        name = gguf_kinds.ollama_name(info.name) if self._ollama else info.name
+        if name in self._places:
             raise BadCheckpoint(f"{part.path}: tensor {info.name} is in an earlier part too")
-        nvfp4 = info.ggml_type == GGMLQuantizationType.NVFP4
-        found = get_format("nvfp4") if nvfp4 else format_of_ggml(info.ggml_type)
+        if info.ggml_type in INTEGERS:
+            others[name] = info.ggml_type.name
+            return
+        found = {GGMLQuantizationType.NVFP4: get_format("nvfp4"), GGMLQuantizationType.F64: get_format("f32")}.get(
+            info.ggml_type, format_of_ggml(info.ggml_type)
+        )
         if found is None:
             raise BadCheckpoint(
                 f"{part.path}: tensor {info.name} has the format {info.ggml_type.name}, which is not supported"
             )
-        self._places[info.name] = (part, info)
-        self.tensors[info.name] = StoredTensor(info.name, found, info.shape)
+        self._places[name] = (part, info)
+        self.tensors[name] = StoredTensor(name, found, info.shape)
 
     def _take_scales(self) -> dict[str, str]:
         """NVFP4 tensor -> the tensor that holds its scale, one for all or one for each expert. They are not listed."""
@@ -162,7 +183,7 @@ class GgufReader(Reader):
 
     @property
     def raw_config(self) -> dict[str, Any]:
-        return self._parts[0].header.keys
+        return self._keys
 
     def read(self, name: str, start: int, stop: int, columns: int) -> QTensor:
         part, info = self._places[name]
@@ -175,6 +196,14 @@ class GgufReader(Reader):
         data = part.read(info.offset + start * row, (stop - start) * row).reshape(stop - start, row)
         if tensor.format.name == "nvfp4":
             return QTensor(tensor.format, (stop - start, columns), gguf_nvfp4.unpack(data, self._scales(name, start, stop)))
+        if info.ggml_type == GGMLQuantizationType.F64:
+            return QTensor(
+                tensor.format, (stop - start, columns), {"values": to_float32(data.view("<f8"), name, str(part.path))}
+            )
+        if info.in_value_order:
+            blocks = data.reshape(stop - start, columns // 32, 17)
+            planes = {"blocks": blocks[..., 1:].reshape(stop - start, -1), "scales": np.ascontiguousarray(blocks[..., 0])}
+            return QTensor(tensor.format, (stop - start, columns), planes)
         return tensor.format.unpack_ggml(data, columns)
 
     def _scales(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -186,7 +215,12 @@ class GgufReader(Reader):
         return scales[np.arange(start, stop) * len(scales) // self.tensors[name].rows]
 
     def metadata(self, config: dict[str, Any]) -> Metadata:
-        return gguf_tokenizer.to_hf(self.raw_config, config, _general(self.raw_config), str(self.path))
+        try:
+            return gguf_tokenizer.to_hf(self.raw_config, config, _general(self.raw_config), str(self.path))
+        except BadCheckpoint as error:
+            if self._ollama:
+                raise BadCheckpoint(f"{error} (a file in Ollama's own layout of gpt-oss)") from None
+            raise
 
     def files(self) -> list[Path]:
         return [part.path for part in self._parts]
@@ -197,9 +231,11 @@ class GgufReader(Reader):
 
 
 def _only_model(folder: Path) -> Path:
-    """The GGUF file, or a split one's first part, that is alone in a folder. Raises BadCheckpoint."""
+    """The GGUF file, or a split one's first part, that is alone in a folder, but for what travels with a model and is none
+    (mmproj, imatrix). Raises BadCheckpoint."""
     models: dict[tuple[str, ...], Path] = {}
-    for path in sorted(folder.glob("*.gguf")):
+    there = sorted(folder.glob("*.gguf"))
+    for path in [path for path in there if not COMPANION.search(path.name)] or there:
         match = PART_NAME.fullmatch(path.name)
         models.setdefault((match[1], match[3]) if match else (path.name,), path)
     if len(models) != 1:

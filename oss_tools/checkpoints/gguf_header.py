@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
@@ -24,6 +24,7 @@ from gguf.constants import (
     Keys,
 )
 
+from oss_tools.checkpoints.files import what_bytes_are
 from oss_tools.errors import BadCheckpoint
 
 MAGIC = b"GGUF"
@@ -36,6 +37,19 @@ MAX_KEY = 1024  # bytes of a key's name
 MAX_NAME = 64  # bytes of a tensor's name
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
+OLLAMA_GPT_OSS = "gptoss"  # Ollama's own name of the architecture
+OLLAMA_MXFP4 = 4  # the type number of MXFP4 in its early files (ollama/ollama: fs/ggml/type.go)
+REMOVED_TYPES = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+FIRST_OF_IK_LLAMA = 97  # ikawrakow/ik_llama.cpp: ggml/include/ggml.h
 
 SCALARS = {
     GGUFValueType.UINT8: struct.Struct("<B"),
@@ -110,6 +124,7 @@ class TensorInfo:
         ggml_type: the number format.
         offset: of its first byte, from the file's start.
         nbytes: how long it is.
+        in_value_order: whether an MXFP4 block's codes lie as OpenAI has them, two neighbours a byte (Ollama's early files).
     """
 
     name: str
@@ -117,6 +132,7 @@ class TensorInfo:
     ggml_type: GGMLQuantizationType
     offset: int
     nbytes: int
+    in_value_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,12 @@ class _Cursor:
                 self.fail(f"cut off at byte {len(self.buffer)} while it was read")
             self.buffer += chunk
         return len(self.buffer)
+
+    def peek(self, count: int) -> bytes:
+        """Up to so many bytes from here on, without moving."""
+        end = min(self.position + count, self.size)
+        self.load(end, "the beginning")
+        return bytes(self.buffer[self.position : end])
 
     def take(self, count: int, what: str) -> bytes:
         self.load(self.position + count, what)
@@ -218,18 +240,25 @@ def read_header(descriptor: int, path: Path, pread: Pread = os.pread) -> Header:
             cursor.fail(f"two keys are named {key}")
         keys[key] = _read_value(cursor, f"key {key}")
     alignment = _alignment(cursor, keys)
-    infos = [_read_info(cursor, index) for index in range(tensor_count)]
+    ollama = keys.get(Keys.General.ARCHITECTURE) == OLLAMA_GPT_OSS
+    infos = [_read_info(cursor, index, ollama) for index in range(tensor_count)]
     start = -(-cursor.position // alignment) * alignment
     if infos:
         _check_places(cursor, infos, start, alignment)
-    tensors = [TensorInfo(i.name, i.shape, i.ggml_type, start + i.offset, i.nbytes) for i in infos]
+    tensors = [replace(info, offset=start + info.offset) for info in infos]
     return Header(version, keys, tensors, start)
 
 
 def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
     """(version, tensors, keys), the counts held against the file's size."""
-    if cursor.take(4, "the magic number") != MAGIC:
-        cursor.fail("not a GGUF file: it does not begin with GGUF")
+    head = cursor.peek(512)
+    if not head.startswith(MAGIC):
+        if head[8:9] == b"{":
+            cursor.fail("a safetensors file under another name; name it .safetensors")
+        if not head:
+            cursor.fail("an empty file: cut off, or a download that has not begun")
+        cursor.fail(what_bytes_are(head) or "not a GGUF file: it does not begin with GGUF")
+    cursor.take(4, "the magic number")
     version = cursor.scalar(_U32, "the version")
     if version and version & 0xFFFF == 0:
         cursor.fail("a big-endian GGUF file; only little-endian ones can be read")
@@ -288,7 +317,7 @@ def _alignment(cursor: _Cursor, keys: dict[str, Any]) -> int:
     return alignment
 
 
-def _read_info(cursor: _Cursor, index: int) -> TensorInfo:
+def _read_info(cursor: _Cursor, index: int, ollama: bool) -> TensorInfo:
     """One tensor's entry; its offset is still counted from the data's start."""
     name = cursor.name(f"the name of tensor {index}", MAX_NAME)
     what = f"tensor {name}"
@@ -298,17 +327,27 @@ def _read_info(cursor: _Cursor, index: int) -> TensorInfo:
     shape = tuple(cursor.scalar(_U64, what) for _ in range(dims))[::-1] or (1,)
     number = cursor.scalar(_U32, what)
     offset = cursor.scalar(_U64, what)
+    in_value_order = ollama and number == OLLAMA_MXFP4
     try:
-        ggml_type = GGMLQuantizationType(number)
+        ggml_type = GGMLQuantizationType.MXFP4 if in_value_order else GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[ggml_type]
     except (ValueError, KeyError):
-        cursor.fail(f"{what} has the unknown number format {number}")
+        cursor.fail(f"{what} has the {_unknown_type(number)}")
     if 0 in shape or shape[-1] % block:
         cursor.fail(f"{what} has shape {list(shape)}, impossible for blocks of {block} {ggml_type.name} values")
     values = 1
     for axis in shape:
         values *= axis
-    return TensorInfo(name, shape, ggml_type, offset, values // block * size)
+    return TensorInfo(name, shape, ggml_type, offset, values // block * size, in_value_order)
+
+
+def _unknown_type(number: int) -> str:
+    """A tensor's number format that gguf-py does not know, as a message names it."""
+    if number in REMOVED_TYPES:
+        return f"format {REMOVED_TYPES[number]} (type {number}), which llama.cpp has removed; take a file in another format"
+    if number >= FIRST_OF_IK_LLAMA:
+        return f"unknown number format {number}; such numbers are ik_llama.cpp's own (IQ4_K …): take a file for llama.cpp"
+    return f"unknown number format {number}"
 
 
 def _check_places(cursor: _Cursor, infos: list[TensorInfo], start: int, alignment: int) -> None:

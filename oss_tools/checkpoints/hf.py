@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.checkpoints import companions
+from oss_tools.checkpoints.assemble import Assembled, assemble
 from oss_tools.checkpoints.base import StoredTensor
-from oss_tools.checkpoints.compressed_tensors import SCHEMES, Layout, assemble, check_method, lay_out, quantization_config
+from oss_tools.checkpoints.compressed_tensors import SCHEMES, lay_out, quantization_config
 from oss_tools.checkpoints.files import json_bytes, read_json
+from oss_tools.checkpoints.index import INDEX
+from oss_tools.checkpoints.layouts import Layout
+from oss_tools.checkpoints.methods import check_method, check_names
+from oss_tools.checkpoints.prefixes import HF
 from oss_tools.checkpoints.safetensors import RawTensor, is_sane_name
-from oss_tools.checkpoints.shards import INDEX, SINGLE, ShardedReader, ShardedWriter, float_dtype_name
+from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter, float_dtype_name
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 
@@ -22,6 +27,7 @@ class HfReader(ShardedReader):
     """A Hugging Face folder, or a lone .safetensors file with config.json beside it."""
 
     container = "hf"
+    naming = HF
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -35,18 +41,11 @@ class HfReader(ShardedReader):
             raise BadCheckpoint(f"{self.folder / 'config.json'}: model_type is {repr(model_type)[:80]}, expected a name")
         self.model_type = model_type
 
-    def _shard_names(self) -> list[str]:
-        if (self.folder / SINGLE).exists():
-            return [SINGLE]
-        names = sorted(p.name for p in self.folder.glob("*.safetensors"))
-        if len(names) > 1:
-            raise BadCheckpoint(f"{self.folder}: {len(names)} .safetensors files, but no {INDEX} and no {SINGLE}")
-        return names
-
-    def _assemble(self, raw: dict[str, RawTensor]) -> dict[str, Layout]:
+    def _assemble(self, raw: dict[str, RawTensor]) -> Assembled:
         where = str(self.folder)
         check_method(self._raw_config, f"{where}/config.json")
-        return assemble(raw, self._raw_config, where)
+        check_names(raw, where)
+        return assemble(raw, self._raw_config, self._is_zero, where)
 
 
 class HfWriter(ShardedWriter):

@@ -9,14 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from oss_tools.checkpoints import companions
+from oss_tools.checkpoints.assemble import EMPTY, Assembled, assemble_mxfp4, plain
 from oss_tools.checkpoints.base import StoredTensor
-from oss_tools.checkpoints.compressed_tensors import FLOAT_DTYPES, FLOATS, Layout, Piece, assemble_mxfp4, mxfp4_layout
 from oss_tools.checkpoints.files import json_bytes
 from oss_tools.checkpoints.hf import has_original_config, looks_like_safetensors
+from oss_tools.checkpoints.layouts import FLOAT_DTYPES, FLOATS, Layout, Piece, mxfp4_layout
+from oss_tools.checkpoints.prefixes import ORIGINAL
 from oss_tools.checkpoints.safetensors import RawTensor
 from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter
 from oss_tools.errors import BadCheckpoint
-from oss_tools.formats import Format, get_format
+from oss_tools.formats import Format
 
 BLOCKS, SCALES = ".blocks", ".scales"
 
@@ -26,35 +28,32 @@ class OriginalReader(ShardedReader):
 
     container = "original"
     model_type = "gpt_oss"
+    naming = ORIGINAL
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
         return looks_like_safetensors(path) and has_original_config(path)
 
-    def _shard_names(self) -> list[str]:
-        return sorted(p.name for p in self.folder.glob("*.safetensors"))
-
-    def _assemble(self, raw: dict[str, RawTensor]) -> dict[str, Layout]:
+    def _assemble(self, raw: dict[str, RawTensor]) -> Assembled:
         where = str(self.folder)
         layouts: dict[str, Layout] = {}
+        others: dict[str, str] = {}
         scales = set()
         for tensor in raw.values():
             if 0 in tensor.shape:
-                raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}")
+                raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}; {EMPTY}")
             if tensor.name.endswith(BLOCKS):
                 layout = assemble_mxfp4(tensor, raw, BLOCKS, SCALES, where)
                 layouts[tensor.name] = layout
                 scales.add(layout.pieces[1].name)
             elif tensor.dtype in FLOATS:
-                stored = StoredTensor(tensor.name, get_format(FLOATS[tensor.dtype]), tensor.shape or (1,))
-                layouts[tensor.name] = Layout(stored, (Piece("values", tensor.name, tensor.dtype, tensor.shape),))
-        stray = next((t for t in raw.values() if t.name not in layouts and t.name not in scales), None)
-        if stray:
-            raise BadCheckpoint(f"{where}: tensor {stray.name} has dtype {stray.dtype}, which is no weight's")
+                layouts[tensor.name] = plain(tensor)
+            else:
+                others[tensor.name] = tensor.dtype
         by_name = {layout.tensor.name: layout for layout in layouts.values()}
         if len(by_name) < len(layouts):
             raise BadCheckpoint(f"{where}: a tensor is stored twice, in BF16 and in MXFP4")
-        return by_name
+        return Assembled(by_name, [], {name: dtype for name, dtype in others.items() if name not in scales})
 
 
 class OriginalWriter(ShardedWriter):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json, read_at, write_at
+from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json, read_at, what_bytes_are, write_at
 from oss_tools.errors import BadCheckpoint
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -96,8 +96,15 @@ class SafetensorsFile:
             raise
 
     def _parse_header(self, size: int) -> dict[str, RawTensor]:
+        first = read_at(self._fd, 0, min(512, size), self.path).tobytes()
+        if first[8:9] != b"{" and (foreign := what_bytes_are(first)):  # else it is the header, behind its length
+            raise BadCheckpoint(f"{self.path}: {foreign}")
+        if first.startswith(b"GGUF"):
+            raise BadCheckpoint(f"{self.path}: a GGUF file under another name; name it .gguf")
         if size < 8:
-            raise BadCheckpoint(f"{self.path}: {size} bytes are too few for a safetensors file")
+            raise BadCheckpoint(
+                f"{self.path}: {size} bytes are too few for a safetensors file{' (it is empty)' * (not size)}"
+            )
         length = int.from_bytes(read_at(self._fd, 0, 8, self.path).tobytes(), "little")
         if length > MAX_HEADER:
             raise BadCheckpoint(f"{self.path}: the header claims {length} bytes, more than the {MAX_HEADER} allowed")

@@ -4,92 +4,108 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from oss_tools.checkpoints import companions
+from oss_tools.checkpoints.assemble import Assembled
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
-from oss_tools.checkpoints.compressed_tensors import Layout, Piece, decode
-from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, sync_folder, write_file
-from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter, is_sane_name
+from oss_tools.checkpoints.files import json_bytes, read_json, sync_folder, write_file
+from oss_tools.checkpoints.index import INDEX, SINGLE, chosen_files
+from oss_tools.checkpoints.layouts import Layout, Piece, decode
+from oss_tools.checkpoints.prefixes import Naming, unwrapped
+from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter
+from oss_tools.checkpoints.strange import adapter
 from oss_tools.errors import BadCheckpoint, BadTensor
 from oss_tools.formats import QTensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 SHARD_SIZE = 5_000_000_000  # bytes
-MAX_SHARDS = 4096
 
 
 class ShardedReader(Reader):
     """Tensors from the safetensors files of a folder, or from one such file with config.json beside it."""
 
+    naming: ClassVar[Naming]
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.folder = path if path.is_dir() else path.parent
+        if not (self.folder / "config.json").exists():
+            wanted = "config.json is missing beside it, which says what model the tensors make up"
+            raise BadCheckpoint(f"{path}: {adapter(self.folder) or wanted}")
         self._raw_config = read_json(self.folder / "config.json", companions.MAX_CONFIG)
         self._shards: list[SafetensorsFile] = []
+        remarks: list[str] = []
         try:
-            raw, self._file_of = self._open_shards(path)
-            self._layouts = self._assemble(raw)
+            self._raw, self._file_of = self._open_shards(remarks)
+            found = self._assemble(self._raw)
+            renamed, said = unwrapped([*found.layouts, *found.others], self.naming)
+            self._layouts = self._under(renamed, found.layouts)
         except BaseException:
             self.close()
             raise
-        self.tensors = {name: layout.tensor for name, layout in self._layouts.items()}
-        self._raw = raw
+        self.tensors = {name: replace(layout.tensor, name=name) for name, layout in self._layouts.items()}
+        self.others = {renamed.get(name, name): dtype for name, dtype in found.others.items()}
+        doubles = sum(layout.pieces[0].dtype == "F64" for layout in self._layouts.values())
+        self.remarks = (
+            *remarks,
+            *([said] if said else []),
+            *(
+                [f"{_these(found.activations)}: scales of activations or of the KV cache, left out"]
+                if found.activations
+                else []
+            ),
+            *([f"{doubles} tensors are F64 and are read as F32"] if doubles else []),
+        )
 
     @abstractmethod
-    def _assemble(self, raw: dict[str, RawTensor]) -> dict[str, Layout]:
+    def _assemble(self, raw: dict[str, RawTensor]) -> Assembled:
         """The stored tensors that the safetensors tensors make up. Raises BadCheckpoint."""
 
-    @abstractmethod
-    def _shard_names(self) -> list[str]:
-        """The folder's safetensors files, where no index names them."""
+    def _under(self, renamed: dict[str, str], layouts: dict[str, Layout]) -> dict[str, Layout]:
+        """The layouts by their new names."""
+        found: dict[str, Layout] = {}
+        for name, layout in layouts.items():
+            new = renamed.get(name, name)
+            if new in found:
+                raise BadCheckpoint(
+                    f"{self.folder}: tensors {name} and {found[new].tensor.name} are both {new} without prefix"
+                )
+            found[new] = layout
+        return found
 
-    def _open_shards(self, path: Path) -> tuple[dict[str, RawTensor], dict[str, SafetensorsFile]]:
+    def _open_shards(self, remarks: list[str]) -> tuple[dict[str, RawTensor], dict[str, SafetensorsFile]]:
         """All tensors of all files by name, and the file of each."""
-        weight_map: dict[str, str] = {}
-        if not path.is_dir():
-            names = [path.name]
-        elif not (self.folder / SINGLE).exists() and (self.folder / INDEX).exists():
-            weight_map = self._read_index()
-            names = sorted(set(weight_map.values()))
-        else:
-            names = self._shard_names()
-        if len(names) > MAX_SHARDS:
-            raise BadCheckpoint(f"{self.folder}: {len(names)} safetensors files, more than the {MAX_SHARDS} allowed")
+        names, index = chosen_files(self.path, remarks)
         raw: dict[str, RawTensor] = {}
         file_of: dict[str, SafetensorsFile] = {}
+        unlisted = []
         for name in names:
             shard = SafetensorsFile(self.folder / name)
             self._shards.append(shard)
             for tensor in shard.tensors.values():
-                if tensor.name in raw:
+                listed = index.get(tensor.name)
+                if tensor.name in raw and listed not in (name, file_of[tensor.name].path.name):
                     raise BadCheckpoint(f"{shard.path}: tensor {tensor.name} is in {file_of[tensor.name].path.name} as well")
-                if weight_map and weight_map.get(tensor.name) != name:
-                    raise BadCheckpoint(f"{shard.path}: tensor {tensor.name} is not listed there by {INDEX}")
-                raw[tensor.name], file_of[tensor.name] = tensor, shard
-        missing = next((name for name in weight_map if name not in raw), None)
+                if tensor.name not in raw or listed == name:
+                    raw[tensor.name], file_of[tensor.name] = tensor, shard
+                unlisted += [tensor.name] if index and listed is None else []
+        missing = next((name for name in index if name not in raw), None)
         if missing is not None:
-            raise BadCheckpoint(f"{self.folder / weight_map[missing]}: tensor {missing} is missing; {INDEX} lists it there")
+            raise BadCheckpoint(
+                f"{self.folder / index[missing]}: tensor {missing} is missing, though {INDEX} lists it there: "
+                "they are of different builds"
+            )
+        if unlisted:
+            remarks.append(f"{_these(unlisted)}: not listed by {INDEX}, but in the files that it names, and read")
         return raw, file_of
 
-    def _read_index(self) -> dict[str, str]:
-        path = self.folder / INDEX
-        weight_map = read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BadCheckpoint(f"{path}: weight_map is not an object with entries")
-        for tensor, shard in weight_map.items():
-            if not is_sane_name(tensor):
-                raise BadCheckpoint(f"{path}: tensor name {tensor[:80]!r} is empty, too long or unprintable")
-            if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(".safetensors"):
-                raise BadCheckpoint(
-                    f"{path}: tensor {tensor} is said to lie in {str(shard)[:80]!r}, which is not the name of a "
-                    ".safetensors file in this folder"
-                )
-        return weight_map
+    def _is_zero(self, tensor: RawTensor) -> bool:
+        """Whether all of a tensor's bytes are 0."""
+        return not self._file_of[tensor.name].read(tensor, 0, tensor.nbytes).any()
 
     def read(self, name: str, start: int, stop: int, columns: int) -> QTensor:
         layout = self._layouts[name]
@@ -118,6 +134,11 @@ class ShardedReader(Reader):
     def close(self) -> None:
         for shard in self._shards:
             shard.close()
+
+
+def _these(names: list[str]) -> str:
+    """Tensors as a remark names them: the first, and how many more."""
+    return f"tensor {names[0]}" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
 
 
 def _bytes_per_row(piece: Piece, tensor: StoredTensor, columns: int) -> int:

@@ -16,7 +16,7 @@ import typer
 
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
-from oss_tools.cli._output import print_json, print_table, remark
+from oss_tools.cli._output import print_json, print_table, remark, remark_reading
 
 EXAMPLES = """
 oss-tools bench model.gguf
@@ -52,6 +52,7 @@ def run(
 ) -> None:
     from oss_tools.engine.backend import backend_for
     from oss_tools.measure.bench import PEERS, Settings, measure
+    from oss_tools.models import open_checkpoint
 
     peers = tuple(dict.fromkeys(peer or ()))
     if unknown := set(peers).difference(PEERS):
@@ -63,6 +64,10 @@ def run(
         prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peers,
         backend, activations,
     )  # fmt: skip
+    if not quiet:
+        for path in models:
+            with open_checkpoint(path) as checkpoint:
+                remark_reading(checkpoint)
     with tempfile.TemporaryDirectory(prefix="oss-tools-bench-") as folder:
         record = measure(
             models, settings, lambda path: as_gguf(path, Path(folder), quiet), (lambda line: None) if quiet else remark

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
-from oss_tools.cli._output import print_facts, print_json, print_table, remark
+from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_reading
 
 if TYPE_CHECKING:
     from oss_tools.fit.estimate import Choice, Estimate, Row
@@ -103,6 +103,8 @@ def estimate_model(
         return of_shape(shape, use_of(machine, context, batch, made_for))
     if path.exists():
         with open_checkpoint(path) as checkpoint:
+            if not quiet:
+                remark_reading(checkpoint)
             return of_checkpoint(checkpoint, path.name, use_of(machine, context, batch, checkpoint.architecture.context))
     from oss_tools.download import sources
     from oss_tools.download.download import make_plan
@@ -116,6 +118,8 @@ def estimate_model(
         return estimate_model(snapshot, machine, context, batch, "", "", [], quiet)
     source = sources.look_up(wanted, web)
     with mirrored(make_plan(source, include=include, compare=False), web) as mirror, open_checkpoint(mirror) as checkpoint:
+        if not quiet:
+            remark_reading(checkpoint)
         name = source.name.rpartition("/")[2]
         return of_checkpoint(checkpoint, name, use_of(machine, context, batch, checkpoint.architecture.context))
 

@@ -60,6 +60,7 @@ def to_record(found: Summary, tensors: bool) -> dict[str, Any]:
         "tokenizer": None,
         "chat_template": found.chat_template,
         "files": [{"name": name, "bytes": nbytes} for name, nbytes in found.files],
+        "remarks": list(found.remarks),
     }
     if found.tokenizer:
         t = found.tokenizer
@@ -112,6 +113,8 @@ def print_summary(found: Summary, tensors: bool) -> None:
         print_table(rows, headers, title=f"By {title}", right=(1, 2, 3, 4, 5))
     print_table(list(found.config.items()), ("field", "value"), title="Configuration", right=(1,))
     print_table([(n, f"{b:,}") for n, b in found.files], ("file", "bytes"), title="Files", right=(1,))
+    if found.remarks:
+        print("\nRemarks", *(f"- {text}" for text in found.remarks), sep="\n")
     if tensors:
         listed = [(t.name, t.role, "×".join(map(str, t.shape)), t.format, f"{t.nbytes:,}") for t in found.tensors]
         print_table(listed, ("tensor", "role", "shape", "format", "bytes"), title="Tensors", right=(2, 4))

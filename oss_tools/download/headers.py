@@ -33,7 +33,7 @@ def mirrored(plan: Plan, web: Web) -> Iterator[Path]:
 
     Raises BadCheckpoint, Unreachable, BadSource.
     """
-    with tempfile.TemporaryDirectory(prefix="oss-tools-headers-") as folder:
+    with tempfile.TemporaryDirectory(prefix="oss-tools-headers-") as folder, _called(f"{folder}/model", plan.source.name):
         prefix = ORIGINAL if plan.container == "original" else ""
         tensors = []
         for file in plan.files:
@@ -57,6 +57,15 @@ def mirrored(plan: Plan, web: Web) -> Iterator[Path]:
         if not tensors:
             raise BadCheckpoint(f"{plan.source.name}: has no files with tensors")
         yield sorted(tensors)[0] if plan.container == "gguf" else root
+
+
+@contextmanager
+def _called(folder: str, name: str) -> Iterator[None]:
+    """Errors name the source, not the folder that stands for it here."""
+    try:
+        yield
+    except BadCheckpoint as error:
+        raise BadCheckpoint(str(error).replace(folder, name)) from None
 
 
 def _whole(file: RemoteFile, web: Web) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,6 +77,7 @@ class Placement:
         rotary: rows of one attention head if the container interleaves the two halves of each head (GGUF's llama
             family: stored row 2 t + h of a head is canonical row h · rotary / 2 + t), else 0.
         transposed: the stored matrices are [in, out].
+        matrix: the only canonical matrix that the stored tensor holds (one expert of a stack); None if it holds all of them.
         stored_shape: the stored tensor's whole shape.
     """
 
@@ -89,6 +90,7 @@ class Placement:
     offset: int = 0
     rotary: int = 0
     transposed: bool = False
+    matrix: int | None = None
 
     def head_order(self) -> np.ndarray:
         """For `rotary`: the canonical row, within a head, of each stored row."""
@@ -146,6 +148,10 @@ class Architecture(ABC):
     def placements(self, container: str, spec: TensorSpec, is_float: bool) -> list[Placement]:
         """Where a canonical tensor lies in a container. `is_float`: whether it is stored in a plain float format there
         (unquantized gpt-oss experts are transposed in Hugging Face's layout)."""
+
+    def other_placements(self, container: str, spec: TensorSpec, is_float: bool) -> Iterator[list[Placement]]:
+        """Where other programs put a canonical tensor, for reading: tried in order if it is not where `placements` says."""
+        yield from ()
 
     def derived_tensors(self, container: str) -> dict[str, np.ndarray]:
         """float32 tensors that a container wants although they follow from the configuration (GGUF's rope_freqs). They are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_c
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
 from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of
+from oss_tools.models.strangers import named, sort_out
 
 CHUNK_BYTES = 4 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
 TRANSPOSED_ROWS = 256  # in one strip
@@ -75,40 +77,68 @@ class Checkpoint:
             reader.container, reader.raw_config, reader
         )
         self.entries = {e.name: e for spec in self.architecture.tensors() if (e := self._entry(spec))}
-        self._refuse_strangers()
-        self.remarks: list[str] = [*reader.remarks, *self.architecture.remarks]
+        left_out = self._left_out()
+        self.remarks: list[str] = [*reader.remarks, *self.architecture.remarks, *left_out]
 
     def _entry(self, spec: TensorSpec) -> Entry | None:
-        for is_float in (False, True):
-            placements = self.architecture.placements(self.container, spec, is_float)
-            stored = [self.reader.tensors.get(p.stored) for p in placements]
-            if None in stored:
-                if spec.optional:
-                    return None
-                missing = next(p.stored for p, s in zip(placements, stored, strict=True) if s is None)
-                raise BadCheckpoint(f"{self.path}: tensor {missing} is missing")
-            formats = tuple(dict.fromkeys(s.format for s in stored if s))
-            if all(f.is_float for f in formats) == is_float:
-                break
+        found = self._found(spec)
+        if found is None:
+            if spec.optional:
+                return None
+            raise self._missing(spec)
+        placements, stored = found
         for placement, tensor in zip(placements, stored, strict=True):
-            if tensor and tensor.shape != placement.stored_shape:
+            if tensor.shape != placement.stored_shape:
                 raise BadCheckpoint(
                     f"{self.path}: tensor {tensor.name} has shape {list(tensor.shape)}, "
                     f"the configuration says {list(placement.stored_shape)}"
                 )
+        formats = tuple(dict.fromkeys(tensor.format for tensor in stored))
         if len(formats) > 1:
             return Entry(spec, get_format("f32"), tuple(placements), mixed=formats)
         return Entry(spec, formats[0], tuple(placements))
 
-    def _refuse_strangers(self) -> None:
+    def _found(self, spec: TensorSpec) -> tuple[list[Placement], list[StoredTensor]] | None:
+        """The first of the architecture's ways to place a tensor whose parts are all there, and those parts."""
+        found = None
+        for is_float in (False, True):
+            usual = self.architecture.placements(self.container, spec, is_float)
+            for placements in chain([usual], self.architecture.other_placements(self.container, spec, is_float)):
+                stored = [tensor for p in placements if (tensor := self.reader.tensors.get(p.stored))]
+                if len(stored) == len(placements):
+                    found = placements, stored
+                    if all(tensor.format.is_float for tensor in stored) == is_float:
+                        return found
+                    break
+        return found
+
+    def _missing(self, spec: TensorSpec) -> BadCheckpoint:
+        """The error for a tensor that is not there, with what is there in its place."""
+        if not self.reader.tensors:
+            return BadCheckpoint(f"{self.path}: holds no tensors (a vocabulary only?)")
+        usual = self.architecture.placements(self.container, spec, False)
+        missing = next(p.stored for p in usual if p.stored not in self.reader.tensors)
+        if missing in self.reader.others:
+            return BadCheckpoint(
+                f"{self.path}: tensor {missing} has dtype {self.reader.others[missing]}, which is no weight's"
+            )
+        module = missing.rpartition(".")[0]
+        there = [name for name in (*self.reader.tensors, *self.reader.others) if module and name.startswith(f"{module}.")]
+        hint = f"; in its place there is {named(there)}" if there else ""
+        return BadCheckpoint(f"{self.path}: tensor {missing} is missing{hint}")
+
+    def _left_out(self) -> list[str]:
+        """A remark on tensors that are not the model's. Raises BadCheckpoint for those that the computation might need."""
         known = {p.stored for e in self.entries.values() for p in e.placements}
         known |= set(self.architecture.derived_tensors(self.container))
-        strangers = [n for n in self.reader.tensors if n not in known and not self.architecture.is_ignored(n)]
-        if strangers:
-            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-            raise BadCheckpoint(
-                f"{self.path}: tensor {strangers[0]}{more} is not part of a {self.architecture.model_type} model"
-            )
+        unknown = [n for n in self.reader.tensors if n not in known and not self.architecture.is_ignored(n)]
+        others = {n: dtype for n, dtype in self.reader.others.items() if n not in known}
+        found = sort_out(unknown, others, self.architecture.model_type)
+        if found.refused:
+            name, reason = found.refused[0]
+            more = f" and {len(found.refused) - 1} more" if len(found.refused) > 1 else ""
+            raise BadCheckpoint(f"{self.path}: tensor {name}{more} {reason}")
+        return [f"not the model's, and left out: {named(found.left_out)}"] if found.left_out else []
 
     def read(self, name: str, matrix: int, start: int, stop: int) -> QTensor:
         """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
@@ -132,8 +162,9 @@ class Checkpoint:
 
     def _read_part(self, p: Placement, matrix: int, start: int, stop: int, columns: int) -> QTensor | None:
         first, last = _covered(p, start, stop)
-        if first >= last:
+        if first >= last or p.matrix not in (None, matrix):
             return None
+        matrix = matrix if p.matrix is None else 0
         if p.transposed:
             size = columns * p.stored_rows
             stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)

@@ -5,12 +5,12 @@ Name maps after openai/gpt-oss (`gpt_oss/torch/weights.py`), transformers (`mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oss_tools.checkpoints import Reader
-from oss_tools.models import base
+from oss_tools.models import base, gpt_oss_places
 from oss_tools.models.base import Architecture, Placement, TensorSpec, whole
 from oss_tools.models.operations import Heads, Operations, Rope, Value
 from oss_tools.models.rope import yarn
@@ -276,6 +276,11 @@ class GptOss(Architecture):
                 Placement(f"{layer}ffn_up_exps.{suffix}", shape, rows // 2, rows // 2, first=1, step=2),
             ]
         return whole(name, spec.shape, spec)
+
+    def other_placements(self, container: str, spec: TensorSpec, is_float: bool) -> Iterator[list[Placement]]:
+        ways = {"hf": gpt_oss_places.hugging_face, "gguf": gpt_oss_places.gguf}
+        if container in ways:
+            yield from ways[container](self.config, spec, is_float)
 
     def active_parameters(self) -> int:
         c = self.config

@@ -7,7 +7,7 @@ Name maps and the rotary row order after transformers (`models/llama`) and llama
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -198,8 +198,12 @@ class Llama(Architecture):
         rotated = ".attn_q." in name or ".attn_k." in name
         return whole(name, spec.shape, spec, rotary=self.config.head_dim if rotated else 0)
 
+    def other_placements(self, container: str, spec: TensorSpec, is_float: bool) -> Iterator[list[Placement]]:
+        if container == "hf" and spec.role == "embedding" and self.config.tie_word_embeddings:
+            yield whole("lm_head.weight", spec.shape, spec)
+
     def is_ignored(self, stored: str) -> bool:
-        return stored.endswith("rotary_emb.inv_freq") or stored == "rope_freqs.weight"
+        return stored == "rope_freqs.weight"
 
     def active_parameters(self) -> int:
         c = self.config

@@ -84,6 +84,7 @@ class Summary:
     tokenizer: TokenizerFacts | None
     chat_template: bool
     files: tuple[tuple[str, int], ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -116,6 +117,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         tokenizer=_tokenizer(checkpoint),
         chat_template=_has_chat_template(checkpoint),
         files=tuple((file.name, file.stat().st_size) for file in checkpoint.reader.files()),
+        remarks=tuple(checkpoint.remarks),
     )
 
 
@@ -125,7 +127,7 @@ def _by_format(checkpoint: Checkpoint, entry: Entry) -> dict[str, tuple[int, int
     found: dict[str, tuple[int, int]] = {}
     for placement in entry.placements:
         stored = checkpoint.reader.tensors[placement.stored].format
-        rows = matrices * placement.count
+        rows = (matrices if placement.matrix is None else 1) * placement.count
         nbytes = rows * columns * stored.bytes_per_row(1) if stored.is_float else rows * stored.bytes_per_row(columns)
         values, total = found.get(stored.name, (0, 0))
         found[stored.name] = (values + rows * columns, total + nbytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,12 @@ def save(
     writer.finish()
     writer.close()
     return tensors
+
+
+def rename_tensors(file: Path, new_name: Callable[[str], str]) -> None:
+    """Gives the tensors of a safetensors file other names, and changes nothing else."""
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    text = json.dumps({k if k == "__metadata__" else new_name(k): v for k, v in header.items()}).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])

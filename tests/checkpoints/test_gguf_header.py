@@ -187,7 +187,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty axis": (file_of((), (tensor(dims=(8, 0)),)), "impossible"),
     "huge shape": (file_of((), (tensor(dims=(1 << 62, 1 << 62)),)), "would end at byte"),
     "half a block": (file_of((), (tensor(dims=(33,), kind=8),)), "impossible for blocks of 32"),
-    "unknown format": (file_of((), (tensor(kind=4),)), "unknown number format 4"),
+    "unknown format": (file_of((), (tensor(kind=4),)), "Q4_2 .type 4., which llama.cpp has removed"),
     "negative format": (file_of((), (tensor(kind=(1 << 32) - 1),)), "unknown number format"),
     "unaligned": (file_of((), (tensor(offset=4),)), "no multiple of the alignment"),
     "beyond the file": (file_of((), (tensor(offset=1 << 40),)), "would end at byte"),

@@ -18,6 +18,7 @@ from oss_tools.checkpoints import writer_for
 from oss_tools.cli.main import app
 from oss_tools.convert import pipeline
 from oss_tools.convert.synth import load_shape, plan_synthesis
+from tests.checkpoints.small_models import rename_tensors
 
 
 def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -57,6 +58,26 @@ def test_inspect_tells_the_same_of_every_container(container: str, tiny_gpt_oss:
     assert found["tokenizer"] == {"kind": "BPE", "vocabulary": 768, "special": 9}
     assert found["config"]["num_local_experts"] == 4
     assert found["chat_template"] is False
+
+
+def test_what_a_user_should_know_of_the_files_is_said_by_every_verb_that_reads_them(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    rename_tensors(folder / "model.safetensors", "module.{}".format)
+    (said,) = record("inspect", folder)["remarks"]
+    assert "'module.'" in said
+    assert record("inspect", tiny_llama)["remarks"] == []
+    assert f"- {said}" in run("inspect", folder).stdout
+    for verb in (
+        ("verify", tiny_llama, folder),
+        ("fit", folder, "--bandwidth", "10GB"),
+        ("convert", folder, tmp_path / "x.gguf"),
+    ):
+        done = run(*verb)
+        assert done.returncode == 0
+        assert f"oss-tools: {said}" in done.stderr.splitlines()
+    assert said not in run("verify", tiny_llama, folder, "--quiet").stderr
 
 
 def test_inspect_lists_tensors(tiny_gpt_oss: Path) -> None:

@@ -94,8 +94,13 @@ def test_damaged_headers_are_refused_as_local_ones_are(hub: Hub, tiny_gpt_oss: P
         hub.add_folder("a/b", tiny_gpt_oss)
         hub.repos["a/b"][name] = Content.of(damaged)
         web, source = look(hub, "a/b")
-        with pytest.raises(BadCheckpoint), mirrored(make_plan(source), web) as path, open_checkpoint(path):
+        with (
+            pytest.raises(BadCheckpoint) as caught,
+            mirrored(make_plan(source), web) as path,
+            open_checkpoint(path),
+        ):
             pass
+        assert str(caught.value).startswith(f"{source.name}/{name}: ")  # and not a folder of ours
 
 
 def test_headers_survive_a_busy_server(hub: Hub, tiny_gpt_oss: Path) -> None:
