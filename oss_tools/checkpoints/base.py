@@ -150,6 +150,20 @@ class Writer(ABC):
     def total_bytes(cls, tensors: list[StoredTensor]) -> int:
         """Bytes of tensor data that the files will hold, padding included (for the disk check)."""
 
+    @classmethod
+    @abstractmethod
+    def check(
+        cls,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        """Raises BadCheckpoint or BadRecipe where a writer with these arguments would (a tokenizer that the container has no
+        words for, a companion's bad name, too many shards), before anything is made."""
+
     @abstractmethod
     def __init__(
         self,

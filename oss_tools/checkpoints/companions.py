@@ -60,7 +60,7 @@ def _general(folder: Path, card: bytes) -> dict[str, Any]:
     """Facts in the terms of GGUF's `general.*` keys, from the front matter of the model card."""
     general: dict[str, Any] = {}
     if not re.fullmatch(r"[0-9a-f]{40}", folder.name):  # a snapshot of the hub's cache, named by its commit
-        general["name"] = folder.resolve().name
+        general["name"] = folder.resolve().name.encode("utf-8", "replace").decode()
     facts = _front_matter(card[:MAX_CARD].decode("utf-8", "replace"))
     for key, ours in (("license", "license"), ("license_link", "license.link"), ("pipeline_tag", "pipeline_tag")):
         if isinstance(facts.get(key), str):

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.errors import BadCheckpoint, NoRoom
+from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 
+MAX_NAME = 255  # bytes of a file's name
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 
 
@@ -149,6 +150,60 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file under another name beside it, flushes it and renames it: the old one stays until the new one is whole.
+
+    Half a surrogate pair in text becomes an escape. What is no regular file (a pipe, `/dev/stdout`) is written to directly; a
+    symbolic link stays, and the file that it names is replaced. Raises NoRoom, and BadRequest where no file can be made.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    target = path.resolve()
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with full_disk_is_no_room(path), target.open("wb", buffering=0) as stream:
+            stream.write(data)
+        return
+    check_place(path)
+    fresh = target.with_name(f".oss-tools-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with full_disk_is_no_room(path):
+            write_file(fresh, data)
+            if target.exists():
+                fresh.chmod(stat.S_IMODE(target.stat().st_mode))
+            os.replace(fresh, target)
+    except NoRoom as error:
+        raise NoRoom(str(error).replace(str(fresh), str(path))) from None
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def check_place(path: Path, *, with_parents: bool = False) -> None:
+    """Raises BadRequest, in words, unless a file or folder of this name could be made: nothing is written to see it.
+
+    `with_parents`: whether the folders above it will be made too where they are missing.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{path}: the name is not UTF-8; choose another") from None
+    target = path.resolve()
+    missing, folder = [target.name], target.parent
+    while not os.path.lexists(folder):
+        missing, folder = [folder.name, *missing], folder.parent
+    if any(len(os.fsencode(name)) > MAX_NAME for name in missing):
+        raise BadRequest(f"{path}: a name is longer than the {MAX_NAME} bytes that a disk takes")
+    if not folder.is_dir():
+        raise BadRequest(f"{path}: {folder} is a file, not a folder")
+    if len(missing) > 1 and not with_parents:
+        raise BadRequest(f"{path}: there is no folder {target.parent}; make it first")
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise BadRequest(f"{path}: {folder} is on a read-only disk; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadRequest(f"{path}: {folder} is read-only for this user; choose another place, or change its permissions")
 
 
 def sync_folder(folder: Path) -> None:

@@ -323,6 +323,18 @@ class GgufWriter(Writer):
     def total_bytes(cls, tensors: list[StoredTensor]) -> int:
         return sum(_padded(_nbytes(t)) for t in tensors)
 
+    @classmethod
+    def check(
+        cls,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        _make_headers(tensors, _all_keys(name, tensors, metadata, container_config), shard_size)
+
     def __init__(
         self,
         folder: Path,
@@ -460,7 +472,7 @@ def _lay_out(path: Path, header: bytes, size: int) -> None:
     if path.exists():
         with path.open("rb") as file:
             if path.stat().st_size != size or file.read(len(header)) != header:
-                raise BadCheckpoint(f"{path}: left by another conversion; remove {path.parent} and start anew")
+                raise BadCheckpoint(f"{path}: left by another conversion; --overwrite starts anew")
         return
     new = path.with_name(path.name + ".new")
     with full_disk_is_no_room(path), new.open("wb") as file:

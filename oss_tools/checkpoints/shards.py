@@ -14,12 +14,12 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.files import json_bytes, read_json, sync_folder, write_file
-from oss_tools.checkpoints.index import INDEX, SINGLE, chosen_files
+from oss_tools.checkpoints.index import INDEX, MAX_SHARDS, SINGLE, chosen_files
 from oss_tools.checkpoints.layouts import Layout, Piece, decode
 from oss_tools.checkpoints.prefixes import Naming, unwrapped
 from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter
 from oss_tools.checkpoints.strange import adapter
-from oss_tools.errors import BadCheckpoint, BadTensor
+from oss_tools.errors import BadCheckpoint, BadRecipe, BadTensor
 from oss_tools.formats import QTensor
 
 SHARD_SIZE = 5_000_000_000  # bytes
@@ -167,6 +167,24 @@ class ShardedWriter(Writer):
     @classmethod
     def total_bytes(cls, tensors: list[StoredTensor]) -> int:
         return sum(_layout_bytes(cls.lay_out(tensor)) for tensor in tensors)
+
+    @classmethod
+    def check(
+        cls,
+        name: str,
+        tensors: list[StoredTensor],
+        metadata: Metadata,
+        container_config: dict[str, Any],
+        *,
+        shard_size: int | None = None,
+    ) -> None:
+        companions.companion_files(metadata)
+        json_bytes(container_config)
+        shards = _distribute([cls.lay_out(tensor) for tensor in tensors], shard_size or SHARD_SIZE)
+        if len(shards) > MAX_SHARDS:
+            raise BadRecipe(
+                f"--shard-size {shard_size} makes {len(shards)} files, more than {MAX_SHARDS}; choose a larger size"
+            )
 
     def __init__(
         self,

@@ -93,29 +93,43 @@ Fallback = Annotated[
         help="For tensors that cannot have the recipe's format; may be repeated.",
     ),
 ]
+NoFallback = Annotated[
+    bool, typer.Option("--no-fallback", help="A tensor that cannot have the recipe's format is an error.")
+]
 OnNonfinite = Annotated[
     str, typer.Option("--on-nonfinite", metavar="refuse|clamp", help="What to do with NaN and infinity.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Finish an interrupted run, to the same bytes.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Finish an interrupted run, to the same bytes; of a finished one, say so.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, or start an interrupted run anew.")]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Read the output back and compare its hashes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 
 
 def choose_recipe(
-    format: str, recipe: str, rules: Sequence[str] | None, keep: Sequence[str] | None, fallback: Sequence[str] | None
+    format: str,
+    recipe: str,
+    rules: Sequence[str] | None,
+    keep: Sequence[str] | None,
+    fallback: Sequence[str] | None,
+    no_fallback: bool,
 ) -> Recipe:
     """The recipe that the options describe; keeping everything if they name neither format nor recipe."""
     from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
 
     if format and recipe:
         raise typer.BadParameter("--format and --recipe exclude each other")
+    if fallback and no_fallback:
+        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else KEEP_ALL
     if fallback:
         chosen = chosen.falling_back(tuple(fallback))
     for rule in rules or ():
         chosen = chosen.quantizing_by(rule)
-    return chosen.keeping(tuple(keep)) if keep else chosen
+    if keep:
+        chosen = chosen.keeping(tuple(keep))
+    return chosen.without_fallback() if no_fallback else chosen
 
 
 def check_on_nonfinite(choice: str) -> str:
@@ -126,12 +140,14 @@ def check_on_nonfinite(choice: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished conversion: its plan, the plan as JSON, the manifest beside the output, and the time it took."""
+    """A finished conversion: its plan, the plan as JSON, the manifest beside the output, the time it took, and whether it was
+    finished before."""
 
     plan: Plan
     record: dict[str, Any]
     manifest: Manifest
     seconds: float
+    before: bool
 
 
 def carry_out(
@@ -156,22 +172,49 @@ def carry_out(
     from oss_tools.models import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
-        remark_reading(checkpoint, checkpoint.metadata())
         plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
+        remark_reading(checkpoint, plan.metadata)
+        if importance:
+            options = replace(options, importance=load_importance(importance, checkpoint))
+            remark_unweighted(plan, importance, options)
+        pipeline.check(plan, destination, options)
         record = plan_record(plan, destination)
+        if plan.rounded_before:
+            remark(f"{rounded_before(plan)}: the errors are against it, not against what it was made of")
         if dry_run:
             print_json(record) if as_json else print_plan(plan, destination)
             return None
         remark_fallbacks(plan)
-        if importance:
-            options = replace(options, importance=load_importance(importance, checkpoint))
         totals = {"write": plan.source_bytes}
         if options.verify:
             totals["verify"] = sum(step.target.nbytes for step in plan.steps)
         start = time.perf_counter()
         with progress(totals, quiet=quiet) as advance:
-            manifest = pipeline.run(plan, destination, options, lambda stage, tensor, nbytes: advance(stage, nbytes))
-        return Outcome(plan, record, manifest, time.perf_counter() - start)
+
+            def report(stage: str, tensor: str, nbytes: int) -> None:
+                advance(stage, nbytes)
+
+            manifest = pipeline.finished(plan, destination, options, report)
+            before = manifest is not None
+            manifest = manifest or pipeline.write(plan, destination, options, report)
+        if before:
+            remark(f"{destination} is finished already: made of this source by this plan, so there is nothing left to do")
+        return Outcome(plan, record | {"finished_before": before}, manifest, time.perf_counter() - start, before)
+
+
+def remark_unweighted(plan: Plan, importance: Path, options: Options) -> None:
+    """Says on stderr which tensors are rounded without importance weights though a file of them is given."""
+    rounded = [step.name for step in plan.steps if step.action == "quantize"]
+    missing = [name for name in rounded if name not in (options.importance or {})]
+    if missing:
+        remark(
+            f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
+        )
+
+
+def rounded_before(plan: Plan) -> str:
+    """Says that the source was rounded before."""
+    return f"{plan.source.path} was rounded already ({', '.join(plan.rounded_before)})"
 
 
 def _usual_container(source: Checkpoint, destination: Path) -> str:
@@ -195,6 +238,7 @@ def plan_record(plan: Plan, destination: Path) -> dict[str, Any]:
         "target": {"path": str(destination), "container": plan.container, "bytes": plan.target_bytes},
         "recipe": plan.recipe.name,
         "lossless": plan.lossless,
+        "source_rounded_already": plan.rounded_before,
         "free_disk_bytes": free_disk(destination),
         "roles": rows,
     }

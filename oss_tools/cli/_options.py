@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from oss_tools.sizes import format_size as format_size
+
 EMBEDDED = "tiny"  # as MODEL, the model that travels with the program
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -19,15 +21,6 @@ def parse_size(text: str | int) -> int:
         raise ValueError(f"{text!r} is no size; write it as 5GB, 500MB or 16GiB")
     number, unit = match.groups()
     return round(float(number) * UNITS[(unit or "").lower()])
-
-
-def format_size(nbytes: float) -> str:
-    """Bytes in decimal units with three digits: 13.8 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 999.5:
-            return f"{nbytes:.0f} {unit}" if unit == "B" or abs(nbytes) >= 99.95 else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.4g} TB"
 
 
 def model_path(text: str) -> Path:
@@ -48,6 +41,8 @@ def model_path(text: str) -> Path:
 def size_option(text: str) -> int:
     try:
         return parse_size(text)
+    except OverflowError:
+        raise typer.BadParameter(f"{text[:40]}… is no size; write it as 5GB, 500MB or 16GiB") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

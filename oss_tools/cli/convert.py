@@ -2,7 +2,7 @@
 
 Streams: memory stays flat whatever the model's size, and an interrupted run goes on with --resume. Nothing has its
 final name before it is complete and read back. A manifest with the hash of every tensor before and after lies beside
-the output.
+the output. --dry-run prints the plan, and refuses what the run would refuse before its first byte.
 
 Without --format or --recipe every tensor keeps its format and no value changes.
 """
@@ -33,6 +33,7 @@ def run(
     rule: shared.Rule = None,
     keep: shared.Keep = None,
     fallback: shared.Fallback = None,
+    no_fallback: shared.NoFallback = False,
     importance: shared.Importance = None,
     shard_size: ShardSize = None,
     on_nonfinite: shared.OnNonfinite = "refuse",
@@ -46,7 +47,7 @@ def run(
 ) -> None:
     from oss_tools.convert.pipeline import Options
 
-    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback)
+    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
     options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     done = shared.carry_out(
         source,
@@ -66,6 +67,8 @@ def run(
     if as_json:
         counts = {"tensors_moved": moved, "tensors_decoded": decoded, "tensors_rounded": rounded}
         print_json(done.record | {"seconds": done.seconds} | counts)
+        return
+    if done.before:
         return
     print_facts(
         {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, format_size, model_path, size_option
 from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_reading
 
 if TYPE_CHECKING:
@@ -137,11 +137,10 @@ def use_of(machine: Machine, context: int | None, batch: int, made_for: int) -> 
 
 def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None:
     """The rows as a table, the machine and the choice in words."""
-    from oss_tools.fit.estimate import gigabytes
 
     def there(name: str, size: float | None, unit: str = "") -> str | None:
         found = " (found)" if name in machine.detected else " (given)"
-        return None if size is None else gigabytes(size) + unit + found
+        return None if size is None else format_size(size) + unit + found
 
     print_facts(
         {
@@ -168,19 +167,21 @@ def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None
         *card,
         "tokens/s",
     )
-    rows = [_shown(row, machine) for row in estimate.rows]
-    print_table(rows, headers, title="Bytes in GB", right=(1, 2, 3, 4, 5, 6, 7, 8, len(headers) - 1))
+    large = max(row.memory.total for row in estimate.rows) >= 10**9
+    unit = 10**9 if large else 10**6
+    rows = [_shown(row, machine, unit) for row in estimate.rows]
+    print_table(rows, headers, title=f"Bytes in {'GB' if large else 'MB'}", right=(1, 2, 3, 4, 5, 6, 7, 8, len(headers) - 1))
     print()
     print_facts({"choice": f"{choice.row.name}: {choice.reason}" if choice.row else choice.reason})
     for line in choice.limits:
         print(f"limit   {line}")
 
 
-def _shown(row: Row, machine: Machine) -> list[str]:
+def _shown(row: Row, machine: Machine, unit: int) -> list[str]:
     m = row.memory
-    sizes = [f"{size / 1e9:.2f}" for size in (m.weights, m.cache, m.prefixes, m.activations, m.program, m.total)]
+    sizes = [f"{size / unit:.2f}" for size in (m.weights, m.cache, m.prefixes, m.activations, m.program, m.total)]
     fits = machine.memory_verdict(m.total) + ("" if machine.disk_holds(row.file_bytes) else ", no disk")
     card = [machine.device_verdict(m.on_device)] if machine.vram else []
     speed = "{:.3g}–{:.3g}".format(*row.speed(machine.bandwidth)) if machine.bandwidth else ""
     name = f"{row.name} *" if row.published else row.name
-    return [name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}", *sizes, fits, *card, speed]
+    return [name, f"{row.file_bytes / unit:.2f}", f"{row.bits_per_weight:.2f}", *sizes, fits, *card, speed]

@@ -189,4 +189,7 @@ def options(
 
 def main() -> None:
     """Runs the command line; ends the process with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     app(prog_name="oss-tools")

@@ -67,10 +67,14 @@ def run(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
+    from oss_tools.checkpoints.files import check_place
     from oss_tools.report.reading import load_sheets
 
     if baseline and not gate:
         raise typer.BadParameter("a baseline is for a gate; give --gate too", param_hint="--baseline")
+    for file in (html, markdown, junit):
+        if file and str(file) != "-":
+            check_place(file)
     sheets = load_sheets(records)
     verdicts = judged(sheets, gate, baseline or [])
     if as_json:
@@ -114,7 +118,9 @@ def _write(file: Path, text: str) -> None:
     if str(file) == "-":
         sys.stdout.write(text)
         return
-    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    from oss_tools.checkpoints.files import replace_file
+
+    replace_file(file, text)
     remark(f"{file} is written")
 
 

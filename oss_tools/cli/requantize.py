@@ -40,6 +40,7 @@ def run(
     rule: shared.Rule = None,
     keep: shared.Keep = None,
     fallback: shared.Fallback = None,
+    no_fallback: shared.NoFallback = False,
     importance: shared.Importance = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the errors as JSON.")] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Tensors to list; 0 lists all.")] = 20,
@@ -53,11 +54,14 @@ def run(
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from oss_tools.checkpoints.files import check_place, replace_file
     from oss_tools.convert.pipeline import Options
 
     if not (format or recipe):
         raise typer.BadParameter("name the target: --format or --recipe")
-    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback)
+    if report:
+        check_place(report)
+    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
     options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     done = shared.carry_out(
         source,
@@ -74,15 +78,18 @@ def run(
         return
     record = done.record | {"seconds": done.seconds} | errors_record(done.manifest)
     if report:
-        report.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        replace_file(report, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     if as_json:
         print_json(record)
+        return
+    if done.before:
         return
     print_errors(done.manifest, show)
     print()
     print_facts(
         {
             "made": destination,
+            "errors against": shared.rounded_before(done.plan) if done.plan.rounded_before else None,
             "bytes": f"{format_size(done.plan.source_bytes)} → {format_size(done.plan.target_bytes)}",
             "time": f"{done.seconds:.1f} s, {format_size(done.plan.source_bytes / done.seconds)}/s of input",
             "report": report,

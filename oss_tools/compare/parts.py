@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numba_kernels
+
 import oss_tools
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.resources import resource
 
 SCHEMA = 1
@@ -66,9 +67,7 @@ class Parts:
         """Keeps a result; the part as it will be found."""
         file = self.folder / f"{self.key(kind, about)}.json"
         text = json.dumps({"about": dict(about), "seconds": seconds, "result": result}, ensure_ascii=False, allow_nan=False)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        replace_file(file, text + "\n")
         return json.loads(text)
 
     def drop(self, kind: str, about: Mapping[str, Any]) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from oss_tools import __version__
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor
 
 SCHEMA = 1
 FOLDER_NAME = "oss-tools-manifest.json"
 MAX_BYTES = 256 << 20
+
+T = TypeVar("T")
 
 
 class TensorHash:
@@ -104,13 +107,19 @@ class TensorRecord:
 
     @staticmethod
     def from_json(raw: dict[str, Any]) -> TensorRecord:
+        """Raises ValueError, TypeError or AttributeError where it is none."""
         error = raw.get("error")
-        return TensorRecord(**{**raw, "error": TensorError(**error) if error else None})
+        return _typed(TensorRecord(**{**raw, "error": _typed(TensorError(**error)) if error else None}))
 
 
 @dataclass
 class Manifest:
-    """The record of one conversion."""
+    """The record of one conversion.
+
+    Attributes:
+        source: the source's file or folder name.
+        plan: what decided the output beside the source's tensors, as `convert.journal.facts` gives it; {} from older versions.
+    """
 
     source: str
     source_container: str
@@ -120,9 +129,10 @@ class Manifest:
     tensors: list[TensorRecord] = field(default_factory=list)
     tool: str = f"oss-tools {__version__}"
     schema: int = SCHEMA
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        replace_file(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @staticmethod
     def read(path: Path) -> Manifest:
@@ -133,9 +143,30 @@ class Manifest:
             raw = json.loads(path.read_text("utf-8"))
             if raw["schema"] != SCHEMA:
                 raise ValueError(f"schema {raw['schema']}, this program reads {SCHEMA}")
-            return Manifest(**{**raw, "tensors": [TensorRecord.from_json(t) for t in raw["tensors"]]})
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return _typed(Manifest(**{**raw, "tensors": [TensorRecord.from_json(t) for t in raw["tensors"]]}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadCheckpoint(f"{path}: not a manifest of oss-tools: {error}") from None
+
+
+TYPES: dict[str, tuple[type, ...]] = {  # what JSON may hold for a field of these dataclasses, by its annotation
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "list[int]": (list,),
+    "dict[str, Any]": (dict,),
+    "TensorError | None": (TensorError, type(None)),
+    "list[TensorRecord]": (list,),
+}
+
+
+def _typed(value: T) -> T:
+    """A dataclass's value, if its fields are of the types that they are annotated with. Raises ValueError."""
+    for entry in fields(value):  # type: ignore[arg-type]
+        found = getattr(value, entry.name)
+        if not isinstance(found, TYPES[str(entry.type)]) or isinstance(found, bool):
+            raise ValueError(f"the field {entry.name} is {str(found)[:40]!r}")
+    return value
 
 
 def manifest_path(output: Path) -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints import StoredTensor, Writer, writer_for
-from oss_tools.convert.recipe import KEEP, Recipe, Rule
+from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
+from oss_tools.convert.recipe import KEEP, Recipe, Rule, writable_formats
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Checkpoint, Entry, TensorSpec
@@ -76,6 +78,16 @@ class Plan:
     steps: tuple[Step, ...]
     derived: dict[str, np.ndarray]
 
+    @cached_property
+    def metadata(self) -> Metadata:
+        """Configuration, tokenizer, templates and companions of the source, read once. Raises BadCheckpoint."""
+        return self.source.metadata()
+
+    @cached_property
+    def container_config(self) -> dict[str, Any]:
+        """The configuration in the target container's terms. Raises BadCheckpoint where it has no words for it."""
+        return self.source.architecture.container_config(self.container)
+
     @property
     def stored(self) -> list[StoredTensor]:
         """Everything the target's files will hold, in order."""
@@ -93,6 +105,13 @@ class Plan:
     @property
     def lossless(self) -> bool:
         return all(step.lossless for step in self.steps)
+
+    @property
+    def rounded_before(self) -> list[str]:
+        """The number formats in which the source holds tensors that this plan rounds: they were rounded once already."""
+        rounded = [step.source for step in self.steps if step.action == "quantize"]
+        formats = {f.name: None for entry in rounded for f in entry.mixed or (entry.format,) if not f.is_float}
+        return list(formats)
 
     def by_role(self) -> list[PlanRow]:
         """The plan in short: one row for each combination of role, source format, target format and note."""
@@ -133,7 +152,19 @@ def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
             f"possible: {', '.join(architecture.containers)}"
         )
     steps = tuple(_step(source, entry, container, recipe) for entry in source.entries.values())
-    return Plan(source, container, recipe, _one_format_per_stored(steps), architecture.derived_tensors(container))
+    plan = Plan(source, container, recipe, _one_format_per_stored(steps), architecture.derived_tensors(container))
+    if recipe.no_fallback:
+        refuse_fallbacks(plan)
+    return plan
+
+
+def refuse_fallbacks(plan: Plan) -> None:
+    """Raises BadRecipe if a tensor does not get what the recipe says."""
+    rows = [row for row in plan.by_role() if row.note]
+    if rows:
+        found = "; ".join(f"{row.tensors} × {row.role} would be in {row.target_format} ({row.note})" for row in rows[:3])
+        more = f"; and {len(rows) - 3} more roles" if len(rows) > 3 else ""
+        raise BadRecipe(f"no fallback is allowed, but {found}{more}; name these roles in a recipe's rules")
 
 
 def _step(source: Checkpoint, entry: Entry, container: str, recipe: Recipe) -> Step:
@@ -166,7 +197,10 @@ def choose_format(rule: Rule, spec: TensorSpec, writer: type[Writer], model_type
         block = f"{format.name}: {columns} columns are no multiple of {format.block}"
         notes.append(block if held else f"{writer.container} has no {format.name} for {spec.role}")
     if not any(writer.holds(asked, role, model_type) for role in ("experts.down", "mlp.down")):
-        raise BadRecipe(f"container {writer.container} cannot hold {asked.name}; choose another format or --container")
+        raise BadRecipe(
+            f"container {writer.container} cannot hold {asked.name}; it holds {', '.join(writable_formats(writer.container))}; "
+            "choose another format or --container"
+        )
     if writer.holds(asked, spec.role, model_type):
         asked.check(spec.shape, spec.name)
     return None, notes

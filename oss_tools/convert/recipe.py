@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from oss_tools.checkpoints import container_names, writer_for
 from oss_tools.errors import BadRecipe
-from oss_tools.formats import get_format
+from oss_tools.formats import Format, all_formats, get_format
 from oss_tools.models import TensorSpec
 from oss_tools.resources import resource
 
+MIXTURE = re.compile(r"(?:UD-)?(Q[2-6]_K)_(?:S|M|L|XL)", re.IGNORECASE)  # llama.cpp's word for a mixture around a k-quant
+MATRICES = (("mlp.down", "llama"), ("experts.down", "gpt_oss"))  # (role, model_type)
 KEEP = "keep"  # as a format: leave the tensor in the format it has
 MAX_BYTES = 1 << 20  # of a recipe file
+FIELDS = {"description", "modules_to_not_convert", "no_fallback", "rules"}  # of a recipe file
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,17 @@ class Recipe:
     """Ordered rules; the first that matches a tensor decides. A tensor that none matches is kept as it is.
 
     Vectors (norms, biases, sinks) take only plain float formats; a rule that would quantize them keeps them instead.
+
+    Attributes:
+        modules_to_not_convert: patterns of modules that are left as they are, whatever the rules say.
+        no_fallback: whether a tensor that cannot have what its rule says is an error.
     """
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
     modules_to_not_convert: tuple[str, ...] = ()
+    no_fallback: bool = False
 
     def rule_for(self, spec: TensorSpec) -> Rule:
         """The rule that decides about a tensor. `modules_to_not_convert` comes first."""
@@ -66,17 +76,18 @@ class Recipe:
 
     def keeping(self, modules: tuple[str, ...]) -> Recipe:
         """The same recipe with more modules left alone."""
-        return Recipe(self.name, self.rules, self.description, self.modules_to_not_convert + modules)
+        return replace(self, modules_to_not_convert=self.modules_to_not_convert + modules)
+
+    def without_fallback(self) -> Recipe:
+        """The same recipe, in which a tensor that cannot have what its rule says is an error."""
+        return replace(self, no_fallback=True)
 
     def falling_back(self, formats: tuple[str, ...]) -> Recipe:
         """The same recipe with formats to try where a rule's own cannot be had."""
-        for name in formats:
-            get_format(name)
-        rules = tuple(
-            Rule(r.format, r.role, r.name, r.quantization, r.otherwise + formats) if r.format != KEEP else r
-            for r in self.rules
+        formats = tuple(writable(name).name for name in formats)
+        return replace(
+            self, rules=tuple(r if r.format == KEEP else replace(r, otherwise=r.otherwise + formats) for r in self.rules)
         )
-        return Recipe(self.name, rules, self.description, self.modules_to_not_convert)
 
     def quantizing_by(self, quantization: str) -> Recipe:
         """The same recipe with another quantization rule wherever the format knows it. Raises BadRecipe if none does."""
@@ -84,10 +95,10 @@ class Recipe:
         for r in self.rules:
             knows = r.format != KEEP and quantization in get_format(r.format).rules
             changed |= knows
-            rules.append(Rule(r.format, r.role, r.name, quantization if knows else r.quantization, r.otherwise))
+            rules.append(replace(r, quantization=quantization) if knows else r)
         if not changed:
             raise BadRecipe(f"no format of recipe {self.name} has a quantization rule {quantization!r}")
-        return Recipe(self.name, tuple(rules), self.description, self.modules_to_not_convert)
+        return replace(self, rules=tuple(rules))
 
 
 def _within(module: str, name: str) -> bool:
@@ -119,16 +130,17 @@ def load_recipe(name: str | Path) -> Recipe:
 def _parse(content: Any, path: Path) -> Recipe:
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
         raise BadRecipe(f"{path}: a recipe is a mapping with a list `rules`")
-    unknown = set(content) - {"description", "modules_to_not_convert", "rules"}
+    unknown = set(content) - FIELDS
     if unknown:
-        raise BadRecipe(
-            f"{path}: unknown field {min(map(str, unknown))!r}; known: description, modules_to_not_convert, rules"
-        )
+        raise BadRecipe(f"{path}: unknown field {min(map(str, unknown))!r}; known: {', '.join(sorted(FIELDS))}")
     modules = content.get("modules_to_not_convert") or []
     if not isinstance(modules, list) or not all(isinstance(m, str) for m in modules):
         raise BadRecipe(f"{path}: modules_to_not_convert is a list of names")
     rules = tuple(_parse_rule(rule, f"{path}: rule {i + 1}") for i, rule in enumerate(content["rules"]))
-    return Recipe(path.stem, rules, str(content.get("description", "")), tuple(modules))
+    if not isinstance(content.get("no_fallback", False), bool):
+        raise BadRecipe(f"{path}: no_fallback is true or false")
+    no_fallback = content.get("no_fallback", False)
+    return Recipe(path.stem, rules, str(content.get("description", "")), tuple(modules), no_fallback)
 
 
 def _parse_rule(content: Any, where: str) -> Rule:
@@ -140,13 +152,8 @@ def _parse_rule(content: Any, where: str) -> Rule:
     texts = [content.get("format"), *(content.get(k, "") for k in ("role", "name", "quantization")), *otherwise]
     if not all(isinstance(t, str) for t in texts):
         raise BadRecipe(f"{where}: format is missing, or a field is not text")
-    rule = Rule(content["format"], content.get("role"), content.get("name"), content.get("quantization"), tuple(otherwise))
-    for name in (rule.format, *rule.otherwise):
-        if name == KEEP:
-            continue
-        format = get_format(name)
-        if not (format.rules or format.is_float):
-            raise BadRecipe(f"{where}: {name} can be read but not written")
+    names = [name if name == KEEP else writable(name, f"{where}: ").name for name in (content["format"], *otherwise)]
+    rule = Rule(names[0], content.get("role"), content.get("name"), content.get("quantization"), tuple(names[1:]))
     if rule.quantization and (rule.format == KEEP or rule.quantization not in get_format(rule.format).rules):
         known = "" if rule.format == KEEP else f"; {rule.format} has {', '.join(get_format(rule.format).rules)}"
         raise BadRecipe(f"{where}: {rule.format} has no quantization rule {rule.quantization!r}{known}")
@@ -158,19 +165,39 @@ def recipe_of_format(name: str) -> Recipe:
 
     Raises BadRecipe for a format that cannot be written.
     """
-    format = get_format(name)
+    format = writable(name)
+    name = format.name
     if format.is_float:
         return Recipe(name, (Rule(name),), f"everything in {name}")
-    if not format.rules:
-        raise BadRecipe(f"{name} can be read but not written; formats to write: {', '.join(writable_formats())}")
     return Recipe(name, (Rule(KEEP, role="router"), Rule(name)), f"every matrix but the router in {name}")
 
 
-def writable_formats() -> list[str]:
-    """Formats that `convert` can produce."""
-    from oss_tools.formats import all_formats
+def writable(name: str, where: str = "") -> Format:
+    """The format of this name, in whatever case. Raises BadRecipe, beginning with `where`, if it cannot be written."""
+    if found := all_formats().get(name.lower() if name not in all_formats() else name):
+        if found.rules or found.is_float:
+            return found
+        raise BadRecipe(f"{where}{name} can be read but not written; formats to write: {_by_container()}")
+    if match := MIXTURE.fullmatch(name):
+        raise BadRecipe(
+            f"{where}{name} is llama.cpp's name of a mixture of formats, of which {match[1].lower()} can be read but not "
+            f"written; formats to write: {_by_container()}"
+        )
+    raise BadRecipe(f"{where}no number format named {name!r}; formats to write: {_by_container()}")
 
-    return sorted(f.name for f in all_formats().values() if f.rules or f.is_float)
+
+def writable_formats(container: str = "") -> list[str]:
+    """Formats that `convert` can produce, for the matrices of some model in a container, or in any."""
+    names = sorted(f.name for f in all_formats().values() if f.rules or f.is_float)
+    if not container:
+        return names
+    writer = writer_for(container)
+    return [name for name in names if any(writer.holds(get_format(name), *matrix) for matrix in MATRICES)]
+
+
+def _by_container() -> str:
+    """Which formats each container can be written in, in words."""
+    return "; ".join(f"in {container} {', '.join(writable_formats(container))}" for container in container_names())
 
 
 KEEP_ALL = Recipe("keep", (), "every tensor in the format it has")

@@ -20,7 +20,7 @@ import yaml
 
 from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
-from oss_tools.convert.output import check_name, check_room, existing, give_names
+from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
 from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
 from oss_tools.convert.threads import Stop, in_threads
@@ -188,29 +188,27 @@ def synthesize(
     """
     kind = writer_for(synthesis.container)
     check_name(destination, kind)
+    check_shard_size(shard_size)
     if taken := existing(destination, kind):
         raise BadRecipe(f"{taken} exists; choose another name, or remove it first")
     check_room(destination, kind.total_bytes(synthesis.stored))
+    name = destination.stem if kind.extension else destination.name
+    config = synthesis.architecture.container_config(synthesis.container)
+    kind.check(name, synthesis.stored, synthesis.metadata, config, shard_size=shard_size)
     partial = destination.with_name(f".{destination.name}.synth.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-    partial.mkdir(parents=True)
-    try:
-        writer = kind(
-            partial,
-            destination.stem if kind.extension else destination.name,
-            synthesis.stored,
-            synthesis.metadata,
-            synthesis.architecture.container_config(synthesis.container),
-            shard_size=shard_size,
-        )
+    with claimed(partial, destination):
+        clear(partial)  # of what a killed run left
         try:
-            _write_all(synthesis, writer, threads, advance)
-            writer.finish()
+            with said_of(destination, partial):
+                writer = kind(partial, name, synthesis.stored, synthesis.metadata, config, shard_size=shard_size)
+                try:
+                    _write_all(synthesis, writer, threads, advance)
+                    writer.finish()
+                finally:
+                    writer.close()
+            return give_names(partial, destination, kind)
         finally:
-            writer.close()
-        return give_names(partial, destination, kind)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_all(synthesis: Synthesis, writer: Writer, threads: int, advance: Callable[[int], None]) -> None:

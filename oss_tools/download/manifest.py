@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools import __version__
-from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, write_file
+from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, replace_file
 from oss_tools.download.transfer import RemoteFile, digests
 from oss_tools.download.web import shown
 from oss_tools.errors import BadCheckpoint
@@ -74,12 +74,11 @@ def read(folder: Path) -> dict[str, Entry]:
 def write(folder: Path, entries: list[Entry], facts: dict[str, Any]) -> Path:
     """Adds entries to a folder's manifest; `facts` (repository, commit) describe the newest download. Raises NoRoom."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, fresh = folder / NAME, folder / f".{NAME}.partial"
+    path = folder / NAME
     with _locked(folder):
         merged = {e.path: e for e in [*read(folder).values(), *entries]}
         content = {"schema": SCHEMA, "oss_tools": __version__, **facts, "files": [asdict(e) for e in merged.values()]}
-        write_file(fresh, json_bytes(content))
-        os.replace(fresh, path)
+        replace_file(path, json_bytes(content))
     return path
 
 

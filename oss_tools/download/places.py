@@ -9,6 +9,7 @@ import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.download.transfer import Job, RemoteFile
 from oss_tools.errors import NoRoom
 
@@ -110,4 +111,4 @@ class Cache(Place):
         if self._revision != self._commit:
             reference = self._folder / "refs" / self._revision
             reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(self._commit)
+            replace_file(reference, self._commit)

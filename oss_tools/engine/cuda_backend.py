@@ -15,6 +15,7 @@ from oss_tools.engine.backend import Backend, Draw, Options, Progress, Run
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Rope
+from oss_tools.sizes import format_size
 
 try:
     from numba_kernels.cuda.attention import PAGE
@@ -303,9 +304,9 @@ class CudaBackend(Backend):
         )
         if weights + cache + WORK_BYTES > free:
             raise NoRoom(
-                f"{device.name}: the model needs {(weights + cache + WORK_BYTES) / 1e9:.1f} GB of its memory (weights "
-                f"{weights / 1e9:.2f} GB, KV cache of {options.context} tokens {cache / 1e9:.2f} GB, the rest "
-                f"{WORK_BYTES / 1e9:.1f} GB), {free / 1e9:.1f} of {total / 1e9:.1f} GB are free; take a smaller --context, "
+                f"{device.name}: the model needs {format_size(weights + cache + WORK_BYTES)} of its memory (weights "
+                f"{format_size(weights)}, KV cache of {options.context} tokens {format_size(cache)}, the rest "
+                f"{format_size(WORK_BYTES)}), {format_size(free)} of {format_size(total)} are free; take a smaller --context, "
                 f"requantize to fewer bits, or use --device cpu"
             )
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from oss_tools.errors import NoRoom
+from oss_tools.sizes import format_size
 
 WORK_BYTES = 400_000_000  # interpreter, libraries, activations and tables of the largest known model
 
@@ -27,11 +28,11 @@ def require(weights: int, cache: int, context: int, per_position: float) -> None
     if per_position and room // per_position >= 256:
         advice = f"--context {int(room // per_position)} would fit"
     else:
-        advice = f"weights of at most {max(free - cache - WORK_BYTES, 0) / 1e9:.1f} GB would fit: requantize to fewer bits"
+        advice = f"weights of at most {format_size(max(free - cache - WORK_BYTES, 0))} would fit: requantize to fewer bits"
     raise NoRoom(
-        f"the model needs {(weights + cache + WORK_BYTES) / 1e9:.1f} GB of memory (weights {weights / 1e9:.2f} GB, "
-        f"KV cache of {context} tokens {cache / 1e9:.2f} GB, the rest {WORK_BYTES / 1e9:.1f} GB), "
-        f"{free / 1e9:.1f} GB are free; {advice}"
+        f"the model needs {format_size(weights + cache + WORK_BYTES)} of memory (weights {format_size(weights)}, "
+        f"KV cache of {context} tokens {format_size(cache)}, the rest {format_size(WORK_BYTES)}), "
+        f"{format_size(free)} are free; {advice}"
     )
 
 

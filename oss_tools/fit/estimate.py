@@ -14,6 +14,7 @@ from oss_tools.errors import BadRecipe, BadTensor
 from oss_tools.fit.machine import Machine
 from oss_tools.fit.memory import Memory, Tokenizer, Use, bytes_per_token, memory, tokenizer_bytes, tokenizer_bytes_of
 from oss_tools.models import Architecture, Checkpoint, Entry
+from oss_tools.sizes import format_size
 
 STORED = "as stored"
 SLOWEST, FASTEST = 0.5, 1.0  # share of the memory's read speed that token generation reaches
@@ -185,10 +186,10 @@ def choose(estimate: Estimate, machine: Machine) -> Choice:
     limits = _limits(estimate, machine)
     rows = [r for r in estimate.rows if machine.disk_holds(r.file_bytes)]
     fitting = [r for r in rows if r.memory.total <= machine.ram]
-    where = f"it fits into {gigabytes(machine.ram)} of memory"
+    where = f"it fits into {format_size(machine.ram)} of memory"
     if not fitting:
         fitting = [r for r in rows if machine.device_verdict(r.memory.on_device) in ("fits", "tight")]
-        where = f"it fits the card of {gigabytes(machine.vram or 0)}, though not the memory"
+        where = f"it fits the card of {format_size(machine.vram or 0)}, though not the memory"
     if not fitting:
         return Choice(None, _nothing(estimate, machine), limits)
     published = next((r for r in fitting if r.published), None)
@@ -212,7 +213,7 @@ def _nothing(estimate: Estimate, machine: Machine) -> str:
     if needed <= there:
         least = min(estimate.rows, key=lambda r: r.file_bytes)
         needed, there, what = least.file_bytes, machine.disk or 0, "disk"
-    return f"nothing fits: even {least.name} needs {gigabytes(needed)} of {what}, {gigabytes(there)} are there"
+    return f"nothing fits: even {least.name} needs {format_size(needed)} of {what}, {format_size(there)} are there"
 
 
 def _limits(estimate: Estimate, machine: Machine) -> tuple[str, ...]:
@@ -230,13 +231,9 @@ def _limits(estimate: Estimate, machine: Machine) -> tuple[str, ...]:
         under = sorted((r for r in estimate.rows if size(r) <= there), key=lambda r: (r.published, size(r)))
         if over:
             row = next((r for r in over if r.bits_per_weight >= EIGHT_BITS), over[0])
-            line = f"{estimate.model} in {row.name} needs {gigabytes(size(row))}: {phrase.format(gigabytes(there))}"
-            found.append(line + (f"; {under[-1].name} needs {gigabytes(size(under[-1]))}" if under else ""))
+            line = f"{estimate.model} in {row.name} needs {format_size(size(row))}: {phrase.format(format_size(there))}"
+            found.append(line + (f"; {under[-1].name} needs {format_size(size(under[-1]))}" if under else ""))
     return tuple(found)
-
-
-def gigabytes(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.3g} GB" if nbytes < 9.995e10 else f"{nbytes / 1e9:.0f} GB"
 
 
 # ---- as JSON --------------------------------------------------------------------------------------------------------

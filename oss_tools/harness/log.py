@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRecipe
 
 
@@ -38,7 +39,7 @@ class AnswerLog:
             self._take_up(file, header)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            replace_file(file, json.dumps(header) + "\n")
         self._stream = file.open("a", encoding="utf-8")
 
     def _take_up(self, file: Path, about: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ class AnswerLog:
                     self._known[str(row.get("key"))] = row
                 good += len(line)
         if not good:
-            file.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            replace_file(file, json.dumps(about) + "\n")
             return
         with file.open("rb+") as stream:
             stream.truncate(good)

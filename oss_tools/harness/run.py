@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from oss_tools.chat.messages import Effort
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.engine.engine import Engine
 from oss_tools.harness.answers import Answer
 from oss_tools.harness.log import AnswerLog
@@ -166,7 +167,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
 
 def write_record(output: Path, record: dict[str, Any]) -> Path:
     file = output / "eval.json"
-    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
@@ -194,13 +195,14 @@ def _drawn(tasks: dict[str, Any], settings: Settings) -> dict[str, list[int]] | 
 
 def _write_samples(file: Path, samples: Sequence[dict[str, Any]]) -> None:
     """One line for each document: what was asked and answered, the reasoning and the problems beside it, the scores."""
-    with file.open("w", encoding="utf-8") as stream:
-        for sample in samples:
-            answers = [response for responses in sample["resps"] for response in responses]
-            row = {name: sample[name] for name in ("doc_id", "doc", "target", "filter", *sample["metrics"])}
-            row["prompts"] = [arguments[0] for arguments in sample["arguments"]]
-            row["answers"] = [_answer_row(answer) for answer in answers]
-            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    lines = []
+    for sample in samples:
+        answers = [response for responses in sample["resps"] for response in responses]
+        row = {name: sample[name] for name in ("doc_id", "doc", "target", "filter", *sample["metrics"])}
+        row["prompts"] = [arguments[0] for arguments in sample["arguments"]]
+        row["answers"] = [_answer_row(answer) for answer in answers]
+        lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    replace_file(file, "".join(lines))
 
 
 def _answer_row(answer: Any) -> Any:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
+
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.measure.machine import machine, versions
 
 SCHEMA = 1
@@ -204,7 +206,7 @@ def main() -> None:
             record["requantize"] = measure_quantization(*arguments)
     text = json.dumps(record, indent=1)
     if options.output:
-        options.output.write_text(text + "\n", "utf-8")
+        replace_file(options.output, text + "\n")
     print(text)
 
 

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import MissingPackage, NoRoom, OssToolsError, Unsupported
 from oss_tools.measure.machine import machine, versions
 
@@ -93,7 +94,7 @@ def run(
             "schema": SCHEMA, "kind": "cuda", "part": name, "began": started, "seconds": round(time.monotonic() - began, 1),
             "machine": machine(), "versions": versions(*PACKAGES), **outcome,
         }  # fmt: skip
-        (output / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        replace_file(output / f"{name}.json", json.dumps(record, indent=1) + "\n")
         say(line(record))
         records.append(record)
     return records

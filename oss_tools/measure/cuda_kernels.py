@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.device import Device
@@ -26,9 +25,11 @@ from numba_kernels.cuda.matmul import SWIGLU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
 from numba_kernels.cuda.seam import Kernel
+
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.cuda_recorder import splits
 from oss_tools.errors import MissingPackage
+from oss_tools.sizes import format_size
 
 ROUNDS = 5
 FORMATS = ("mxfp4", "int8", "q8_0", "q4_0", "bf16")
@@ -79,7 +80,7 @@ def device_facts() -> Iterator[dict[str, Any]]:
     yield {
         "name": device.name, "architecture": list(device.architecture), "driver": device.driver,
         "multiprocessors": device.multiprocessors, "memory_bytes": total, "free_bytes": free, "copy_bytes_per_second": copy,
-        "summary": f"{device.name}, driver {device.driver}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, "
+        "summary": f"{device.name}, driver {device.driver}, {format_size(free)} of {format_size(total)} free, "
         f"copies {copy / 1e9:.0f} GB/s, bytes read and written",
     }  # fmt: skip
 

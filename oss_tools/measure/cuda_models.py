@@ -19,6 +19,7 @@ from oss_tools.measure.peak import own_peak
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.models import Checkpoint, open_checkpoint
 from oss_tools.resources import resource
+from oss_tools.sizes import format_size
 
 Findings = Iterator[dict[str, Any]]
 
@@ -240,7 +241,7 @@ def speed(shape: str | Shape, recipe: str = "", work: Work = WORK) -> Findings:
             for name, wanted in TARGETS.get(checkpoint.path.name, {}).items()
         },
         "summary": f"{facts['device']}: {first['tokens_per_second']:.0f} tokens/s, {first['share_of_copy']:.0%} of the copy's "
-        f"bandwidth; prompt {last['tokens_per_second']:.0f} tokens/s; {memory['used'] / 1e9:.1f} GB of its memory",
+        f"bandwidth; prompt {last['tokens_per_second']:.0f} tokens/s; {format_size(memory['used'])} of its memory",
     }
 
 

@@ -11,6 +11,7 @@ from oss_tools.convert.synth import Shape, load_shape
 from oss_tools.errors import MissingPackage, NoRoom
 from oss_tools.measure.cuda_models import ROUNDS, WORK, Work
 from oss_tools.measure.synthetic import SyntheticCheckpoint
+from oss_tools.sizes import format_size
 
 ROOM = 6e9  # bytes beside the weights
 
@@ -29,7 +30,7 @@ def speed(shape: str | Shape, work: Work = WORK, device: str = "cuda") -> Iterat
     found = load_shape(shape) if isinstance(shape, str) else shape
     needed = 2 * SyntheticCheckpoint(found).parameters + ROOM
     if device == "cuda" and needed > (free := torch.cuda.mem_get_info()[0]):
-        raise NoRoom(f"in bfloat16 it needs {needed / 1e9:.1f} GB of the GPU's memory, {free / 1e9:.1f} GB are free")
+        raise NoRoom(f"in bfloat16 it needs {format_size(needed)} of the GPU's memory, {format_size(free)} are free")
     config = transformers.GptOssConfig(**found.config)
     config._attn_implementation = "eager"  # the one that knows sinks without further packages
     before, kind = torch.get_default_dtype(), torch.bfloat16
@@ -52,7 +53,7 @@ def speed(shape: str | Shape, work: Work = WORK, device: str = "cuda") -> Iterat
         "prompts": prompts,
         "device_memory": {"allocated": memory},
         "summary": f"{generation[0]['tokens_per_second']:.1f} tokens/s; prompt {prompts[-1]['tokens_per_second']:.0f} tokens/s; "
-        f"{memory / 1e9:.1f} GB",
+        f"{format_size(memory)}",
     }
 
 

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
+
 from oss_tools.checkpoints import open_container
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import MissingPackage, OssToolsError
 from oss_tools.measure.evaluators import CHOOSE, GENERATE, SHOTS
 from oss_tools.measure.identity import model_sha256
@@ -231,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     if given.output:
-        given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        replace_file(given.output, json.dumps(record, indent=1) + "\n")
     print(report(record))
 
 

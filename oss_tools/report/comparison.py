@@ -17,11 +17,13 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRequest
+from oss_tools.report.loading import load, place, shown
 
 SCHEMA = 1
 KIND = "comparison"
-MAX_BYTES = 256 << 20
+MAX_LISTED = 300  # characters of names in a message
 SIGNIFICANT = 0.05  # a corrected p value below this is evidence
 
 T = TypeVar("T")
@@ -369,9 +371,9 @@ class Comparison:
     def __post_init__(self) -> None:
         names = [c.name for c in self.candidates]
         if len(set(names)) != len(names):
-            raise BadRequest(f"candidates share a name: {', '.join(names)}")
+            raise BadRequest(f"candidates share a name: {', '.join(names)[:MAX_LISTED]}")
         if self.base not in names:
-            raise BadRequest(f"the base {self.base!r} is not among the candidates {', '.join(names)}")
+            raise BadRequest(f"the base {shown(self.base)} is not among the candidates {', '.join(names)[:MAX_LISTED]}")
 
     @property
     def reference(self) -> Candidate:
@@ -387,18 +389,15 @@ class Comparison:
 
     def write(self, path: Path) -> None:
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        replace_file(path, text + "\n")
 
 
 def read(path: Path) -> Comparison:
     """The record in a file. Raises BadRequest, in a line that names the file and the field."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise BadRequest(f"{path}: {size:,} bytes are too many for a record; at most {MAX_BYTES:,}")
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"{path}: no readable JSON: {error}") from None
+        raw = load(path)
+    except OSError as error:
+        raise BadRequest(f"{path}: no readable JSON: {error.strerror}") from None
     try:
         return from_json(raw)
     except BadRequest as error:
@@ -410,21 +409,21 @@ def from_json(raw: Any) -> Comparison:
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
         raise BadRequest("not the record of a comparison (its field `kind` says so)")
     if raw.get("schema") != SCHEMA:
-        raise BadRequest(f"schema {raw.get('schema')!r}; this program reads {SCHEMA}")
+        raise BadRequest(f"schema {shown(raw.get('schema'))}; this program reads {SCHEMA}")
     return build(Comparison, {k: v for k, v in raw.items() if k not in ("schema", "kind")}, "record")
 
 
 def build(kind: type[T], raw: Any, where: str) -> T:
     """A value of a dataclass from JSON values, checked field by field. Raises BadRequest that names the field."""
     if not isinstance(raw, dict):
-        raise BadRequest(f"{where}: an object is wanted, not {_shown(raw)}")
+        raise BadRequest(f"{where}: an object is wanted, not {shown(raw)}")
     hints = _hints(kind)  # type: ignore[arg-type]
     if unknown := sorted(set(raw) - set(hints)):
-        raise BadRequest(f"{where}: unknown field {unknown[0]!r}")
+        raise BadRequest(f"{where}: unknown field {shown(unknown[0])}")
     given = {}
     for entry in fields(kind):  # type: ignore[arg-type]
         if entry.name in raw:
-            given[entry.name] = _checked(hints[entry.name], raw[entry.name], f"{where}.{entry.name}")
+            given[entry.name] = _checked(hints[entry.name], raw[entry.name], place(where, entry.name))
         elif entry.default is MISSING and entry.default_factory is MISSING:
             raise BadRequest(f"{where}: the field {entry.name!r} is missing")
     return kind(**given)
@@ -448,14 +447,9 @@ def _checked(hint: Any, raw: Any, where: str) -> Any:
     if origin is list and isinstance(raw, list):
         return [_checked(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(raw)]
     if origin is dict and isinstance(raw, dict):
-        return {str(key): _checked(arguments[1], value, f"{where}[{key!r}]") for key, value in raw.items()}
+        return {str(key): _checked(arguments[1], value, place(where, key)) for key, value in raw.items()}
     if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw):
         return float(raw)
     if hint in (int, str, bool) and type(raw) is hint:
         return raw
-    raise BadRequest(f"{where}: {getattr(hint, '__name__', hint)} is wanted, not {_shown(raw)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "…"
+    raise BadRequest(f"{where}: {getattr(hint, '__name__', hint)} is wanted, not {shown(raw)}")

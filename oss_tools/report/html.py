@@ -13,7 +13,8 @@ from markupsafe import Markup
 from oss_tools.report import plots, table
 from oss_tools.report.comparison import Candidate, Fidelity
 from oss_tools.report.gates import Verdict
-from oss_tools.report.sheet import Interval, Model, Sheet, format_bytes, format_number, formatted, mean_figure, metric_of
+from oss_tools.report.sheet import Interval, Model, Sheet, format_number, formatted, mean_figure, metric_of
+from oss_tools.sizes import format_size
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CHANGES = 20  # shown for a candidate
@@ -87,7 +88,7 @@ def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from ((f"{name} {inner}", text) for inner, text in flat(value))
         elif name.endswith("_bytes") and isinstance(value, int | float):
-            yield name.removesuffix("_bytes"), format_bytes(value)
+            yield name.removesuffix("_bytes"), format_size(value)
         elif isinstance(value, list):
             yield name, ", ".join(map(str, value))
         elif value is not None:
@@ -139,7 +140,7 @@ def scatter_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
     """Quality over size and over speed; quality is the divergence and the mean score, as far as they are there."""
     if not sheet.comparison:
         return
-    xs = [("size", plots.Axis("size", format_bytes, from_zero=True), "Size")]
+    xs = [("size", plots.Axis("size", format_size, from_zero=True), "Size")]
     xs += [("tokens_per_second", plots.Axis("tokens per second", "{:,.0f}".format, from_zero=True), "Speed")]
     ys = [("kld.mean", plots.Axis("KL divergence, nats", tick, log=True), "divergence (less is better)")]
     ys += [("score", plots.Axis("mean score", lambda v: f"{100 * v:.3g} %"), "mean score (more is better)")]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadRequest
-from oss_tools.report.comparison import KIND, MAX_BYTES, Candidate, Comparison, from_json
+from oss_tools.report.comparison import KIND, Candidate, Comparison, from_json
+from oss_tools.report.loading import load
+from oss_tools.report.shapes import BENCH, EVAL, Node, check
 from oss_tools.report.sheet import Figure, Interval, Model, Sheet, by_size, candidate_figures, sheet_of, task_metric
 
 SCHEMAS = {"bench": 1, "eval": 1, KIND: 1}  # what this program reads
@@ -18,57 +17,6 @@ MAX_MODELS = 100  # in one report
 MAX_TASKS = 500  # of one model
 MAX_CELLS = 20_000  # of one candidate's weight errors
 MAX_NAME = 200  # characters
-MAX_DIGITS = 18  # of an integer
-
-
-@dataclass(frozen=True)
-class Node:
-    """A value of a JSON record and where it stands, for checks that name the place. Every method raises BadRequest."""
-
-    raw: Any
-    where: str
-
-    def __getitem__(self, name: str) -> Node:
-        if not isinstance(self.raw, dict):
-            raise self.wrong("an object")
-        if name not in self.raw:
-            raise BadRequest(f"{self.where}: the field {name!r} is missing")
-        return Node(self.raw[name], f"{self.where}.{name}")
-
-    def get(self, name: str) -> Node | None:
-        """A field that may be missing or null."""
-        return self[name] if isinstance(self.raw, dict) and self.raw.get(name) is not None else None
-
-    def items(self) -> Iterator[tuple[str, Node]]:
-        if not isinstance(self.raw, dict):
-            raise self.wrong("an object")
-        for name in self.raw:
-            yield name, self[name]
-
-    def each(self) -> Iterator[Node]:
-        if not isinstance(self.raw, list):
-            raise self.wrong("a list")
-        for number, value in enumerate(self.raw):
-            yield Node(value, f"{self.where}[{number}]")
-
-    def number(self) -> float:
-        if isinstance(self.raw, bool) or not isinstance(self.raw, int | float) or not math.isfinite(self.raw):
-            raise self.wrong("a finite number")
-        return float(self.raw)
-
-    def positive(self) -> float:
-        if self.number() <= 0:
-            raise self.wrong("a number above 0")
-        return self.number()
-
-    def text(self) -> str:
-        if not isinstance(self.raw, str):
-            raise self.wrong("text")
-        return self.raw
-
-    def wrong(self, wanted: str) -> BadRequest:
-        shown = repr(self.raw)
-        return BadRequest(f"{self.where}: {wanted} is wanted, not {shown if len(shown) <= 40 else shown[:37] + '…'}")
 
 
 def load_sheets(files: Sequence[Path]) -> list[Sheet]:
@@ -82,7 +30,9 @@ def load_sheets(files: Sequence[Path]) -> list[Sheet]:
             if raw["kind"] == KIND:
                 sheets.append(sheet_of(checked(from_json(raw))))
                 continue
-            models = _bench(Node(raw, "record")) if raw["kind"] == "bench" else [_eval(Node(raw, "record"))]
+            record, is_bench = Node(raw, "record"), raw["kind"] == "bench"
+            check(record, BENCH if is_bench else EVAL)
+            models = _bench(record) if is_bench else [_eval(record)]
         except (BadRequest, OverflowError) as error:
             raise BadRequest(f"{file}: {error}") from None
         for model in models:
@@ -98,13 +48,7 @@ def load_sheets(files: Sequence[Path]) -> list[Sheet]:
 
 def load_json(file: Path) -> dict[str, Any]:
     """A record's JSON, of a kind and schema that this program reads. Raises BadRequest, OSError."""
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise BadRequest(f"{file}: {size:,} bytes are too many for a record; at most {MAX_BYTES:,}")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"), parse_int=_integer, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{file}: no readable JSON: {error}") from None
+    raw = load(file)
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in SCHEMAS:
         raise BadRequest(f"{file}: no record of bench, eval or compare (the field `kind` is {str(kind)[:40]!r})")
@@ -114,16 +58,6 @@ def load_json(file: Path) -> dict[str, Any]:
         advice = "; a newer oss-tools reads it" if newer else "; make the record again"
         raise BadRequest(f"{file}: schema {str(schema)[:40]}, this program reads {SCHEMAS[kind]}{advice}")
     return raw
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no figure")
 
 
 def checked(record: Comparison) -> Comparison:
@@ -161,7 +95,9 @@ def _check_candidate(c: Candidate, where: str) -> None:
 def _bench(record: Node) -> list[Model]:
     """A row for each model and program."""
     machine = _machine(record)
-    models = []
+    models: list[Model] = []
+    if not record["models"].raw:
+        raise record["models"].wrong("a list of models")
     for entry in record["models"].each():
         name, size = _name(entry["model"]), entry["bytes"].positive()
         for program, contender in entry["contenders"].items():

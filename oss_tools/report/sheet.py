@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oss_tools.report.comparison import Candidate, Comparison, Divergence, Estimate, Fidelity, Ratio, TaskScore, Timing
+from oss_tools.sizes import format_size
 
 
 @dataclass(frozen=True)
@@ -347,8 +348,8 @@ def _mean(intervals: list[Interval]) -> Interval:
     value = math.fsum(i.value for i in intervals) / n
     if not all(i.known for i in intervals):
         return Interval(value)
-    below = math.sqrt(math.fsum((i.value - i.bounds[0]) ** 2 for i in intervals)) / n
-    above = math.sqrt(math.fsum((i.bounds[1] - i.value) ** 2 for i in intervals)) / n
+    below = math.hypot(*(i.value - i.bounds[0] for i in intervals)) / n
+    above = math.hypot(*(i.bounds[1] - i.value for i in intervals)) / n
     return Interval(value, value - below, value + above)
 
 
@@ -390,15 +391,6 @@ def formatted_interval(name: str, interval: Interval) -> str:
     return f"{text} (95 %: {low} to {high})"
 
 
-def format_bytes(nbytes: float) -> str:
-    """Bytes in decimal units with three digits: 13.8 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 999.5:
-            return f"{nbytes:.0f} {unit}" if unit == "B" or abs(nbytes) >= 99.95 else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.4g} TB"
-
-
 def format_number(value: float) -> str:
     """Three digits, without an exponent where that stays short."""
     if not math.isfinite(value):
@@ -423,7 +415,7 @@ def _percent(value: float) -> str:
 
 _WRITERS: dict[str, Callable[[float], str]] = {
     "": format_number,
-    "bytes": format_bytes,
+    "bytes": format_size,
     "percent": _percent,
     "ms": lambda value: format_number(1000 * value),
     "count": lambda value: f"{value:.0f}",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.chat.messages import Message
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.resources import resource
 from oss_tools.tiny.items import Item, Split
 
@@ -82,7 +83,7 @@ def write(folder: Path) -> list[Path]:
     for name, content in files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        replace_file(path, content)
         paths.append(path)
     return paths
 

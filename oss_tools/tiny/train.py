@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
+from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRequest
 from oss_tools.models.gpt_oss import GptOss
 from oss_tools.tiny import data, tokenizer
@@ -147,7 +148,7 @@ def save(out: Path, model: TinyModel, content: dict[str, Any], run: Run) -> None
         **texts,
         "training.json": json.dumps(asdict(run)),
     }.items():
-        (out / name).write_text(text + "\n", "utf-8")
+        replace_file(out / name, text + "\n")
 
 
 def load(folder: Path, model: TinyModel) -> tuple[dict[str, Any], dict[str, Any]]:

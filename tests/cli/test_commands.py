@@ -321,7 +321,7 @@ def test_an_interrupted_conversion_names_resume(
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "run", stop)
+    monkeypatch.setattr(pipeline, "write", stop)
     result = CliRunner().invoke(app, ["convert", str(tiny_llama), str(tmp_path / "new")])
     assert result.exit_code == status
     assert result.stderr.splitlines()[-1].endswith(line)

@@ -1,5 +1,8 @@
 """Importance weights from both kinds of file, and what a bad one says."""
 
+import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -74,7 +77,108 @@ def test_a_file_of_another_kind_or_for_another_model_is_refused(tiny_gpt_oss: Pa
     with open_checkpoint(tiny_gpt_oss) as checkpoint:
         with pytest.raises(BadCheckpoint, match=r"not an importance matrix: general\.type is 'model'"):
             load_importance(model, checkpoint)
-        with pytest.raises(BadCheckpoint, match="holds no weights for any tensor"):
+        with pytest.raises(BadCheckpoint, match=r"of another model: 'blk\.9\.y' is none of the tensors of"):
             load_importance(stranger, checkpoint)
         with pytest.raises(BadCheckpoint, match="cannot be opened"):
             load_importance(tmp_path / "missing.gguf", checkpoint)
+
+
+def write_binary(path: Path, entries: dict[str, tuple[int, np.ndarray]], tail: bytes = b"") -> Path:
+    """An importance matrix in llama.cpp's older form: per entry its name, calls and sums, then chunks and the data set's name."""
+    content = struct.pack("<i", len(entries))
+    for name, (calls, sums) in entries.items():
+        content += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, sums.size)
+        content += np.ascontiguousarray(sums, "<f4").tobytes()
+    path.write_bytes(content + tail)
+    return path
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", struct.pack("<ii", 7, 4) + b"wiki"], ids=["of January 2024", "with chunks and data set"]
+)
+@pytest.mark.parametrize("name", ["imatrix.dat", "imatrix.gguf", "imatrix"])
+def test_the_older_binary_form_holds_what_gguf_holds_whatever_its_name(
+    tiny_gpt_oss: Path, tmp_path: Path, name: str, tail: bytes
+) -> None:
+    chance = np.random.default_rng(1)
+    experts, out = chance.uniform(1, 9, (4, 64)).astype(np.float32), chance.uniform(1, 9, 128).astype(np.float32)
+    of_experts, of_out = "blk.0.ffn_down_exps.weight", "blk.1.attn_output.weight"
+    sums = {f"{of_experts}.in_sum2": experts * 6, f"{of_experts}.counts": np.full(4, 6.0)}
+    sums |= {f"{of_out}.in_sum2": out * 6, f"{of_out}.counts": np.full(1, 6.0)}
+    new = write_imatrix(tmp_path / "new.gguf", sums)
+    (tmp_path / "old").mkdir()
+    old = write_binary(tmp_path / "old" / name, {of_experts: (3, experts * 3), of_out: (3, out * 3)}, tail)
+    with open_checkpoint(tiny_gpt_oss) as checkpoint:
+        expected, found = load_importance(new, checkpoint), load_importance(old, checkpoint)
+    assert set(found) == set(expected) == {"model.layers.0.mlp.experts.down_proj", OUT}
+    for tensor in expected:
+        np.testing.assert_allclose(found[tensor], expected[tensor], rtol=1e-6)
+
+
+def test_a_binary_matrix_that_is_cut_off_or_of_another_model_is_refused(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    name = "blk.0.attn_output.weight"
+    whole = write_binary(tmp_path / "whole.dat", {name: (1, np.ones(128)), "blk.1.attn_output.weight": (1, np.ones(128))})
+    content = whole.read_bytes()
+    with open_checkpoint(tiny_gpt_oss) as checkpoint:
+        for length in (20, 40, 300, len(content) - 1):
+            (tmp_path / "cut.dat").write_bytes(content[:length])
+            with pytest.raises(BadCheckpoint, match=r"cut\.dat: an importance matrix that is cut off"):
+                load_importance(tmp_path / "cut.dat", checkpoint)
+        for entries, said in (
+            ({name: (1, np.ones(96))}, r"has shape \[1, 96\], expected \[128\].*is it of another model\?"),
+            ({"blk.70.attn_output.weight": (1, np.ones(128))}, "of another model: 'blk.70.attn_output.weight' is none of"),
+            (
+                {"output.weight.weight": (1, np.ones(128))},
+                "holds no weights for any tensor .*it names 'output.weight.weight'",
+            ),
+        ):
+            with pytest.raises(BadCheckpoint, match=said):
+                load_importance(write_binary(tmp_path / "other.dat", entries), checkpoint)
+        huge = struct.pack("<ii", 1, len(name)) + name.encode() + struct.pack("<ii", 1, 2**31 - 1)
+        (tmp_path / "huge.dat").write_bytes(huge)
+        with pytest.raises(BadCheckpoint, match="cut off"):
+            load_importance(tmp_path / "huge.dat", checkpoint)
+
+
+def test_any_other_file_is_called_what_it_is(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    files = {
+        "empty.dat": (b"", "empty, not an importance matrix"),
+        "notes.txt": (b"the importance of being earnest\n" * 40, "text, not an importance matrix"),
+        "matrix.gguf": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+        "matrix.pkl": (pickle.dumps({"a": 1}), "a Python pickle, which is never opened here"),
+        "matrix.dat": (bytes(range(256)) * 4, "of no known kind, not an importance matrix"),
+        "page.dat": (b"<!DOCTYPE html><html>", "a web page"),
+    }
+    with zipfile.ZipFile(tmp_path / "torch.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    files["torch.pt"] = ((tmp_path / "torch.pt").read_bytes(), "a zip archive")
+    with open_checkpoint(tiny_gpt_oss) as checkpoint:
+        for name, (content, said) in files.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(BadCheckpoint, match=f"{name}: {said}") as refused:
+                load_importance(tmp_path / name, checkpoint)
+            assert "\n" not in str(refused.value)
+        with pytest.raises(BadCheckpoint, match="a folder; --importance wants a file"):
+            load_importance(tmp_path, checkpoint)
+        with pytest.raises(BadCheckpoint, match="a model's weights, not an importance matrix"):
+            load_importance(tiny_gpt_oss / "model.safetensors", checkpoint)
+
+
+def test_a_gguf_matrix_is_known_under_the_older_forms_name(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    sums = {"blk.1.attn_output.weight.in_sum2": np.arange(1, 129), "blk.1.attn_output.weight.counts": np.ones(1)}
+    path = write_imatrix(tmp_path / "imatrix.dat", sums)
+    with open_checkpoint(tiny_gpt_oss) as checkpoint:
+        weights = load_importance(path, checkpoint)
+    np.testing.assert_allclose(weights[OUT], np.arange(1, 129) / 64.5, rtol=1e-6)
+
+
+def test_a_binary_matrix_that_counts_rows_for_values_is_called_damaged(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+    """As a converter of GGUF matrices wrote them: https://github.com/ikawrakow/ik_llama.cpp/issues/2385."""
+    name, values = b"blk.0.attn_output.weight", np.ones(128, "<f4").tobytes()
+    entry = struct.pack("<i", len(name)) + name + struct.pack("<ii", 1, 1) + values
+    (tmp_path / "imatrix.dat").write_bytes(struct.pack("<i", 2) + entry + entry)
+    with (
+        open_checkpoint(tiny_gpt_oss) as checkpoint,
+        pytest.raises(BadCheckpoint, match="damaged: entry 1 of the importance"),
+    ):
+        load_importance(tmp_path / "imatrix.dat", checkpoint)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from oss_tools.cli._options import parse_size
 from oss_tools.convert.recipe import load_recipe
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine import memory
@@ -98,8 +99,9 @@ def test_a_limit_near_the_figure_is_enough_and_one_below_is_refused(
     low = generate(model, 700, "--context", "512")
     assert low.returncode == 3
     assert len(low.stderr.splitlines()) == 1
-    needed, free = map(float, re.search(r"needs ([\d.]+) GB of memory .* ([\d.]+) GB are free", low.stderr).groups())  # type: ignore[union-attr]
-    missing = 1000 * (needed - free) / 1.048576
+    line = re.search(r"needs ([\d.]+ .B) of memory .* ([\d.]+ .B) are free", low.stderr)
+    needed, free = map(parse_size, line.groups())  # type: ignore[union-attr]
+    missing = (needed - free) / (1 << 20)
     assert generate(model, 700 + int(missing) - 150, "--context", "512").returncode == 3
     enough = generate(model, 700 + int(missing) + 150, "--context", "512")
     assert enough.returncode == 0, enough.stderr
@@ -121,7 +123,7 @@ def test_the_peak_is_measured_under_a_limit(tiny_gpt_oss: Path) -> None:
     assert 50e6 < record["peak_bytes"] < 1e9
     refused = peak(tiny_gpt_oss, 600, 0.5)
     assert refused.returncode == 1
-    assert re.search(r"needs [\d.]+ GB of memory", refused.stderr)
+    assert re.search(r"needs [\d.]+ MB of memory", refused.stderr)
 
 
 @linux

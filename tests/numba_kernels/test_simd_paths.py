@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from numba_kernels import simd
 
 HERE = Path(__file__).parent

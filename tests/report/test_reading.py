@@ -76,7 +76,7 @@ def test_records_of_bench_and_eval_share_a_sheet_and_comparisons_have_their_own(
         ({"kind": "bench", "schema": 1}, "record: the field 'models' is missing"),
         ({"kind": "bench", "schema": 1, "models": {}}, "record.models: a list is wanted"),
         (
-            {"kind": "bench", "schema": 1, "models": [{"model": "x", "bytes": -1}]},
+            {"kind": "bench", "schema": 1, "models": [{"model": "x", "bytes": -1, "contenders": {}}]},
             r"record.models\[0\].bytes: a number above 0",
         ),
         ('{"kind": "bench", "schema": 1, "models": NaN}', "NaN is no figure"),

@@ -1,0 +1,69 @@
+"""One chunk of a tensor on its way into another format: what may not be rounded, and what rounding cost."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oss_tools.convert.manifest import TensorError
+from oss_tools.convert.plan import Step
+from oss_tools.errors import BadTensor
+from oss_tools.formats import QTensor
+
+
+def round_rows(
+    step: Step, rows: QTensor, importance: np.ndarray | None, amax: float | None, on_nonfinite: str, sums: ErrorSums
+) -> QTensor:
+    """Rows in the step's target format; adds what that cost to `sums`.
+
+    Args:
+        importance: float32 weights [K] of the squared error, or None.
+        amax: the whole tensor's largest magnitude, for formats that need it.
+        on_nonfinite: `refuse` or `clamp` NaN and infinity. Raises BadTensor where they are refused.
+    """
+    values = rows.dequantize()
+    if step.action == "quantize":
+        values = finite_values(values, step.name, on_nonfinite)
+    result = step.target.format.quantize(values, rule=step.quantization, importance=importance, amax=amax)
+    if step.action == "quantize":
+        sums.add(values, result, step.name)
+    return result
+
+
+def finite_values(values: np.ndarray, name: str, on_nonfinite: str) -> np.ndarray:
+    """The values if all are finite; else, where asked for, with NaN as 0 and infinity as the largest finite magnitude."""
+    from numba_kernels.codec import finite
+
+    if not finite.nonfinite_count(values):
+        return values
+    if on_nonfinite == "refuse":
+        raise BadTensor(f"{name}: holds NaN or infinity; mend the source, or --on-nonfinite clamp")
+    return finite.clamp_nonfinite(values, np.abs(values[np.isfinite(values)]).max(initial=0))
+
+
+class ErrorSums:
+    """Sums of a tensor's rounding error over its chunks."""
+
+    def __init__(self) -> None:
+        self.squared_error = self.squared_norm = self.max_error = 0.0
+        self.clipped = self.values = 0
+
+    def add(self, values: np.ndarray, rounded: QTensor, name: str) -> None:
+        """Adds a chunk: original float32 values and what they became. Raises BadTensor if the format overflowed."""
+        from numba_kernels.codec import error
+
+        bounds = rounded.format.representable_range(rounded)
+        squared_error, squared_norm, largest, clipped = error.error_sums(
+            values, rounded.dequantize(), *(bounds or (None, None))
+        )
+        if not np.isfinite(squared_error):
+            raise BadTensor(
+                f"{name}: values up to {np.abs(values).max():.3g} overflow {rounded.format.name}; choose another format"
+            )
+        self.squared_error += squared_error
+        self.squared_norm += squared_norm
+        self.max_error = max(self.max_error, largest)
+        self.clipped += clipped
+        self.values += values.size
+
+    def error(self) -> TensorError:
+        return TensorError.of(self.squared_error, self.squared_norm, self.max_error, self.clipped, self.values)

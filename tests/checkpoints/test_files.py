@@ -1,0 +1,91 @@
+"""Small files: written whole or not at all, and places in which none can be made."""
+
+import os
+import resource
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oss_tools.checkpoints.files import check_place, replace_file
+from oss_tools.errors import BadRequest, NoRoom
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 1000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_on_a_full_disk_the_old_file_stays_and_nothing_lies_beside_it(tmp_path: Path, full_disk: None) -> None:
+    file = tmp_path / "page.html"
+    file.write_text("last week")
+    with pytest.raises(NoRoom, match=r"page\.html: File too large; free some space"):
+        replace_file(file, "x" * 5000)
+    assert file.read_text() == "last week"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_new_file_has_the_old_ones_permissions_and_a_first_one_the_usual(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("x")
+    old.chmod(0o640)
+    for file in (old, new):
+        replace_file(file, "text \ud83d")
+        assert file.read_text() == "text \\ud83d"
+    assert stat.S_IMODE(old.stat().st_mode) == 0o640
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(new.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    replace_file(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    replace_file(pipe, "through")
+    reader.join()
+    assert read == ["through"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_places_in_which_nothing_can_be_made_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    for path, said in (
+        (tmp_path / "file" / "new", f"{tmp_path / 'file'} is a file, not a folder"),
+        (tmp_path / "file" / "deeper" / "new", f"{tmp_path / 'file'} is a file, not a folder"),
+        (tmp_path / ("x" * 256), "a name is longer than the 255 bytes"),
+        (tmp_path / os.fsdecode(b"caf\xe9"), "not UTF-8"),
+    ):
+        with pytest.raises(BadRequest, match=said):
+            check_place(path)
+    check_place(tmp_path / "several" / "new" / "folders", with_parents=True)
+    for step in (check_place, lambda path: replace_file(path, "x")):
+        with pytest.raises(BadRequest, match=r"there is no folder \S+new; make it first"):
+            step(tmp_path / "several" / "new" / "file")
+    assert not (tmp_path / "several").exists()
+    state = os.statvfs(tmp_path)
+    with monkeypatch.context() as patched:
+        read_only = os.statvfs_result((*state[:8], state.f_flag | os.ST_RDONLY, state.f_namemax))
+        patched.setattr(os, "statvfs", lambda _: read_only)
+        with pytest.raises(BadRequest, match="is on a read-only disk; choose another place"):
+            check_place(tmp_path / "new")
+    with monkeypatch.context() as patched:  # as the system answers a user who is not root
+        patched.setattr(os, "access", lambda *_: False)
+        with pytest.raises(BadRequest, match="is read-only for this user"):
+            check_place(tmp_path / "new")
