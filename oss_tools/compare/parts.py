@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numba_kernels
-
 import oss_tools
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.resources import resource

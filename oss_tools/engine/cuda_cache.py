@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from numba_kernels.cuda.attention import PAGE, Attention
 from numba_kernels.cuda.device import Device
-
 from oss_tools.models.operations import Heads
 
 

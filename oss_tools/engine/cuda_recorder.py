@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
 from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.device import Device
@@ -29,7 +30,6 @@ from numba_kernels.cuda.prefill import (
 )
 from numba_kernels.cuda.rows import embed_kernel
 from numba_kernels.cuda.seam import SIMULATED, Kernel
-
 from oss_tools.engine.cuda_cache import Pool
 from oss_tools.engine.cuda_weights import CudaWeights, Stack
 from oss_tools.models.operations import Heads, Operations, Rope

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from numba_kernels.cuda.blocks import LAYOUTS, fits
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.packing import packed_rows
-
 from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
 from oss_tools.formats import Format

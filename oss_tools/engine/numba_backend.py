@@ -15,8 +15,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
 import numpy as np
+
+import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
 from numba_kernels.cpu.attention import attention_op, attention_scratch, parts_of, store_op
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
 from numba_kernels.cpu.experts import combine, group_by_expert, route
@@ -28,7 +29,6 @@ from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quanti
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
-
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, parts
 from oss_tools.engine.numba_weights import NumbaWeights, Stack, bytes_by_format, kernel_bytes

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from numba_kernels.cpu.attention import ELEMENTS, Pages
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
-
 from oss_tools.engine.backend import Run
 from oss_tools.models.operations import Heads
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numba_kernels.cpu.packing import Packed, all_formats, pack
 
+from numba_kernels.cpu.packing import Packed, all_formats, pack
 from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
 from oss_tools.formats import Format

@@ -13,7 +13,6 @@ from pathlib import Path
 from numba_kernels.cpu.packing import HUGE, Packed
 from numba_kernels.cpu.rows import record_bytes
 from numba_kernels.simd.values import LANES
-
 from oss_tools.engine.engine import PREFIX_SHARE
 from oss_tools.engine.numba_backend import CHUNK, OUTPUTS
 from oss_tools.engine.numba_cache import Pool

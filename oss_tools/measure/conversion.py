@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
-
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.measure.machine import machine, versions
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.device import Device
@@ -25,7 +26,6 @@ from numba_kernels.cuda.matmul import SWIGLU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
 from numba_kernels.cuda.seam import Kernel
-
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.cuda_recorder import splits
 from oss_tools.errors import MissingPackage

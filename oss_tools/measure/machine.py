@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
-
 from oss_tools import __version__
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
-
 from oss_tools.measure.machine import machine, versions
 
 PROMPT = "The"

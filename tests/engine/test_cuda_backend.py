@@ -17,10 +17,10 @@ pytest.importorskip("numba_cuda")
 sys.path.insert(0, str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
 
 from emulated_device import EmulatedDevice
+
 from numba_kernels.cuda.device import find_gpu
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.cuda.seam import CudaMissing, cuda
-
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.backend import backend_for

@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("numba_cuda")
 
 from numba_kernels.cuda.seam import SIMULATED
-
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.sampling import log_softmax

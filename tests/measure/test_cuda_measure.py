@@ -16,8 +16,8 @@ pytest.importorskip("numba_cuda")
 sys.path.insert(0, str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
 
 from emulated_device import EmulatedDevice
-from numba_kernels.cuda.seam import cuda as target
 
+from numba_kernels.cuda.seam import cuda as target
 from oss_tools.convert.synth import load_shape
 from oss_tools.engine import cuda_backend
 from oss_tools.errors import MissingPackage, NoRoom

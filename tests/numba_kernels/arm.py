@@ -151,8 +151,9 @@ def _relocate(arena: Arena, at: int, kind: int, value: int) -> None:
 def emulate(op: Any, arena: Arena, arguments: dict[str, Any], compiled: tuple[str, bytes, str]) -> None:
     """Runs an operation with one thread."""
     import unicorn
-    from numba_kernels.cpu.team import STATE, THREADS
     from unicorn import arm64_const as arm
+
+    from numba_kernels.cpu.team import STATE, THREADS
 
     cells, _ = op.cells(arguments)
     team = arena.copy(np.zeros(STATE // 8 + 32, np.int64))
@@ -172,11 +173,12 @@ def emulate(op: Any, arena: Arena, arguments: dict[str, Any], compiled: tuple[st
 
 def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
     """(name, operation, arguments, error of the result) for all kinds of kernels; packing still runs on this machine."""
+    from problems import FORMATS, weights
+
     from numba_kernels.cpu import rows
     from numba_kernels.cpu.linear import linear_op, one_group
     from numba_kernels.cpu.packing import Packed, pack
     from numba_kernels.reference import ops
-    from problems import FORMATS, weights
 
     rng = np.random.default_rng(0)
     n, columns, tokens = 19, 128, 13

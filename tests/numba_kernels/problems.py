@@ -5,6 +5,7 @@ from __future__ import annotations
 import gguf
 import ml_dtypes
 import numpy as np
+
 from numba_kernels.cpu.rows import empty_records, quantize
 from numba_kernels.reference.ops import quantize_rows
 

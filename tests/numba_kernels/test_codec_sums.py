@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from numba_kernels.codec.error import error_sums
 from numba_kernels.codec.finite import FLOAT32_MAX, clamp_nonfinite, nonfinite_count
 from numba_kernels.parallel import over_rows

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba_kernels.reference import formats as twin
 
+from numba_kernels.reference import formats as twin
 from oss_tools.formats import get_format
 from oss_tools.formats.nvfp4 import tensor_scale
 

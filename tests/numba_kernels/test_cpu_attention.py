@@ -7,6 +7,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+
 from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, parts_of, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops

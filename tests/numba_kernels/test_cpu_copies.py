@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from numba_kernels.cpu.attention import ELEMENTS, Pages
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
 

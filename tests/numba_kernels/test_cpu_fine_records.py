@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from problems import padded, weights
+
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.linear import linear_op
 from numba_kernels.cpu.packing import Packed, pack
 from numba_kernels.reference import ops
-from problems import padded, weights
 
 KIND = "int8_g16"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from problems import FORMATS, padded, records, weights
+
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
 from numba_kernels.cpu.packing import Packed, pack
 from numba_kernels.cpu.team import Program
-from problems import FORMATS, padded, records, weights
 
 TOLERANCE = 3e-6  # of the largest result: float32 sums over the blocks of a row
 

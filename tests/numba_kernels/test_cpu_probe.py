@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from problems import weights
+
 from numba_kernels.cpu.packing import Packed, pack
 from numba_kernels.cpu.probe import PIECE, STEP, multiplying, rate, read_memory, reading
-from problems import weights
 
 
 @pytest.mark.parametrize("size", [0, STEP, PIECE - STEP, 2 * PIECE + 3 * STEP])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from problems import FORMATS, weights
+
 from numba_kernels.cpu import experts, rows
 from numba_kernels.cpu.blocks import RECORD, SCALE, START, SUM
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
@@ -11,7 +13,6 @@ from numba_kernels.cpu.packing import Packed, pack
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.path import ACTIVE
-from problems import FORMATS, weights
 
 
 def fields(records: np.ndarray, columns: int) -> tuple[np.ndarray, ...]:

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.simd.values import get_i64, set_i64

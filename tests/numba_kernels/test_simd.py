@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 from numba.core import types
+
 from numba_kernels import simd
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd import values

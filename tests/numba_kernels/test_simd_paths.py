@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from numba_kernels import simd
 
 HERE = Path(__file__).parent

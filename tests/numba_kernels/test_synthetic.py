@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from numba_kernels.codec import synthetic
 from numba_kernels.reference import synthetic as reference
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import ptx_machine
+
 from numba_kernels.cuda.seam import SIMULATED, Kernel, cuda
 
 ARCHITECTURE = (9, 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from numba_kernels.cuda.blocks import LAYOUTS
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.reference import formats as reference

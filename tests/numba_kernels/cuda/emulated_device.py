@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ptx_machine
 from carry_out import ptx
+
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.seam import Kernel
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import ptx_machine
+
 from numba_kernels.cuda.seam import BYTES, FLOATS, HALVES, INT, INTS, WORDS, Kernel, _sources
 
 DTYPES = {BYTES: np.uint8, HALVES: np.uint16, WORDS: np.uint32, INTS: np.int32, FLOATS: np.float32}

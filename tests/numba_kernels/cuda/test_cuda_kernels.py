@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from carry_out import poison, run, where
 from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
+
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from carry_out import poison, run, where
 from cuda_problems import floats, matrix, rest_slow
+
 from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.matmul import ADD, SILU, STORE, SWIGLU, matmul_grid, matmul_kernel

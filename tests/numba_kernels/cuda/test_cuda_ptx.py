@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from numba_kernels.cuda.catalogue import Example, examples
 from numba_kernels.cuda.ptx import assemble, instructions
 from numba_kernels.cuda.seam import ARCHITECTURES, SIMULATED

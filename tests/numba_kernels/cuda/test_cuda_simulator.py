@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from numba_kernels.cuda.seam import SIMULATED
 
 HERE = Path(__file__).parent

@@ -6,6 +6,7 @@ import numpy as np
 import ptx_machine
 import pytest
 from carry_out import ptx
+
 from numba_kernels.cuda.intrinsics import load_words, multiply_tiles, stream_words, warp_sum
 from numba_kernels.cuda.plain import multiply_tiles as plain_multiply  # noqa: F401  (its definition is tested below)
 from numba_kernels.cuda.seam import FLOATS, INT, SIMULATED, WORDS, Kernel, cuda, kernel, types
