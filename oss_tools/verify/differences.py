@@ -15,7 +15,7 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.models import Checkpoint
 
 PARTS = ("config", "tokenizer", "template")
-LONGEST = 120  # characters of a value in words
+LONGEST = 200  # characters of a value in words
 DEFAULT = "default"  # the name of the chat template that conversations use
 
 

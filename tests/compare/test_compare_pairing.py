@@ -40,10 +40,10 @@ def swap_letters(content):
 
 
 SABOTAGE = {
-    "window": ("config.json", lambda c: c.update(sliding_window=c["sliding_window"] // 2), "config.sliding_window"),
-    "top-k": ("config.json", lambda c: c.update(num_experts_per_tok=1), "config.num_experts_per_tok"),
+    "window": ("config.json", lambda c: c.update(sliding_window=c["sliding_window"] // 2), "config.sliding_window*"),
+    "top-k": ("config.json", lambda c: c.update(num_experts_per_tok=1, experts_per_token=1), "config.num_experts_per_tok"),
     "eps": ("config.json", lambda c: c.update(rms_norm_eps=1e-3), "config.rms_norm_eps"),
-    "yarn": ("config.json", lambda c: c["rope_scaling"].update(factor=4.0), "config.*factor"),
+    "yarn": ("config.json", lambda c: c["rope_scaling"].update(factor=4.0), "config.rope*"),
     "limit": ("config.json", lambda c: c.update(swiglu_limit=3.0), "config.swiglu_limit"),
     "tokens": ("tokenizer.json", swap_letters, "tokenizer.token *"),
 }
@@ -97,7 +97,7 @@ def test_a_gate_that_says_nothing_of_it_fails_too_and_one_may_want_it(sabotaged)
     silent = parse_gate({"rules": [{"metric": "size", "min": 0}]}, "here", "silent")
     failed = {o.candidate for o in judge(silent, sheet_of(record)).failed}
     assert failed == {*SABOTAGE, "template"}
-    rule = {"metric": "differences", "max": 0, "wanted": ["config.sliding_window", "template.*"]}
+    rule = {"metric": "differences", "max": 0, "wanted": ["config.sliding_window*", "template.*"]}
     wanting = parse_gate({"rules": [rule]}, "here", "wanting")
     assert {o.candidate for o in judge(wanting, sheet_of(record)).failed} == {*SABOTAGE} - {"window"}
 

@@ -42,20 +42,22 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["num_experts_per_tok"], 1, "num_experts_per_tok"),
         (["rms_norm_eps"], 1e-6, "rms_norm_eps"),
         (["swiglu_limit"], 6.5, "swiglu_limit"),
-        (["rope_theta"], 10000.0, "rope_theta"),
-        (["rope_scaling", "factor"], 16.0, "factor"),
+        (["rope_theta"], 10000.0, "rope"),
+        (["rope_scaling", "factor"], 16.0, "rope"),
     ],
 )
 def test_a_changed_configuration_is_named(
     tiny_gpt_oss: Path, tmp_path: Path, path: list[str], value: float, name: str
 ) -> None:
-    changed = copy_with(tiny_gpt_oss, tmp_path / "b", "config.json", put(*path, value=value))
-    found = differences(tiny_gpt_oss, changed)
+    def edit(config: dict) -> None:
+        put(*path, value=value)(config)
+        config["experts_per_token"] = config["num_experts_per_tok"]  # another name of the same
+
+    found = differences(tiny_gpt_oss, copy_with(tiny_gpt_oss, tmp_path / "b", "config.json", edit))
     assert len(found) == 1
     (field, (_, b)), *_ = found.items()
-    assert field.startswith("config.")
-    assert name in field
-    assert b == in_words(value)
+    assert field.startswith(f"config.{name}")
+    assert in_words(value) in str(b)
 
 
 def test_what_only_describes_does_not_count(tiny_gpt_oss: Path, tmp_path: Path) -> None:
@@ -279,9 +281,9 @@ def test_the_verb_names_what_differs_and_only_leaves_parts_out(tiny_gpt_oss: Pat
     assert "NOT equal" in text
     record = json.loads(run(tiny_gpt_oss, other, "--json", status=1))
     assert record["differences"] == []
-    assert record["model_differences"] == [
-        {"part": "config", "what": "sliding_window", "a": "16", "b": "64", "missing_in": None}
-    ]
+    (found,) = record["model_differences"]
+    assert found["what"].startswith("sliding_window")
+    assert {**found, "what": ""} == {"part": "config", "what": "", "a": "16", "b": "64", "missing_in": None}
     assert "equal" in run(tiny_gpt_oss, other, "--only", "tensors", status=0)
     assert "tensors" not in run(tiny_gpt_oss, other, "--only", "tokenizer", "--only", "template", status=0)
     run(tiny_gpt_oss, other, "--only", "config", status=1)
