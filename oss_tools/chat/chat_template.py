@@ -5,18 +5,23 @@ A vocabulary with harmony's special tokens is spoken to in harmony, any other th
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Self
 
 from oss_tools.chat import harmony, template
-from oss_tools.chat.completion import Completion, Finding, Parser, read_arguments
+from oss_tools.chat.completion import Completion, Parser
 from oss_tools.chat.harmony import Preamble, Special
-from oss_tools.chat.harmony_parser import MARKERS, NAMESPACE, HarmonyParser
-from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.harmony_parser import MARKERS, HarmonyParser
+from oss_tools.chat.messages import Conversation
+from oss_tools.chat.plain import plain_messages, plain_tools
 from oss_tools.chat.tags import THINK, TagParser
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.templates import by_name
 from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
@@ -49,6 +54,15 @@ class ChatTemplate(ABC):
     def parser(self, conversation: Conversation) -> Parser:
         """Reads an answer to this conversation token by token."""
 
+    @abstractmethod
+    def at(self, moment: datetime) -> Self:
+        """The same, telling this moment's date on any day where it tells the date."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What tells ways of speaking apart."""
+
     def parse(self, tokens: Iterable[int], conversation: Conversation) -> Completion:
         """An answer to this conversation. Never fails: what is wrong is told in its findings."""
         return self.parser(conversation).read(tokens)
@@ -74,12 +88,13 @@ def speaks_harmony(metadata: Metadata, text: Text | None = None) -> bool:
 
 def has_chat_template(metadata: Metadata, text: Text | None = None) -> bool:
     """Whether the model can be spoken to."""
-    return bool(metadata.chat_template) or speaks_harmony(metadata, text)
+    return any(by_name(metadata).values()) or speaks_harmony(metadata, text)
 
 
 def takes_tools(metadata: Metadata, text: Text | None = None) -> bool:
     """Whether the model can be told of tools."""
-    return speaks_harmony(metadata, text) or "tools" in (metadata.chat_template or "")
+    named = by_name(metadata)
+    return speaks_harmony(metadata, text) or template.TOOL_USE in named or "tools" in named.get(template.DEFAULT, "")
 
 
 def preamble_of(metadata: Metadata) -> Preamble:
@@ -112,26 +127,49 @@ class HarmonyTemplate(ChatTemplate):
     def parser(self, conversation: Conversation) -> Parser:
         return HarmonyParser(self.text, tool_names(conversation))
 
+    def at(self, moment: datetime) -> Self:
+        found = copy.copy(self)
+        if self.preamble.date:
+            found.preamble = replace(self.preamble, date=moment.date().isoformat())
+        return found
+
+    @property
+    def description(self) -> str:
+        return f"harmony {self.preamble}"
+
 
 class JinjaTemplate(ChatTemplate):
-    """A checkpoint's own template."""
+    """A checkpoint's own template, or templates by name."""
 
     def __init__(self, text: Text, metadata: Metadata) -> None:
         """Raises BadCheckpoint if there is none."""
-        if not metadata.chat_template:
+        named = by_name(metadata)
+        if not any(named.values()):
             raise BadCheckpoint("the checkpoint has no chat template")
         self.text, self._metadata = text, metadata
-        self.has_channels = THINK in metadata.chat_template
+        self.has_channels = any(THINK in source for source in named.values())
         self.takes_tools = takes_tools(metadata, text)
+        self._now: Callable[[], datetime] = datetime.now
 
     def render(self, conversation: Conversation) -> str:
-        return self._render(conversation.effort, _plain_messages(conversation), _plain_tools(conversation))
+        return self._render(conversation.effort, plain_messages(conversation), plain_tools(conversation))
 
     def _render(self, effort: str, messages: Any, tools: Any) -> str:
-        return template.render(self._metadata, messages, tools, reasoning_effort=effort)
+        chosen = {} if effort == "medium" else {"reasoning_effort": effort}  # of which medium is the middle everywhere
+        return template.render(self._metadata, messages, tools, now=self._now, **chosen)
+
+    def at(self, moment: datetime) -> Self:
+        found = copy.copy(self)
+        found._now = lambda: moment
+        return found
+
+    @property
+    def description(self) -> str:
+        named = by_name(self._metadata)
+        return named["default"] if list(named) == ["default"] else repr(named)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        given = _plain_messages(conversation), _plain_tools(conversation)
+        given = plain_messages(conversation), plain_tools(conversation)
         rendered = self._render(conversation.effort, *given)
         disguise = _Disguise(self.text.special, rendered)
         hidden = _changed(given, disguise.hide)
@@ -167,40 +205,6 @@ class _Disguise:
 
     def reveal(self, text: str) -> str:
         return text.translate({ord(character): name for name, character in self._characters.items()})
-
-
-def _plain_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """Messages as templates know them (https://huggingface.co/docs/transformers/chat_templating)."""
-    plain: list[dict[str, Any]] = []
-    if conversation.instructions is not None:
-        plain.append({"role": "system", "content": conversation.instructions})
-    thoughts: list[str] = []
-    for message in conversation.messages:
-        if message.role == "assistant" and message.channel == "analysis" and not message.recipient:
-            thoughts.append(message.content)
-            continue
-        fields = _fields(message)
-        if message.role == "assistant" and thoughts:
-            fields |= dict.fromkeys(("reasoning_content", "thinking"), "\n".join(thoughts))  # Qwen's name and gpt-oss's
-        thoughts = []
-        plain.append(fields)
-    return plain
-
-
-def _fields(message: Message) -> dict[str, Any]:
-    if message.role == "assistant" and message.recipient:
-        arguments = read_arguments(message.content)
-        call = {
-            "name": message.recipient.removeprefix(NAMESPACE),
-            "arguments": message.content if isinstance(arguments, Finding) else dict(arguments),
-        }
-        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
-    name = {"name": message.name.removeprefix(NAMESPACE)} if message.name else {}
-    return {"role": message.role, "content": message.content, **name}
-
-
-def _plain_tools(conversation: Conversation) -> list[dict[str, Any]] | None:
-    return [{"type": "function", "function": dict(tool)} for tool in conversation.tools] or None
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:

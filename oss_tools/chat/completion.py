@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -24,11 +24,29 @@ class Problem(StrEnum):
     SPELT_MARKER = "spelt_marker"  # `assistantfinal` or `<|channel|>` in letters instead of special tokens
     STRAY_TEXT = "stray_text"  # text or special tokens where a message should begin
     MISSING_END = "missing_end"  # the text breaks off
+    OPEN_TAG = "open_tag"  # a call that ends with the text, without its closing tag
+    MISSING_NAMESPACE = "missing_namespace"  # a call of NAME where functions.NAME was offered
+    REPEATED_HEADER = "repeated_header"  # a part of a header comes twice, and says the same
+    RAW_ARGUMENTS = "raw_arguments"  # code where its JSON was wanted
     UNKNOWN_TOOL = "unknown_tool"
     CUT_JSON = "cut_json"  # arguments that are the beginning of a JSON text
     BROKEN_JSON = "broken_json"  # arguments that are no JSON object
     NO_ANSWER = "no_answer"  # neither a final answer nor a call
     TOO_MANY_ROUNDS = "too_many_rounds"  # calls without end
+
+
+# Offences beside which it is clear what a call asks for: it is carried out, and they are counted.
+SLIPS = frozenset(
+    {
+        Problem.MISSING_CHANNEL,
+        Problem.UNKNOWN_CHANNEL,
+        Problem.STRAY_TEXT,
+        Problem.OPEN_TAG,
+        Problem.MISSING_NAMESPACE,
+        Problem.REPEATED_HEADER,
+        Problem.RAW_ARGUMENTS,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +63,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of one of the tools that were offered."""
+    """A call of one of the tools that were offered.
 
-    name: str  # without the namespace `functions.`
+    Attributes:
+        name: without the namespace `functions.`.
+        recipient, channel: as the answer goes back: under this name, on this channel.
+    """
+
+    name: str
     arguments: Mapping[str, Any]
+    recipient: str | None = field(default=None, compare=False)
+    channel: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,7 @@ class Completion:
 
     Attributes:
         messages: the assistant's, as far as they can be read.
-        calls: those that can be carried out: the tool is known, the arguments are a JSON object.
+        calls: those that can be carried out: the tool is known, the arguments are a JSON object, or code for `python`.
         findings: everything that is wrong, in order.
     """
 
@@ -75,6 +100,11 @@ class Completion:
         """What a person would be shown: the last text on the final channel, cut off or not; None if there is none."""
         texts = [m.content for m in self.messages if m.channel == "final" and not m.recipient and m.role == "assistant"]
         return texts[-1] if texts else None
+
+    @property
+    def to_carry_out(self) -> tuple[ToolCall, ...]:
+        """The calls, unless something is wrong with the completion that makes it doubtful what it asks for."""
+        return self.calls if all(finding.problem in SLIPS for finding in self.findings) else ()
 
     @property
     def analysis(self) -> str:
@@ -117,7 +147,7 @@ class Parser(ABC):
 def read_arguments(text: str) -> Mapping[str, Any] | Finding:
     """The JSON object that a call's arguments are, or what is wrong with them."""
     try:
-        arguments = json.loads(text, parse_constant=_refuse)
+        arguments = json.loads(text, parse_constant=refuse_constant)
         json.dumps(arguments, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
     except json.JSONDecodeError as error:
         cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
@@ -127,7 +157,7 @@ def read_arguments(text: str) -> Mapping[str, Any] | Finding:
     return arguments if isinstance(arguments, dict) else Finding(Problem.BROKEN_JSON, excerpt(text))
 
 
-def _refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 

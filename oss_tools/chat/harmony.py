@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oss_tools.chat.messages import Conversation, Message
-from oss_tools.chat.typescript import namespace
+from oss_tools.chat.sections import has_own_section, sections
+from oss_tools.chat.typescript import Schema, namespace
 
 IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 KNOWLEDGE_CUTOFF = "2024-06"
 CHANNELS = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
 TOOLS_CHANNEL = "Calls to these tools must go to the commentary channel: 'functions'."
+NAMESPACE = "functions."  # of tools that have no section of their own
 
 
 class Special(str):
@@ -39,11 +41,13 @@ class Preamble:
     knowledge_cutoff: str | None = None
     date: str | None = None  # ISO 8601
     recipient_in_role: bool = False  # `assistant to=NAME<|channel|>commentary`, not `<|channel|>commentary to=NAME`
+    own_sections: bool = False  # `python` and `browser.NAME` are declared in the system message, as gpt-oss has learnt them
 
     @classmethod
     def of_gpt_oss(cls, date: datetime.date | None = None) -> Preamble:
         """As openai-harmony writes it for gpt-oss. `date`: today's if None."""
-        return cls(IDENTITY, KNOWLEDGE_CUTOFF, (date or datetime.date.today()).isoformat(), recipient_in_role=True)
+        today = date or datetime.date.today()
+        return cls(IDENTITY, KNOWLEDGE_CUTOFF, today.isoformat(), recipient_in_role=True, own_sections=True)
 
     def lines(self) -> list[str]:
         cutoff = f"Knowledge cutoff: {self.knowledge_cutoff}" if self.knowledge_cutoff else None
@@ -72,7 +76,7 @@ def render(conversation: Conversation, preamble: Preamble | None = None, complet
         answer.insert(0, messages.pop())
     roles = {message.role for message in messages}
     shown = _without_old_analysis(messages) + answer
-    if "developer" not in roles and (text := _developer_text(conversation)):
+    if "developer" not in roles and (text := _developer_text(conversation, preamble)):
         at = 1 if shown and shown[0].role == "system" else 0
         shown.insert(at, Message("developer", text))
     if "system" not in roles:
@@ -99,16 +103,25 @@ def _without_old_analysis(messages: list[Message]) -> list[Message]:
 
 
 def _system_text(conversation: Conversation, preamble: Preamble) -> str:
-    channels = f"{CHANNELS}\n{TOOLS_CHANNEL}" if conversation.tools else CHANNELS
-    sections = ["\n".join(preamble.lines()), f"Reasoning: {conversation.effort}", channels]
-    return "\n\n".join(section for section in sections if section)
+    own, functions = _by_section(conversation, preamble)
+    tools = ["# Tools", *sections(own)] if own else []
+    channels = f"{CHANNELS}\n{TOOLS_CHANNEL}" if functions else CHANNELS
+    parts = ["\n".join(preamble.lines()), f"Reasoning: {conversation.effort}", *tools, channels]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _developer_text(conversation: Conversation) -> str:
-    sections = ["# Instructions", conversation.instructions] if conversation.instructions is not None else []
-    if conversation.tools:
-        sections += ["# Tools", namespace("functions", conversation.tools)]
-    return "\n\n".join(sections)
+def _developer_text(conversation: Conversation, preamble: Preamble) -> str:
+    _, functions = _by_section(conversation, preamble)
+    parts = ["# Instructions", conversation.instructions] if conversation.instructions is not None else []
+    if functions:
+        parts += ["# Tools", namespace(NAMESPACE.rstrip("."), functions)]
+    return "\n\n".join(parts)
+
+
+def _by_section(conversation: Conversation, preamble: Preamble) -> tuple[list[Schema], list[Schema]]:
+    """The tools with sections of their own in the system message, and the functions of the developer's."""
+    own = [tool for tool in conversation.tools if preamble.own_sections and has_own_section(tool)]
+    return own, [tool for tool in conversation.tools if tool not in own]
 
 
 def _message(message: Message, recipient_in_role: bool) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
-from oss_tools.chat.harmony import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
+from oss_tools.chat.calls import is_raw_code, name_of, read_call
+from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt
+from oss_tools.chat.harmony import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, NAMESPACE, RETURN, START
 from oss_tools.chat.messages import Message
+from oss_tools.chat.sections import is_own_name
 from oss_tools.engine.text import Text
 
 CHANNELS = ("analysis", "commentary", "final")
-NAMESPACE = "functions."
 ENDS = (END, CALL, RETURN)
 MARKERS = (START, MESSAGE, CHANNEL, CONSTRAIN, *ENDS)
 SPELT = re.compile(
@@ -130,9 +131,14 @@ class HarmonyParser(Parser):
         if channels and channels[0][:1].strip():
             channel, *more = channels[0].split()
             words += more
+        repeated = channel is not None and all(part.split()[:1] == [channel] for part in channels[1:])
+        words += [word for part in channels[1:] for word in part.split()[1:]] if repeated else []
+        written_twice = len(words) == 2 and types == [[words[1]]]
+        words = words[:1] if written_twice else words
         recipient, content_type = _recipient_and_type(words)
         kind = types[0][0] if types and types[0] else content_type
-        sound = len(channels) <= 1 and len(words) <= (1 if types else 2) and [len(t) for t in types] in ([], [1])
+        sound = repeated or len(channels) <= 1
+        sound = sound and len(words) <= (1 if types else 2) and [len(t) for t in types] in ([], [1])
         if not role or not sound or recipient == "" or (channels and channel is None) or BROKEN_BYTES in header:
             self._find(Problem.BROKEN_HEADER, excerpt(header))
             recipient = None  # which part of it would be meant is a guess
@@ -142,6 +148,8 @@ class HarmonyParser(Parser):
             self._find(Problem.MISSING_CHANNEL, excerpt(header))
         elif channel not in CHANNELS:
             self._find(Problem.UNKNOWN_CHANNEL, excerpt(channel))
+        elif len(channels) > 1 or written_twice:
+            self._find(Problem.REPEATED_HEADER, excerpt(header))
         return Message(role or "assistant", "", channel, recipient, kind)
 
     # ---- contents ---------------------------------------------------------------------------------------------------
@@ -179,24 +187,30 @@ class HarmonyParser(Parser):
             self._find(Problem.MISSING_END, excerpt(content[-EXCERPT:]))
         if found := SPELT.search(content):
             self._find(Problem.SPELT_MARKER, excerpt(content[found.start() :]))
+        message = Message(header.role, content, header.channel, header.recipient, header.content_type, header.name)
         if header.recipient and header.role == "assistant":
-            self._read_call(header.recipient, content)
-        self._messages.append(
-            Message(header.role, content, header.channel, header.recipient, header.content_type, header.name)
-        )
+            self._read_call(message, cut=end is None)
+        self._messages.append(message)
         self._message = None
         return deltas
 
-    def _read_call(self, recipient: str, content: str) -> None:
-        name = recipient.removeprefix(NAMESPACE)
-        known = recipient.startswith(NAMESPACE) and name in self._tools
+    def _read_call(self, message: Message, cut: bool) -> None:
+        """The call that a message is. `cut`: its end is missing; code that breaks off is not carried out."""
+        recipient, name = message.recipient or "", name_of(message)
+        known = name in self._tools
         if not known:
             self._find(Problem.UNKNOWN_TOOL, excerpt(recipient))
-        arguments = read_arguments(content)
+        elif not recipient.startswith(NAMESPACE) and not is_own_name(name):
+            self._find(Problem.MISSING_NAMESPACE, excerpt(recipient))
+        arguments = read_call(message)
+        raw = is_raw_code(message)
         if isinstance(arguments, Finding):
             self._findings.append(arguments)
-        elif known:
-            self._calls.append(ToolCall(name, arguments))
+        elif known and not (raw and cut):
+            if raw and recipient.startswith(NAMESPACE):
+                self._find(Problem.RAW_ARGUMENTS, excerpt(message.content))
+            back = recipient if is_own_name(recipient) else NAMESPACE + name
+            self._calls.append(ToolCall(name, arguments, back, message.channel if is_own_name(recipient) else None))
 
     def _find(self, problem: Problem, detail: str) -> None:
         self._findings.append(Finding(problem, detail))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from oss_tools.chat.chat_template import ChatTemplate
 from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall
-from oss_tools.chat.harmony_parser import NAMESPACE
+from oss_tools.chat.harmony import NAMESPACE
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tools.base import Tool
 
@@ -58,18 +58,20 @@ def converse(
         said: is told of every message as it is complete, the model's and the tools'.
         shown: is told of the model's text as it comes.
 
-    A malformed completion ends the loop: its messages are in the transcript, the answer is None.
+    A malformed completion ends the loop: its messages are in the transcript, the answer is None. Offences that leave a call clear
+    (`completion.SLIPS`) do not: it is carried out, and they are among the findings.
     """
     tools = tools or {}
+    findings: tuple[Finding, ...] = ()
     for count in range(1, rounds + 1):
         completion = listen(complete(template.encode(conversation)), template.parser(conversation), shown)
         conversation = _extended(conversation, completion.messages, said)
-        unknown = [call for call in completion.calls if call.name not in tools]
-        if completion.findings or unknown or not completion.calls:
-            pending = () if completion.findings else completion.calls
-            return Transcript(conversation, _answer(completion), completion.findings, pending, count)
-        conversation = _extended(conversation, [_result(tools[call.name], call) for call in completion.calls], said)
-    findings = (Finding(Problem.TOO_MANY_ROUNDS, f"no answer after {rounds} rounds of calls"),)
+        findings += completion.findings
+        calls = completion.to_carry_out
+        if not calls or any(call.name not in tools for call in calls):
+            return Transcript(conversation, _answer(completion), findings, calls, count)
+        conversation = _extended(conversation, [_result(tools[call.name], call) for call in calls], said)
+    findings += (Finding(Problem.TOO_MANY_ROUNDS, f"no answer after {rounds} rounds of calls"),)
     return Transcript(conversation, None, findings, (), rounds)
 
 
@@ -96,4 +98,5 @@ def _extended(conversation: Conversation, messages: Iterable[Message], said: Cal
 
 
 def _result(tool: Tool, call: ToolCall) -> Message:
-    return Message("tool", tool.call(call.arguments), "commentary", "assistant", name=NAMESPACE + tool.name)
+    name = call.recipient or NAMESPACE + tool.name
+    return Message("tool", tool.call(call.arguments), call.channel or "commentary", "assistant", name=name)

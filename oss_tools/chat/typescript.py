@@ -16,9 +16,9 @@ SIMPLE_TYPES = {"number": "number", "integer": "number", "boolean": "boolean"}
 Schema = Mapping[str, Any]
 
 
-def namespace(name: str, tools: Iterable[Schema]) -> str:
-    """The section `## name` with one type per function schema (name, description, parameters)."""
-    lines = [f"## {name}\n", f"namespace {name} {{\n"]
+def namespace(name: str, tools: Iterable[Schema], about: str = "") -> str:
+    """The section `## name` with one type per function schema (name, description, parameters), below what it is about."""
+    lines = [f"## {name}\n", *(f"// {line}" for line in _lines(about)), f"namespace {name} {{\n"]
     for tool in tools:
         lines += [f"// {line}" for line in _lines(tool.get("description") or "")]
         parameters = tool.get("parameters")

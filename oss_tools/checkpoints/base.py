@@ -48,9 +48,10 @@ class Metadata:
     Attributes:
         config: the content of config.json (HF keys), without `quantization_config`.
         tokenizer: the content of tokenizer.json, or None if the source has none.
-        tokenizer_config: the content of tokenizer_config.json (special tokens, chat template where it is inline).
+        tokenizer_config: the content of tokenizer_config.json without chat templates.
         generation_config: the content of generation_config.json.
         chat_template: Jinja source, or None.
+        chat_templates: further ones by name (`tool_use`, `rag`, …): name -> Jinja source.
         general: descriptive facts: name, license, author, description, languages, tags (GGUF's `general.*`).
         files: further small files that travel along unchanged (LICENSE, README.md, USAGE_POLICY, …): name -> bytes.
         remarks: what a user should know about how the tokenizer or the templates were read, a sentence each.
@@ -61,6 +62,7 @@ class Metadata:
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     generation_config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+    chat_templates: dict[str, str] = field(default_factory=dict)
     general: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()

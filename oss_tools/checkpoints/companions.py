@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.base import Metadata
-from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, read_small, read_text
+from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, read_small
 from oss_tools.errors import BadCheckpoint
 
 MAX_CONFIG = 16 << 20
@@ -16,7 +17,14 @@ MAX_COMPANIONS = 64
 MAX_CARD = 16 << 10  # bytes of a model card in which its front matter must end
 
 # Parsed into fields of Metadata, and written from there.
-PARSED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+PARSED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    templates.FILE,
+    templates.OLD_FILE,
+)
 CARRIED = re.compile(
     r"((LICEN[CS]E|NOTICE|README|USAGE_POLICY|COPYING|AUTHORS)[\w.-]*|"
     r"special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|tokenizer\.model)",
@@ -32,18 +40,18 @@ def read_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
         return read_json(folder / name) if (folder / name).exists() else {}
 
     tokenizer_config = optional("tokenizer_config.json")
-    template = tokenizer_config.get("chat_template")
-    if (folder / "chat_template.jinja").exists():
-        template = read_text(folder / "chat_template.jinja", MAX_COMPANION)
+    named, remarks = templates.of_folder(folder, tokenizer_config)
+    tokenizer_config.pop(templates.FIELD, None)
     files = _carried_files(folder)
     return Metadata(
         config={key: value for key, value in config.items() if key != "quantization_config"},
         tokenizer=optional("tokenizer.json") or None,
         tokenizer_config=tokenizer_config,
         generation_config=optional("generation_config.json"),
-        chat_template=template if isinstance(template, str) else None,
+        **templates.fields(named),
         general=_general(folder, files.get("README.md", b"")),
         files=files,
+        remarks=remarks,
     )
 
 
@@ -93,8 +101,7 @@ def companion_files(metadata: Metadata) -> dict[str, bytes]:
             raise BadCheckpoint(f"companion file {name[:80]!r} cannot be written: its name is reserved or leaves the folder")
         files[name] = content
     tokenizer_config = dict(metadata.tokenizer_config)
-    if metadata.chat_template is not None:
-        tokenizer_config.pop("chat_template", None)
+    files |= templates.files_of(metadata, tokenizer_config)
     for name, parsed in (
         ("tokenizer.json", metadata.tokenizer),
         ("tokenizer_config.json", tokenizer_config),
@@ -102,6 +109,4 @@ def companion_files(metadata: Metadata) -> dict[str, bytes]:
     ):
         if parsed:
             files[name] = json_bytes(parsed)
-    if metadata.chat_template is not None:
-        files["chat_template.jinja"] = metadata.chat_template.encode("utf-8", "backslashreplace")
     return files

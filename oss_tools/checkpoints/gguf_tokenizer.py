@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import Keys, TokenType
 
+from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.base import Metadata
 from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import PRE_HINT, byte_level, pre_name, splitter_named
@@ -64,7 +65,8 @@ def from_hf(metadata: Metadata, architecture: str) -> dict[str, Any]:
                 f"{other} alone cannot be written to GGUF: save the tokenizer as tokenizer.json, with transformers"
             )
         size = metadata.config.get("vocab_size")
-        return {Keys.Tokenizer.MODEL: "none", **({f"{architecture}.vocab_size": size} if isinstance(size, int) else {})}
+        count = {f"{architecture}.vocab_size": size} if isinstance(size, int) else {}
+        return {Keys.Tokenizer.MODEL: "none", **count, **templates.to_gguf(metadata)}
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, Mapping) else model
@@ -77,7 +79,7 @@ def from_hf(metadata: Metadata, architecture: str) -> dict[str, Any]:
     else:
         keys, source = _byte_level_keys(metadata, tokenizer)
     keys |= {SPECIAL[name]: number for name, number in source.special.items()}
-    return keys | _added_ends(metadata, tokenizer, source) | _template_keys(metadata)
+    return keys | _added_ends(metadata, tokenizer, source) | templates.to_gguf(metadata)
 
 
 def _sentencepiece(tokenizer: Mapping[str, Any]) -> bool:
@@ -257,19 +259,6 @@ def _end_of(piece: Any) -> str | None:
     return str(token.get("id") if isinstance(token, Mapping) else token)
 
 
-def _template_keys(metadata: Metadata) -> dict[str, Any]:
-    """The chat template, and named ones beside it."""
-    listed = metadata.tokenizer_config.get("chat_template")
-    named = {e.get("name"): e.get("template") for e in listed if isinstance(e, Mapping)} if isinstance(listed, list) else {}
-    default = metadata.chat_template or named.pop("default", None)
-    keys: dict[str, Any] = {Keys.Tokenizer.CHAT_TEMPLATE: default} if isinstance(default, str) else {}
-    texts = {n: t for n, t in named.items() if isinstance(n, str) and re.fullmatch(r"\w{1,64}", n) and isinstance(t, str)}
-    if texts:
-        keys[Keys.Tokenizer.CHAT_TEMPLATES] = sorted(texts)
-        keys |= {Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=n): texts[n] for n in sorted(texts)}
-    return keys
-
-
 # ---- from GGUF to Hugging Face --------------------------------------------------------------------------------------
 
 
@@ -320,7 +309,7 @@ def to_hf(raw: Mapping[str, Any], config: dict[str, Any], general: dict[str, Any
     keys = _Keys(raw, where)
     kind = keys.get(Keys.Tokenizer.MODEL, str)
     if kind in (None, "none", "no_vocab"):
-        return Metadata(config, general=general)
+        return Metadata(config, general=general, **templates.fields(templates.of_gguf(raw, where)))
     if kind not in ("gpt2", "llama"):
         raise BadCheckpoint(f"{where}: a tokenizer of kind {kind!r} cannot be read, only gpt2 and llama")
     tokens = keys.strings(Keys.Tokenizer.LIST)
@@ -340,7 +329,7 @@ def to_hf(raw: Mapping[str, Any], config: dict[str, Any], general: dict[str, Any
         tokenizer=tokenizer,
         tokenizer_config=_tokenizer_config(keys, tokens, special, config),
         generation_config=ids | _stops(tokens, special),
-        chat_template=keys.get(Keys.Tokenizer.CHAT_TEMPLATE, str),
+        **templates.fields(templates.of_gguf(raw, where)),
         general=general,
     )
 
@@ -485,12 +474,6 @@ def _tokenizer_config(
         found["model_max_length"] = length
     if keys.get(Keys.Tokenizer.MODEL, str) == "gpt2" and Keys.Tokenizer.PRE in keys.keys:
         found[PRE_HINT] = keys.get(Keys.Tokenizer.PRE, str)
-    named = keys.keys.get(Keys.Tokenizer.CHAT_TEMPLATES)
-    if isinstance(named, StringArray):
-        texts = {n: keys.get(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=n), str) for n in named}
-        default = keys.get(Keys.Tokenizer.CHAT_TEMPLATE, str)
-        listed = [{"name": n, "template": t} for n, t in {"default": default, **texts}.items() if t is not None]
-        found["chat_template"] = listed
     return found
 
 

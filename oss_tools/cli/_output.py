@@ -162,17 +162,17 @@ def _count_lines() -> Callable[[str, int, int], None]:
 
 
 class Compiling:
-    """Progress through kernels that are being compiled, on stderr: called before each with how many are done, how many there are,
-    and its name, and once after the last.
+    """Progress through kernels that are being compiled, on stderr: called as each begins with how many are ready, how many there
+    are, and its name, and once after the last. It is not called where all come from the cache.
 
-    From the cache that takes a moment, and nothing is shown. If it takes longer, a bar on a terminal, elsewhere a line at the
-    beginning, and a line at the end.
+    If it takes longer than a moment, a bar on a terminal, elsewhere a line at the beginning, and a line at the end.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self._lock = Lock()
         self._began = 0.0
         self._state = (0, 1, "")
+        self._compiled = 0
         self._timer: Timer | None = None
         self._shown, self._ended = False, quiet
         self._bar: Any = None
@@ -189,6 +189,7 @@ class Compiling:
             if self._ended:
                 return
             self._state = (done, total, name)
+            self._compiled += done < total
             if self._timer is None:
                 self._began = time.monotonic()
                 self._timer = Timer(COMPILING_PATIENCE, self._show)
@@ -199,7 +200,7 @@ class Compiling:
                 self._stop()
                 if self._shown:
                     seconds = time.monotonic() - self._began
-                    remark(f"compiled {total} kernels in {seconds:.0f} s; they are kept for the next time")
+                    remark(f"compiled {self._compiled} kernels in {seconds:.0f} s; they are kept for the next time")
 
     def _show(self) -> None:
         with self._lock:

@@ -21,7 +21,9 @@ import typer
 
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Threads, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
-from oss_tools.cli._output import counted, print_facts, print_json, print_table, remark
+from oss_tools.cli._output import counted, print_json, print_table, remark
+from oss_tools.cli._places import require_writable
+from oss_tools.cli._scores import DIVERGENCE, print_record
 
 if TYPE_CHECKING:
     from oss_tools.engine.engine import Engine
@@ -37,7 +39,6 @@ oss-tools eval gpt-oss-20b/ --task healthbench_hard --grader-url https://api.ope
 oss-tools eval --list
 """
 SUITES = "math,health,tool_use,text"
-DIVERGENCE = "divergence"
 
 
 def run(
@@ -147,10 +148,13 @@ def run(
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
     from oss_tools.harness.suites import chosen_tasks
-    from oss_tools.harness.tasks import require_lm_eval
+    from oss_tools.harness.tasks import load_tasks, require_lm_eval
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars here are ours
     require_lm_eval()
+    if output is not None:
+        require_writable(output, "--output")
+    check_models(model, base)
     wanted = suite if suite is not None else "" if task or text else SUITES
     listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []
     graders = grading(grader_url, grader_model, grader_key, grader_jobs, output, quiet)
@@ -160,7 +164,7 @@ def run(
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            show_plan(names, text or [], data, limit, quiet, as_json)
+            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json)
         return
     from oss_tools.harness.run import Settings, write_record
 
@@ -175,13 +179,15 @@ def run(
     )
     where = {"device": device, "backend": backend, "threads": threads}
     engine_options = where | {"context": context, "activations": activations, "quiet": quiet}
-    with graders as grader, loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
-        record = evaluated(engine, model, listed, task or [], text or [], data, settings, output, resume, quiet, grader)
+    with graders as grader:
+        tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
+        with loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
+            record = evaluated(engine, model, listed, tasks, settings, output, resume, quiet, grader)
+            if base is not None:
+                with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
+                    record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
         if grader is not None:
             record["grader"] = {"model": grader_model, **grader.tally.to_json()}
-        if base is not None:
-            with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
-                record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
     if output is not None:
         write_record(output, record)
     if as_json:
@@ -207,13 +213,20 @@ def grading(
         yield grader
 
 
-def show_plan(names: list[str], texts: list[Path], data: Path | None, limit: int | None, quiet: bool, as_json: bool) -> None:
+def show_plan(
+    names: list[str],
+    listed: set[str],
+    texts: list[Path],
+    data: Path | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """What a run would ask, as a table or as JSON."""
     from dataclasses import asdict
 
     from oss_tools.harness.plan import planned
 
-    rows = planned(names, data, texts, limit, (lambda line: None) if quiet else remark)
+    rows = planned(names, data, texts, limit, remark, may_miss=listed)
     if as_json:
         print_json({"tasks": [asdict(row) for row in rows]})
         return
@@ -223,6 +236,16 @@ def show_plan(names: list[str], texts: list[Path], data: Path | None, limit: int
     ]
     header = ("task", "questions", "requests", "calls of the grader", "tokens to read, about", "tokens to write, about")
     print_table(cells, header, right=(1, 2, 3, 4, 5))
+
+
+def check_models(model: Path, base: Path | None) -> None:
+    """Raises what loading would raise for files that are no checkpoint, before anything is done."""
+    from oss_tools.models import open_checkpoint
+
+    for path in (model, base):
+        if path is not None:
+            with open_checkpoint(path) as checkpoint:
+                checkpoint.metadata()
 
 
 def described(model: Path) -> dict[str, Any]:
@@ -240,16 +263,14 @@ def evaluated(
     engine: Engine,
     model: Path,
     listed: list[SuiteTask],
-    names: list[str],
-    texts: list[Path],
-    data: Path | None,
+    tasks: dict[str, Any],
     settings: Any,
     output: Path | None,
     resume: bool,
     quiet: bool,
     grader: Grader | None = None,
 ) -> dict[str, Any]:
-    """Runs the suites' tasks and those named, with progress; the record."""
+    """Runs tasks, of which the suites list some, with progress; the record."""
     from oss_tools.harness.run import evaluate
 
     with counted(quiet=quiet) as report:
@@ -257,16 +278,14 @@ def evaluated(
             grader.report = lambda done, total: report("grades", done, total)
         return evaluate(
             engine,
-            [*(entry.task for entry in listed), *names],
+            tasks,
             settings,
             model=described(model),
-            data=data,
-            texts=texts,
             listed=listed,
             output=output,
             resume=resume,
             report=report,
-            say=(lambda line: None) if quiet else remark,
+            say=remark,
         )
 
 
@@ -309,78 +328,3 @@ def show_list(as_json: bool) -> None:
             title=f"{suite.name}: {suite.about}",
             right=(2,),
         )
-
-
-def print_record(record: dict[str, Any]) -> None:
-    """Scores as a table, then what the run took."""
-    rows = []
-    for name, task in record["tasks"].items():
-        metrics = sorted(task["scores"], key=lambda metric: metric != task["metric"])
-        for i, metric in enumerate(metrics):
-            rows.append((name if i == 0 else "", metric, *_figures(metric, task["scores"][metric])))
-    print_table(rows, ("task", "metric", "score", "95 % interval", "n"), right=(2, 3, 4))
-    if DIVERGENCE in record:
-        _print_divergence(record[DIVERGENCE])
-    print()
-    print_facts(_facts(record))
-
-
-def _figures(metric: str, score: dict[str, Any]) -> tuple[str, str, str]:
-    """Shares in percent, anything else as it is."""
-    share = 0 <= score["score"] <= 1 and not any(word in metric for word in ("perplexity", "bits"))
-
-    def shown(value: float) -> str:
-        return f"{100 * value:.1f} %" if share else f"{value:.4g}"
-
-    interval = "" if score["low"] is None else f"{shown(score['low'])} … {shown(score['high'])}"
-    return shown(score["score"]), interval, f"{score['n']:,}"
-
-
-def _print_divergence(found: dict[str, Any]) -> None:
-    kld, delta, top = found["kld"], found["delta_p"], found["same_top"]
-
-    def error(value: float | None, scale: float = 1) -> str:
-        return "" if value is None else f" ± {scale * value:.2g}"
-
-    points = ", ".join(f"{name[1:]} %: {kld[name]:.3g}" for name in ("p90", "p95", "p99", "p99.9"))
-    facts = {
-        f"divergence from {found['base']['name']}": f"{found['positions']:,} positions in {found['chunks']} chunks",
-        "mean KL divergence": f"{kld['mean']:.4g}{error(kld['stderr'])} nats",
-        "median, percentiles, largest": f"{kld['median']:.3g}; {points}; {kld['max']:.3g}",
-        "same likeliest token": f"{100 * top['mean']:.2f}{error(top['stderr'], 100)} %",
-        "change of the right token's probability": f"mean {100 * delta['mean']:+.3f}{error(delta['stderr'], 100)} %, "
-        f"root mean square {100 * delta['rms']:.3f} %",
-        "perplexity": f"{found['perplexity']['model']:.4f}, of the base {found['perplexity']['base']:.4f}",
-    }
-    print()
-    print_facts(facts)
-
-
-def _grading(tally: dict[str, Any] | None) -> str | None:
-    if tally is None:
-        return None
-    asked = f"{tally['graded']:,} grades, {tally['kept']:,} kept from before, {tally['ungraded']:,} that it did not give"
-    trouble = f"{tally['retries']:,} retries, {tally['malformed']:,} malformed"
-    return f"{tally['model']}: {asked}; {trouble}; {tally['prompt_tokens']:,} tokens read, {tally['tokens']:,} written"
-
-
-def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    usage = [task["usage"] for task in record["tasks"].values()]
-    total = {
-        name: sum(u[name] for u in usage)
-        for name in ("prompt_tokens", "tokens", "positions", "computed", "no_final", "answers")
-    }
-    problems: dict[str, int] = {}
-    for entry in usage:
-        for kind, count in entry["problems"].items():
-            problems[kind] = problems.get(kind, 0) + count
-    shared = 1 - total["computed"] / total["positions"] if total["positions"] else None
-    return {
-        "model": f"{record['model']['name']}, {record['model'].get('kernels', '')}",
-        "no final answer": f"{total['no_final']} of {total['answers']}" if total["answers"] else None,
-        "problems": ", ".join(f"{kind} {count}" for kind, count in sorted(problems.items())),
-        "tokens": f"{total['prompt_tokens']:,} read, {total['tokens']:,} generated",
-        "grader": _grading(record.get("grader")),
-        "shared prefixes": None if shared is None else f"saved {100 * shared:.0f} % of the positions",
-        "time": f"{record['seconds']:.0f} s",
-    }

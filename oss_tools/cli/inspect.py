@@ -58,7 +58,8 @@ def to_record(found: Summary, tensors: bool) -> dict[str, Any]:
         "roles": {s.name: _share(s) for s in found.by_role},
         "config": found.config,
         "tokenizer": None,
-        "chat_template": found.chat_template,
+        "chat_template": bool(found.chat_templates),
+        "chat_templates": list(found.chat_templates),
         "files": [{"name": name, "bytes": nbytes} for name, nbytes in found.files],
         "remarks": list(found.remarks),
     }
@@ -71,6 +72,10 @@ def to_record(found: Summary, tensors: bool) -> dict[str, Any]:
             for t in found.tensors
         ]
     return record
+
+
+def _templates(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) > 1 else "yes" if names == ("default",) else f"only {names[0]}" if names else "no"
 
 
 def _share(share: Share) -> dict[str, float]:
@@ -94,7 +99,7 @@ def print_summary(found: Summary, tensors: bool) -> None:
             "tensor bytes": f"{found.nbytes:,} ({format_size(found.nbytes)}, {found.bits_per_weight:.2f} bits per weight)",
             "tokenizer": tokenizer
             and f"{tokenizer.kind}, {tokenizer.vocabulary:,} tokens, {tokenizer.special} of them special",
-            "chat template": "yes" if found.chat_template else "no",
+            "chat template": _templates(found.chat_templates),
         }
     )
     for title, shares in (("format", found.by_format), ("role", found.by_role)):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from oss_tools.checkpoints import templates
 from oss_tools.convert import pipeline as conversion
 from oss_tools.convert.plan import Plan, make_plan
 from oss_tools.convert.recipe import Recipe, load_recipe, recipe_names, recipe_of_format
@@ -70,7 +71,7 @@ def member(name: str, path: Path, recipe: str = "") -> Member:
 def _speech(checkpoint: Checkpoint) -> str:
     """All beside tensors on which answers depend."""
     data = checkpoint.metadata()
-    parts = (data.config, data.tokenizer, data.tokenizer_config, data.generation_config, data.chat_template)
+    parts = (data.config, data.tokenizer, data.tokenizer_config, data.generation_config, templates.by_name(data))
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -29,8 +29,8 @@ class Options:
         activations: "int8" quantizes the inputs of linear layers per 32 values, "f32" keeps them whole.
         context: the most positions that a sequence may have.
         say: is told, in a line, what the user should know (a conversion on load).
-        on_compile: is called before each kernel is compiled (or taken from the cache), and once after the last, with how many are
-            done, how many there are, and the kernel's name.
+        on_compile: is called as each kernel begins to be compiled, and once after the last, with how many are ready, how many
+            there are, and the kernel's name; never where all come from the cache.
     """
 
     threads: int = 0

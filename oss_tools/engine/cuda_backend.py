@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ try:
 except ImportError as error:
     raise MissingPackage(f"the GPU needs the package numba-cuda: pip install 'oss-tools[cuda]' ({error})") from None
 
+from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.cuda_cache import Cache, Pool, ring_pages
 from oss_tools.engine.cuda_recorder import ManyTokens, OneToken
 from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
@@ -252,10 +254,8 @@ class CudaBackend(Backend):
 
     def _compile(self) -> None:
         """Compiles all kernels, or takes them from the cache."""
-        for done, kernel in enumerate(self._kernels.values()):
-            self.options.on_compile(done, len(self._kernels), kernel.name)
-            self.device.prepare(kernel)
-        self.options.on_compile(len(self._kernels), len(self._kernels), "")
+        jobs = [(kernel.name, partial(self.device.prepare, kernel)) for kernel in self._kernels.values()]
+        compile_all(jobs, self.options.on_compile)
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ class Engine:
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
             progress: called with the stored bytes that were read.
             say: is told what the user should know.
-            on_compile: called before each kernel is compiled and after the last, see `Options`.
+            on_compile: called as each kernel begins to be compiled and after the last, see `Options`.
 
         Raises BadCheckpoint, MissingPackage, BadRequest, NoRoom.
         """

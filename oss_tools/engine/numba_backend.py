@@ -30,6 +30,7 @@ from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
+from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, parts
 from oss_tools.engine.numba_weights import NumbaWeights, Stack, bytes_by_format, kernel_bytes
 from oss_tools.errors import BadRequest
@@ -431,10 +432,7 @@ class NumbaBackend(Backend):
         jobs: list[tuple[str, Callable[[], Any]]] = [("threads", Team.functions)]
         jobs += [(f"pack {f}", partial(pack_kernel, f)) for f in self.weights.formats]
         jobs += [(op.name, partial(getattr, op, "address")) for op in (*ops, copy_pages, read_rows, write_rows)]
-        for done, (name, job) in enumerate(jobs):
-            self.options.on_compile(done, len(jobs), name)
-            job()
-        self.options.on_compile(len(jobs), len(jobs), "")
+        compile_all(jobs, self.options.on_compile)
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
 

@@ -1,8 +1,7 @@
 """Asks a model behind an OpenAI-compatible endpoint for grades, many at once, and keeps every grade that it gave.
 
-A grade is a JSON object {"explanation": text, "criteria_met": true or false}. Failures that may pass are tried again with
-growing pauses, or those that the server asks for; an answer that is no grade is asked for again and then counted apart. Grades
-are kept in a file of JSON lines as they come, so that a run that was killed goes on where it was.
+Failures that may pass are tried again with growing pauses, or those that the server asks for; an answer that is no grade
+(`grades`) is asked for again and then counted apart.
 """
 
 from __future__ import annotations
@@ -13,20 +12,19 @@ import importlib
 import json
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from oss_tools import __version__
 from oss_tools.download.web import TRANSIENT, retry_after, shown
 from oss_tools.errors import BadRecipe, BadSource, Unreachable
+from oss_tools.harness.grades import Grade, GradeCache, read_grade
 
 LARGEST_ANSWER = 4 << 20  # bytes of a response
 LONGEST_PAUSE = 300.0  # seconds; a server that asks for more is left
@@ -77,14 +75,6 @@ class GraderSettings:
         return os.environ.get(DEFAULT_KEY) if urlsplit(self.url).scheme == "https" else None
 
 
-@dataclass(frozen=True)
-class Grade:
-    """What the grader found."""
-
-    criteria_met: bool
-    explanation: str
-
-
 @dataclass
 class Tally:
     """What grading took.
@@ -106,51 +96,6 @@ class Tally:
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
-
-
-class GradeCache:
-    """Grades by key, in a file to which lines are only ever added, and in memory. A line that a kill cut short is passed over."""
-
-    def __init__(self, file: Path | None = None) -> None:
-        self._known: dict[str, Grade] = {}
-        self._lock = threading.Lock()
-        self._stream = None
-        if file is None:
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torn = file.exists() and self._read(file)
-        self._stream = file.open("a", encoding="utf-8")
-        if torn:
-            self._stream.write("\n")
-
-    def _read(self, file: Path) -> bool:
-        """Whether the last line is cut short."""
-        line = b"\n"
-        with file.open("rb") as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    row = json.loads(line)
-                    if isinstance(row["criteria_met"], bool):
-                        self._known[str(row["key"])] = Grade(row["criteria_met"], str(row["explanation"]))
-        return not line.endswith(b"\n")
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, key: str) -> Grade | None:
-        return self._known.get(key)
-
-    def add(self, key: str, grade: Grade, model: str) -> None:
-        line = json.dumps({"key": key, "model": model, **asdict(grade)}, ensure_ascii=False)
-        with self._lock:
-            self._known[key] = grade
-            if self._stream is not None:
-                self._stream.write(line + "\n")
-                self._stream.flush()  # what is written outlives a kill of this process
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
 
 
 class Transient(Exception):
@@ -372,25 +317,15 @@ class Grader:
             self._count(prompt_tokens=int(usage.get("prompt_tokens") or 0), tokens=int(usage.get("completion_tokens") or 0))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise Transient("an answer that is no chat completion") from None
-        return text if isinstance(text, str) else ""
+        if isinstance(text, list):  # in parts, as some servers give it
+            texts = [part.get("text") for part in text if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+            text = "".join(part for part in texts if isinstance(part, str))
+        return text if isinstance(text, str) else ""  # a refusal has none
 
     def _count(self, **counts: int) -> None:
         with self._lock:
             for name, count in counts.items():
                 setattr(self.tally, name, getattr(self.tally, name) + count)
-
-
-def read_grade(text: str) -> Grade | None:
-    """The last grade in a text, whatever stands around it; None if there is none."""
-    decoder = json.JSONDecoder()
-    for start in reversed([found.start() for found in re.finditer(r"\{", text)][-200:]):
-        try:
-            value, _ = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and isinstance(value.get("criteria_met"), bool):
-            return Grade(value["criteria_met"], str(value.get("explanation", "")))
-    return None
 
 
 def about_tokens(text: str) -> int:

@@ -19,8 +19,11 @@ import numpy as np
 
 from oss_tools.errors import BadSource
 from oss_tools.harness.answers import Answer, Details, details_of
-from oss_tools.harness.data import Documents, Splits, read_jsonl
+from oss_tools.harness.data import Documents, Splits, fields_of
+from oss_tools.harness.documents import Located, read_documents
+from oss_tools.harness.fields import Fields
 from oss_tools.harness.grader import Grade, Grader, about_tokens, current_grader
+from oss_tools.harness.hub import hub_mode, why_not
 
 HUB = "openai/healthbench"
 FILES = {
@@ -63,51 +66,79 @@ Answer with a JSON object of two fields and no other text:
 # ---- documents ------------------------------------------------------------------------------------------------------
 
 
+PLAIN = Fields({name: [name] for name in ("prompt", "rubrics")})
+PLAIN_RUBRICS = Fields({name: [name] for name in ("criterion", "points")})
+
+
 class HealthBenchSplits(Splits):
     """The examples of one of the three sets, from the user's folder (our layout or the published file) or from the hub."""
 
+    def __init__(
+        self,
+        task: str,
+        *,
+        folder: Path,
+        data: str | Path | None = None,
+        published: Sequence[str] = (),
+        fields: Fields = PLAIN,
+        rubric_fields: Fields = PLAIN_RUBRICS,
+    ) -> None:
+        names = (FILES[task].removesuffix(".jsonl"), *published)
+        super().__init__(task, folder=folder, data=data, published=names, fields=fields)
+        self.rubric_fields = rubric_fields
+
     def _find(self, split: str) -> Documents:
         current_grader()  # so that nobody learns of its absence after hours of generation
-        return Documents(_checked(doc, file) for file in [self._file(split)] for doc in read_jsonl(file))
+        located = self._located(split)
+        documents = self.fields.read(located)
+        return Documents(self._checked(doc, where) for (where, _), doc in zip(located, documents, strict=True))
 
-    def _file(self, split: str) -> Path:
-        published = FILES[self.task]
-        for name in (f"{self.task}/{split}.jsonl", published):
-            if self.data is not None and (self.data / name).exists():
-                return self.data / name
+    def _located(self, split: str) -> list[Located]:
+        files = self.data_files(split) or [self._from_hub(split)]
+        return [row for file in files for row in read_documents(file)]
+
+    def _from_hub(self, split: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+        file = FILES[self.task]
+        with hub_mode() as online:
+            try:
+                return Path(hf_hub_download(HUB, file, repo_type="dataset"))
+            except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+                raise BadSource(
+                    f"{self.task}: {file} of the data set {HUB} cannot be had ({why_not(error, online)}); "
+                    f"{self._wanted(split)}"
+                ) from None
+
+    def _checked(self, doc: dict[str, Any], where: str) -> dict[str, Any]:
+        """The document with the conversation to be had. Raises BadSource if a field is not what it should be."""
         try:
-            return Path(hf_hub_download(HUB, published, repo_type="dataset"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadSource(
-                f"{self.task}: {published} of the data set {HUB} cannot be had ({reason}); give a folder with "
-                f"{self.task}/{split}.jsonl or {published} with --data"
-            ) from None
+            messages = [{"role": message["role"], "content": message["content"]} for message in doc["prompt"]]
+            about = f"{where}, example {doc.get('prompt_id')}, criterion"
+            rubrics = self.rubric_fields.read([(f"{about} {n}", dict(rubric)) for n, rubric in enumerate(doc["rubrics"], 1)])
+            points = [rubric["points"] for rubric in rubrics]
+            sound = all(isinstance(text, str) for message in messages for text in message.values())
+            sound &= all(isinstance(rubric["criterion"], str) for rubric in rubrics)
+            sound &= all(type(point) in (int, float) and math.isfinite(point) for point in points)
+            if not sound or not messages or sum(max(point, 0) for point in points) <= 0:
+                raise ValueError("wants messages, and criteria with points, some of them positive")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadSource(f"{where}: example {doc.get('prompt_id')} has not HealthBench's fields: {error}") from None
+        themes = [tag for tag in doc.get("example_tags") or () if isinstance(tag, str) and tag.startswith("theme:")]
+        kind = themes[0] if themes else "no theme"
+        return {**doc, "rubrics": rubrics, "kind": kind, "conversation": {"messages": messages}}
 
 
 def splits(*, config_source: str, **where: Any) -> HealthBenchSplits:
-    """The documents of a task that is named after its set; see `FILES`."""
+    """The documents of a task that is named after its set; see `FILES`. `rubric_fields` are those of a criterion."""
     source = Path(config_source)
-    return HealthBenchSplits(source.stem, folder=source.parent, data=where.get("data"))
-
-
-def _checked(doc: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The document with the conversation to be had. Raises BadSource if a field is not what it should be."""
-    try:
-        messages = [{"role": message["role"], "content": message["content"]} for message in doc["prompt"]]
-        points = [rubric["points"] for rubric in doc["rubrics"]]
-        sound = all(isinstance(text, str) for message in messages for text in message.values())
-        sound &= all(isinstance(rubric["criterion"], str) for rubric in doc["rubrics"])
-        sound &= all(type(point) in (int, float) and math.isfinite(point) for point in points)
-        if not sound or not messages or sum(max(point, 0) for point in points) <= 0:
-            raise ValueError("wants messages, and criteria with points, some of them positive")
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadSource(f"{file}: example {doc.get('prompt_id')} has not HealthBench's fields: {error}") from None
-    themes = [tag for tag in doc.get("example_tags") or () if isinstance(tag, str) and tag.startswith("theme:")]
-    return {**doc, "kind": themes[0] if themes else "no theme", "conversation": {"messages": messages}}
+    given: dict[str, Any] = {name: where[name] for name in ("data", "published") if name in where}
+    if "fields" in where:
+        given["fields"] = fields_of(where)
+    if "rubric_fields" in where:
+        given["rubric_fields"] = Fields(where["rubric_fields"])
+    return HealthBenchSplits(source.stem, folder=source.parent, **given)
 
 
 def last_message(doc: Mapping[str, Any]) -> str:

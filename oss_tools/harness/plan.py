@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,11 @@ def planned(
     texts: Sequence[Path] = (),
     limit: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    may_miss: Container[str] = (),
 ) -> list[Planned]:
     """A row for each task. Arguments and errors as in `load_tasks`; `limit` documents of each."""
     rows = []
-    for name, task in load_tasks(names, data, texts, say)["tasks"].items():
+    for name, task in load_tasks(names, data, texts, say, may_miss)["tasks"].items():
         docs = list(task.eval_docs)[:limit]
         choices = sum(len(task.doc_to_choice(doc)) for doc in docs) if task.OUTPUT_TYPE in PER_CHOICE else len(docs)
         row = Planned(name, len(docs), choices * (task.config.repeats or 1))

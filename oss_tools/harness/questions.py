@@ -1,7 +1,8 @@
 r"""The public question sets: what is asked of the model, and how its answer is scored.
 
-Mathematics is answered in \boxed{…}, multiple choice with "Answer: X". The fields of documents are those of the public sets.
-Every `…_score` gives `correct`, and `answered`: whether an answer was found in the text, right or wrong.
+Mathematics is answered in \boxed{…}, multiple choice with "Answer: X". The fields of documents are those of the public sets,
+under the names that the tasks' YAML files put first. Every `…_score` gives `correct`, and `answered`: whether an answer was
+found in the text, right or wrong.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ def gsm8k_text(doc: Doc) -> str:
 
 
 def gsm8k_key(doc: Doc) -> str:
-    """The number behind the four hashes of a worked solution."""
-    return str(doc["answer"]).rpartition("####")[2].strip().replace(",", "")
+    """The number behind the four hashes of a worked solution, or the number that stands there alone."""
+    key = str(doc["answer"]).rpartition("####")[2].strip().replace(",", "")
+    float(key.lstrip("$"))
+    return key
 
 
 def gsm8k_score(doc: Doc, results: Sequence[str]) -> Scores:
@@ -43,21 +46,26 @@ def math_text(doc: Doc) -> str:
     return f"{doc['problem'].strip()}\n\nReason step by step, and end with the final answer in \\boxed{{}}."
 
 
+def math_key(doc: Doc) -> str:
+    return str(doc["answer"])
+
+
 def math_score(doc: Doc, results: Sequence[str]) -> Scores:
-    return _math_score(results[0], str(doc["answer"]))
-
-
-def aime_problem(doc: Doc) -> str:
-    """The sets of 2024 write their fields' names with a capital."""
-    return str(doc.get("problem") or doc["Problem"]).strip()
+    return _math_score(results[0], math_key(doc))
 
 
 def aime_key(doc: Doc) -> str:
-    return str(doc["answer"] if "answer" in doc else doc["Answer"]).strip()
+    """An integer from 0 to 999, whatever it is written as (33, "033", 33.0)."""
+    written = str(doc["answer"]).strip()
+    number = float(written)
+    if number != int(number) or not 0 <= number <= 999:
+        raise BadSource(f"the answer is {written!r}, no integer from 0 to 999")
+    return written if written.isdecimal() else str(int(number))
 
 
 def aime_text(doc: Doc) -> str:
-    return f"{aime_problem(doc)}\n\nThe answer is an integer from 0 to 999. Reason step by step, and end with it in \\boxed{{}}."
+    asked = "The answer is an integer from 0 to 999. Reason step by step, and end with it in \\boxed{}."
+    return f"{doc['problem'].strip()}\n\n{asked}"
 
 
 def aime_score(doc: Doc, results: Sequence[str]) -> Scores:
@@ -101,6 +109,8 @@ class MultipleChoice:
         return f"Question: {self.question(doc)}\nAnswer:"
 
     def letter(self, doc: Doc) -> str:
+        """Also makes sure that the document can be asked. Raises BadSource for one without its key."""
+        self.question(doc)
         index = self.key(doc)
         if not 0 <= index < len(self.choices(doc)):
             raise BadSource(f"a question without its key: {doc['question'][:60]!r}; this split has no answers")
@@ -111,14 +121,32 @@ class MultipleChoice:
         return _scores(chosen is not None, chosen == self.letter(doc))
 
 
-medqa = MultipleChoice(
-    choices=lambda doc: [doc["options"][letter] for letter in sorted(doc["options"])],
-    key=lambda doc: sorted(doc["options"]).index(doc["answer_idx"]),
-)
-medmcqa = MultipleChoice(
-    choices=lambda doc: [doc[name] for name in ("opa", "opb", "opc", "opd")], key=lambda doc: int(doc["cop"])
-)
-mmlu = MultipleChoice(choices=lambda doc: doc["choices"], key=lambda doc: int(doc["answer"]))
+def texts_of(options: Any) -> list[str]:
+    """The choices of {"A": text, …}, [text, …] or [{"key": "A", "value": text}, …], in the order of their letters."""
+    if isinstance(options, Mapping):
+        return [str(options[letter]) for letter in sorted(options) if options[letter] is not None]
+    pairs = [(o["key"], o["value"]) if isinstance(o, Mapping) else ("", o) for o in options]
+    return [str(text) for _, text in sorted(pairs, key=lambda pair: str(pair[0]))]
+
+
+def index_of(key: Any, choices: Sequence[str]) -> int:
+    """The number of the choice that a key names: by its number from 0, its letter, or its text; -1 if by none."""
+    written = str(key).strip()
+    if isinstance(key, str) and written in choices:
+        return list(choices).index(written)
+    if written.lstrip("-").isdecimal():
+        return int(written)
+    letter = written.strip("().:").upper()
+    return LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS else -1
+
+
+def _chosen(choices: Callable[[Doc], Sequence[str]], key: str) -> MultipleChoice:
+    return MultipleChoice(choices, lambda doc: index_of(doc[key], choices(doc)))
+
+
+medqa = _chosen(lambda doc: texts_of(doc["options"]), "answer_idx")
+medmcqa = _chosen(lambda doc: [doc[name] for name in ("opa", "opb", "opc", "opd")], "cop")
+mmlu = _chosen(lambda doc: texts_of(doc["choices"]), "answer")
 
 # lm-eval's !function takes names of a module
 medqa_text, medqa_bare_text, medqa_key, medqa_letter, medqa_score = (
@@ -139,12 +167,22 @@ DECISIONS = ("yes", "no", "maybe")
 
 
 def pubmedqa_abstract(doc: Doc) -> str:
-    """Without its conclusion. Both published forms are read: {question, context: {contexts}} and {QUESTION, CONTEXTS}."""
-    return "\n".join(doc["CONTEXTS"] if "CONTEXTS" in doc else doc["context"]["contexts"])
+    """Without its conclusion."""
+    parts = doc["contexts"]
+    return parts if isinstance(parts, str) else "\n".join(parts)
 
 
 def pubmedqa_question(doc: Doc) -> str:
-    return str(doc.get("question") or doc["QUESTION"]).strip()
+    return str(doc["question"]).strip()
+
+
+def pubmedqa_key(doc: Doc) -> str:
+    """Also makes sure that the document can be asked."""
+    pubmedqa_text(doc)
+    decision = str(doc["final_decision"]).strip().lower()
+    if decision not in DECISIONS:
+        raise BadSource(f"the decision is {decision!r}, none of {', '.join(DECISIONS)}; this split has no answers")
+    return decision
 
 
 def pubmedqa_text(doc: Doc) -> str:
@@ -158,4 +196,4 @@ def pubmedqa_bare_text(doc: Doc) -> str:
 
 def pubmedqa_score(doc: Doc, results: Sequence[str]) -> Scores:
     label = extract_label(results[0], DECISIONS)
-    return _scores(label is not None, label == doc["final_decision"])
+    return _scores(label is not None, label == pubmedqa_key(doc))

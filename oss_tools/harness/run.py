@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
 
 def evaluate(
     engine: Engine,
-    names: Sequence[str],
+    names: Sequence[str] | Mapping[str, Any],
     settings: Settings,
     *,
     model: dict[str, Any],
@@ -86,7 +86,7 @@ def evaluate(
     """Runs tasks; returns the record.
 
     Args:
-        names: of tasks, see `load_tasks`.
+        names: of tasks, see `load_tasks`; or what that returned.
         model: what the record says of the model: name, sha256, ….
         data: the user's folder of public sets.
         texts: files whose perplexity is wanted.
@@ -104,7 +104,9 @@ def evaluate(
     from oss_tools.harness.lm import EngineLM
 
     began = time.perf_counter()
-    tasks = load_tasks(names, data, texts, say)
+    by_name = {entry.task: entry for entry in listed}
+    tasks = dict(names) if isinstance(names, Mapping) else load_tasks(names, data, texts, say, may_miss=by_name)
+    _tell_sizes(tasks["tasks"], by_name, say)
     about = {"schema": SCHEMA, "model": model.get("sha256"), **engine_facts(engine), **asdict(settings)}
     per_run = {name: about.pop(name) for name in ("limit", "sample", "num_fewshot")}  # what these change is in the requests
     log = AnswerLog(output / "answers.jsonl" if output else None, about, resume)
@@ -133,7 +135,6 @@ def evaluate(
         )
     finally:
         log.close()
-    by_name = {entry.task: entry for entry in listed}
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "eval",
@@ -169,6 +170,13 @@ def write_record(output: Path, record: dict[str, Any]) -> Path:
     file = output / "eval.json"
     replace_file(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
+
+
+def _tell_sizes(tasks: dict[str, Any], listed: Mapping[str, SuiteTask], say: Callable[[str], None]) -> None:
+    """Says which sets are not the ones that the suites name: a part of one, two copies, another year."""
+    for name, task in tasks.items():
+        if name in listed and len(task.eval_docs) != listed[name].size:
+            say(f"{name}: {len(task.eval_docs):,} questions, where the published set has {listed[name].size:,}")
 
 
 def _prepare(tasks: dict[str, Any], settings: Settings) -> None:

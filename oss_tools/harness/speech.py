@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+from oss_tools.chat.calls import name_of, read_call
 from oss_tools.chat.chat_template import ChatTemplate, HarmonyTemplate, chat_template, has_chat_template
-from oss_tools.chat.completion import read_arguments
+from oss_tools.chat.completion import Finding
 from oss_tools.chat.harmony import CHANNEL, MESSAGE
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.engine.engine import Engine
@@ -15,7 +17,7 @@ from oss_tools.engine.text import token_text
 from oss_tools.errors import BadCheckpoint
 from oss_tools.harness.answers import UNTOLD, Answer, Call, Details
 
-TODAY = "2025-08-05"  # in system messages that say the date, so that the same run is the same on any day: gpt-oss's release
+TODAY = datetime(2025, 8, 5)  # in prompts that tell the date, so that the same run is the same on any day: gpt-oss's release
 
 
 class Speech:
@@ -31,11 +33,9 @@ class Speech:
     def __init__(self, engine: Engine) -> None:
         self._text, self._metadata = engine.text, engine.metadata
         self.template: ChatTemplate | None = None
-        if has_chat_template(self._metadata):
-            self.template = chat_template(self._metadata, self._text)
+        if has_chat_template(self._metadata, self._text):
+            self.template = chat_template(self._metadata, self._text).at(TODAY)
         self.harmony = isinstance(self.template, HarmonyTemplate)
-        if isinstance(self.template, HarmonyTemplate) and self.template.preamble.date:
-            self.template.preamble = replace(self.template.preamble, date=TODAY)
         self.channels = self.template is not None and self.template.has_channels
         self.first_token = self._find_first_token()
 
@@ -49,9 +49,7 @@ class Speech:
     @property
     def description(self) -> str:
         """What tells templates apart."""
-        if isinstance(self.template, HarmonyTemplate):
-            return f"harmony {self.template.preamble}"
-        return self._metadata.chat_template or ""
+        return self.template.description if self.template else ""
 
     def _required(self) -> ChatTemplate:
         if self.template is None:
@@ -118,6 +116,5 @@ class Speech:
 
 def call_of(message: Message) -> Call:
     """The call that a message with a recipient is, whether or not it can be carried out."""
-    arguments = read_arguments(message.content)
-    name = (message.recipient or "").removeprefix("functions.")
-    return Call(name, arguments if isinstance(arguments, dict) else None, message.content)
+    arguments = read_call(message)
+    return Call(name_of(message), None if isinstance(arguments, Finding) else arguments, message.content)

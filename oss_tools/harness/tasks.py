@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from oss_tools.errors import BadRecipe, MissingPackage, OssToolsError
+from oss_tools.errors import BadRecipe, BadSource, MissingPackage, OssToolsError
 from oss_tools.harness.suites import task_files
 from oss_tools.harness.texts import file_task
 
@@ -26,6 +26,7 @@ def load_tasks(
     data: Path | None = None,
     texts: Sequence[Path] = (),
     say: Callable[[str], None] = lambda line: None,
+    may_miss: Container[str] = (),
 ) -> dict[str, Any]:
     """What `lm_eval.evaluator.evaluate` takes: tasks, groups, group_map.
 
@@ -33,7 +34,8 @@ def load_tasks(
         names: of our tasks, of lm-eval's tasks, groups and tags, or paths of task YAML files.
         data: the folder given with --data.
         texts: files of which tasks like `text_smoke` are made.
-        say: is told when lm-eval's own list is scanned, which takes some seconds.
+        say: is told when lm-eval's own list is scanned, which takes some seconds, and which tasks are left out.
+        may_miss: names that are left out where their data are missing, unless all are.
 
     Raises BadRecipe for an unknown name or a task that cannot be made, BadSource for missing data.
     """
@@ -53,9 +55,33 @@ def load_tasks(
         raise BadRecipe(
             f"no task named {', '.join(unknown)}; `oss-tools eval --list` shows ours, `lm-eval ls tasks` lm-eval's"
         )
+    found: dict[str, Any] = {}
+    missing: dict[str, BadSource] = {}
+    for name in [name for name in dict.fromkeys(names) if name in may_miss]:
+        specs.remove(name)
+        try:
+            _merge(found, _made(manager, [name]))
+        except BadSource as error:
+            missing[name] = error
+    if missing and not found and not specs:
+        raise next(iter(missing.values()))
+    for name, reason in missing.items():
+        say(f"{name} is left out: {str(reason).removeprefix(f'{name}: ')}")
+    return _merge(found, _made(manager, specs)) if specs else found
+
+
+def _merge(found: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Tasks, groups and group_map of both."""
+    for kind, entries in more.items():
+        found.setdefault(kind, {}).update(entries)
+    return found
+
+
+def _made(manager: Any, specs: Sequence[Any]) -> dict[str, Any]:
     try:
-        return dict(manager.load(specs))
+        return dict(manager.load(list(specs)))
     except OssToolsError:
         raise
     except Exception as error:  # a task is a program, which may fail in any way
-        raise BadRecipe(f"{', '.join(names)}: a task cannot be made: {type(error).__name__}: {error}") from error
+        about = ", ".join(str(spec) for spec in specs if isinstance(spec, str))
+        raise BadRecipe(f"{about}: a task cannot be made: {type(error).__name__}: {error}") from error

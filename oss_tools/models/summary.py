@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.files import MAX_JSON, read_json, read_text
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.checkpoint import Checkpoint, Entry
@@ -82,7 +83,7 @@ class Summary:
     tensors: tuple[TensorFacts, ...]
     config: dict[str, Any]
     tokenizer: TokenizerFacts | None
-    chat_template: bool
+    chat_templates: tuple[str, ...]
     files: tuple[tuple[str, int], ...]
     remarks: tuple[str, ...] = ()
 
@@ -115,7 +116,7 @@ def summarize(checkpoint: Checkpoint) -> Summary:
         tensors=tuple(tensors),
         config=_highlights(checkpoint.architecture.hf_config()),
         tokenizer=_tokenizer(checkpoint),
-        chat_template=_has_chat_template(checkpoint),
+        chat_templates=_chat_templates(checkpoint),
         files=tuple((file.name, file.stat().st_size) for file in checkpoint.reader.files()),
         remarks=tuple(checkpoint.remarks),
     )
@@ -188,12 +189,12 @@ def _value_of(key: str, text: str, file: Path) -> Any:
         raise BadCheckpoint(f"{file}: cannot be parsed: {error}") from None
 
 
-def _has_chat_template(checkpoint: Checkpoint) -> bool:
+def _chat_templates(checkpoint: Checkpoint) -> tuple[str, ...]:
     if checkpoint.container == "gguf":
-        return "tokenizer.chat_template" in checkpoint.reader.raw_config
+        return tuple(templates.of_gguf(checkpoint.reader.raw_config, str(checkpoint.path)))
     folder = _folder(checkpoint)
     config = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").exists() or (config.exists() and "chat_template" in read_json(config))
+    return tuple(templates.of_folder(folder, read_json(config) if config.exists() else {})[0])
 
 
 def _folder(checkpoint: Checkpoint) -> Path:

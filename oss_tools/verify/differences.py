@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.templates import by_name
 from oss_tools.models import Checkpoint
 
 PARTS = ("config", "tokenizer", "template")
 LONGEST = 200  # characters of a value in words
-DEFAULT = "default"  # the name of the chat template that conversations use
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,8 @@ def in_words(value: Any) -> str:
 # ---- chat templates -------------------------------------------------------------------------------------------------
 
 
-def templates_of(metadata: Metadata) -> dict[str, str]:
-    """Chat templates by name, the one that conversations use under "default"."""
-    listed = metadata.tokenizer_config.get("chat_template")
-    entries = [e for e in listed if isinstance(e, Mapping)] if isinstance(listed, list) else []
-    found = {str(e.get("name")): e["template"] for e in entries if isinstance(e.get("template"), str)}
-    return found | ({DEFAULT: metadata.chat_template} if metadata.chat_template is not None else {})
-
-
 def _compare_templates(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadata) -> Said:
-    ours, theirs = ({name: _plain(text) for name, text in templates_of(m).items()} for m in (one, two))
+    ours, theirs = ({name: _plain(text) for name, text in by_name(m).items()} for m in (one, two))
     for checkpoint, has, other in ((a, ours, theirs), (b, theirs, ours)):
         if checkpoint.container == "original" and not has and other:
             return Said((), (f"{checkpoint.path} has no chat template, since OpenAI's layout comes without; not compared",))

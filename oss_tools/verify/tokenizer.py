@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.templates import by_name
 from oss_tools.engine import o200k
 from oss_tools.engine.text import Text, token_text
 from oss_tools.models import Checkpoint
@@ -95,7 +96,7 @@ def compare_tokenizers(a: Checkpoint, one: Metadata, b: Checkpoint, two: Metadat
         probes = [*PROBES, *_from_vocabulary(ours, theirs, texts[0])]
         probes = [probe for probe in probes if not any(token in probe for token in finer)]  # which are named already
         found += _splitting(ours, theirs, *texts, probes, cannot_say, remarks)
-    templated = "".join(m.chat_template or "" for m in (one, two))
+    templated = "".join(text for m in (one, two) for text in by_name(m).values())
     for name in ("bos_token", "eos_token"):
         x, y = (token_text(m.tokenizer_config.get(name)) for m in (one, two))
         if x != y and name in templated:

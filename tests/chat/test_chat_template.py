@@ -1,5 +1,6 @@
 """One interface: harmony and Jinja templates, and answers with tags."""
 
+import copy
 from dataclasses import replace
 from itertools import islice
 from random import Random
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oss_tools.chat.chat_template import HarmonyTemplate, JinjaTemplate, chat_template, has_chat_template
-from oss_tools.chat.completion import Completion, Problem
+from oss_tools.chat.completion import SLIPS, Completion, Problem
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tags import TagParser
 from oss_tools.checkpoints import Metadata
@@ -143,6 +144,87 @@ def test_two_calls_at_once() -> None:
     assert len(read(f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call></s>")[0].calls) == 2
 
 
+A, B = '{"name": "a", "parameters": {}}', '{"name": "b", "arguments": {"x": ";"}}'
+ONE, TWO = [("a", {})], [("a", {}), ("b", {"x": ";"})]
+
+
+@pytest.mark.parametrize(
+    ("completion", "calls", "problems"),
+    [
+        (f"{A}; {B}", TWO, []),
+        (f"{A}\n{B}", TWO, []),
+        (f"[{A}, {B}]", TWO, []),
+        (f" \n[{A},\n {B}] ", TWO, []),
+        (f"```json\n{A}\n```", ONE, []),
+        (f"{A}\n\nShall I go on?", ONE, [Problem.STRAY_TEXT]),
+        (f"I look it up.\n\n{A}", ONE, [Problem.STRAY_TEXT]),
+        (f'{A}; {{"name": "b", "param', ONE, [Problem.CUT_JSON]),
+        (f"{A}; {B.replace('b', 'c', 1)}", ONE, [Problem.UNKNOWN_TOOL]),
+        ('[a(), b(x=";")]', TWO, []),
+        ('[a(), b(x=os.system("ls"))]', [], []),
+        ('[a(), c(x=";")]', [], []),
+        ("[1] says so, and (2)", [], []),
+        (f"An example is {A} as you see", [], []),
+        (f"This calls c:\n{A.replace('a', 'c', 1)}", [], []),
+        (f"<tool_call>{A}</s>", ONE, [Problem.OPEN_TAG]),
+        (f"<tool_call>{A}\n{B}</tool_call>", TWO, []),
+        (f"Wait.<tool_call>{A}</tool_call>", ONE, []),
+        (
+            '<tool_call>{"name": "b", "arguments": {"x": "</tool_call> \\" </tool_call>"}}</tool_call>',
+            [("b", {"x": '</tool_call> " </tool_call>'})],
+            [],
+        ),
+    ],
+)
+def test_calls_with_much_around_them(
+    completion: str, calls: list[tuple[str, dict[str, str]]], problems: list[Problem]
+) -> None:
+    """What vLLM's parsers (llama3_json, hermes, mistral, pythonic) find in such answers, with what is wrong beside it."""
+    found, shown = read(completion.removesuffix("</s>") + "</s>", tools=("a", "b"))
+    assert [(call.name, call.arguments) for call in found.calls] == calls
+    assert [finding.problem for finding in found.findings] == problems
+    if not calls:
+        assert "".join(text.removeprefix("final: ") for text in shown) == found.final == completion
+    assert found.to_carry_out == (found.calls if set(problems) <= SLIPS else ())
+
+
+def with_special(*names: str) -> Text:
+    """The vocabulary with some of its unused tokens under these names."""
+    content = copy.deepcopy(METADATA.tokenizer)
+    assert content
+    unused = [token for token in content["model"]["vocab"] if token.startswith("<unused_")]
+    for token, name in zip(unused, names, strict=False):
+        number = content["model"]["vocab"].pop(token)
+        content["model"]["vocab"][name] = number
+        content["added_tokens"].append({**content["added_tokens"][0], "id": number, "content": name})
+    return Text(replace(METADATA, tokenizer=content))
+
+
+@pytest.mark.parametrize(
+    ("completion", "calls"),
+    [
+        (f"<|python_tag|>{A}", ONE),
+        (f"<|python_tag|>{A}; {B}", TWO),
+        (f"<|python_tag|>{A}<|python_tag|>{B}", TWO),
+        ('<|python_tag|>b.call(x=";")', TWO[1:]),
+        ("<|python_tag|>print(6 * 7)", [("python", {"code": "print(6 * 7)"})]),
+        (f"[TOOL_CALLS] [{A}, {B}]", TWO),
+        ('[TOOL_CALLS]a[ARGS]{}[TOOL_CALLS]b[CALL_ID]c4LLc4LL1[ARGS]{"x": ";"}', TWO),
+        ("[TOOL_CALLS]a{}", ONE),
+        (f"<tool_call>{A}</tool_call>", ONE),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_are_seen_whether_or_not_they_are_special_tokens(
+    completion: str, calls: list[tuple[str, dict[str, str]]], special: bool
+) -> None:
+    tags = ("<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<tool_call>", "</tool_call>")
+    text = with_special(*tags) if special else TEXT
+    assert (set(tags) <= set(text.special)) == special
+    found = TagParser(text, ("a", "b", "python")).read(text.encode(completion + "</s>", special=False))
+    assert ([(call.name, call.arguments) for call in found.calls], found.findings) == (calls, ())
+
+
 def test_without_tools_there_are_no_calls() -> None:
     found, _ = read(CALL + "</s>", tools=())
     assert found.final == CALL
@@ -156,7 +238,7 @@ def test_without_tools_there_are_no_calls() -> None:
         ("</s>", [Problem.NO_ANSWER]),
         ("<think>hm</think></s>", [Problem.NO_ANSWER]),
         ("It is 8", [Problem.MISSING_END]),
-        (f"<tool_call>{CALL}</s>", [Problem.MISSING_END]),
+        (f"<tool_call>{CALL}</s>", [Problem.OPEN_TAG]),
         ('<tool_call>{"name": "wea</tool_call></s>', [Problem.CUT_JSON]),
         ("<tool_call>weather</tool_call></s>", [Problem.BROKEN_JSON]),
         ('<tool_call>{"name": 7}</tool_call></s>', [Problem.BROKEN_JSON]),

@@ -58,7 +58,8 @@ BROKEN = {
     "<|channel|>answer<|message|>85<|return|>": [Problem.UNKNOWN_CHANNEL],
     "<|channel|><|message|>85<|return|>": [Problem.BROKEN_HEADER],
     "<|channel|>final and so on and on<|message|>85<|return|>": [Problem.BROKEN_HEADER],
-    "<|channel|>final<|channel|>final<|message|>85<|return|>": [Problem.BROKEN_HEADER],
+    "<|channel|>final<|channel|>final<|message|>85<|return|>": [Problem.REPEATED_HEADER],
+    "<|channel|>final<|channel|>analysis<|message|>85<|return|>": [Problem.BROKEN_HEADER],
     "<|channel|>final<|return|>": [Problem.BROKEN_HEADER],
     "<|channel|>final<|start|>assistant" + FINAL: [Problem.BROKEN_HEADER],
     "<|channel|>commentary to=<|message|>{}<|call|>": [Problem.BROKEN_HEADER],
@@ -94,6 +95,68 @@ def test_what_is_broken_is_named_and_no_answer(completion: str, problems: list[P
     assert named == problems
     assert found.final is None
     assert found.problems.total() == len(named)
+
+
+CODE = "print(6 * 7)"
+
+
+@pytest.mark.parametrize(
+    ("completion", "problems"),
+    [
+        (f"<|channel|>analysis to=python code<|message|>{CODE}<|call|>", []),
+        (f" to=python<|channel|>analysis code<|message|>{CODE}<|call|>", []),
+        (f"<|channel|>commentary to=python <|constrain|>code<|message|>{CODE}<|call|>", []),
+        (f"<|channel|>analysis to=python<|message|>{CODE}<|end|>", []),
+        (f'<|channel|>commentary to=python <|constrain|>json<|message|>{{"code": "{CODE}"}}<|call|>', []),
+        (f'<|channel|>commentary to=functions.python <|constrain|>json<|message|>{{"code": "{CODE}"}}<|call|>', []),
+        (f"<|channel|>commentary to=functions.python code<|message|>{CODE}<|call|>", [Problem.RAW_ARGUMENTS]),
+        (f"<|channel|>comment to=python code<|message|>{CODE}<|call|>", [Problem.UNKNOWN_CHANNEL]),
+        (f" to=python<|message|>{CODE}<|call|>", [Problem.MISSING_CHANNEL]),
+    ],
+)
+def test_python_is_called_with_code_as_it_is(completion: str, problems: list[Problem]) -> None:
+    """As gpt-oss was trained to; the offences beside it are counted and change nothing about the call."""
+    found = read(completion, ("python",))
+    assert [(call.name, call.arguments) for call in found.calls] == [("python", {"code": CODE})]
+    assert [finding.problem for finding in found.findings] == problems
+    assert found.to_carry_out == found.calls
+    assert found.final is None
+
+
+def test_code_that_breaks_off_is_not_carried_out() -> None:
+    found = read(f"<|channel|>analysis to=python code<|message|>{CODE}", ("python",))
+    assert ([finding.problem for finding in found.findings], found.calls) == ([Problem.MISSING_END], ())
+
+
+def test_code_that_is_json_is_code() -> None:
+    (call,) = read('<|channel|>analysis to=python code<|message|>{"a": 1}["a"]<|call|>', ("python",)).calls
+    assert call.arguments == {"code": '{"a": 1}["a"]'}
+
+
+@pytest.mark.parametrize(
+    ("header", "problems"),
+    [
+        ("<|channel|>commentary to=weather <|constrain|>json", [Problem.MISSING_NAMESPACE]),
+        (" to=weather<|channel|>commentary", [Problem.MISSING_NAMESPACE]),
+        ("<|channel|>comment to=functions.weather <|constrain|>json", [Problem.UNKNOWN_CHANNEL]),
+        ("<|channel|>analysis to=functions.weather json", []),
+        (" to=functions.weather", [Problem.MISSING_CHANNEL]),
+        ("<|channel|>comment to=weather", [Problem.UNKNOWN_CHANNEL, Problem.MISSING_NAMESPACE]),
+        ("<|channel|>commentary<|channel|>commentary to=functions.weather <|constrain|>json", [Problem.REPEATED_HEADER]),
+        ("<|channel|>commentary to=functions.weather<|channel|>commentary json", [Problem.REPEATED_HEADER]),
+        ("<|channel|>commentary to=functions.weather json<|constrain|>json", [Problem.REPEATED_HEADER]),
+    ],
+)
+def test_a_clear_call_counts_whatever_else_its_header_gets_wrong(header: str, problems: list[Problem]) -> None:
+    found = read(f"{header}<|message|>{ARGUMENTS}<|call|>")
+    assert [(call.name, call.arguments) for call in found.calls] == [("weather", {"city": "Paris"})]
+    assert [finding.problem for finding in found.findings] == problems
+    assert found.to_carry_out == found.calls
+
+
+@pytest.mark.parametrize("completion", [CALLS.replace("weather", "whether") + ARGUMENTS + "<|call|>", CALLS + ARGUMENTS])
+def test_a_call_in_doubt_is_not_carried_out(completion: str) -> None:
+    assert read(completion).to_carry_out == ()
 
 
 def test_letters_that_spell_a_marker_are_reported() -> None:

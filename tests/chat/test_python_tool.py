@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oss_tools.chat.tools.python import PythonTool
+from oss_tools.chat.tools.python import FRESH, PythonTool
 from oss_tools.errors import Unsupported
 
 try:
@@ -33,6 +33,12 @@ def run(code: str) -> str:
 )
 def test_what_code_may_do(code: str, output: str) -> None:
     assert run(code) == output
+
+
+def test_a_name_of_an_earlier_call_is_explained() -> None:
+    """gpt-oss is told of a notebook that keeps names."""
+    assert run("y = 1") == ""
+    assert run("y + 1").endswith(f"NameError: name 'y' is not defined\n{FRESH}")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Model → call → result → model, with a model that says what it is told to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from oss_tools.chat.completion import Delta, Problem
 from oss_tools.chat.loop import Transcript, converse
 from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.tools.base import Tool
 from oss_tools.chat.tools.calculator import Calculator
+from oss_tools.chat.tools.python import PythonTool
 from tests.chat.conversations import harmony_template
 
 TEMPLATE = harmony_template()
@@ -64,6 +67,36 @@ def test_calls_that_nobody_carries_out_are_left_pending() -> None:
     transcript, _ = talk(CALL, tools=False)
     assert [(call.name, call.arguments) for call in transcript.pending] == [("calculator", {"expression": "47 + 38"})]
     assert (transcript.answer, transcript.findings) == (None, ())
+
+
+def test_a_slip_is_counted_and_the_call_is_carried_out() -> None:
+    transcript, prompts = talk(CALL.replace("functions.", "").replace("commentary", "comment"), ANSWER)
+    assert (transcript.answer, len(prompts)) == ("It is 85.", 2)
+    assert [finding.problem for finding in transcript.findings] == [Problem.UNKNOWN_CHANNEL, Problem.MISSING_NAMESPACE]
+    assert "<|start|>functions.calculator to=assistant<|channel|>commentary<|message|>85<|end|>" in prompts[1]
+
+
+class Echo(Tool):
+    """`python`, as far as the conversation goes."""
+
+    schema: ClassVar = {**PythonTool.schema}
+
+    def run(self, arguments: Mapping[str, Any]) -> str:
+        return f"ran {arguments['code']}"
+
+
+def test_python_answers_where_it_was_called() -> None:
+    """Its answer comes from `python`, on the call's channel, as in OpenAI's own program (gpt-oss, `tools/python_docker`)."""
+    left, prompts = ["<|channel|>analysis to=python code<|message|>1 + 1<|call|>", ANSWER], []
+
+    def complete(tokens: list[int]) -> list[int]:
+        prompts.append(TEMPLATE.text.decode(tokens, skip_special=False))
+        return TEMPLATE.text.encode(left.pop(0), special=False)
+
+    asked = Conversation((Message("user", "What is 1 + 1?"),), (Echo.schema,))
+    transcript = converse(asked, complete, TEMPLATE, {"python": Echo()})
+    assert (transcript.answer, transcript.findings) == ("It is 85.", ())
+    assert "<|start|>python to=assistant<|channel|>analysis<|message|>ran 1 + 1<|end|>" in prompts[1]
 
 
 def test_text_is_shown_while_it_comes() -> None:

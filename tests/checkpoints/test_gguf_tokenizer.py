@@ -163,10 +163,14 @@ def test_bos_is_added_after_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_named_chat_templates(tmp_path: Path) -> None:
-    listed = [{"name": "default", "template": "{{ a }}"}, {"name": "tool_use", "template": "{{ b }}"}]
-    back = through_gguf(tmp_path, metadata(chat_template=listed))
+    source = metadata()
+    source.chat_template, source.chat_templates = "{{ a }}", {"tool_use": "{{ b }}", "rag-2": "{{ c }}"}
+    back = through_gguf(tmp_path, source)
     assert back.chat_template == "{{ a }}"
-    assert back.tokenizer_config["chat_template"] == listed
+    assert back.chat_templates == {"tool_use": "{{ b }}", "rag_2": "{{ c }}"}
+    source.chat_templates = {"rag-2": "{{ b }}", "rag_2": "{{ c }}"}
+    with pytest.raises(BadCheckpoint, match=r"rag-2, rag_2: GGUF cannot tell them apart"):
+        through_gguf(tmp_path, source)
 
 
 def test_without_a_tokenizer(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_lines_elsewhere(patience: None, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == ""
 
 
+def test_what_comes_from_the_cache_is_not_counted(patience: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with Compiling() as on_compile:
+        on_compile(7, 9, "kernel_7")
+        time.sleep(0.2)
+        on_compile(9, 9, "")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("oss-tools: compiled 1 kernels in ")
+
+
 def test_a_bar_on_a_terminal(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

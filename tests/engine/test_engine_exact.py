@@ -15,6 +15,7 @@ from oss_tools.convert.pipeline import Options, run
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import KEEP_ALL
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
+from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.engine import Engine, Request, Sequence
 from oss_tools.engine.numba_cache import POSITIONS, Pool
 from oss_tools.engine.sampling import Sampling, log_softmax
@@ -203,11 +204,22 @@ def test_bad_requests_are_refused_before_anything_is_computed(engine: Engine, to
     assert engine.computed == before
 
 
-def test_kernels_are_announced(tiny_llama: Path) -> None:
+def test_only_what_is_compiled_is_announced(tiny_llama: Path) -> None:
+    """A model's second load finds all kernels in the cache."""
     calls: list[tuple[int, int, str]] = []
+    Engine.load(tiny_llama, threads=1).close()
     Engine.load(tiny_llama, threads=1, on_compile=lambda *call: calls.append(call)).close()
-    total = len(calls) - 1
-    assert [(done, of) for done, of, _ in calls] == [(n, total) for n in range(total + 1)]
-    names = [name for _, _, name in calls]
-    assert len(set(names)) == len(names)
-    assert {"threads", "pack bf16", "rms_norm", ""} <= {name.split("_int8")[0] for name in names}
+    assert calls == []
+
+
+def test_a_compilation_is_announced_as_it_begins() -> None:
+    numba = pytest.importorskip("numba")
+    happened: list[object] = []
+
+    def compiling(factor: int) -> object:
+        numba.njit("int64(int64)")(lambda x: factor * x)
+        happened.append("done")
+
+    jobs = [("one", lambda: compiling(2)), ("kept", lambda: None), ("two", lambda: compiling(3))]
+    compile_all(jobs, lambda *call: happened.append(call))
+    assert happened == [(0, 3, "one"), "done", (2, 3, "two"), "done", (3, 3, "")]

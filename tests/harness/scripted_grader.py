@@ -84,10 +84,15 @@ class ScriptedGrader:
             self._complete(
                 handler, '<think>{"criteria_met": false}</think>\n```json\n{"explanation": "x", "criteria_met": true}\n```'
             )
+        elif action == "parts":
+            reasoning, text = {"type": "reasoning", "text": "?"}, '{"explanation": "in parts", "criteria_'
+            self._complete(handler, [reasoning, {"type": "text", "text": text}, {"type": "text", "text": 'met": True}'}])
+        elif action == "refusal":
+            self._complete(handler, None)
         else:
             self._complete(handler, json.dumps({"explanation": "as scripted", "criteria_met": action == "met"}))
 
-    def _complete(self, handler: BaseHTTPRequestHandler, text: str) -> None:
+    def _complete(self, handler: BaseHTTPRequestHandler, text: Any) -> None:
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         self._send(handler, 200, {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage})
 

@@ -10,7 +10,7 @@ import yaml
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 from oss_tools.errors import BadRecipe, BadSource
-from oss_tools.harness import data, suites
+from oss_tools.harness import data, hub, suites
 from oss_tools.harness.tasks import load_tasks
 from oss_tools.resources import resource
 
@@ -46,13 +46,14 @@ def test_the_users_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytes
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no network")
+        raise ConnectionError("[Errno -2] no network")
 
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.setattr(hub, "answers", lambda endpoint: True)
     found = data.splits(config_source=str(tmp_path / "gsm8k.yaml"), data=tmp_path, hub="openai/gsm8k", config="main")
-    with pytest.raises(BadSource, match=r"gsm8k.*no network.*gsm8k/test\.jsonl.*openai/gsm8k \(main\).*--data"):
+    with pytest.raises(BadSource, match=r"gsm8k.*\(no network\).*gsm8k/test\.jsonl.*openai/gsm8k \(main\).*--data"):
         found["test"]
     with pytest.raises(BadSource, match=r"looked for .*gsm8k/test\.jsonl"):
         found["test"]

@@ -248,6 +248,35 @@ def test_a_template_without_tools_is_told(plain: Any) -> None:
     assert lm.engine.prompts == ["user: Call it.\nassistant:"]
 
 
+def test_a_template_that_tells_the_date_tells_the_same_on_any_day(plain: Any) -> None:
+    lm = plain(lambda prompt: "x</s>")
+    lm.engine.metadata.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+    lm = EngineLM(lm.engine)
+    lm.generate_until([asked(lm, "Which day?")])
+    assert lm.engine.prompts == ["05 Aug 2025: Which day?"]
+
+
+def test_a_template_for_tools_is_taken_with_tools(plain: Any) -> None:
+    lm = plain(lambda prompt: '{"name": "weather", "parameters": {}}\n\nAnything else?</s>')
+    lm.engine.metadata.chat_template = "D: {{ messages[0].content }}"
+    lm.engine.metadata.chat_templates = {"tool_use": "T: {{ messages[0].content }} {{ tools[0].function.name }}"}
+    lm = EngineLM(lm.engine)
+    found = lm.generate_until([asked(lm, "Call.", {"conversation": {"tools": [WEATHER]}}), asked(lm, "Say.", number=1)])
+    assert sorted(lm.engine.prompts) == ["D: Say.", "T: Call. weather"]
+    details = details_of(found[0])
+    assert [(call.name, call.arguments) for call in details.calls] == [("weather", {})]
+    assert details.problems == ("stray_text",)
+
+
+def test_harmony_s_vocabulary_is_spoken_to_in_harmony_whatever_the_files_say(harmony: Any) -> None:
+    lm = harmony(lambda prompt: FINAL.format("42"))
+    lm.engine.metadata.chat_template = lm.engine.metadata.tokenizer = None  # the tokenizer itself is loaded
+    lm = EngineLM(lm.engine)
+    assert lm.speech.harmony
+    assert lm.generate_until([asked(lm, "What is 6 times 7?")]) == ["42"]
+    assert "Current date: 2025-08-05" in lm.engine.prompts[0]
+
+
 def test_blanks_at_a_contexts_end_belong_to_the_continuation(plain: Any) -> None:
     lm = plain(lambda prompt: "")
     lm.loglikelihood([instance("loglikelihood", ("The cat sat ", "on the mat")), instance("loglikelihood", ("", "alone"))])

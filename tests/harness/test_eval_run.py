@@ -1,6 +1,7 @@
 """Whole runs on small models, from Python and as a user calls them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,40 @@ def test_bad_options_end_in_a_line(tiny_llama: Path, options: list[str], said: s
     done = oss_tools("eval", tiny_llama, "-q", "-t", 1, *options, status=2)
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--suite", "--suites"])
+def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_llama: Path, tmp_path: Path, option: str) -> None:
+    plan = json.loads(oss_tools("eval", tiny_llama, option, "math", "--dry-run", "--json").stdout)
+    assert [row["task"] for row in plan["tasks"]] == ["math_smoke"]
+    for wrong in ((tmp_path / "nowhere",), (tiny_llama, "--base", tmp_path / "nowhere")):
+        done = oss_tools("eval", *wrong, option, "math", "--dry-run", status=2)
+        assert str(tmp_path / "nowhere") in done.stderr
+        assert done.stdout == ""
+    (tmp_path / "file").touch()
+    done = oss_tools("eval", tiny_llama, option, "math", "--dry-run", "--output", tmp_path / "file" / "x", status=2)
+    assert f"--output {tmp_path}/file/x: {tmp_path}/file is a file, not a folder" in done.stderr
+
+
+def test_a_part_of_a_set_is_told_and_a_missing_one_left_out(tiny_llama: Path, tmp_path: Path) -> None:
+    for name in ("gsm8k", "math500", "aime24", "aime25"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    (tmp_path / "math500" / "test.jsonl").write_text('{"text": "?"}\n')
+    options = ("--suite", "math", "--tier", "full", "--data", tmp_path, "-n", 2, "-t", 1, "-q", "--json")
+    code = (
+        "import sys; from oss_tools.harness import hub; hub.answers = lambda endpoint: False; "
+        "from oss_tools.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", code, "eval", tiny_llama, *options]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)["tasks"]) == ["gsm8k"]
+    assert "gsm8k: 1 questions, where the published set has 1,319" in done.stderr
+    assert f"math500 is left out: {tmp_path}/math500/test.jsonl, line 1: the fields are text; wanted: problem" in done.stderr
+    assert "aime25 is left out: math-ai/aime25 cannot be had" in done.stderr
+    assert "Errno" not in done.stderr
 
 
 def test_without_lm_eval_the_extra_is_named(tiny_llama: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_missing_set_says_which_file_it_wants(tmp_path: Path, monkeypatch: pyt
 def test_keys() -> None:
     assert gsm8k_key({"answer": "1,200+300\n#### 1,500"}) == "1500"
     assert aime_key({"answer": "033"}) == "033"
-    assert aime_key({"Answer": 33}) == "33"
+    assert aime_key({"answer": 33}) == aime_key({"answer": 33.0}) == "33"
 
 
 def test_a_split_without_answers_is_refused() -> None:

@@ -195,6 +195,14 @@ def test_servers_that_want_other_fields(refuses: tuple[str, ...]) -> None:
     assert len(server.requests) <= 9 + 2 * 4, "learnt once, by each of the requests that were under way"
 
 
+def test_a_grade_in_parts_is_read_and_a_refusal_is_none() -> None:
+    scripted = ScriptedGrader({"says stop": ["parts"], "names coffee": ["refusal"] * 9})
+    with serving(scripted) as server:
+        found, grader = grade_all(server)
+    assert Grade(True, "in parts") in [grade for graded in found for grade in graded.grades]
+    assert (grader.tally.ungraded, grader.tally.malformed) == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "grade"),
     [

@@ -15,6 +15,7 @@ from oss_tools.chat.chat_template import HarmonyTemplate
 from oss_tools.chat.harmony import Preamble, Special, render
 from oss_tools.chat.harmony_parser import HarmonyParser
 from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.tools.python import PythonTool
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
@@ -72,6 +73,39 @@ def test_rendering_for_a_completion_is_theirs_token_for_token(text: Text, peer: 
 
     ours = HarmonyTemplate(text, Preamble.of_gpt_oss(DATE)).encode(conversation)
     expected = peer.render_conversation_for_completion(theirs(conversation), oh.Role.ASSISTANT)
+    assert text.decode(ours, skip_special=False) == peer.decode(expected)
+    assert ours == expected
+
+
+def as_schemas(section: Any) -> list[dict[str, Any]]:
+    """The tools of one of openai-harmony's own sections, as oss-tools is given them."""
+    if not section.tools:
+        return [dict(PythonTool.schema)]
+    return [{**tool.model_dump(), "name": f"{section.name}.{tool.name}"} for tool in section.tools]
+
+
+@pytest.mark.parametrize("functions", [False, True])
+@pytest.mark.parametrize("names", [("python",), ("browser",), ("python", "browser")])
+def test_gpt_oss_s_own_tools_are_declared_as_they_declare_them(
+    text: Text, peer: Any, names: tuple[str, ...], functions: bool
+) -> None:
+    import openai_harmony as oh
+
+    own = [getattr(oh.ToolNamespaceConfig, name)() for name in names]
+    system = oh.SystemContent.new().with_conversation_start_date(DATE.isoformat())
+    for section in own:
+        system = system.with_tools(section)
+    messages = [oh.Message.from_role_and_content(oh.Role.SYSTEM, system)]
+    tools = [tool for section in own for tool in as_schemas(section)]
+    if functions:
+        weather = {"name": "weather", "description": "of a city", "parameters": {"type": "object", "properties": {}}}
+        described = oh.DeveloperContent.new().with_function_tools([oh.ToolDescription.new(*weather.values())])
+        messages.append(oh.Message.from_role_and_content(oh.Role.DEVELOPER, described))
+        tools.insert(0, weather)
+    messages.append(oh.Message.from_role_and_content(oh.Role.USER, "6 * 7?"))
+    expected = peer.render_conversation_for_completion(oh.Conversation.from_messages(messages), oh.Role.ASSISTANT)
+    conversation = Conversation((Message("user", "6 * 7?"),), tuple(tools))
+    ours = HarmonyTemplate(text, Preamble.of_gpt_oss(DATE)).encode(conversation)
     assert text.decode(ours, skip_special=False) == peer.decode(expected)
     assert ours == expected
 

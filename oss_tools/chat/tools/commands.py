@@ -25,7 +25,7 @@ from oss_tools.errors import BadRequest
 
 MAX_FILE = 1 << 20
 TIMEOUT, LONGEST = 10.0, 3600.0  # seconds
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+NAME = re.compile(r"(browser\.)?[A-Za-z_][A-Za-z0-9_-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 FIELDS = {"name", "description", "parameters", "command", "timeout"}
 

@@ -17,6 +17,7 @@ SECONDS = 10  # of CPU time
 CLOCK = 30.0  # seconds on the clock
 MEMORY = 1 << 30  # bytes of address space
 FILE_SIZE = 16 << 20  # bytes
+FRESH = "note: each call begins anew; names and files of earlier calls are gone"  # some models are told of a notebook
 
 
 class PythonTool(Tool):
@@ -45,6 +46,8 @@ class PythonTool(Tool):
         ended = self._run(arguments["code"])
         if ended.timed_out or ended.status in (-signal.SIGXCPU, -signal.SIGKILL):
             return f"{ended.output}\nerror: stopped, its time or its output was used up".strip()
+        if ended.output.rstrip().rpartition("\n")[2].startswith("NameError:"):
+            return f"{ended.output}\n{FRESH}"
         if ended.status < 0:
             return f"{ended.output}\nerror: ended by signal {-ended.status}".strip()
         return ended.output
