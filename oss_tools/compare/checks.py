@@ -1,8 +1,7 @@
-"""What can be known before a comparison's first hour of work: packages, a place to write, room, data, templates."""
+"""What can be known before a comparison's first hour of work: tasks, their data, templates, room."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from oss_tools.compare.models import plan_of
 from oss_tools.convert.output import check_room
 from oss_tools.convert.recipe import Recipe
 from oss_tools.engine.text import Text
-from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.errors import BadCheckpoint
 from oss_tools.harness.prompts import needs_chat
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.harness.tasks import load_tasks
@@ -22,26 +21,17 @@ from oss_tools.models import open_checkpoint
 GREETING = Conversation(messages=(Message("user", "Hello"),))
 
 
-def require_place(folder: Path) -> None:
-    """Makes a folder if it is not there. Raises BadRequest if nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadRequest(f"{folder}: nothing can be written there ({reason}); choose another --output") from None
+def made_tasks(tasks: Sequence[SuiteTask], data: Path | None, say: Callable[[str], None]) -> tuple[set[str], list[str]]:
+    """Makes all tasks and reads their questions: the names of those whose data are there, and of these the names of those whose
+    questions are conversations. `say` is told which are left out.
 
-
-def conversations_among(tasks: Sequence[SuiteTask], data: Path | None, say: Callable[[str], None]) -> list[str]:
-    """Makes all tasks and reads their questions; the names of those whose questions are conversations.
-
-    Raises BadRecipe, BadSource, MissingPackage.
+    Raises BadRecipe, BadSource if all data are missing, MissingPackage.
     """
     if not tasks:
-        return []
-    made: dict[str, Any] = load_tasks([task.task for task in tasks], data, say=say)["tasks"]
-    return [name for name, task in made.items() if any(needs_chat(doc) for doc in task.eval_docs)]
+        return set(), []
+    names = [task.task for task in tasks]
+    made: dict[str, Any] = load_tasks(names, data, say=say, may_miss=names)["tasks"]
+    return set(made), [name for name, task in made.items() if any(needs_chat(doc) for doc in task.eval_docs)]
 
 
 def require_speech(path: Path, conversations: Sequence[str]) -> None:

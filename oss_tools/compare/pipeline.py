@@ -15,7 +15,7 @@ from typing import Any
 
 from oss_tools.chat.messages import Effort
 from oss_tools.compare import answers, latency, weights
-from oss_tools.compare.checks import conversations_among, require_place, require_room, require_speech
+from oss_tools.compare.checks import made_tasks, require_room, require_speech
 from oss_tools.compare.models import Member, make, member, recipe_called
 from oss_tools.compare.pairing import Pairing, pair
 from oss_tools.compare.parts import Parts
@@ -187,10 +187,10 @@ class _Work:
         self.tasks = self._tasks()
         if self.tasks:
             require_lm_eval()
-        conversations = conversations_among([task for _, task in self.tasks], settings.data, say)
+        made, conversations = made_tasks([task for _, task in self.tasks], settings.data, say)
+        self.tasks = [(suite, task) for suite, task in self.tasks if task.task in made]
         for model in models:
             require_speech(model, conversations)
-        require_place(output)
         if fresh:
             for folder in ("parts", "answers"):
                 shutil.rmtree(output / folder, ignore_errors=True)

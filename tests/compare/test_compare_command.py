@@ -127,7 +127,7 @@ def test_nothing_is_made_where_something_is_missing(tiny_llama, tmp_path, monkey
         assert not (out / "models").exists()
         assert not (out / "parts").exists()
     done = compare(tiny_llama, "--suites", "", "-o", tmp_path / "file" / "out", status=2)
-    assert "nothing can be written there" in done.output
+    assert "is a file, not a folder" in done.output
     assert len(done.output.strip().splitlines()) == 1
 
 
