@@ -22,6 +22,7 @@ import typer
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
+from oss_tools.cli._places import require_writable
 
 if TYPE_CHECKING:
     from oss_tools.compare.schedule import Now
@@ -36,6 +37,7 @@ oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
 SUITES = "math,health,tool_use"
+MODEL_FILES = (".gguf", ".safetensors")  # suffixes of models that are one file
 EMBEDDED_TOKENS = 320  # more than the embedded model's longest right answer
 EMBEDDED_LIMIT = 100  # questions of each task, so that all of it is done in minutes
 
@@ -59,7 +61,7 @@ def run(
         typer.Option("--base", parser=model_path, help="The reference. [default: the first]", show_default=False),
     ] = None,
     suites: Annotated[
-        str, typer.Option("--suites", "-s", help="Suites whose questions are asked, a list; empty for none.")
+        str, typer.Option("--suites", "--suite", "-s", help="Suites whose questions are asked, a list; empty for none.")
     ] = SUITES,
     tier: Annotated[str, typer.Option("--tier", help="smoke or full.")] = "smoke",
     limit: Annotated[
@@ -118,14 +120,15 @@ def run(
 ) -> None:
     if reasoning not in ("low", "medium", "high"):
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
-    paths = list(models or [])
-    finished = len(paths) > 1 or base is not None
+    finished = len(models or ()) > 1 or base is not None
+    paths = _models(models or [], quiet) if finished else list(models or [])
     if finished and formats:
         raise typer.BadParameter("is for one model; several checkpoints are compared as they are", param_hint="--formats")
     if baseline and not gate:
         raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
     judge = _judge(gate, baseline)
+    require_writable(output, "--output")
     from oss_tools.compare.latency import Settings as Timing
     from oss_tools.compare.pipeline import RECORD, Settings, compare_checkpoints, compare_formats
     from oss_tools.engine.backend import backend_for
@@ -154,6 +157,22 @@ def run(
         print_comparison(record, output / RECORD, verdict)
     if verdict and not verdict.passed:
         raise typer.Exit(1)
+
+
+def _models(paths: list[Path], quiet: bool) -> list[Path]:
+    """Those of several paths that can be models: the rest of what DIR/* names is passed over, with a line."""
+    left_out = [path for path in paths if path.is_file() and not _may_be_model(path)]
+    if left_out and not quiet:
+        remark(f"{', '.join(path.name for path in left_out)}: no model, passed over")
+    return [path for path in paths if path not in left_out]
+
+
+def _may_be_model(file: Path) -> bool:
+    """Whether a file has a model's name or beginning; opening it says what is wrong with it then."""
+    if file.suffix in MODEL_FILES:
+        return True
+    with file.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
 
 
 def _names(text: str) -> tuple[str, ...]:

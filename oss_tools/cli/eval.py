@@ -294,11 +294,14 @@ def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | Non
     """The statistics of the divergence from `base` on the user's files, or on the text that travels with the program."""
     from oss_tools.harness.data import read_jsonl
     from oss_tools.harness.texts import read_text
-    from oss_tools.measure.fidelity import compare_engines, summarize
+    from oss_tools.measure.fidelity import common_rows, compare_engines, summarize
     from oss_tools.resources import resource
 
     own = [doc["text"] for doc in read_jsonl(resource("evals/text/smoke.jsonl"))]
     tokens = engine.text.encode("\n\n".join([read_text(file) for file in texts] or own))
+    both, rows = common_rows(base, engine), max(base.backend.vocabulary, engine.backend.vocabulary)
+    if both < rows and not quiet:
+        remark(f"one of the models has {rows - both:,} rows of padding more; the {both:,} rows of both are compared")
     with counted(quiet=quiet) as report:
         chunks = compare_engines(base, engine, tokens, limit=limit, progress=lambda done, n: report(DIVERGENCE, done, n))
     return summarize(chunks)

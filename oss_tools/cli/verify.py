@@ -1,8 +1,12 @@
-"""Compare two checkpoints value by value, in any container.
+"""Compare two checkpoints in any containers: what they compute, how they read and write text, every value.
+
+Beside tensors, their configurations are held against each other in common terms, their tokenizers (tokens, merges, special and
+added tokens, what stands before and after a text, what ends an answer) and their chat templates. What only describes a model
+(name, licence, number formats) does not count. --only leaves parts out: `--only tensors`, `--only config --only template`.
 
 With --checksums, A is what `oss-tools download` fetched, and every file is read and held against the checksums of that time.
 
-Exit status 0 if architecture, configuration and all values agree, 1 if not; the first differences are named.
+Exit status 0 if all agree, 1 if not; the first differences are named.
 """
 
 from __future__ import annotations
@@ -13,16 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import JsonFlag, QuietFlag, download_path, model_path
-from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark_reading
+from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_reading
 
 if TYPE_CHECKING:
-    from oss_tools.convert.verify import TensorDifference, Verification
+    from oss_tools.verify import TensorDifference, Verification
 
 EXAMPLES = """
 oss-tools verify gpt-oss-20b/ gpt-oss-20b.gguf
 oss-tools verify model-bf16/ model-q8_0.gguf --tolerance 0.01
+oss-tools verify model-bf16/ model-q4_k.gguf --only config --only tokenizer --only template
 oss-tools verify --checksums gpt-oss-20b/
 """
+CHOICES = ("tensors", "config", "tokenizer", "template")
+MISSING = "—"  # stands where one says nothing
 
 
 def run(
@@ -37,6 +44,10 @@ def run(
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Largest ‖b − a‖ / ‖a‖ of a tensor; 0 asks for equal values.")
     ] = 0.0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help=f"Compare this part: {', '.join(CHOICES)}; may be given again.", show_default=False),
+    ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Differences to list; 0 lists all.")] = 10,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
@@ -47,8 +58,10 @@ def run(
     if b is None:
         check_download(a, quiet, as_json)
         return
-    from oss_tools.convert.verify import verify
+    if unknown := set(only or ()).difference(CHOICES):
+        raise typer.BadParameter(f"{unknown.pop()!r}: there are {', '.join(CHOICES)}", param_hint="--only")
     from oss_tools.models import open_checkpoint
+    from oss_tools.verify import verify
 
     with (
         open_checkpoint(a) as first,
@@ -57,7 +70,9 @@ def run(
     ):
         if not quiet:
             remark_reading(first, second)
-        found = verify(first, second, tolerance, lambda name, values: advance("verify", values))
+        found = verify(first, second, tolerance, lambda name, values: advance("verify", values), only or CHOICES)
+    for line in () if quiet else found.remarks:
+        remark(line)
     if as_json:
         print_json(to_record(found, a, b))
     else:
@@ -97,9 +112,17 @@ def to_record(found: Verification, a: Path, b: Path) -> dict[str, Any]:
         "tensors_compared": found.compared,
         "tensors_identical": found.identical,
         "largest_relative_error": found.largest_relative_error,
-        "config_differences": [{"field": name, "a": x, "b": y} for name, x, y in found.config_differences],
+        "model_differences": [
+            {"part": d.part, "what": d.what, "a": d.a, "b": d.b, "missing_in": _missing_in(d.a, d.b)} for d in found.said
+        ],
+        "remarks": list(found.remarks),
         "differences": [_difference_record(d) for d in found.differences],
     }
+
+
+def _missing_in(a: str | None, b: str | None) -> str | None:
+    """Which of the two says nothing; None where both do."""
+    return "a" if a is None else "b" if b is None else None
 
 
 def _difference_record(difference: TensorDifference) -> dict[str, Any]:
@@ -124,13 +147,14 @@ def _number(value: float) -> float | str:
 
 def print_verification(found: Verification, a: Path, b: Path, show: int) -> None:
     """The outcome in words, and the differences as tables."""
-    if found.config_differences:
-        print_table(found.config_differences, ("field", str(a), str(b)), title="Configurations differ")
+    if found.said:
+        rows = [(d.part, d.what, *(MISSING if value is None else value for value in (d.a, d.b))) for d in found.said]
+        print_table(rows, ("part", "what", str(a), str(b)), title=f"Models differ beside tensors ({MISSING}: missing there)")
     if found.differences:
-        rows = [_row(d) for d in found.differences[: show or None]]
-        more = len(found.differences) - len(rows)
+        lines = [_row(d) for d in found.differences[: show or None]]
+        more = len(found.differences) - len(lines)
         print_table(
-            rows, ("tensor", "difference", "relative error", "first at", "A", "B"), title="Tensors differ", right=(2, 4, 5)
+            lines, ("tensor", "difference", "relative error", "first at", "A", "B"), title="Tensors differ", right=(2, 4, 5)
         )
         if more:
             print(f"… and {more} more (--show 0 lists all)")
@@ -140,7 +164,8 @@ def print_verification(found: Verification, a: Path, b: Path, show: int) -> None
     print_facts(
         {
             "verdict": verdict + within,
-            "tensors": f"{found.compared} compared, {found.identical} identical",
+            "beside tensors": f"{len(found.said)} differences" if found.said else None,
+            "tensors": f"{found.compared} compared, {found.identical} identical" if found.compared else None,
             "largest relative error": f"{found.largest_relative_error:.3e}" if found.largest_relative_error else None,
         }
     )

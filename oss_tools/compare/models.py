@@ -1,4 +1,4 @@
-"""The checkpoints of a comparison: what identifies them, whether they belong together, and making them of one model."""
+"""The checkpoints of a comparison: what identifies them, and making them of one model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ from oss_tools.checkpoints import templates
 from oss_tools.convert import pipeline as conversion
 from oss_tools.convert.plan import Plan, make_plan
 from oss_tools.convert.recipe import Recipe, load_recipe, recipe_names, recipe_of_format
-from oss_tools.engine.text import Text
-from oss_tools.errors import BadRecipe, BadRequest
+from oss_tools.errors import BadRecipe
 from oss_tools.harness.run import fingerprint
 from oss_tools.models import Checkpoint, open_checkpoint
-
-PROBE = (
-    'AFTER 3 gales,\n\tHer Majesty\'s ship… «ça» 漢字 <|start|>user<|message|>17 + 4.5 = ?<|end|> <|im_start|> {"a": [1, 2]}'
-)
 
 
 @dataclass(frozen=True)
@@ -80,25 +75,6 @@ def _speech(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def require_one_tokenizer(base: Path, others: list[Path]) -> None:
-    """Raises BadRequest, naming the first checkpoint whose tokenizer or vocabulary is not the base's."""
-    wanted = _tokenizer(base)
-    for path in others:
-        found = _tokenizer(path)
-        if found != wanted:
-            sizes = f" ({wanted[0]:,} and {found[0]:,} tokens)" if found[0] != wanted[0] else ""
-            raise BadRequest(
-                f"{path} has another tokenizer than {base}{sizes}; only quantizations of one model can be compared"
-            )
-
-
-def _tokenizer(path: Path) -> tuple[int, tuple[int, ...]]:
-    """The number of tokens, and those of a text that has a bit of everything."""
-    with open_checkpoint(path) as checkpoint:
-        rows = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
-        return rows, tuple(Text(checkpoint.metadata()).encode(PROBE, special=False))
-
-
 def recipe_called(name: str) -> Recipe:
     """A recipe's name, its YAML file, or a number format. Raises BadRecipe."""
     if name.endswith((".yaml", ".yml")) or name in recipe_names():
@@ -113,8 +89,7 @@ def make(
     hold a format, as GGUF. A broken-off conversion is taken up. Raises OssToolsError."""
     folder.mkdir(parents=True, exist_ok=True)
     with open_checkpoint(source) as checkpoint:
-        plan = _plan(checkpoint, recipe)
-        target = folder / (f"{recipe.name}.gguf" if plan.container == "gguf" else recipe.name)
+        plan, target = plan_of(checkpoint, recipe, folder)
         total = plan.source_bytes + sum(step.target.nbytes for step in plan.steps)
         done = 0
 
@@ -133,8 +108,10 @@ def make(
     return target
 
 
-def _plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+def plan_of(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> tuple[Plan, Path]:
+    """How it is made, and where it will lie. Raises BadRecipe, BadTensor."""
     try:
-        return make_plan(checkpoint, "hf", recipe)
+        plan = make_plan(checkpoint, "hf", recipe)
     except BadRecipe:
-        return make_plan(checkpoint, "gguf", recipe)
+        plan = make_plan(checkpoint, "gguf", recipe)
+    return plan, folder / (f"{recipe.name}.gguf" if plan.container == "gguf" else recipe.name)

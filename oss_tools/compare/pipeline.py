@@ -15,12 +15,15 @@ from typing import Any
 
 from oss_tools.chat.messages import Effort
 from oss_tools.compare import answers, latency, weights
-from oss_tools.compare.models import Member, make, member, recipe_called, require_one_tokenizer
+from oss_tools.compare.checks import made_tasks, require_room, require_speech
+from oss_tools.compare.models import Member, make, member, recipe_called
+from oss_tools.compare.pairing import Pairing, pair
 from oss_tools.compare.parts import Parts
 from oss_tools.compare.predictions import BaseLogits, Passage, compare_predictions, passages
 from oss_tools.compare.schedule import Now, Schedule
 from oss_tools.compare.statistics import timing
 from oss_tools.download.layout import name_of
+from oss_tools.engine.backend import backend_class
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings as EvalSettings
@@ -102,7 +105,8 @@ def compare_formats(
     recipes = [recipe_called(name) for name in formats]
     if len({recipe.name for recipe in recipes}) != len(recipes):
         raise BadRequest(f"formats share a name: {', '.join(recipe.name for recipe in recipes)}")
-    work = _Work(settings, output, fresh, report, say)
+    work = _Work(settings, [source], output, fresh, report, say)
+    require_room(source, recipes, output / "models")
     with open_checkpoint(source) as checkpoint:
         origin = str(fingerprint(checkpoint.reader.files())["sha256"])
     work.schedule.expect("convert", len(recipes))
@@ -117,7 +121,7 @@ def compare_formats(
                 return {"path": path.name, "sha256": member(recipe.name, path).sha256}
 
             members.append(_made(work.parts, about, convert, output / "models", recipe.name))
-    return work.compare(_name(source), members)
+    return work.compare(_name(source), members, [pair(members[0].path, m.path) for m in members[1:]])
 
 
 def _made(parts: Parts, about: dict[str, Any], convert: Callable[[], dict[str, str]], folder: Path, name: str) -> Member:
@@ -143,16 +147,16 @@ def compare_checkpoints(
 ) -> Comparison:
     """Compares finished checkpoints in any containers. The base is the first of them unless it is named.
 
-    Raises OssToolsError; BadRequest if the tokenizers differ.
+    Raises OssToolsError; BadRequest if they are not one model.
     """
     every = [base, *(path for path in paths if path.resolve() != base.resolve())] if base else list(paths)
     if len(every) < 2:
         raise BadRequest("a comparison needs two checkpoints at least, or one and the formats to make of it (--formats)")
-    require_one_tokenizer(every[0], every[1:])
-    work = _Work(settings, output, fresh, report, say)
+    pairings = [pair(every[0], path) for path in every[1:]]
+    work = _Work(settings, every, output, fresh, report, say)
     work.expect(len(every))
     members = [member(name, path) for name, path in zip(_names(every), every, strict=True)]
-    return work.compare(_name(every[0]), members)
+    return work.compare(_name(every[0]), members, pairings)
 
 
 def _name(path: Path) -> str:
@@ -170,31 +174,58 @@ class _Work:
     """A comparison at work: its settings, its folder, what is finished."""
 
     def __init__(
-        self, settings: Settings, output: Path, fresh: bool, report: Callable[[Now], None], say: Callable[[str], None]
+        self,
+        settings: Settings,
+        models: Sequence[Path],
+        output: Path,
+        fresh: bool,
+        report: Callable[[Now], None],
+        say: Callable[[str], None],
     ) -> None:
+        """Checks all that can be known before there is work to lose. Raises OssToolsError."""
         self.settings, self.output, self.say = settings, output, say
-        self.tasks = settings.tasks()
+        backend_class(settings.timing.backend)
+        self.tasks = self._tasks()
         if self.tasks:
             require_lm_eval()
+        made, conversations = made_tasks([task for _, task in self.tasks], settings.data, say)
+        self.tasks = [(suite, task) for suite, task in self.tasks if task.task in made]
+        for model in models:
+            require_speech(model, conversations)
         if fresh:
             for folder in ("parts", "answers"):
                 shutil.rmtree(output / folder, ignore_errors=True)
         self.parts = Parts(output / "parts")
         self.schedule = Schedule(report)
 
+    def _tasks(self) -> list[tuple[str, SuiteTask]]:
+        """(suite, task) of those that this program scores by itself."""
+        found = self.settings.tasks()
+        if graded := [task.task for _, task in found if task.needs_grader]:
+            self.say(f"{', '.join(graded)}: left out, as they are graded by a model; `oss-tools eval` asks one")
+        return [(suite, task) for suite, task in found if not task.needs_grader]
+
     def expect(self, members: int) -> None:
         for kind, count in (("weights", members - 1), ("predict", members), ("answer", members * len(self.tasks))):
             self.schedule.expect(kind, count)
         self.schedule.expect("time", 1 if self.settings.timing.repeat else 0)
 
-    def compare(self, model: str, members: list[Member]) -> Comparison:
-        """The record of these checkpoints, the first being the base."""
+    def compare(self, model: str, members: list[Member], pairings: Sequence[Pairing]) -> Comparison:
+        """The record of these checkpoints, the first being the base; `pairings` are those of the others."""
         base, others = members[0], members[1:]
         self._expect_missing(members)
         found = {m.name: Candidate(**_about(m)) for m in members}
-        for m in others:
+        for m, pairing in zip(others, pairings, strict=True):
+            for line in pairing.remarks:
+                self.say(line)
             error, findings = self._weights(base, m)
-            found[m.name] = replace(found[m.name], weight_error=error, findings=findings)
+            found[m.name] = replace(
+                found[m.name],
+                weight_error=error,
+                findings=[*pairing.findings(), *findings],
+                differences=pairing.record(),
+                remarks=list(pairing.remarks),
+            )
         for name, fidelity in self._predictions(members).items():
             found[name] = replace(found[name], fidelity=fidelity)
         said = {m.name: self._answers(m) for m in members}

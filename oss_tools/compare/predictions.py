@@ -125,16 +125,12 @@ class BaseLogits:
 def compare_predictions(
     base: BaseLogits, engine: Engine, passage: Passage, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Fidelity:
-    """The statistics of llama.cpp's `perplexity --kl-divergence` over a passage, over the whole vocabulary.
+    """The statistics of llama.cpp's `perplexity --kl-divergence` over a passage, over the vocabulary that both have: one of
+    them may have rows of padding more.
 
     Standard errors are of chunks, since the positions of one depend on each other; intervals are Student's. `engine` may be
     the base's own: then only its perplexity is given.
-
-    Raises BadRequest if the vocabularies differ in size.
     """
-    sizes = base.engine.backend.vocabulary, engine.backend.vocabulary
-    if sizes[0] != sizes[1]:
-        raise BadRequest(f"the models' vocabularies have {sizes[0]} and {sizes[1]} tokens; they cannot be compared")
     found = []
     for chunk in passage.chunks:
         found.append(_chunk(base, engine, chunk))
@@ -145,12 +141,13 @@ def compare_predictions(
 def _chunk(base: BaseLogits, engine: Engine, chunk: tuple[int, ...]) -> Positions:
     first = len(chunk) // 2
     own = engine is base.engine
+    both = min(base.engine.backend.vocabulary, engine.backend.vocabulary)
     pairs = (
         ((p, p) for p in base.rows(chunk)) if own else in_step(base.rows(chunk), engine.each_logits(list(chunk[:-1]), first))
     )
     parts, at = [], first
     for p, q in pairs:
-        parts.append(measure_rows(p, q, np.array(chunk[at + 1 : at + 1 + len(p)])))
+        parts.append(measure_rows(p[:, :both], q[:, :both], np.array(chunk[at + 1 : at + 1 + len(p)])))
         at += len(p)
     return joined(parts)
 

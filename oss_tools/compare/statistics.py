@@ -10,9 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
 
+from oss_tools.errors import MissingPackage
 from oss_tools.report.comparison import Estimate, Ratio, Timing
+
+try:
+    from scipy import optimize, stats
+except ImportError:
+    raise MissingPackage("the statistics of comparisons need scipy: pip install 'oss-tools[eval]'") from None
 
 LEVEL = 0.95
 Z = float(stats.norm.ppf(0.5 + LEVEL / 2))

@@ -81,6 +81,10 @@ class Text:
             finally:
                 self._tokenizer.encode_special_tokens = False
 
+    def numbers(self) -> dict[str, int]:
+        """Every token's id, those of added tokens included."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         """The text of tokens: what a stream of them gives in all."""
         return self._detokenizer.decode(tokens, skip_special)

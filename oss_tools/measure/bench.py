@@ -13,13 +13,15 @@ from typing import Any
 
 from oss_tools.checkpoints import open_container
 from oss_tools.download.layout import name_of
+from oss_tools.engine.backend import backend_class
 from oss_tools.engine.memory import available_memory
 from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.machine import machine, versions
+from oss_tools.measure.peer import PEERS
 from oss_tools.measure.worker import Child, Contender
+from oss_tools.models import open_checkpoint
 
 SCHEMA = 1
-PEERS = ("llama.cpp", "ik_llama.cpp")
 PACKAGES = ("llama-cpp-python", "ik-llama-cpp-python")  # which have them
 
 
@@ -121,7 +123,14 @@ def measure(
     """The record of a benchmark: every model, and beside it the peers where asked for.
 
     `peer_file` gives the GGUF file that peers read for a model; all programs then read that file.
+
+    What is missing is found before anything is timed. Raises MissingPackage, BadCheckpoint, BadRecipe.
     """
+    for peer in settings.peers:
+        PEERS[peer].require()
+    backend_class(settings.backend)
+    for model in models:
+        open_checkpoint(model).close()
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "bench",

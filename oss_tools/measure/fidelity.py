@@ -19,6 +19,7 @@ from oss_tools.errors import BadRequest
 
 CHUNK = 512  # tokens
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
+ANOTHER = 0.05  # share of tokens that differ from which on it is another vocabulary
 ROWS = 16  # positions that are worked on in float64 at a time
 
 
@@ -84,29 +85,41 @@ def compare_engines(
         limit: the first so many chunks.
         progress: called with the chunks done, and of how many.
 
-    Raises BadRequest if the vocabularies differ in size, or the text is too short.
+    Raises BadRequest if the models have other tokenizers, or the text is too short.
     """
-    if base.backend.vocabulary != other.backend.vocabulary:
-        sizes = f"{base.backend.vocabulary} and {other.backend.vocabulary} tokens"
-        raise BadRequest(
-            f"the models' vocabularies have {sizes}; only models of one tokenizer can be compared by divergence"
-        )
+    both = common_rows(base, other)
     size = min(chunk, base.context, other.context, len(tokens))
     if size < 4:
         raise BadRequest(f"{size} tokens are too few to compare models on")
     chunks = [list(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)][:limit]
     found = []
     for part in chunks:
-        found.append(_compare_chunk(base, other, part))
+        found.append(_compare_chunk(base, other, part, both))
         progress(len(found), len(chunks))
     return found
 
 
-def _compare_chunk(base: Engine, other: Engine, tokens: list[int]) -> Positions:
+def common_rows(base: Engine, other: Engine) -> int:
+    """How many logits of two models stand for the same tokens: those of the one without, or with fewer, rows of padding.
+
+    Raises BadRequest if the tokenizers are not one, or a token of theirs has no row in one of the models.
+    """
+    sizes = base.backend.vocabulary, other.backend.vocabulary
+    ours, theirs = base.text.numbers(), other.text.numbers()
+    differing = sum(theirs.get(token) != number for token, number in ours.items()) + len(theirs.keys() - ours.keys())
+    if differing > ANOTHER * len(ours) or max(ours.values(), default=-1) >= min(sizes):
+        raise BadRequest(
+            f"the models' vocabularies have {sizes[0]:,} and {sizes[1]:,} rows, and {differing:,} tokens differ;"
+            " only models of one tokenizer can be compared by divergence"
+        )
+    return min(sizes)
+
+
+def _compare_chunk(base: Engine, other: Engine, tokens: list[int], both: int) -> Positions:
     first = len(tokens) // 2
     parts, at = [], first
     for p, q in in_step(base.each_logits(tokens[:-1], first), other.each_logits(tokens[:-1], first)):
-        parts.append(measure_rows(p, q, np.array(tokens[at + 1 : at + 1 + len(p)])))
+        parts.append(measure_rows(p[:, :both], q[:, :both], np.array(tokens[at + 1 : at + 1 + len(p)])))
         at += len(p)
     return joined(parts)
 

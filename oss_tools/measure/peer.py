@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
 import time
 from abc import abstractmethod
 from importlib import metadata
@@ -35,10 +35,8 @@ class Llama(Contender):
     extra: ClassVar[str]
 
     def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None:
-        try:
-            self._bindings: Any = importlib.import_module(self.module)
-        except ImportError:
-            raise MissingPackage(f"--peer {self.name} needs {self.package}: pip install 'oss-tools[{self.extra}]'") from None
+        self.require()
+        self._bindings: Any = importlib.import_module(self.module)
         self._library = self.library()
         self._library.llama_log_set(_silent, ctypes.c_void_p(0))
         self._model = self._bindings.llama_model_load_from_file(model.encode(), self.loading())
@@ -51,6 +49,16 @@ class Llama(Contender):
         if not self._context:
             raise BadCheckpoint(f"{self.name} makes no context of {context} positions for {batch} sequences")
         self._batch = self._bindings.llama_batch_init(max(CHUNK, batch), 0, 1)
+
+    @classmethod
+    def require(cls) -> None:
+        """Raises MissingPackage if the package is not installed. Loads nothing."""
+        try:
+            found = importlib.util.find_spec(cls.module.partition(".")[0])
+        except ImportError:
+            found = None
+        if found is None:
+            raise MissingPackage(f"--peer {cls.name} needs {cls.package}: pip install 'oss-tools[{cls.extra}]'")
 
     @abstractmethod
     def library(self) -> Any:
@@ -137,3 +145,6 @@ class IkLlamaCpp(Llama):
 
     def clear(self) -> None:
         self._bindings.llama_kv_cache_clear(self._context)
+
+
+PEERS: dict[str, type[Llama]] = {peer.name: peer for peer in (LlamaCpp, IkLlamaCpp)}

@@ -252,9 +252,9 @@ class Finding:
     """Something wrong with a candidate that the figures show.
 
     Attributes:
-        kind: "weights" (a tensor or expert far from the base, where others of its format are near) or "task" (a score that
-            fell, with evidence).
-        subject: a tensor's or a task's name.
+        kind: "weights" (a tensor or expert far from the base, where others of its format are near), "task" (a score that
+            fell, with evidence), or "config", "tokenizer", "template" (what `Candidate.differences` has).
+        subject: a tensor's, a task's or a difference's name.
         message: one line with the figures.
         layer, role: of the tensor.
     """
@@ -264,6 +264,35 @@ class Finding:
     message: str
     layer: int | None = None
     role: str = ""
+
+
+@dataclass(frozen=True)
+class ModelDifference:
+    """What a candidate says otherwise than the base beside tensors, and no number format explains.
+
+    Attributes:
+        part: "config", "tokenizer" or "template".
+        what: the field, token or template.
+        base, candidate: what each says, in words; None where it says nothing.
+    """
+
+    part: str
+    what: str
+    base: str | None
+    candidate: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}.{self.what}"
+
+    @property
+    def message(self) -> str:
+        """In a line."""
+        if self.candidate is None:
+            return f"{self.part}: {self.what} is missing; the base has {self.base}"
+        if self.base is None:
+            return f"{self.part}: {self.what} is {self.candidate}, which the base has not"
+        return f"{self.part}: {self.what} is {self.candidate}, the base's is {self.base}"
 
 
 @dataclass(frozen=True)
@@ -280,6 +309,9 @@ class Candidate:
         load_seconds, peak_bytes: of a process that loads it and answers; peak_bytes is resident memory.
         weight_bytes: of the weights in memory.
         weight_error: to the base; None for the base.
+        differences: from the base, of configuration, tokenizer and chat template; None for the base, and in records of
+            programs that did not look.
+        remarks: what its figures are to be read with, a sentence each.
     """
 
     name: str
@@ -300,6 +332,8 @@ class Candidate:
     weight_bytes: int | None = None
     changes: list[Change] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    differences: list[ModelDifference] | None = None
+    remarks: list[str] = field(default_factory=list)
 
     def task(self, name: str) -> TaskScore | None:
         return next((t for t in self.tasks if t.task == name), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ MAX_BYTES = 1 << 20  # of a gate's file
 MAX_RULES = 1000
 AGAINST = ("base", "baseline")
 MISSING = ("fail", "skip")
+DIFFERENCES = "differences"
 FAMILIES = ("task", "suite", "perplexity", "findings")  # metrics with a name behind the dot
 
 Status = Literal["pass", "noise", "fail", "skip"]
@@ -37,6 +38,7 @@ class Rule:
         difference: "base" or "baseline": the limits are for the figure less that one's.
         ratio: "base" or "baseline": the limits are for the figure over that one's.
         candidates: patterns on the names and recipes of those the rule is for; by default all but the base.
+        wanted: for the metric `differences`: patterns on the names of those that are meant, and do not count.
         strict: whether the figure decides, and not its interval.
         missing: "fail" or "skip", where a figure, or the one to compare it with, is not there.
         same_processor: whether the rule is skipped where the baseline was made on another processor.
@@ -50,6 +52,7 @@ class Rule:
     difference: str | None = None
     ratio: str | None = None
     candidates: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
     strict: bool = False
     missing: str = "fail"
     same_processor: bool = False
@@ -103,6 +106,9 @@ class Rule:
         if not self.candidates:
             return not model.is_base
         return any(fnmatchcase(name, pattern) for pattern in self.candidates for name in (model.name, model.recipe) if name)
+
+
+SAME_MODEL = Rule(DIFFERENCES, max=0.0, name="the model is the base's", missing="skip")  # of gates that say nothing of it
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,8 @@ def _parse_rule(content: Any, where: str) -> Rule:
         raise BadRecipe(f"{where}: min, max or both are wanted")
     if rule.min is not None and rule.max is not None and rule.min > rule.max:
         raise BadRecipe(f"{where}: min {rule.min:g} is more than max {rule.max:g}")
+    if rule.wanted and rule.metric != DIFFERENCES:
+        raise BadRecipe(f"{where}: wanted is for the metric {DIFFERENCES} only")
     if rule.difference and rule.ratio:
         raise BadRecipe(f"{where}: either difference or ratio, not both")
     return rule
@@ -246,7 +254,7 @@ def _field(name: str, value: Any, where: str) -> Any:
         if not isinstance(value, bool):
             raise BadRecipe(f"{where}: true or false is wanted, not {str(value)[:40]!r}")
         return value
-    if name == "candidates":
+    if name in ("candidates", "wanted"):
         patterns = [value] if isinstance(value, str) else value
         if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
             raise BadRecipe(f"{where}: a name, or a list of names, is wanted")
@@ -274,11 +282,17 @@ def _is_metric(pattern: str) -> bool:
 
 
 def judge(gate: Gate, sheet: Sheet, baseline: Sheet | None = None) -> Verdict:
-    """What a gate says of a sheet. Raises BadRequest where a rule wants a baseline and there is none."""
+    """What a gate says of a sheet. Where its rules say nothing of `differences`, there must be none (SAME_MODEL).
+
+    Raises BadRequest where a rule wants a baseline and there is none.
+    """
     if gate.wants_baseline and baseline is None:
         rule = next(rule for rule in gate.rules if rule.against == "baseline")
         raise BadRequest(f"gate {gate.name}: the rule {rule.title!r} compares with a baseline; give --baseline FILE")
-    return Verdict(gate, tuple(outcome for rule in gate.rules for outcome in _outcomes(rule, sheet, baseline)))
+    rules = gate.rules
+    if not any(rule.metric == DIFFERENCES for rule in rules) and any(DIFFERENCES in m.figures for m in sheet.models):
+        rules = (SAME_MODEL, *rules)
+    return Verdict(gate, tuple(outcome for rule in rules for outcome in _outcomes(rule, sheet, baseline)))
 
 
 def _outcomes(rule: Rule, sheet: Sheet, baseline: Sheet | None) -> Iterator[Outcome]:
@@ -311,6 +325,8 @@ def _outcome(rule: Rule, sheet: Sheet, model: Model, metric: str, baseline: Shee
     figure = model.figures.get(metric)
     if figure is None:
         return _absent(rule, model.name, metric, "in the baseline, but not measured now")
+    if rule.wanted:
+        figure = _unexplained(figure, rule.wanted)
     if rule.same_processor and baseline and (there := _processor(baseline)) != (here := _processor(sheet)):
         return Outcome(
             rule, model.name, metric, "skip", f"{model.name}: {metric}: the baseline is of {there}, this of {here}"
@@ -324,6 +340,13 @@ def _outcome(rule: Rule, sheet: Sheet, model: Model, metric: str, baseline: Shee
         return _absent(rule, model.name, metric, found)
     status = judged(rule, found)
     return Outcome(rule, model.name, metric, status, _message(rule, model.name, metric, found, status), figure.notes)
+
+
+def _unexplained(figure: Figure, wanted: Sequence[str]) -> Figure:
+    """The figure `differences` without those that are meant."""
+    pairs = zip(figure.ids, figure.notes, strict=True)
+    left = [pair for pair in pairs if not any(fnmatchcase(pair[0], pattern) for pattern in wanted)]
+    return replace(figure, interval=Interval(float(len(left))), notes=tuple(note for _, note in left))
 
 
 def judged(rule: Rule, found: Interval) -> Status:

@@ -57,6 +57,7 @@ def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
         "comparison": sheet.comparison,
         "verdict": verdict,
         "summary": summary(sheet),
+        "remarks": sheet.remarks,
         "findings": [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings],
         "columns": [metric_of(metric) for metric in metrics],
         "rows": [(model, [_cell(sheet, model, metric) for metric in metrics]) for model in sheet.models],

@@ -47,6 +47,8 @@ def _sheet(sheet: Sheet) -> list[str]:
         parts.append(line)
     if wrong := [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings]:
         parts.append("\n".join(f"- **{escaped(name)}**: {escaped(message)}" for name, message in wrong))
+    if sheet.remarks:
+        parts.append("\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in sheet.remarks))
     return parts
 
 

@@ -37,7 +37,7 @@ class Figure:
         interval: the figure with its bounds.
         on: what it was measured on (a text's, a data set's hash; a machine); figures of different records are comparable
             where this is equal.
-        items: outcomes by item, where the figure is their mean, and `ids`, whose they are.
+        items: outcomes by item, where the figure is their mean, and `ids`, whose they are; of `differences` their names.
         difference, ratio: to the record's base, from paired measurements; None where there is no paired test.
         noise: whether the difference to the base is no more than noise; None where nothing says so.
         notes: lines that belong to it.
@@ -108,6 +108,12 @@ METRICS: dict[str, Metric] = {
     "load_seconds": Metric("load s", "seconds to load"),
     "peak_memory": Metric("peak memory", "resident memory of a process that loads the model and answers", unit="bytes"),
     "weight_memory": Metric("weights", "bytes of the weights in memory", unit="bytes", shown=False),
+    "differences": Metric(
+        "differences",
+        "what the candidate says otherwise than the base: configuration, tokenizer, chat template",
+        unit="count",
+        shown=False,
+    ),
     "findings": Metric("findings", "things wrong with the candidate that the figures show", unit="count", shown=False),
 }
 
@@ -162,6 +168,11 @@ class Sheet:
     @property
     def base(self) -> Model | None:
         return next((model for model in self.models if model.is_base), None)
+
+    @property
+    def remarks(self) -> list[tuple[str, str]]:
+        """(model, sentence): what figures are to be read with."""
+        return [(m.name, text) for m in self.models if m.candidate for text in m.candidate.remarks]
 
     def metrics(self, shown_only: bool = False) -> list[str]:
         """Names of the metrics that any model has, in the order of METRICS; tasks among themselves as the record has them."""
@@ -238,6 +249,9 @@ def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple
         yield "peak_memory", _exact(c.peak_bytes)
     if c.weight_bytes is not None:
         yield "weight_memory", _exact(c.weight_bytes)
+    if c.differences is not None:
+        names, lines = tuple(d.name for d in c.differences), tuple(d.message for d in c.differences)
+        yield "differences", Figure(Interval(float(len(names))), ids=names, notes=lines)
     if c.weight_error or c.findings:
         yield "findings", _exact(len(c.findings), *(f.message for f in c.findings))
         for kind in sorted({"weights", "task", *(f.kind for f in c.findings)}):

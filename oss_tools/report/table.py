@@ -97,10 +97,11 @@ def text(sheet: Sheet, width: int = 120) -> str:
 
 
 def findings(sheet: Sheet) -> list[str]:
-    """What is wrong with which candidate, a line each."""
-    return [
+    """What is wrong with which candidate, and what its figures are to be read with, a line each."""
+    wrong = [
         f"! {visible(model.name)}: {visible(finding.message)}"
         for model in sheet.models
         if model.candidate
         for finding in model.candidate.findings
     ]
+    return [*wrong, *(f"· {visible(name)}: {visible(text)}" for name, text in sheet.remarks)]

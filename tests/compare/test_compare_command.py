@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from oss_tools.cli.main import app
 from oss_tools.compare.models import make, recipe_called
-from oss_tools.errors import BadRequest
+from oss_tools.errors import BadRequest, BadSource
 from oss_tools.report.comparison import read
 
 SMALL = ["--suites", "", "--chunks", "2", "--repeat", "6", "--prompt", "16", "--gen", "4", "-t", "1"]
@@ -93,3 +93,47 @@ def test_a_copy_is_equal_and_a_damaged_layer_is_refused(tiny_gpt_oss, tmp_path):
     failed = [o for o in printed["verdict"]["outcomes"] if o["status"] == "fail"]
     assert {o["candidate"] for o in failed} == {"damaged"}
     assert any("model.layers.1.mlp.experts.down_proj" in line for o in failed for line in o["details"])
+
+
+def test_what_lies_beside_models_is_passed_over(tiny_llama, tmp_path):
+    make(tiny_llama, recipe_called("q8_0"), tmp_path)  # with its manifest
+    make(tiny_llama, recipe_called("bf16"), tmp_path)
+    (tmp_path / "README.md").write_text("# Quantizations")
+    (tmp_path / "sizes.json").write_text("{}")
+    few = [*SMALL, "--repeat", "0", "--chunks", "1"]
+    done = compare(*sorted(tmp_path.iterdir()), *few, "-o", tmp_path.parent / "beside")
+    assert "README.md, q8_0.gguf.manifest.json, sizes.json: no model, passed over" in done.output
+    assert {c.name for c in read(tmp_path.parent / "beside" / "comparison.json").candidates} == {"bf16", "q8_0.gguf"}
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    assert "broken.gguf" in compare(*sorted(tmp_path.iterdir()), *few, "-o", tmp_path / "o", status=2).output
+
+
+def test_nothing_is_made_where_something_is_missing(tiny_llama, tmp_path, monkeypatch):
+    def offline(hub, config, split, message):
+        raise BadSource(message.format(f"{hub} cannot be had"))
+
+    monkeypatch.setattr("oss_tools.harness.data.from_hub", offline)
+    out = tmp_path / "out"
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        ([tiny_llama, "--suites", "tool_use"], "has no chat template"),
+        ([tiny_llama, "--suites", "math", "--tier", "full", "--data", tmp_path / "nowhere"], "--data"),
+        ([tiny_llama, "--suite", "nosuch"], "no suite named"),
+        ([tiny_llama, "--formats", "bf16,nosuch"], "nosuch"),
+        ([tiny_llama, "--suites", "", "--backend", "nosuch"], "no backend named"),
+    ):
+        done = compare(*arguments, "--repeat", "0", "-o", out, status=2)
+        assert message in done.output
+        assert not (out / "models").exists()
+        assert not (out / "parts").exists()
+    done = compare(tiny_llama, "--suites", "", "-o", tmp_path / "file" / "out", status=2)
+    assert "is a file, not a folder" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_said_before_anything_is_made(tiny_llama, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("oss_tools.convert.output.shutil.disk_usage", lambda path: usage._replace(free=1 << 20))
+    done = compare(tiny_llama, "--formats", "bf16,q8_0", *SMALL, "-o", tmp_path / "out", status=3)
+    assert "are free" in done.output
+    assert not (tmp_path / "out" / "models").exists()

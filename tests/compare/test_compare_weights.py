@@ -3,9 +3,9 @@
 import pytest
 from damage import change, shifted_scales, swapped_experts, swapped_gate_and_up
 
-from oss_tools.compare.models import make, recipe_called, require_one_tokenizer
+from oss_tools.compare.models import make, recipe_called
 from oss_tools.compare.weights import compare_weights
-from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.errors import BadCheckpoint
 from oss_tools.models import open_checkpoint
 
 
@@ -58,9 +58,3 @@ def test_damage_is_found_where_it_is(bf16, tmp_path, spoil, tensor):
 def test_other_models_are_refused(tiny_gpt_oss, tiny_llama):
     with pytest.raises(BadCheckpoint, match="not one model"):
         compared(tiny_gpt_oss, tiny_llama)
-
-
-def test_other_tokenizers_are_refused(tiny_gpt_oss, bf16, tiny_llama):
-    require_one_tokenizer(tiny_gpt_oss, [bf16])
-    with pytest.raises(BadRequest, match="another tokenizer"):
-        require_one_tokenizer(tiny_gpt_oss, [bf16, tiny_llama])

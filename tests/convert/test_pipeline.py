@@ -17,10 +17,10 @@ from oss_tools.convert import pipeline
 from oss_tools.convert.manifest import Manifest, manifest_path
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import KEEP_ALL, Recipe, Rule, load_recipe, recipe_of_format, writable_formats
-from oss_tools.convert.verify import verify
 from oss_tools.errors import BadRecipe, BadTensor, NoRoom, VerificationFailed
 from oss_tools.formats import get_format
 from oss_tools.models import open_checkpoint
+from oss_tools.verify import verify
 from tests.convert.helpers import contents, convert
 
 EXTENSION = {"hf": "", "original": "", "gguf": ".gguf"}
@@ -29,7 +29,7 @@ EXTENSION = {"hf": "", "original": "", "gguf": ".gguf"}
 def assert_equal(a: Path, b: Path) -> None:
     with open_checkpoint(a) as x, open_checkpoint(b) as y:
         result = verify(x, y)
-    assert result.equal, (result.config_differences, result.differences[:3])
+    assert result.equal, (result.said, result.differences[:3])
     assert result.compared == result.identical > 5
 
 
@@ -401,4 +401,5 @@ def test_verify_names_what_differs_and_where(synthetic, tmp_path: Path) -> None:
 
 def test_verify_sees_other_architectures_and_configurations(synthetic) -> None:
     with open_checkpoint(synthetic("gpt-oss-tiny")) as x, open_checkpoint(synthetic("llama-tiny")) as y:
-        assert verify(x, y).config_differences == [("model_type", "gpt_oss", "llama")]
+        (difference,) = verify(x, y).said
+        assert (difference.name, difference.a, difference.b) == ("config.model_type", "gpt_oss", "llama")

@@ -101,7 +101,7 @@ def test_markdown_marks_the_best_and_noise_and_names_what_failed() -> None:
     row = next(line for line in text.splitlines() if line.startswith("| mxfp4"))
     assert "**5.4 MB**" in row
     assert "78.3 % ≈" in row
-    assert "✗ gate default: failed, 4 of 30 checks" in text
+    assert "✗ gate default: failed, 4 of 34 checks" in text
     assert "model.layers.3.mlp.experts.down" in text
 
 

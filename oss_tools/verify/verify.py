@@ -1,14 +1,17 @@
-"""Whether two checkpoints hold the same model: same architecture, same tensors, same values, whatever the containers."""
+"""Two checkpoints value by value, and all that they say beside: the same model, or where not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from oss_tools.models import Checkpoint
 from oss_tools.models.checkpoint import chunks
+from oss_tools.verify.differences import PARTS, Difference, compare_said
+
+TENSORS = "tensors"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Verification:
         compared: tensors compared.
         identical: tensors whose values are all equal.
         differences: tensors beyond the tolerance, the largest relative error first.
-        config_differences: configuration fields that differ: (name, a, b).
+        said: what differs beside tensors.
+        remarks: what was passed over because a container cannot say it, a sentence each.
     """
 
     tolerance: float
@@ -48,30 +52,42 @@ class Verification:
     identical: int = 0
     largest_relative_error: float = 0.0
     differences: list[TensorDifference] = field(default_factory=list)
-    config_differences: list[tuple[str, str, str]] = field(default_factory=list)
+    said: tuple[Difference, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
-        return not (self.differences or self.config_differences)
+        return not (self.differences or self.said)
 
 
 def verify(
-    a: Checkpoint, b: Checkpoint, tolerance: float = 0.0, progress: Callable[[str, int], None] = lambda *_: None
+    a: Checkpoint,
+    b: Checkpoint,
+    tolerance: float = 0.0,
+    progress: Callable[[str, int], None] = lambda *_: None,
+    only: Collection[str] = (TENSORS, *PARTS),
 ) -> Verification:
-    """Compares two checkpoints value by value.
+    """Compares two checkpoints: what their configurations compute, tokenizers, chat templates, and tensors value by value.
+
+    Models of two architectures are told apart by that alone.
 
     Args:
         a: the reference.
         b: the checkpoint under test.
         tolerance: largest allowed ||b - a|| / ||a|| of a tensor; 0 asks for equal values. -0 equals 0, NaN equals NaN.
         progress: called with a tensor's name and the number of its values just compared.
+        only: what is compared, of "tensors" and PARTS.
+
+    Raises BadCheckpoint, MissingPackage.
     """
     result = Verification(tolerance)
-    if a.architecture.model_type != b.architecture.model_type:
-        result.config_differences.append(("model_type", a.architecture.model_type, b.architecture.model_type))
+    types = a.architecture.model_type, b.architecture.model_type
+    if types[0] != types[1]:
+        result.said = (Difference("config", "model_type", *types),)
         return result
-    result.config_differences = _config_differences(a, b)
-    for name in dict.fromkeys([*a.entries, *b.entries]):
+    said = compare_said(a, b, only)
+    result.said, result.remarks = said.differences, said.remarks
+    for name in dict.fromkeys([*a.entries, *b.entries]) if TENSORS in only else ():
         difference = _compare(a, b, name, progress)
         result.compared += 1
         result.identical += difference is None
@@ -82,19 +98,6 @@ def verify(
             result.differences.append(difference)
     result.differences.sort(key=lambda d: -d.relative_error if not d.reason else -np.inf)
     return result
-
-
-def _config_differences(a: Checkpoint, b: Checkpoint) -> list[tuple[str, str, str]]:
-    """Fields of the architecture's configuration that decide what is computed and that every container can hold."""
-    ours, theirs = (c.architecture.container_config("gguf") for c in (a, b))
-    keys = dict.fromkeys([*ours, *theirs])
-    return [(k, str(ours.get(k)), str(theirs.get(k))) for k in keys if not _same(ours.get(k), theirs.get(k))]
-
-
-def _same(x: object, y: object) -> bool:
-    if isinstance(x, float) and isinstance(y, float):
-        return np.float32(x) == np.float32(y)  # GGUF holds float32
-    return x == y
 
 
 def _compare(a: Checkpoint, b: Checkpoint, name: str, progress: Callable[[str, int], None]) -> TensorDifference | None:
