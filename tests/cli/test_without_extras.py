@@ -41,7 +41,9 @@ def run(packages: tuple[str, ...], *arguments: object) -> subprocess.CompletedPr
         (("ik_llama_cpp",), ["bench", "MODEL", "--peer", "ik_llama.cpp"], "oss-tools[ik]"),
         (("numba_cuda",), ["generate", "MODEL", "Hello", "--device", "cuda"], "oss-tools[cuda]"),
     ],
-    ids=lambda value: " ".join(value[:1]) if isinstance(value, list) else ",".join(value) if isinstance(value, tuple) else "",
+    ids=lambda value: (
+        " ".join(value[:1]) if isinstance(value, list) else ",".join(value) if isinstance(value, tuple) else ""
+    ),
 )
 def test_a_missing_extra_is_one_line(
     tiny_llama: Path, tmp_path: Path, packages: tuple[str, ...], arguments: list[str], advice: str
