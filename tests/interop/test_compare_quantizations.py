@@ -130,7 +130,9 @@ def test_every_format_has_a_usual_cost() -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_what_ggml_makes_of_an_honest_model_is_not_suspicious(name: str, base: Path, ggml: ctypes.CDLL, tmp_path: Path) -> None:
+def test_what_ggml_makes_of_an_honest_model_is_not_suspicious(
+    name: str, base: Path, ggml: ctypes.CDLL, tmp_path: Path
+) -> None:
     assert findings(base, written(base, tmp_path / "q", get_format(name), ggml=ggml)) == []
 
 
@@ -138,7 +140,12 @@ SCALED = {
     "a matrix": ("blk.1.ffn_down.weight", slice(None), slice(None), "model.layers.1.mlp.down_proj.weight"),
     "a query head": ("blk.0.attn_q.weight", slice(64, 96), slice(None), "model.layers.0.self_attn.q_proj.weight, head 2"),
     "a value head": ("blk.1.attn_v.weight", slice(96, 128), slice(None), "model.layers.1.self_attn.v_proj.weight, head 3"),
-    "a head's output": ("blk.0.attn_output.weight", slice(None), slice(32, 64), "model.layers.0.self_attn.o_proj.weight, head 1"),
+    "a head's output": (
+        "blk.0.attn_output.weight",
+        slice(None),
+        slice(32, 64),
+        "model.layers.0.self_attn.o_proj.weight, head 1",
+    ),
     "some rows": ("blk.1.ffn_gate.weight", slice(160, 192), slice(None), "model.layers.1.mlp.gate_proj.weight, rows 1"),
     "the output": ("output.weight", slice(None), slice(None), "lm_head.weight"),
 }
