@@ -20,6 +20,7 @@ import numpy as np
 
 from numba_kernels.parallel import cores
 from oss_tools import __version__
+from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.files import full_disk_is_no_room
 from oss_tools.convert.manifest import TensorHash, TensorRecord
 from oss_tools.convert.options import Options, Progress
@@ -49,7 +50,7 @@ def facts(plan: Plan, options: Options) -> dict[str, str]:
         "the recipe or format": _hash(targets),
         "the configuration": _hash([metadata.config, plan.container_config, derived, metadata.generation_config]),
         "the tokenizer": _hash([metadata.tokenizer, metadata.tokenizer_config]),
-        "the chat template": _hash(metadata.chat_template),
+        "the chat templates": _hash(templates.by_name(metadata)),
         "the model's name or card, or a file beside it": _hash([metadata.general, companions]),
         "the importance weights": _hash(weights),
         "--shard-size": str(options.shard_size),

@@ -8,7 +8,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from oss_tools.checkpoints.files import is_plain_name, parse_json
-from oss_tools.checkpoints.shards import INDEX, SINGLE
+from oss_tools.checkpoints.index import INDEX, SINGLE
+from oss_tools.checkpoints.templates import FOLDER as TEMPLATES
 from oss_tools.download.layout import MANIFEST, ORIGINAL
 from oss_tools.download.quantizations import listing, models_among, named, near_misses
 from oss_tools.download.transfer import RemoteFile
@@ -176,9 +177,9 @@ def _named_shards(index: bytes, where: str) -> set[str]:
 
 
 def _beside(files: Sequence[RemoteFile], kind: str) -> list[RemoteFile]:
-    """The small files of a checkpoint: those of the top folder, which original/ gets too."""
+    """The small files of a checkpoint: those of the top folder and further chat templates, which original/ gets too."""
     wanted = [f for f in files if _is_wanted(f) and not f.path.lower().endswith((*TENSORS, ".index.json"))]
-    top = [f for f in wanted if "/" not in f.path]
+    top = [f for f in wanted if "/" not in f.path or re.fullmatch(rf"{TEMPLATES}/[^/]+\.jinja", f.path)]
     if kind != "original":
         return top
     inside = [f for f in wanted if f.path.startswith(ORIGINAL) and f.path.count("/") == 1]

@@ -16,9 +16,9 @@ from oss_tools.cli.main import app
 from oss_tools.convert import output, pipeline
 from oss_tools.convert.manifest import Manifest, manifest_path
 from oss_tools.convert.recipe import KEEP_ALL, Recipe, Rule, recipe_of_format
-from oss_tools.convert.verify import verify
 from oss_tools.errors import BadCheckpoint, BadRecipe, BadTensor, NoRoom
 from oss_tools.models import open_checkpoint
+from oss_tools.verify import verify
 from tests.convert.helpers import contents, convert
 
 Synthetic = Callable[..., Path]
@@ -95,7 +95,7 @@ def test_a_touched_or_moved_source_of_the_same_values_is_gone_on_with(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: (s / "chat_template.jinja").write_text("{{ messages }}"), "differs in the chat template"),
+        (lambda s: (s / "chat_template.jinja").write_text("{{ messages }}"), "differs in the chat templates"),
         (lambda s: (s / "README.md").write_text("---\nlicense: mit\n---\n"), "differs in the model's name or card"),
         (
             lambda s: (s / "generation_config.json").write_text('{"temperature": 0.5}'),

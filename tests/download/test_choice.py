@@ -48,6 +48,13 @@ def test_what_the_index_names_and_nothing_beside_it(others: tuple[str, ...]) -> 
     assert sorted(found) == sorted(["config.json", INDEX, *SHARDS])
 
 
+def test_further_chat_templates_come_along() -> None:
+    templates = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+    others = ("additional_chat_templates/notes/x.jinja", "examples/y.jinja")
+    found = chosen(offer("config.json", "model.safetensors", *templates, *others))
+    assert sorted(found) == sorted(["config.json", "model.safetensors", *templates])
+
+
 def test_one_file_goes_before_a_set_with_an_index() -> None:
     files = offer("config.json", "model.safetensors", INDEX, *SHARDS, "model.fp16.safetensors")
     assert sorted(chosen(files, read=lambda file: index(*SHARDS))) == ["config.json", "model.safetensors"]
