@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -101,10 +102,17 @@ def read_small(path: Path, limit: int) -> bytes:
 
 def read_text(path: Path, limit: int) -> str:
     """A UTF-8 file. Raises BadCheckpoint."""
+    return _decoded(read_small(path, limit), str(path))
+
+
+def _decoded(data: bytes, where: str) -> str:
+    """UTF-8 as text, without the byte order mark that editors on Windows put before it. Raises BadCheckpoint."""
     try:
-        return read_small(path, limit).decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadCheckpoint(f"{path}: not UTF-8 at byte {error.start}") from None
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise BadCheckpoint(f"{where}: is UTF-16, as PowerShell writes text; save it as UTF-8") from None
+        raise BadCheckpoint(f"{where}: not UTF-8 at byte {error.start}") from None
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
@@ -124,9 +132,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         return found
 
     try:
-        content = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except UnicodeDecodeError as error:
-        raise BadCheckpoint(f"{where}: not UTF-8 at byte {error.start}") from None
+        content = json.loads(_decoded(data, where), object_pairs_hook=unique)
     except RecursionError:
         raise BadCheckpoint(f"{where}: JSON nested too deeply") from None
     except ValueError as error:

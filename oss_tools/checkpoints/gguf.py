@@ -90,6 +90,14 @@ class _Part:
             raise BadCheckpoint(f"{self.path}: split.no is {str(number)[:20]!r}, split.count {str(count)[:20]!r}")
         return number, max(count, 1)
 
+    def holds_another(self) -> bool:
+        """Whether a second GGUF file lies behind this one's tensors: parts that were joined with `cat`."""
+        alignment = self.header.keys.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
+        end = max((info.offset + info.nbytes for info in self.header.tensors), default=self.header.data_start)
+        end += -end % alignment
+        size = os.fstat(self._descriptor).st_size
+        return size >= end + len(MAGIC) and self.read(end, len(MAGIC)).tobytes() == MAGIC
+
     def read(self, offset: int, nbytes: int) -> np.ndarray:
         """Bytes of the file, freshly allocated: uint8 [nbytes]. Raises BadCheckpoint."""
         return read_at(self._descriptor, offset, nbytes, self.path)
@@ -251,6 +259,11 @@ def _open_parts(path: Path) -> list[_Part]:
     parts: list[_Part] = []
     try:
         number, count = opened.split()
+        if count > 1 and opened.holds_another():
+            raise BadCheckpoint(
+                f"{path}: {count} parts of a split file joined one behind the other; keep them as they came, each with its own "
+                "name, and give the first one, or join them with llama.cpp's `llama-gguf-split --merge`"
+            )
         for index in range(count):
             parts.append(opened if index == number else _Part(_sibling(path, number, index, count)))
             if parts[index].split() != (index, count):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from oss_tools.harness.equivalence import equivalent, tidy
 
@@ -25,6 +26,7 @@ PHRASE = re.compile(
     r"|(?:^|\n)\W{0,3}(?:final\s+)?answer\W{0,3}\s*[:=])\s*(?:simply|just|therefore|thus|then|equal to|as follows)?\s*:?",
     re.IGNORECASE,
 )
+NEXT_QUESTION = re.compile(r"^\W{0,3}(?:question|problem|exercise|q)\s{0,3}\d{0,4}\s{0,3}:", re.IGNORECASE | re.MULTILINE)
 SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bapprox)(?<!\bno)[.!?](?=\s|$|\*|\")|\n", re.IGNORECASE)
 
 
@@ -33,12 +35,22 @@ def extract_answer(text: str) -> str | None:
 
     Tried in turn: the last \\boxed, the last "####", the last "answer is", and then the last line's last formula or number.
     """
-    text = text[-LONGEST:]
+    text = _before_next_question(text[-LONGEST:])
     for find in (last_boxed, _after_hashes, _after_phrase, _in_last_line, _last_number):
         found = find(text)
         if found is not None and found.strip():
             return found.strip()
     return None
+
+
+def _before_next_question(text: str) -> str:
+    """The text without what follows an explicit answer as a question that the model asks itself: one that was shown examples goes
+    on in their manner (https://github.com/sgl-project/sglang/pull/29933)."""
+    for match in islice(NEXT_QUESTION.finditer(text), MOST_MARKS):
+        before = text[: match.start()]
+        if any((find(before) or "").strip() for find in (last_boxed, _after_hashes, _after_phrase)):
+            return before
+    return text
 
 
 def is_correct(text: str, reference: str) -> bool:

@@ -1,17 +1,29 @@
 """Small files: written whole or not at all, and places in which none can be made."""
 
+import json
 import os
 import resource
 import signal
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from oss_tools.checkpoints.files import check_place, replace_file
-from oss_tools.errors import BadRequest, NoRoom
+from oss_tools.checkpoints.files import check_place, read_json, read_text, replace_file
+from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
+
+
+@pytest.mark.parametrize("read", [lambda path: read_json(path), lambda path: json.loads(read_text(path, 100))])
+def test_a_byte_order_mark_is_no_part_of_a_text(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """As Notepad and PowerShell's `-Encoding utf8` write it. RFC 8259, section 8.1: a parser may pass over it."""
+    file = tmp_path / "config.json"
+    file.write_text('{"a": "ä"}', encoding="utf-8-sig")
+    assert read(file) == {"a": "ä"}
+    file.write_text('{"a": "ä"}', encoding="utf-16")
+    with pytest.raises(BadCheckpoint, match=r"config\.json: is UTF-16.*; save it as UTF-8"):
+        read(file)
 
 
 @pytest.fixture

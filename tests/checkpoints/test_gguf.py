@@ -225,6 +225,15 @@ def test_renamed_part(tmp_path: Path) -> None:
         GgufReader(paths[0].rename(tmp_path / "renamed.gguf"))
 
 
+def test_parts_joined_one_behind_the_other(tmp_path: Path) -> None:
+    """Not a name that is wrong, as the first part's keys would have it."""
+    paths = write_all(tmp_path, shard_size=400)
+    joined = tmp_path / f"joined-00001-of-{len(paths):05d}.gguf"
+    joined.write_bytes(b"".join(path.read_bytes() for path in paths))
+    with pytest.raises(BadCheckpoint, match=rf"{len(paths)} parts of a split file joined .* --merge"):
+        GgufReader(joined)
+
+
 def test_part_of_another_model(tmp_path: Path) -> None:
     paths = write_all(tmp_path, shard_size=400)
     paths[2].write_bytes(paths[1].read_bytes())

@@ -66,6 +66,15 @@ OUTPUTS: list[tuple[str, str, bool]] = [
     # four hashes
     ("16 - 3 - 4 = 9\n9 * 2 = 18\n#### 18", "18", True),
     ("16 - 3 - 4 = 9\n#### $18", "18", True),
+    # it goes on with questions of its own, as the examples that it was shown do
+    (
+        "9 * 2 = 18\n#### 18\n\nQuestion: A robe takes 2 bolts of blue fiber. How many?\nAnswer: 2 + 1 = 3\n#### 3",
+        "18",
+        True,
+    ),
+    ("The answer is 18.\n\nQ: How many bolts are 2 and 1?\nA: The answer is 3.", "18", True),
+    ("The answer is 18.\n\nQ: How many bolts are 2 and 1?\nA: The answer is 3.", "3", False),
+    ("Question: how much is 9 times 2?\nThe answer is 18.", "18", True),
     ("#### 1,234", "1234", True),
     ("#### 18.", "18", True),
     ("#### 18 dollars", "18", True),

@@ -128,6 +128,7 @@ def test_any_text_is_the_same_as_itself_or_empty(text: str) -> None:
         "$$ $ " * 10000,
         "the answer is " * 5000,
         "#### " * 20000,
+        "\nQ: " * 20000,
         "((((" * 400 + "1",
         "9^" * 400 + "9",
         "1" * 1900 + "^" + "9" * 50,
