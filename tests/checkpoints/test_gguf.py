@@ -90,6 +90,25 @@ def test_round_trip(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("alignment", [8, 16, 64, 4096])
+def test_other_alignments_than_32(alignment: int, tmp_path: Path) -> None:
+    """Written by the gguf package, in keys whose length is no multiple of either."""
+    arrays = {name: np.arange(n, dtype=np.float32) + n for name, n in (("a", 4), ("b", 5), ("c", 3))}
+    for length in (1, 8, 17):
+        theirs = gguf.GGUFWriter(tmp_path / f"{length}.gguf", "llama")
+        theirs.add_custom_alignment(alignment)
+        theirs.add_name("n" * length)
+        for name, array in arrays.items():
+            theirs.add_tensor(name, array)
+        theirs.write_header_to_file()
+        theirs.write_kv_data_to_file()
+        theirs.write_tensors_to_file()
+        theirs.close()
+        with GgufReader(tmp_path / f"{length}.gguf") as reader:
+            for name, array in arrays.items():
+                assert np.array_equal(reader.read(name, 0, 1, len(array)).dequantize()[0], array)
+
+
 def test_rows_and_columns(tmp_path: Path) -> None:
     (path,) = write_all(tmp_path)
     with GgufReader(path) as reader:

@@ -59,6 +59,22 @@ def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     file.close()
 
 
+@pytest.mark.parametrize(
+    ("metadata", "padding"), [(None, b"   "), ({}, b""), ({"format": "pt"}, b" "), ({"epoch": 3}, b""), (None, b"")]
+)
+def test_headers_as_other_programs_write_them(metadata: dict | None, padding: bytes, tmp_path: Path) -> None:
+    """Padded with spaces (allowed by the format), with empty metadata, with numbers in it, without any."""
+    header = {"a": entry("F32", [3], 0, 12)} | ({} if metadata is None else {"__metadata__": metadata})
+    path = raw_file(
+        tmp_path / "x.safetensors", json.dumps(header).encode() + padding, np.arange(3, dtype=np.float32).tobytes()
+    )
+    if metadata != {"epoch": 3}:  # the library wants texts there; they decide nothing
+        assert library.load_file(path)["a"].tolist() == [0, 1, 2]
+    file = SafetensorsFile(path)
+    assert file.read(file.tensors["a"], 0, 12).view(np.float32).tolist() == [0, 1, 2]
+    file.close()
+
+
 def test_the_library_reads_what_we_wrote(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     writer = SafetensorsWriter(path, [(name, DTYPE_NAMES[a.dtype], a.shape) for name, a in ARRAYS.items()])
