@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any
 
-from oss_tools.cli._options import format_size
+from oss_tools.sizes import format_size
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from oss_tools.models.base import Placement, TensorSpec, whole
 
 if TYPE_CHECKING:
-    from oss_tools.models.gpt_oss import GptOssConfig
+    from oss_tools.models.gpt_oss_config import GptOssConfig
 
 
 def hugging_face(config: GptOssConfig, spec: TensorSpec, is_float: bool) -> Iterator[list[Placement]]:
