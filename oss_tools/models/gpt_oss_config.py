@@ -108,10 +108,16 @@ def from_hf(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig, tuple
     values = dict(raw)
     if "num_experts" in raw:  # transformers' other name
         values["num_local_experts"] = _one_of(raw, "num_local_experts", "num_experts")
-    if "experts_per_token" in raw:
-        _one_of(
-            {"num_experts_per_tok": DEFAULTS["num_experts_per_tok"]} | dict(raw), "num_experts_per_tok", "experts_per_token"
-        )
+    if "experts_per_token" in raw:  # OpenAI's word, which published files repeat and transformers does not obey
+        if "num_experts_per_tok" not in raw:
+            _one_of(
+                {"num_experts_per_tok": DEFAULTS["num_experts_per_tok"]} | values, "num_experts_per_tok", "experts_per_token"
+            )
+        elif raw["experts_per_token"] != raw["num_experts_per_tok"]:
+            theirs, counts = shown(raw["experts_per_token"]), shown(raw["num_experts_per_tok"])
+            remarks += [
+                f"{where}: experts_per_token is {theirs}, num_experts_per_tok {counts}; the latter counts, as in transformers"
+            ]
     for key in [key for key in DEFAULTS if key not in values]:
         remarks += [f"{where}: {key} is missing; {DEFAULTS[key]:g} is taken, as transformers does"]
     values = DEFAULTS | SILENT_DEFAULTS | values

@@ -265,7 +265,11 @@ LLAMA_RAW = Llama(LLAMA).hf_config()
         (GPT_OSS_RAW, {"num_hidden_layers": 0}, "outside"),
         (GPT_OSS_RAW, {"num_key_value_heads": 7}, "64 query heads do not divide over 7"),
         (GPT_OSS_RAW, {"num_experts_per_tok": 33, "experts_per_token": 33}, "33 of 32 experts: not a possible model"),
-        (GPT_OSS_RAW, {"experts_per_token": 2}, "num_experts_per_tok is 4, but experts_per_token is 2"),
+        (
+            {key: value for key, value in GPT_OSS_RAW.items() if key != "num_experts_per_tok"},
+            {"experts_per_token": 2},
+            "num_experts_per_tok is 4, but experts_per_token is 2",
+        ),
         (GPT_OSS_RAW, {"num_experts": 64}, "num_local_experts is 32, but num_experts is 64"),
         (GPT_OSS_RAW, {"vocab_size": None}, "vocab_size"),
         (GPT_OSS_RAW, {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
@@ -295,6 +299,13 @@ LLAMA_RAW = Llama(LLAMA).hf_config()
 def test_absurd_configurations_are_refused(raw: dict, changes: dict, message: str) -> None:
     with pytest.raises(BadCheckpoint, match=message):
         architecture_of(raw["model_type"]).from_config("hf", {**raw, **changes})
+
+
+def test_of_two_names_of_the_experts_per_token_transformers_one_counts() -> None:
+    """transformers' configuration has no `experts_per_token`: published files only repeat OpenAI's word."""
+    model = architecture_of("gpt_oss").from_config("hf", {**GPT_OSS_RAW, "num_experts_per_tok": 3})
+    assert model.computation()["num_experts_per_tok"] == 3
+    assert [text for text in model.remarks if "experts_per_token is 4, num_experts_per_tok 3" in text]
 
 
 def test_unknown_architectures_are_named_with_those_there_are() -> None:
