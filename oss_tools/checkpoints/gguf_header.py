@@ -35,6 +35,14 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 20
 MAX_KEY = 1024  # bytes of a key's name
 MAX_NAME = 64  # bytes of a tensor's name
+FACTS_OF_THE_FILE = (
+    "architecture",
+    "type",
+    "alignment",
+    "file_type",
+    "quantization_version",
+    "size_label",
+)  # of `general.*`; the others describe the model
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
 OLLAMA_GPT_OSS = "gptoss"  # Ollama's own name of the architecture
@@ -367,3 +375,9 @@ def _check_places(cursor: _Cursor, infos: list[TensorInfo], start: int, alignmen
             cursor.fail(
                 f"damaged or cut off: tensor {info.name} would end at byte {start + end}, the file has {cursor.size}"
             )
+
+
+def row_bytes(ggml_type: int, columns: int) -> int:
+    """Bytes of a row of so many values in a ggml type."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
+    return columns // block * size

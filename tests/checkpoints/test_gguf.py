@@ -12,7 +12,8 @@ import pytest
 from gguf.constants import GGUFValueType
 
 from oss_tools.checkpoints import Metadata, StoredTensor, open_container
-from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
+from oss_tools.checkpoints.gguf import GgufReader
+from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import QTensor, get_format
 

@@ -307,7 +307,7 @@ def test_disk_space_is_checked_before_the_first_byte(synthetic, tmp_path: Path, 
 
 
 def test_a_disk_that_lies_is_found_out(synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oss_tools.checkpoints.gguf import GgufWriter
+    from oss_tools.checkpoints.gguf_writer import GgufWriter
 
     finish = GgufWriter.finish
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from oss_tools.checkpoints import StoredTensor
-from oss_tools.checkpoints.gguf import GgufWriter
+from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.compare.usual import PROBE, READ_ONLY, measured, usual
 from oss_tools.compare.weights import compare_weights
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from oss_tools.checkpoints import Metadata, StoredTensor
-from oss_tools.checkpoints.gguf import GgufWriter
+from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.formats import get_format
 from oss_tools.models import Architecture, Entry, TensorSpec, open_checkpoint
 from oss_tools.models.checkpoint import chunks, stored_tensors, write_rows

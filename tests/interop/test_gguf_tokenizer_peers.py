@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
+from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.gguf_splitters import SPLITTERS, Splitter, splitter_named
+from oss_tools.checkpoints.gguf_writer import GgufWriter
 
 pytestmark = pytest.mark.peers
 tokenizers = pytest.importorskip("tokenizers")

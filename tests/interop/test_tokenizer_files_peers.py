@@ -24,9 +24,10 @@ from test_gguf_tokenizer_peers import (
 import oss_tools
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.companions import read_metadata
-from oss_tools.checkpoints.gguf import GgufReader, GgufWriter
+from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.gguf_splitters import splitter_named
 from oss_tools.checkpoints.gguf_tokenizer import remarks_on_writing
+from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.checkpoints.tokenizers.sentencepiece_model import parse_model, tokenizer_of_model
 from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
