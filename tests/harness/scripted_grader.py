@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on loopback whose answers are scripted."""
 
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -69,7 +70,7 @@ class ScriptedGrader:
         elif action == "timeout":
             time.sleep(3)
         elif action == "drop":
-            handler.connection.close()
+            handler.connection.shutdown(socket.SHUT_RDWR)  # `close` would wait for the handler's own file of it
         elif action == "trickle":
             self._trickle(handler)
         elif action == "no completion":
