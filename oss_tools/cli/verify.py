@@ -1,4 +1,4 @@
-"""Compare two checkpoints in any containers: what they compute, how they read and write text, every value.
+"""Compare two checkpoints: what they compute, their texts, every value.
 
 Beside tensors, their configurations are held against each other in common terms, their tokenizers (tokens, merges, special and
 added tokens, what stands before and after a text, what ends an answer) and their chat templates. What only describes a model

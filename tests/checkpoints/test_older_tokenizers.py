@@ -113,7 +113,7 @@ def test_tokens_beside_it_that_it_has_itself(tmp_path: Path) -> None:
     metadata = read_metadata(folder_with(tmp_path, "tokenizer.model", model(), add_bos_token=True), {})
     text = Text(metadata)
     assert text.encode("ab</s><|im_end|>") == [1, 260, 2, 265]
-    assert text.special.keys() == {"<unk>", "<s>", "</s>"}
+    assert text.special.keys() == {"<unk>", "<s>", "</s>", "<|im_end|>"}  # what ends a turn is never a part of its text
     assert text.stop_tokens == {2, 265}
 
 

@@ -145,7 +145,7 @@ def test_the_refusal_says_what_would_fit(tiny_llama: Path, monkeypatch: pytest.M
         weights = NumbaBackend.weight_bytes(checkpoint, options)
         position = NumbaBackend.position_bytes(checkpoint.architecture, options)
     monkeypatch.setattr(memory, "available_memory", lambda: memory.WORK_BYTES + weights + 700 * position)
-    with pytest.raises(NoRoom, match=r"GB are free; --context 700 would fit$"):
+    with pytest.raises(NoRoom, match=r"[kMG]B are free; --context 700 would fit$"):
         Engine.load(tiny_llama, context=2048)
     Engine.load(tiny_llama, context=700, threads=1).close()
 

@@ -75,7 +75,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def test_windows_in_any_order(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], windows: list[int | None]) -> None:
     with monkeypatch.context() as patch:
         with_windows(patch, windows)
-        assert_backends_agree(config | {"num_hidden_layers": 4, "layer_types": []}, 170)
+        assert_backends_agree(config | {"num_hidden_layers": 4, "layer_types": ["sliding_attention"] * 4}, 170)
 
 
 @FEW
