@@ -55,6 +55,12 @@ def loaded(
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
 
+    def examine(metadata: Metadata) -> None:
+        if not quiet:
+            remark_reading(checkpoint, metadata)
+        if check:
+            check(metadata)
+
     say = (lambda line: None) if quiet else remark
     backend = backend_for(device, backend, say)
     with (
@@ -62,17 +68,13 @@ def loaded(
         Compiling(quiet) as on_compile,
         progress({"load": checkpoint.nbytes}, quiet=quiet) as advance,
     ):
-        metadata = checkpoint.metadata()
-        if not quiet:
-            remark_reading(checkpoint, metadata)
-        if check:
-            check(metadata)
         engine = Engine.load(
             checkpoint,
             backend=backend,
             threads=threads,
             context=context,
             activations=activations,
+            check=examine,
             progress=lambda nbytes: advance("load", nbytes),
             say=say,
             on_compile=on_compile,

@@ -125,6 +125,7 @@ class Engine:
         context: int | None = None,
         activations: str = "int8",
         prefix_budget: int | None = None,
+        check: Callable[[Metadata], None] = lambda metadata: None,
         progress: Progress = lambda nbytes: None,
         say: Callable[[str], None] = lambda line: None,
         on_compile: OnCompile = lambda done, total, name: None,
@@ -138,6 +139,7 @@ class Engine:
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
             activations: "int8" or "f32", see `Options`.
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
+            check: is given the tokenizer, templates and configuration before weights are read, and may refuse them.
             progress: called with the stored bytes that were read.
             say: is told what the user should know.
             on_compile: called as each kernel begins to be compiled and after the last, see `Options`.
@@ -153,6 +155,7 @@ class Engine:
                     context=context,
                     activations=activations,
                     prefix_budget=prefix_budget,
+                    check=check,
                     progress=progress,
                     say=say,
                     on_compile=on_compile,
@@ -163,7 +166,7 @@ class Engine:
         options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), say, on_compile)
         chosen = backend_class(backend)
         chosen.require(path, options)
-        metadata, text = _tokenizer(path.metadata())  # first: what this takes is free again for the weights
+        metadata, text = _tokenizer(path.metadata(), check)  # first: what this takes is free again for the weights
         memory.give_back()
         loaded = chosen(path, options, progress)
         memory.give_back()
@@ -500,9 +503,10 @@ class _Generation:
         return float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best)
 
 
-def _tokenizer(metadata: Metadata) -> tuple[Metadata, Text | None]:
+def _tokenizer(metadata: Metadata, check: Callable[[Metadata], None]) -> tuple[Metadata, Text | None]:
     """The tokenizer, and the metadata without its content, which takes half a gigabyte for 200,000 tokens. A damaged one stays,
     to be complained of when it is asked for."""
+    check(metadata)
     if metadata.tokenizer is None:
         return metadata, None
     try:
