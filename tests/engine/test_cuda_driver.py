@@ -24,7 +24,7 @@ from oss_tools.engine.sampling import Sampling
 from oss_tools.measure.cuda_models import nearness
 
 device.COPIED = 1 << 16
-tokens = np.random.default_rng().integers(0, 768, 80).tolist()
+tokens = np.random.default_rng(0).integers(0, 768, 80).tolist()
 
 
 def request(n, **sampling):
