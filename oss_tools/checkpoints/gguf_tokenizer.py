@@ -27,11 +27,8 @@ from oss_tools.checkpoints.tokenizers.gguf_source import OWN_KEY, SPECIAL, Sourc
 from oss_tools.errors import BadCheckpoint
 
 HARMONY_STOPS = ("<|return|>", "<|endoftext|>", "<|call|>")  # any of them ends a generation of gpt-oss
-LLAMA_DEFAULTS = {
-    "bos_token": 1,
-    "eos_token": 2,
-    "unk_token": 0,
-}  # what llama.cpp takes where a file of model `llama` is silent
+# What llama.cpp takes where a file of model `llama` is silent
+LLAMA_DEFAULTS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 OTHER_KINDS = {
     "t5": "SentencePiece Unigram",
     "bert": "WordPiece",

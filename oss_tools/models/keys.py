@@ -17,9 +17,8 @@ import numpy as np
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
 
-Harmless = Mapping[
-    str, Collection[Any]
-]  # key -> values under which it changes nothing, beside null, and as a list of such values
+# key -> the values with which it changes nothing, beside null; a list of such values changes nothing either
+Harmless = Mapping[str, Collection[Any]]
 
 
 @dataclass(frozen=True)
@@ -91,104 +90,21 @@ def _short(value: Any) -> str:
 
 # ---- what all architectures share -----------------------------------------------------------------------------------
 
-NEUTRAL_IN_CONFIG = (  # about training, files, tokens, outputs and how programs run
-    *(
-        "_*",
-        "architectures",
-        "auto_map",
-        "model_type",
-        "custom_pipelines",
-        "license",
-        "*name_or_path",
-        "*version",
-        "*.js_config",
-    ),
-    *(
-        "torch_dtype",
-        "dtype",
-        "initializer_range",
-        "*initializer*",
-        "*_dropout",
-        "*_pdrop",
-        "*dropout*",
-        "*_loss*",
-        "*loss_coef*",
-    ),
-    *(
-        "*token_id",
-        "*_token_ids",
-        "bad_words_ids",
-        "forced_*",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "decoder_start_token_id",
-    ),
-    *(
-        "use_cache",
-        "output_*",
-        "return_dict*",
-        "torchscript",
-        "gradient_checkpointing",
-        "chunk_size_feed_forward",
-        "use_bfloat16",
-    ),
-    *(
-        "pretraining_tp",
-        "tensor_parallel*",
-        "pruned_heads",
-        "tf_legacy_loss",
-        "is_encoder_decoder",
-        "is_decoder",
-        "seq_length",
-    ),
-    *(
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "task_specific_params",
-        "finetuning_task",
-        "prefix",
-        "max_sequence_length",
-    ),
-    *(
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "min_p",
-        "*_penalty",
-        "*_cutoff",
-        "*beam*",
-        "early_stopping",
-    ),
-    *(
-        "max_length",
-        "min_length",
-        "max_new_tokens",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "num_return_sequences",
-    ),
-    *("remove_invalid_values", "exponential_decay_length_penalty", "*assistant*", "target_lookbehind", "tokenizer_class"),
-    *(
-        "quantization_config",
-        "compression_config",
-        "quantization",
-        "attn_implementation",
-        "use_flash_attn*",
-        "_attn_implementation*",
-    ),
-    *(
-        "unsloth_*",
-        "tie_encoder_decoder",
-        "add_cross_attention",
-        "cross_attention_hidden_size",
-        "model_max_length",
-        "is_llama_config",
-    ),
-)
+# About training, files, tokens, outputs and how programs run.
+_NEUTRAL_IN_CONFIG = """
+    _* architectures auto_map model_type custom_pipelines license *name_or_path *version *.js_config
+    torch_dtype dtype initializer_range *initializer* *_dropout *_pdrop *dropout* *_loss* *loss_coef*
+    *token_id *_token_ids bad_words_ids forced_* suppress_tokens begin_suppress_tokens decoder_start_token_id
+    use_cache output_* return_dict* torchscript gradient_checkpointing chunk_size_feed_forward use_bfloat16
+    pretraining_tp tensor_parallel* pruned_heads tf_legacy_loss is_encoder_decoder is_decoder seq_length
+    id2label label2id num_labels problem_type task_specific_params finetuning_task prefix max_sequence_length
+    do_sample temperature top_k top_p typical_p min_p *_penalty *_cutoff *beam* early_stopping
+    max_length min_length max_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences
+    remove_invalid_values exponential_decay_length_penalty *assistant* target_lookbehind tokenizer_class
+    quantization_config compression_config quantization attn_implementation use_flash_attn* _attn_implementation*
+    unsloth_* tie_encoder_decoder add_cross_attention cross_attention_hidden_size model_max_length is_llama_config
+"""
+NEUTRAL_IN_CONFIG = tuple(_NEUTRAL_IN_CONFIG.split())
 
 PASSED_OVER_IN_CONFIG: dict[str, Collection[Any]] = {  # of other architectures; the values that change nothing
     "attention_multiplier": (),
