@@ -211,8 +211,8 @@ def _open_file(url: str, start: int, stop: int | None) -> Iterator[Answer]:
 def retry_after(headers: Any) -> float | None:
     """Seconds of a Retry-After header, which holds a number or a date."""
     text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
+    if (seconds := _number(text)) is not None:
+        return float(seconds)
     try:
         return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0) if text else None
     except ValueError:
@@ -220,7 +220,7 @@ def retry_after(headers: Any) -> float | None:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and len(text) < 20 and text.isascii() and text.isdecimal() else None
 
 
 def offline() -> bool:

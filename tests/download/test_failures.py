@@ -15,7 +15,7 @@ from oss_tools.download import failures
 from oss_tools.download.failures import Transient, in_words
 from oss_tools.download.places import Cache, Folder
 from oss_tools.download.transfer import RemoteFile
-from oss_tools.download.web import Web
+from oss_tools.download.web import Web, retry_after
 from oss_tools.errors import BadRequest, BadSource, Unreachable
 
 REPO = "someone/model"
@@ -60,6 +60,16 @@ def test_a_server_that_speaks_no_tls(hub: Hub, run: Run) -> None:
 
 def test_an_endpoint_that_is_no_address(run: Run) -> None:
     assert "it is like https://huggingface.co" in one_line(run("download", REPO, env={"HF_ENDPOINT": "my-mirror"}), 2)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999/x.gguf", "https://127.0.0.1:port/x.gguf"])
+def test_a_port_that_is_none(address: str, run: Run) -> None:
+    assert f"{address}: its port is no number from 0 to 65535" in one_line(run("download", address), 2)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("\xb2", None), ("9" * 400, None), ("soon", None), ("", None)])
+def test_seconds_to_wait_are_a_number(said: str, seconds: float | None) -> None:
+    assert retry_after({"Retry-After": said}) == seconds
 
 
 def test_what_was_downloaded_before_is_told_of(hub: Hub, run: Run, nobody: str, tiny_llama: Path) -> None:
