@@ -7,6 +7,7 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,21 +27,23 @@ def test_a_byte_order_mark_is_no_part_of_a_text(read: Callable[[Path], object], 
         read(file)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file of this process grows beyond 1000 bytes."""
+    """No file of this process grows beyond 1000 bytes, a log of the tests included: it is held around one call."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_on_a_full_disk_the_old_file_stays_and_nothing_lies_beside_it(tmp_path: Path, full_disk: None) -> None:
+def test_on_a_full_disk_the_old_file_stays_and_nothing_lies_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text("last week")
-    with pytest.raises(NoRoom, match=r"page\.html: File too large; free some space"):
+    with full_disk(), pytest.raises(NoRoom, match=r"page\.html: File too large; free some space"):
         replace_file(file, "x" * 5000)
     assert file.read_text() == "last week"
     assert list(tmp_path.iterdir()) == [file]
