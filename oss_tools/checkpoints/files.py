@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,32 +199,58 @@ def is_stream(path: Path) -> bool:
 
 
 def check_place(path: Path, *, with_parents: bool = False) -> None:
-    """Raises BadRequest, in words, unless a file or folder of this name could be made: nothing is written to see it.
+    """Raises BadRequest, in words, unless a file or folder of this name could be made; nothing of it stays.
 
     `with_parents`: whether the folders above it will be made too where they are missing, and it may be a folder.
     """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise BadRequest(f"{path}: the name is not UTF-8; choose another") from None
+    _check_encoding(path)
     if is_stream(path):
         return
     if os.path.isdir(path) and not with_parents:
         raise BadRequest(f"{path}: is a folder; name a file in it")
     target = path.resolve()
-    missing, folder = [target.name], target.parent
+    _check_names(path, target.name)
+    if _check_writable(path, target.parent) and not with_parents:
+        raise BadRequest(f"{path}: there is no folder {target.parent}; make it first")
+
+
+def check_folder(path: Path) -> None:
+    """Raises BadRequest, in words, unless files could be made in this folder, which may be missing, as may those above it."""
+    _check_encoding(path)
+    _check_writable(path, path.resolve())
+
+
+def _check_encoding(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{path}: the name is not UTF-8; choose another") from None
+
+
+def _check_names(path: Path, *names: str) -> None:
+    if any(len(os.fsencode(name)) > MAX_NAME for name in names):
+        raise BadRequest(f"{path}: a name is longer than the {MAX_NAME} bytes that a disk takes")
+
+
+def _check_writable(path: Path, folder: Path) -> list[str]:
+    """Raises BadRequest, about `path`, unless something can be made in `folder`, or in the first one above it that there is.
+    Returns the names of the folders that are missing."""
+    missing: list[str] = []
     while not os.path.lexists(folder):
         missing, folder = [folder.name, *missing], folder.parent
-    if any(len(os.fsencode(name)) > MAX_NAME for name in missing):
-        raise BadRequest(f"{path}: a name is longer than the {MAX_NAME} bytes that a disk takes")
+    _check_names(path, *missing)
     if not folder.is_dir():
         raise BadRequest(f"{path}: {folder} is a file, not a folder")
-    if len(missing) > 1 and not with_parents:
-        raise BadRequest(f"{path}: there is no folder {target.parent}; make it first")
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise BadRequest(f"{path}: {folder} is on a read-only disk; choose another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadRequest(f"{path}: {folder} is read-only for this user; choose another place, or change its permissions")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # a full disk, /proc
+        raise BadRequest(f"{path}: {folder} cannot be written to ({error.strerror}); choose another place") from None
+    return missing
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,7 +22,6 @@ import typer
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
-from oss_tools.cli._places import require_writable
 
 if TYPE_CHECKING:
     from oss_tools.compare.schedule import Now
@@ -128,12 +127,13 @@ def run(
         raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
     judge = _judge(gate, baseline)
-    require_writable(output, "--output")
+    from oss_tools.checkpoints.files import check_folder
     from oss_tools.compare.latency import Settings as Timing
     from oss_tools.compare.pipeline import RECORD, Settings, compare_checkpoints, compare_formats
     from oss_tools.engine.backend import backend_for
     from oss_tools.resources import resource
 
+    check_folder(output)
     if not (paths or base) or resource("tiny/checkpoint") in (*paths, base):
         limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
     say = (lambda line: None) if quiet else remark

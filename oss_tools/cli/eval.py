@@ -22,7 +22,6 @@ import typer
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Threads, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
-from oss_tools.cli._places import require_writable
 from oss_tools.cli._scores import DIVERGENCE, print_record
 
 if TYPE_CHECKING:
@@ -147,13 +146,14 @@ def run(
         raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
+    from oss_tools.checkpoints.files import check_folder
     from oss_tools.harness.suites import chosen_tasks
     from oss_tools.harness.tasks import load_tasks, require_lm_eval
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars here are ours
     require_lm_eval()
     if output is not None:
-        require_writable(output, "--output")
+        check_folder(output)
     check_models(model, base)
     wanted = suite if suite is not None else "" if task or text else SUITES
     listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []

@@ -1,10 +1,12 @@
 """Small files: written whole or not at all, and places in which none can be made."""
 
+import errno
 import json
 import os
 import resource
 import signal
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from oss_tools.checkpoints.files import check_place, read_json, read_text, replace_file
+from oss_tools.checkpoints.files import check_folder, check_place, read_json, read_text, replace_file
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 
 
@@ -92,6 +94,12 @@ def test_places_in_which_nothing_can_be_made_are_said(tmp_path: Path, monkeypatc
         with pytest.raises(BadRequest, match=said):
             check_place(path)
     check_place(tmp_path / "several" / "new" / "folders", with_parents=True)
+    check_folder(tmp_path / "several" / "new")
+    check_folder(tmp_path)
+    with pytest.raises(BadRequest, match="file is a file, not a folder"):
+        check_folder(tmp_path / "file" / "new")
+    with pytest.raises(BadRequest, match="a name is longer than the 255 bytes"):
+        check_folder(tmp_path / ("x" * 256))
     for step in (check_place, lambda path: replace_file(path, "x")):
         with pytest.raises(BadRequest, match=r"there is no folder \S+new; make it first"):
             step(tmp_path / "several" / "new" / "file")
@@ -102,10 +110,20 @@ def test_places_in_which_nothing_can_be_made_are_said(tmp_path: Path, monkeypatc
         patched.setattr(os, "statvfs", lambda _: read_only)
         with pytest.raises(BadRequest, match="is on a read-only disk; choose another place"):
             check_place(tmp_path / "new")
+        with pytest.raises(BadRequest, match="is on a read-only disk; choose another place"):
+            check_folder(tmp_path)  # it is there already
     with monkeypatch.context() as patched:  # as the system answers a user who is not root
         patched.setattr(os, "access", lambda *_: False)
         with pytest.raises(BadRequest, match="is read-only for this user"):
             check_place(tmp_path / "new")
+    with monkeypatch.context() as patched:  # what only an attempt shows
+
+        def refuse(**_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patched.setattr(tempfile, "TemporaryFile", refuse)
+        with pytest.raises(BadRequest, match=r"cannot be written to \(No space left on device\); choose another place"):
+            check_folder(tmp_path / "new")
 
 
 def test_an_open_file_of_the_process_is_written_to(tmp_path: Path) -> None:
