@@ -1,4 +1,5 @@
-"""FP8 e4m3 (1 sign, 4 exponent, 3 mantissa bits, no infinity, largest value 448) with a bfloat16 scale for every row.
+"""FP8 e4m3 (1 sign, 4 exponent, 3 mantissa bits, no infinity, largest value 448) with a bfloat16 scale for every row, or with
+float32 scales for blocks of values.
 
 Source: OCP 8-bit Floating Point Specification (OFP8) 1.0; https://arxiv.org/abs/2209.05433.
 """
@@ -60,3 +61,26 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
         scale = bfloat16_to_float(scales[r, 0])
         for i in range(codes.shape[1]):
             out[r, i] = decode_e4m3(codes[r, i]) * scale
+
+
+@njit(cache=True, nogil=True)
+def quantize_blocks(values: np.ndarray, scales: np.ndarray, codes: np.ndarray, side: int) -> None:
+    """float32 [R, K] and positive scales float32 [R, ⌈K / side⌉] -> e4m3 codes uint8 [R, K]."""
+    columns = values.shape[1]
+    for r in range(values.shape[0]):
+        for block in range(scales.shape[1]):
+            scale = scales[r, block]
+            limit = TOP if scale <= FLOAT32_MAX / TOP else NEXT_TO_TOP  # so that decoding stays finite
+            for i in range(block * side, min((block + 1) * side, columns)):
+                codes[r, i] = encode_e4m3(min(max(values[r, i] / scale, -limit), limit))
+
+
+@njit(cache=True, nogil=True)
+def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, out: np.ndarray, side: int) -> None:
+    """uint8 [R, K] and scales float32 [R, ⌈K / side⌉] -> float32 [R, K]."""
+    columns = codes.shape[1]
+    for r in range(codes.shape[0]):
+        for block in range(scales.shape[1]):
+            scale = scales[r, block]
+            for i in range(block * side, min((block + 1) * side, columns)):
+                out[r, i] = decode_e4m3(codes[r, i]) * scale

@@ -199,6 +199,19 @@ def quantize_fp8(values: Array) -> tuple[Array, Array]:
     return encode_e4m3(np.clip(values / np.where(divisor > 0, divisor, F32(np.inf)), -limit, limit)), scales
 
 
+def quantize_fp8_block(values: Array, side: int = 128) -> tuple[Array, Array]:
+    """A matrix, float32 [R, K] -> e4m3 codes uint8 [R, K], scales float32 [⌈R / side⌉, ⌈K / side⌉]."""
+    rows, columns = values.shape
+    padded = np.zeros((-(-rows // side) * side, -(-columns // side) * side), F32)
+    padded[:rows, :columns] = values
+    blocks = padded.reshape(len(padded) // side, side, -1, side)
+    scales = np.abs(blocks).max((1, 3)) / F32(448)
+    scales[scales == 0] = 1
+    divisor = scales[:, None, :, None]
+    limit = np.where(divisor <= tables.FLOAT32_MAX / F32(448), F32(448), F32(416))
+    return encode_e4m3(np.clip(blocks / divisor, -limit, limit)).reshape(padded.shape)[:rows, :columns], scales
+
+
 # ---- int8 -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from oss_tools.checkpoints.layouts import FLOATS, SCALE_DTYPES, Layout, Piece
 from oss_tools.checkpoints.safetensors import RawTensor
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
+from oss_tools.formats.fp8_block import SIDE
 
 INT8_GROUPS = {128: "int8_g128", 32: "int8_g32"}
 EMPTY = "DeepSpeed's ZeRO-3 saves weights so that were not gathered, and its zero_to_fp32.py makes whole ones"
@@ -92,7 +93,7 @@ def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[
         return assemble_mxfp4(tensor, raw, "_blocks", "_scales", where)
     if name.endswith("_packed"):
         return _packed(tensor, raw, where)
-    if tensor.dtype in CONTENT and not name.endswith(("_scale", "_zero_point")):
+    if tensor.dtype in CONTENT and not name.endswith(("_scale", "_scale_inv", "_zero_point")):
         return _scaled(tensor, raw, config, where)
     return None
 
@@ -133,7 +134,11 @@ def _packed(tensor: RawTensor, raw: Mapping[str, RawTensor], where: str) -> Layo
 
 
 def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str, Any], where: str) -> Layout:
-    """Codes of one byte with scales per tensor, row or group."""
+    """Codes of one byte with scales per tensor, row, group or block."""
+    if (inverse := f"{tensor.name}_scale_inv") in raw:
+        return _blocks(tensor, raw[inverse], where)
+    if tensor.dtype == "F8_E4M3" and f"{tensor.name}_scale" in raw and _declares_blocks(config):
+        return _blocks(tensor, raw[f"{tensor.name}_scale"], where)
     scale = _partner(raw, f"{tensor.name}_scale", tensor, where)
     if f"{tensor.name}_zero_point" in raw:
         raise BadCheckpoint(f"{where}: tensor {tensor.name} has zero points; asymmetric quantization is not supported")
@@ -153,6 +158,27 @@ def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str
         kind = INT8_GROUPS[group]
     layout = _layout(tensor.name, kind, tensor.shape, ("codes", tensor))
     return Layout(layout.tensor, (*layout.pieces, Piece("scales", scale.name, scale.dtype, scale.shape, shared=shared)))
+
+
+def _blocks(tensor: RawTensor, scale: RawTensor, where: str) -> Layout:
+    """FP8 with a scale for each block of 128 × 128 values, or one for the whole tensor."""
+    if tensor.dtype != "F8_E4M3" or len(tensor.shape) < 2 or scale.dtype not in SCALE_DTYPES:
+        raise _misfit(tensor, scale, f"a matrix in F8_E4M3, and scales of {' or '.join(SCALE_DTYPES)}", where)
+    *lead, rows, columns = tensor.shape
+    blocks = (*lead, -(-rows // SIDE), -(-columns // SIDE))
+    whole = scale.size == 1 and scale.shape != blocks
+    if not whole and scale.shape != blocks:
+        raise _misfit(tensor, scale, f"a scale for each block of {SIDE} × {SIDE} values: {list(blocks)}", where)
+    layout = _layout(tensor.name, "fp8_block", tensor.shape, ("codes", tensor))
+    piece = Piece("scales", scale.name, scale.dtype, scale.shape, shared=whole, rows=1 if whole else SIDE)
+    return Layout(layout.tensor, (*layout.pieces, piece))
+
+
+def _declares_blocks(config: Mapping[str, Any]) -> bool:
+    """Whether compressed-tensors' weights have a scale for each block of rows and columns, by the configuration."""
+    groups = (config.get("quantization_config") or {}).get("config_groups") or {}
+    weights = [g.get("weights") for g in groups.values()]
+    return any(isinstance(w, dict) and w.get("strategy") == "block" for w in weights)
 
 
 def _declares_groups(config: Mapping[str, Any]) -> bool:

@@ -38,7 +38,8 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.format.stored_bytes(self.rows, self.shape[-1])
+        rows = self.shape[-2] if len(self.shape) > 1 else 1
+        return self.format.stored_bytes(rows, self.shape[-1], self.rows // rows if rows else 0)
 
 
 @dataclass

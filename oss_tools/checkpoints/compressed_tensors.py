@@ -1,7 +1,8 @@
 """How quantized tensors lie in Hugging Face checkpoints: name suffixes, dtypes, shapes, and `quantization_config`.
 
 Dense weights follow compressed-tensors (https://github.com/vllm-project/compressed-tensors: `compressors/`), gpt-oss experts
-OpenAI's MXFP4 on the hub (transformers: `integrations/mxfp4.py`). Stacked experts in other formats have no convention in the
+OpenAI's MXFP4 on the hub (transformers: `integrations/mxfp4.py`), FP8 in blocks DeepSeek's (`integrations/finegrained_fp8.py`).
+Stacked experts in other formats have no convention in the
 field; they get the suffixes of compressed-tensors and the quantization method `oss-tools`.
 
 For a weight [..., K]:
@@ -13,6 +14,7 @@ For a weight [..., K]:
     int8                 (none) I8 [..., K]           _scale BF16 [..., 1]
     int8_g128, int8_g32  (none) I8 [..., K]           _scale BF16 [..., K/group]
     fp8_e4m3             (none) F8_E4M3 [..., K]      _scale BF16 [..., 1]
+    fp8_block            (none) F8_E4M3 [..., K]      _scale_inv F32 [..., ⌈R/128⌉, ⌈K/128⌉]
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 from oss_tools.checkpoints.base import StoredTensor
 from oss_tools.checkpoints.layouts import FLOAT_DTYPES, Layout, Piece, mxfp4_layout
+from oss_tools.formats.fp8_block import SIDE
 
 # format -> how compressed-tensors calls it: (compression format, weight arguments)
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,6 +40,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"},
     ),
 }
+QUANTIZED = (*SCHEMES, "fp8_block")  # the formats that a folder can hold beside plain floats
 MXFP4_NOT_CONVERTED = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
 
 
@@ -59,6 +63,10 @@ def lay_out(tensor: StoredTensor) -> Layout:
             Piece("scales", f"{name}_scale", "F8_E4M3", (*lead, columns // 16)),
             Piece("tensor_scale", f"{name}_global_scale", "F32", (1,), shared=True, reciprocal=True),
         ]
+    elif kind == "fp8_block":
+        blocks = (*lead[:-1], -(-lead[-1] // SIDE), -(-columns // SIDE))
+        scales = Piece("scales", f"{name}_scale_inv", "F32", blocks, rows=SIDE)
+        pieces = [Piece("codes", name, "F8_E4M3", shape), scales]
     else:
         groups = columns // (SCHEMES[kind][1]["group_size"] or columns)
         dtype = "I8" if SCHEMES[kind][1]["type"] == "int" else "F8_E4M3"
@@ -76,7 +84,9 @@ def quantization_config(tensors: list[StoredTensor]) -> dict[str, Any] | None:
     quantized = [t for t in tensors if not t.format.is_float]
     if not quantized:
         return None
-    if all(is_dense(t.name) for t in quantized):
+    if all(t.format.name == "fp8_block" for t in quantized):
+        return _fp8_config(tensors)
+    if all(is_dense(t.name) and t.format.name in SCHEMES for t in quantized):
         return _compressed_tensors_config(tensors)
     stacks: dict[str, set[str]] = {}  # module of experts -> formats of its stacks
     for tensor in tensors:
@@ -92,6 +102,18 @@ def quantization_config(tensors: list[StoredTensor]) -> dict[str, Any] | None:
     for tensor in quantized:
         formats.setdefault(tensor.format.name, []).append(tensor.name)
     return {"quant_method": "oss-tools", "formats": formats}
+
+
+def _fp8_config(tensors: list[StoredTensor]) -> dict[str, Any]:
+    """As DeepSeek-V3 has it, with the linear layers that are left in floats by name, as transformers' quantizer wants them."""
+    plain = [t.name.removesuffix(".weight") for t in tensors if t.format.is_float and is_dense(t.name) and len(t.shape) == 2]
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [SIDE, SIDE],
+        "modules_to_not_convert": sorted(name for name in plain if not name.endswith("embed_tokens")),
+    }
 
 
 def _compressed_tensors_config(tensors: list[StoredTensor]) -> dict[str, Any]:

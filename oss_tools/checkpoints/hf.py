@@ -8,7 +8,7 @@ from typing import Any
 from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled, assemble
 from oss_tools.checkpoints.base import StoredTensor
-from oss_tools.checkpoints.compressed_tensors import SCHEMES, lay_out, quantization_config
+from oss_tools.checkpoints.compressed_tensors import QUANTIZED, lay_out, quantization_config
 from oss_tools.checkpoints.files import json_bytes, read_json
 from oss_tools.checkpoints.index import INDEX
 from oss_tools.checkpoints.layouts import Layout
@@ -56,7 +56,7 @@ class HfWriter(ShardedWriter):
 
     @classmethod
     def holds(cls, format: Format, role: str, model_type: str) -> bool:
-        return format.is_float or (format.name in SCHEMES and role not in FLOAT_ROLES)
+        return format.is_float or (format.name in QUANTIZED and role not in FLOAT_ROLES)
 
     @classmethod
     def lay_out(cls, tensor: StoredTensor) -> Layout:

@@ -34,6 +34,7 @@ class Piece:
         name, dtype, shape: of the safetensors tensor.
         shared: one value stands for all rows.
         reciprocal: the file holds the value's reciprocal.
+        rows: so many rows of a matrix, counted from its first, have one row here.
     """
 
     plane: str
@@ -42,6 +43,11 @@ class Piece:
     shape: tuple[int, ...]
     shared: bool = False
     reciprocal: bool = False
+    rows: int = 1
+
+    def row_of(self, rows: np.ndarray, height: int) -> np.ndarray:
+        """Which row of the piece belongs to each of the tensor's rows, int [n], counted over all its matrices of this height."""
+        return rows // height * -(-height // self.rows) + rows % height // self.rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,9 @@ def decode(data: np.ndarray, piece: Piece, format: Format, rows: int, columns: i
     values = data.view(NUMPY[piece.dtype])
     if piece.dtype == "F64":
         values = to_float32(values, piece.name, where)
-    if piece.dtype in SCALE_DTYPES and piece.plane == "scales":
+    if piece.dtype in SCALE_DTYPES and plane.dtype == np.float32:
+        values = _widened(values, piece.dtype)
+    elif piece.dtype in SCALE_DTYPES and piece.plane == "scales":
         values = _to_bfloat16(values, piece, where)
     if piece.reciprocal:
         if not np.all(np.isfinite(values) & (values > 0)):
@@ -80,6 +88,11 @@ def decode(data: np.ndarray, piece: Piece, format: Format, rows: int, columns: i
     if piece.shared:
         return np.full((rows, plane.columns), values[0], plane.dtype)
     return values.reshape(rows, plane.columns)
+
+
+def _widened(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Floats of a safetensors dtype as float32."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values.astype(np.float32)
 
 
 def _to_bfloat16(values: np.ndarray, piece: Piece, where: str) -> np.ndarray:

@@ -10,9 +10,10 @@ from typing import Any
 from oss_tools.checkpoints.compressed_tensors import SCHEMES
 from oss_tools.checkpoints.safetensors import RawTensor
 from oss_tools.errors import BadCheckpoint
+from oss_tools.formats.fp8_block import SIDE
 
 READABLE = ("dense", "naive-quantized", "mixed-precision", *dict.fromkeys(scheme for scheme, _ in SCHEMES.values()))
-METHODS = ("mxfp4", "compressed-tensors", "oss-tools")
+METHODS = ("mxfp4", "compressed-tensors", "fp8", "oss-tools")
 ELSEWHERE = "take the unquantized checkpoint, or dequantize it with the program that made it"
 MLX = (
     "quantized by MLX (mlx-lm), whose packed weights only MLX reads; take the checkpoint that it was made from, or undo it with "
@@ -28,7 +29,6 @@ TELLTALES = (
     (re.compile(r"\.W_q$"), f"quantized by HQQ; {ELSEWHERE}"),
     (re.compile(r"\.(codebooks|codes)$"), f"quantized by AQLM; {ELSEWHERE}"),
     (re.compile(r"\.weight_scale_2$"), f"quantized by NVIDIA ModelOpt; {ELSEWHERE}"),
-    (re.compile(r"\.weight_scale_inv$"), f"in FP8 with a scale for each block of 128×128, as DeepSeek does; {ELSEWHERE}"),
     (re.compile(r"\.attention\.w[qkvo]\.weight$"), "in Meta's or Mistral's own layout; take the one for transformers"),
 )
 
@@ -55,6 +55,8 @@ def check_method(config: Mapping[str, Any], where: str) -> None:
         )
     if method == "compressed-tensors":
         _check_compressed_tensors(quantization, where)
+    if method == "fp8":
+        _check_fp8(quantization, where)
 
 
 def check_names(raw: Mapping[str, RawTensor], where: str) -> None:
@@ -82,10 +84,24 @@ def _check_compressed_tensors(quantization: Mapping[str, Any], where: str) -> No
         if weights.get("symmetric") is False:
             raise BadCheckpoint(f"{where}: asymmetric quantization (compressed-tensors, symmetric: false) is not supported")
         if weights.get("strategy") == "block":
-            raise BadCheckpoint(f"{where}: compressed-tensors strategy 'block' (fp8 blocks) is not supported")
+            _check_block_size(weights.get("block_structure"), "compressed-tensors block_structure", where)
     for key in ("sparsity_config", "transform_config"):
         if quantization.get(key) and not _is_dense(quantization[key]):
             raise BadCheckpoint(f"{where}: compressed-tensors {key} is not supported")
+
+
+def _check_fp8(quantization: Mapping[str, Any], where: str) -> None:
+    """DeepSeek's FP8: the floats' form and the block's size. Without a size there is one scale for a whole tensor."""
+    form, size = quantization.get("fmt"), quantization.get("weight_block_size")
+    if form not in (None, "e4m3"):
+        raise BadCheckpoint(f"{where}: quantization_config.fmt is {str(form)[:40]!r}; only e4m3 is supported; {ELSEWHERE}")
+    if size is not None:
+        _check_block_size(size, "quantization_config.weight_block_size", where)
+
+
+def _check_block_size(size: Any, what: str, where: str) -> None:
+    if size != [SIDE, SIDE]:
+        raise BadCheckpoint(f"{where}: {what} is {str(size)[:40]}; only [{SIDE}, {SIDE}] is supported; {ELSEWHERE}")
 
 
 def _is_dense(sparsity: Any) -> bool:

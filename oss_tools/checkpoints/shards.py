@@ -115,10 +115,15 @@ class ShardedReader(Reader):
         planes = {}
         for piece in layout.pieces:
             width = _bytes_per_row(piece, tensor, columns)
-            first, last = (0, width) if piece.shared else (start * width, stop * width)
             shard = self._file_of[piece.name]
-            data = shard.read(self._raw[piece.name], first, last)
-            planes[piece.plane] = decode(data, piece, tensor.format, stop - start, columns, str(shard.path))
+            first, last = (0, 1) if piece.shared else (start, stop)
+            if piece.rows > 1:
+                rows = piece.row_of(np.arange(start, stop), tensor.shape[-2])
+                first, last = int(rows[0]), int(rows[-1]) + 1
+            data = shard.read(self._raw[piece.name], first * width, last * width)
+            count = last - first if piece.rows > 1 else stop - start
+            plane = decode(data, piece, tensor.format, count, columns, str(shard.path))
+            planes[piece.plane] = plane[rows - first] if piece.rows > 1 else plane
         return QTensor(tensor.format, (stop - start, columns), planes)
 
     @property
@@ -142,10 +147,12 @@ def _these(names: list[str]) -> str:
 
 
 def _bytes_per_row(piece: Piece, tensor: StoredTensor, columns: int) -> int:
-    """Bytes that a row of `columns` values has in a piece; all bytes of a shared one."""
+    """Bytes that a row of `columns` values has in a piece, or several rows that have one together; all bytes of a shared one."""
     if tensor.format.is_float:
         return columns * DTYPES[piece.dtype] // 8
     size = int(np.prod(piece.shape, dtype=object))
+    if piece.rows > 1:
+        return piece.shape[-1] * DTYPES[piece.dtype] // 8
     return (size if piece.shared else size // tensor.rows) * DTYPES[piece.dtype] // 8
 
 
@@ -224,8 +231,10 @@ class ShardedWriter(Writer):
             if piece.shared:
                 self._file_of[piece.name].write(piece.name, 0, _shared_value(values, piece))
                 continue
-            width = _bytes_per_row(piece, layout.tensor, rows.columns)
-            self._file_of[piece.name].write(piece.name, start * width, values)
+            width, first = _bytes_per_row(piece, layout.tensor, rows.columns), start
+            if piece.rows > 1:
+                first, values = _common_rows(values, piece, start, layout.tensor.shape[-2])
+            self._file_of[piece.name].write(piece.name, first * width, values)
 
     def finish(self) -> list[Path]:
         for shard in self._shards:
@@ -257,6 +266,18 @@ def _shared_value(values: np.ndarray, piece: Piece) -> np.ndarray:
     if 1 / (1 / value) != value:
         raise BadTensor(f"{piece.name}: the scale {value[0]} is no number's reciprocal, as which this container stores it")
     return 1 / value
+
+
+def _common_rows(values: np.ndarray, piece: Piece, start: int, height: int) -> tuple[int, np.ndarray]:
+    """The rows that a piece holds for these of a plane, which begin at row `start` of the tensor, and where they begin."""
+    of = piece.row_of(np.arange(start, start + len(values)), height)
+    places, firsts = np.unique(of, return_index=True)
+    kept = values[firsts]
+    if np.any(values != kept[of - places[0]]):
+        raise BadTensor(
+            f"{piece.name}: rows that share a block of {piece.rows} rows have different scales, which this container cannot hold"
+        )
+    return int(places[0]), kept
 
 
 def _layout_bytes(layout: Layout) -> int:

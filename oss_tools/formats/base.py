@@ -16,16 +16,22 @@ from oss_tools.errors import BadRecipe, BadTensor
 @dataclass(frozen=True)
 class Plane:
     """One array of a QTensor: `columns` elements of `dtype` for every row of the logical tensor. In a `shared` one all rows are
-    equal: files hold it once."""
+    equal: files hold it once. Where `rows` is more than 1, so many rows of a matrix, counted from its first, are equal: files
+    hold one for all of them."""
 
     dtype: np.dtype
     columns: int
     shared: bool = False
+    rows: int = 1
 
     @property
     def nbytes(self) -> int:
         """Bytes per row."""
         return self.dtype.itemsize * self.columns
+
+    def stored_bytes(self, rows: int, matrices: int) -> int:
+        """Bytes in a file, of matrices of so many rows."""
+        return self.nbytes * (1 if self.shared else matrices * -(-rows // self.rows))
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Format(ABC):
         is_float: whether it is a plain float type (one plane named `values`, a value an element).
         exact_in: the narrowest plain float format that holds every value of this format exactly.
         needs_amax: whether `quantize` needs the whole tensor's largest magnitude, not only its rows' own.
+        row_block: rows of a matrix that are quantized together, counted from its first.
     """
 
     name: ClassVar[str] = ""
@@ -91,6 +98,7 @@ class Format(ABC):
     is_float: ClassVar[bool] = False
     exact_in: ClassVar[str] = "f32"
     needs_amax: ClassVar[bool] = False
+    row_block: ClassVar[int] = 1
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -122,7 +130,7 @@ class Format(ABC):
         """Rounds float32 values [..., K] to this format.
 
         Args:
-            values: float32, finite.
+            values: float32, finite; of one matrix, from a multiple of `row_block` on, where that is more than 1.
             rule: one of `rules`; None is the default.
             importance: float32 weights of the squared error, finite and not negative, broadcastable to values' shape
                 (usually [K]), or None. Only rules that search use them.
@@ -187,16 +195,16 @@ class Format(ABC):
         return QTensor(self, (data.shape[0], columns), {name: data.view(plane.dtype)})
 
     def bytes_per_row(self, columns: int) -> int:
-        """Bytes that a row adds to a file."""
-        return sum(plane.nbytes for plane in self.planes(columns).values() if not plane.shared)
+        """Bytes that a row adds to a file, without what it shares with others."""
+        return sum(plane.nbytes for plane in self.planes(columns).values() if not plane.shared and plane.rows == 1)
 
-    def stored_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a tensor in a file."""
-        shared = sum(plane.nbytes for plane in self.planes(columns).values() if plane.shared)
-        return rows * self.bytes_per_row(columns) + shared
+    def stored_bytes(self, rows: int, columns: int, matrices: int = 1) -> int:
+        """Bytes of a tensor in a file: matrices of so many rows and columns."""
+        return sum(plane.stored_bytes(rows, matrices) for plane in self.planes(columns).values())
 
     def bits_per_weight(self, columns: int) -> float:
-        return 8 * self.bytes_per_row(columns) / columns
+        """Of a large matrix."""
+        return sum(8 * plane.nbytes / plane.rows for plane in self.planes(columns).values() if not plane.shared) / columns
 
     def fits(self, columns: int) -> bool:
         """Whether rows of this many values divide into whole blocks."""

@@ -40,12 +40,12 @@ class Entry:
     @property
     def row_unit(self) -> int:
         """Rows per chunk must be a multiple of this, so that every chunk is one stretch of each stored tensor."""
-        return int(np.lcm.reduce([max(p.step, p.rotary, 1) for p in self.placements]))
+        return int(np.lcm.reduce([self.format.row_block, *(max(p.step, p.rotary, 1) for p in self.placements)]))
 
     @property
     def nbytes(self) -> int:
         count, rows, columns = self.spec.matrices
-        return self.format.stored_bytes(count * rows, columns)
+        return self.format.stored_bytes(rows, columns, count)
 
 
 def chunks(entries: list[Entry], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int, int]]:

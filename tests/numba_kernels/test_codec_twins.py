@@ -132,6 +132,18 @@ def test_fp8(values: np.ndarray) -> None:
 
 
 @many
+@given(arrays(), st.integers(1, 300))
+def test_fp8_in_blocks(values: np.ndarray, columns: int) -> None:
+    values = np.resize(values, (-(-values.size // columns), columns))
+    tensor = get_format("fp8_block").quantize(values)
+    codes, scales = twin.quantize_fp8_block(values)
+    whole = scales.repeat(128, 0).repeat(128, 1)[: len(values), :columns]
+    assert_same_bytes(tensor.planes["scales"], scales.repeat(128, 0)[: len(values)])
+    assert_same_bytes(tensor.planes["codes"], codes)
+    assert_same_values(tensor.dequantize(), twin.decode_e4m3(codes) * whole)
+
+
+@many
 @given(arrays(256), weights(256), st.sampled_from(["int8", "int8_g128", "int8_g32"]), st.sampled_from(["search", "plain"]))
 def test_int8(values: np.ndarray, importance: np.ndarray | None, name: str, rule: str) -> None:
     format = get_format(name)

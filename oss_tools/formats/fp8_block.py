@@ -1,0 +1,75 @@
+"""FP8 e4m3 with a float32 scale for each block of 128 × 128 values, as DeepSeek-V3 and R1 are published: `weight` e4m3,
+`weight_scale_inv` f32 [⌈rows / 128⌉, ⌈columns / 128⌉].
+
+Source: DeepSeek-V3, README_WEIGHTS.md and inference/kernel.py (https://github.com/deepseek-ai/DeepSeek-V3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from oss_tools.formats.base import Format, Plane, QTensor, concatenate
+
+SIDE = 128  # rows and columns of a block
+TOP = np.float32(448)  # the largest e4m3 value
+
+
+class FP8Block(Format):
+    """value = e4m3 code · scale of its block. Blocks at the last rows and columns are cut off.
+
+    Planes: `codes` uint8 [.., K], e4m3fn bits; `scales` float32 [.., ⌈K / 128⌉], the same in the 128 rows of a block.
+
+    Rule: a block's largest magnitude becomes 448, the largest code; values round to nearest, ties to even.
+    """
+
+    name = "fp8_block"
+    summary = "8-bit floats (e4m3), one f32 scale for 128 × 128 values"
+    block = SIDE
+    rules = ("plain",)
+    row_block = SIDE
+
+    def planes(self, columns: int) -> dict[str, Plane]:
+        scales = Plane(np.dtype(np.float32), -(-columns // SIDE), rows=SIDE)
+        return {"codes": Plane(np.dtype(np.uint8), columns), "scales": scales}
+
+    def fits(self, columns: int) -> bool:
+        return True
+
+    def quantize(self, values: np.ndarray, **options: Any) -> QTensor:
+        if values.ndim < 3:
+            return super().quantize(values, **options)
+        matrices = values.reshape(-1, *values.shape[-2:])  # blocks end with each of them
+        return concatenate([super(FP8Block, self).quantize(m, **options) for m in matrices]).reshape(*values.shape)
+
+    def quantize_rows(
+        self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
+    ) -> None:
+        from numba_kernels.codec import fp8
+        from numba_kernels.parallel import over_rows
+
+        planes["scales"][:] = block_scales(rows)
+        over_rows(fp8.quantize_blocks, [rows, planes["scales"]], [planes["codes"]], (SIDE,), threads)
+
+    def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
+        from numba_kernels.codec import fp8
+        from numba_kernels.parallel import over_rows
+
+        over_rows(fp8.dequantize_blocks, [planes["codes"], planes["scales"]], [out], (SIDE,), threads)
+
+    def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
+        high = tensor.planes["scales"].reshape(-1, tensor.planes["scales"].shape[-1]) * np.float32(464)
+        return -high, high
+
+
+def block_scales(rows: np.ndarray) -> np.ndarray:
+    """The scale of each row's blocks, by which a block's largest magnitude is 448; 1 for a block of zeros.
+
+    rows: float32 [R, K], the first of which begins a block. Returns float32 [R, ⌈K / 128⌉].
+    """
+    starts = np.arange(0, len(rows), SIDE), np.arange(0, rows.shape[1], SIDE)
+    largest = np.maximum.reduceat(np.maximum.reduceat(np.abs(rows), starts[0], axis=0), starts[1], axis=1)
+    scales = largest / TOP
+    scales[scales == 0] = 1  # zeros, and what is too small for a scale
+    return scales.repeat(SIDE, axis=0)[: len(rows)]
