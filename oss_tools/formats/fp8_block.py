@@ -59,7 +59,10 @@ class FP8Block(Format):
         over_rows(fp8.dequantize_blocks, [planes["codes"], planes["scales"]], [out], (SIDE,), threads)
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
-        high = tensor.planes["scales"].reshape(-1, tensor.planes["scales"].shape[-1]) * np.float32(464)
+        scales = tensor.planes["scales"]
+        high = scales.reshape(-1, scales.shape[-1]) * np.float32(464)
+        if tensor.columns % SIDE:  # the last block is cut: a range for each value
+            high = high.repeat(SIDE, axis=1)[:, : tensor.columns]
         return -high, high
 
 

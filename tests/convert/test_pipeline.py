@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from oss_tools.convert import pipeline
 from oss_tools.convert.manifest import Manifest, manifest_path
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import KEEP_ALL, Recipe, Rule, load_recipe, recipe_of_format, writable_formats
+from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.errors import BadRecipe, BadTensor, NoRoom, VerificationFailed
 from oss_tools.formats import get_format
 from oss_tools.models import open_checkpoint
@@ -100,6 +102,28 @@ def test_every_format_can_be_written_and_its_error_is_what_the_values_say(synthe
             assert record.error.max_error == pytest.approx(np.abs(decoded - original).max(), rel=1e-4)
             assert record.error.sqnr_db is None or record.error.sqnr_db >= SQNR_AT_LEAST.get(format, 30)
     assert any(r.error for r in manifest.tensors) == (format not in ("bf16", "f32"))
+
+
+def test_blocks_of_rows_do_not_depend_on_chunks(tmp_path: Path) -> None:
+    """A matrix whose chunks hold fewer rows than it has, and whose last block is cut: as if it were rounded in one piece."""
+    shape = load_shape("llama-tiny")
+    shape = replace(shape, config=shape.config | {"num_hidden_layers": 1, "intermediate_size": 16500})
+    source = synthesize(plan_synthesis(shape, "hf", seed=3), tmp_path / "bf16")
+    blocks = recipe_of_format("fp8_block")
+    convert(source, tmp_path / "rounded", "hf", blocks)
+    synthesize(plan_synthesis(shape, "hf", blocks, seed=3), tmp_path / "drawn")
+    with (
+        open_checkpoint(source) as exact,
+        open_checkpoint(tmp_path / "rounded") as rounded,
+        open_checkpoint(tmp_path / "drawn") as drawn,
+    ):
+        for name in ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+            whole = get_format("fp8_block").quantize(exact.read_tensor(name).dequantize())
+            found = rounded.read_tensor(name)
+            assert all(np.array_equal(whole.planes[plane], found.planes[plane]) for plane in whole.planes), name
+            assert drawn.read_tensor(name).dequantize().std() == pytest.approx(whole.dequantize().std(), rel=0.02)
+    convert(tmp_path / "rounded", tmp_path / "again", "hf")
+    assert contents(tmp_path / "again") == contents(tmp_path / "rounded")
 
 
 def test_bf16_experts_go_to_mxfp4_as_openai_ships_them(synthetic, tmp_path: Path) -> None:

@@ -262,7 +262,10 @@ def test_a_dry_run_refuses_what_the_run_would_and_neither_leaves_anything(synthe
         ((plain, tmp_path / "half", "--resume"), "the interrupted run differs in the version of oss-tools"),
         ((plain, tmp_path / "mine", "--overwrite"), "is in the way and holds no interrupted run"),
         ((plain, tmp_path / "out", "--shard-size", "5"), "--shard-size 5 is 5 bytes; write it as 5GB or 500MB"),
-        ((plain, tmp_path / "out", "--format", "q4_0"), "container hf cannot hold q4_0; it holds bf16, f16, f32, fp8_e4m3"),
+        (
+            (plain, tmp_path / "out", "--format", "q4_0"),
+            "container hf cannot hold q4_0; it holds bf16, f16, f32, fp8_block, fp8_e4m3",
+        ),
         ((plain, tmp_path / "out", "--importance", tmp_path / "file"), "file: text, not an importance matrix"),
         ((plain, plain / "inside"), "the output cannot lie in, around or over the source"),
     ):
@@ -401,7 +404,7 @@ def test_a_format_that_cannot_be_written_is_refused_with_those_that_can(
         status, stderr = convert_command(synthetic("llama-tiny"), tmp_path / "out.gguf", option, name)
         assert status == 2
         assert said in stderr
-        assert "in hf bf16, f16, f32, fp8_e4m3, int8" in stderr
+        assert "in hf bf16, f16, f32, fp8_block, fp8_e4m3, int8" in stderr
     assert recipe_of_format("Q8_0") == recipe_of_format("q8_0")
 
 
