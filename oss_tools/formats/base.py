@@ -181,7 +181,7 @@ class Format(ABC):
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray] | None:
         """The lowest and highest value that each block's scale rounds without clipping, half a step beyond the outermost
-        codes, as two float32 [rows, blocks]; None if unbounded."""
+        codes, as two float32 [rows, parts], a row's parts being of one length; None if unbounded."""
         return None
 
     def pack_ggml(self, tensor: QTensor) -> np.ndarray:
