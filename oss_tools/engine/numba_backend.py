@@ -33,9 +33,9 @@ from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, parts
 from oss_tools.engine.numba_weights import NumbaWeights, Stack, bytes_by_format, kernel_bytes
-from oss_tools.errors import BadRequest
+from oss_tools.errors import BadRequest, Unsupported
 from oss_tools.models import Architecture, Checkpoint
-from oss_tools.models.operations import Heads, Operations, Rope
+from oss_tools.models.operations import Gate, Heads, Latent, Operations, Rope, Router
 
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one pass
@@ -255,7 +255,7 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         return out
 
-    def rope(self, x: Value, heads: int, rope: Rope) -> Value:
+    def rope(self, x: Value, heads: int, rope: Rope, first: int = 0) -> Value:
         x.rope = rope  # carried out when the keys are stored
         return x
 
@@ -289,7 +289,28 @@ class Recorder(Operations[Any]):
         self.attentions += [(stored, heads), (number, heads)]
         return out
 
-    def route(self, x: Value, name: str, chosen: int) -> Routing:
+    def positions(self, name: str) -> Value:
+        raise _no_kernel("learned positions")
+
+    def layer_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        raise _no_kernel("layer normalization")
+
+    def head_norm(self, x: Value, heads: int, name: str, epsilon: float) -> Value:
+        raise _no_kernel("norms of heads")
+
+    def latent_attention(self, query: Value, latent: Value, key: Value, name: str, heads: Latent) -> Value:
+        raise _no_kernel("latent attention")
+
+    def activated(self, x: Value, name: str, activation: str = "gelu_tanh") -> Value:
+        raise _no_kernel("GELU")
+
+    def scaled_by_gate(self, x: Value, y: Value, name: str) -> Value:
+        raise _no_kernel("gated shared experts")
+
+    def route(self, x: Value, name: str, router: Router) -> Routing:
+        if router != Router(router.experts, router.chosen):
+            raise _no_kernel("this router")
+        chosen = router.chosen
         logits = self.linear(x, name)
         pairs, experts = CHUNK * chosen, logits.columns
         ids, place, index = (np.zeros(pairs, np.int32) for _ in range(3))
@@ -305,7 +326,10 @@ class Recorder(Operations[Any]):
         sorted_rows = {"groups": groups, "group_matrix": group_expert, "group_start": group_start, "index": index}
         return Routing(chosen, weights, place, sorted_rows)
 
-    def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Value:
+    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
+        if gate.form != "swiglu_oai":
+            raise _no_kernel("these experts")
+        limit = gate.limit
         (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
         both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations
@@ -327,6 +351,10 @@ class Recorder(Operations[Any]):
         for argument in ("residual", "out"):
             self.program.set(y.producer, argument, self._floats(x))
         return x
+
+
+def _no_kernel(what: str) -> Unsupported:
+    return Unsupported(f"the kernels have no {what} yet: use --backend torch for this model")
 
 
 class Replay:

@@ -120,7 +120,7 @@ def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: U
         total += share * panel_bytes(entry)
     for heads in architecture.attention_layers():
         seen = min(filled * use.context, heads.window or use.context)
-        total += seen * 2 * heads.keys * heads.size * 2
+        total += seen * heads.cached * 2
     return total
 
 

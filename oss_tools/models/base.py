@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ import numpy as np
 from oss_tools.checkpoints import Reader
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
-from oss_tools.models.operations import Heads, Operations, Value
+from oss_tools.models.operations import Heads, Latent, Operations, Value
 from oss_tools.models.own_keys import PREFIX, own_keys
 
 ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
@@ -266,7 +266,7 @@ class Architecture(ABC):
         """The most positions that the model was made for."""
 
     @abstractmethod
-    def attention_layers(self) -> list[Heads]:
+    def attention_layers(self) -> Sequence[Heads | Latent]:
         """The shape of each layer's attention, and so of its KV cache."""
 
     @abstractmethod
