@@ -36,7 +36,8 @@ class TensorSpec:
         name: Hugging Face parameter name, without format suffixes (`_blocks`, `_packed`, …).
         shape: [out, in], [experts, out, in], [n] or [experts, n].
         role: what it is for, as recipes name it: embedding, output, attention.q, attention.k, attention.v,
-            attention.out, router, experts.gate_up, experts.down, mlp.gate, mlp.up, mlp.down, norm, bias, sinks, rope.
+            attention.out, router, experts.gate_up (gpt-oss) or experts.gate and experts.up, experts.down, mlp.gate, mlp.up,
+            mlp.down, norm, bias, sinks, rope.
         layer: the decoder layer, or None.
         optional: whether a checkpoint may lack it (a tied lm_head, a bias).
     """
@@ -172,6 +173,12 @@ class Architecture(ABC):
     def from_words(cls, container: str, raw: Mapping[str, Any], stored: Stored) -> Self:
         """From a container's raw configuration and what its tensors tell. Raises BadCheckpoint."""
 
+    @classmethod
+    def is_in_gguf(cls, raw: Mapping[str, Any]) -> bool:
+        """Whether a file with these keys, in which `general.architecture` is `gguf_name`, holds a model of this type rather than
+        of another with the same name."""
+        return True
+
     @abstractmethod
     def hf_config(self) -> dict[str, Any]:
         """config.json's content, without `quantization_config`."""
@@ -289,12 +296,17 @@ def architectures() -> dict[str, type[Architecture]]:
     return dict(_REGISTRY)
 
 
-def architecture_of(model_type: str) -> type[Architecture]:
-    """The architecture with this model_type, or this name in GGUF. Raises BadCheckpoint with the names there are."""
+def architecture_of(model_type: str, gguf: Mapping[str, Any] | None = None) -> type[Architecture]:
+    """The architecture with this model_type; or, for the keys of a GGUF file, with this name in GGUF. Raises BadCheckpoint with
+    the names there are."""
     known = architectures()
-    for architecture in known.values():
-        if model_type in (architecture.model_type, architecture.gguf_name):
-            return architecture
+    if gguf is None and model_type in known:
+        return known[model_type]
+    named = [a for a in known.values() if a.gguf_name == model_type and (gguf is None or a.is_in_gguf(gguf))]
+    for architecture in sorted(named, key=lambda a: a.model_type == model_type):  # the name's own takes what no other claims
+        return architecture
+    if model_type in known:
+        return known[model_type]
     raise BadCheckpoint(f"architecture {model_type!r} is not supported; supported: {', '.join(sorted(known))}")
 
 

@@ -73,9 +73,8 @@ class Checkpoint:
         self.reader = reader
         self.path = reader.path
         self.container = reader.container
-        self.architecture: Architecture = architecture_of(reader.model_type).from_config(
-            reader.container, reader.raw_config, reader
-        )
+        kind = architecture_of(reader.model_type, reader.raw_config if reader.container == "gguf" else None)
+        self.architecture: Architecture = kind.from_config(reader.container, reader.raw_config, reader)
         self.entries = {e.name: e for spec in self.architecture.tensors() if (e := self._entry(spec))}
         left_out = self._left_out()
         self.remarks: list[str] = [*reader.remarks, *self.architecture.remarks, *left_out]
@@ -144,7 +143,8 @@ class Checkpoint:
         """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
         entry = self.entries[name]
         _, _, columns = entry.spec.matrices
-        read = ((p, self._read_part(p, matrix, start, stop, columns)) for p in entry.placements)
+        placements = (p for p in entry.placements if p.matrix in (None, matrix))
+        read = ((p, self._read_part(p, matrix, start, stop, columns)) for p in placements)
         parts = [(p, part) for p, part in read if part is not None]
         if entry.mixed:
             f32 = entry.format
@@ -162,7 +162,7 @@ class Checkpoint:
 
     def _read_part(self, p: Placement, matrix: int, start: int, stop: int, columns: int) -> QTensor | None:
         first, last = _covered(p, start, stop)
-        if first >= last or p.matrix not in (None, matrix):
+        if first >= last:
             return None
         matrix = matrix if p.matrix is None else 0
         if p.transposed:
@@ -248,17 +248,20 @@ def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTen
     """
     stop = start + rows.shape[0]
     for p in entry.placements:
+        if p.matrix not in (None, matrix):
+            continue
         first, last = _covered(p, start, stop)
         if first >= last:
             continue
+        stored_matrix = matrix if p.matrix is None else 0
         begin = p.first + first * p.step - start
         part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
         if p.transposed:
             values = _transposed(part.planes["values"])  # [in, out]
             stored = QTensor(part.format, values.shape, {"values": values})
-            writer.write(p.stored, matrix * part.columns, stored)
+            writer.write(p.stored, stored_matrix * part.columns, stored)
             continue
         if p.rotary:
             heads = np.arange(last - first).reshape(-1, p.rotary)
             part = part.rows(heads[:, p.head_order()].reshape(-1))
-        writer.write(p.stored, matrix * p.stored_rows + p.offset + first, part)
+        writer.write(p.stored, stored_matrix * p.stored_rows + p.offset + first, part)

@@ -1,4 +1,5 @@
-"""Decoders that are built as Llama is: RMSNorm, rotary positions, grouped heads, a gated MLP. A family's file says what is its own.
+"""Decoders that are built as Llama is: RMSNorm, rotary positions, grouped heads, a gated MLP. A family's file says what is its
+own.
 
 Source: transformers' `models/llama/modeling_llama.py`, which most others begin from.
 """

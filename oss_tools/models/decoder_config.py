@@ -134,7 +134,9 @@ class Family:
             refused={**refused, **self.refused},
             passed_over={
                 **PASSED_OVER_IN_CONFIG,
-                **{"sliding_window": (), "layer_types": ("full_attention",), "swiglu_limit": ()},
+                "sliding_window": (),
+                "layer_types": ("full_attention",),
+                "swiglu_limit": (),
                 **self.passed_over,
             },
         )
@@ -185,7 +187,10 @@ def _text(value: Any) -> str:
 
 def _biases(family: Family, raw: Mapping[str, Any], stored: Stored, where: str) -> tuple[tuple[str, ...], list[str]]:
     """The projections that have a bias, and those that should have one and have none in the files. Raises BadCheckpoint."""
-    keys = {f"{where}: {key}": (b, names, check.flag(raw, key, usual, where)) for key, (b, names, usual) in family.bias_keys.items()}
+    keys = {
+        f"{where}: {key}": (b, names, check.flag(raw, key, usual, where))
+        for key, (b, names, usual) in family.bias_keys.items()
+    }
     if family.biased:
         keys[where] = ("self_attn", family.biased, True)
     biases, missing = [], []
@@ -202,7 +207,7 @@ def _experts_named(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if len(set(map(repr, said.values()))) > 1:
         first, second = (f"{key} is {shown(value)}" for key, value in said.items())
         raise BadCheckpoint(f"{where}: {first}, but {second}; remove the wrong one")
-    return {"num_local_experts": value for value in said.values()}
+    return {"num_local_experts": next(iter(said.values()))} if said else {}
 
 
 def _experts(family: Family, values: Mapping[str, Any], numbers: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from oss_tools.models import fields as check
 from oss_tools.models import rope_gguf
 from oss_tools.models.base import Stored
 from oss_tools.models.configuration import gguf_numbers, own_remarks, own_rope
-from oss_tools.models.decoder_config import EXPERT_LIMITS, LIMITS, DecoderConfig, ExpertsConfig, Family, computation, possible
+from oss_tools.models.decoder_config import (
+    EXPERT_LIMITS,
+    LIMITS,
+    DecoderConfig,
+    ExpertsConfig,
+    Family,
+    computation,
+    possible,
+)
 from oss_tools.models.keys import NEUTRAL_IN_GGUF, PASSED_OVER_IN_GGUF, ROPE_IN_GGUF, Keys, check_keys
 from oss_tools.models.own_keys import own_keys, own_words
 from oss_tools.models.windows import SIZES, layers_of
@@ -64,14 +72,13 @@ def gguf_keys(family: Family) -> Keys:
         "llama.cpp",
         obeyed={*fields_of(family), *ROPE_IN_GGUF, "attention.value_length"},
         neutral=NEUTRAL_IN_GGUF,
-        refused={"attention.causal": (True,)},
+        refused={"attention.causal": (True,), **({} if family.experts else {"expert_count": (0,)})},
         passed_over=PASSED_OVER_IN_GGUF
         | {
             "attention.sliding_window": (0,),
             "attention.sliding_window_pattern": (),
             "rope.freq_base_swa": (),
             "rope.dimension_sections": (0,),
-            "expert_count": (0,),
             "expert_used_count": (0,),
             "expert_feed_forward_length": (0,),
             "expert_shared_feed_forward_length": (0,),
@@ -160,7 +167,9 @@ def _check_loadable(family: Family, model_type: str, c: DecoderConfig) -> None:
     if missing := [name for name in family.biased if name not in c.biases]:
         raise BadCheckpoint(f"{cannot}: it has no bias of {', '.join(missing)}, which llama.cpp demands of {model_type}")
     if strange := [name for name in c.biases if name not in family.gguf_biases]:
-        raise BadCheckpoint(f"{cannot}: it has a bias of {', '.join(strange)}, which llama.cpp has no place for in {model_type}")
+        raise BadCheckpoint(
+            f"{cannot}: it has a bias of {', '.join(strange)}, which llama.cpp has no place for in {model_type}"
+        )
     if isinstance(c, ExpertsConfig) and c.mlp_only_layers:
         listed = ", ".join(map(str, c.mlp_only_layers[:8])) + (", …" if len(c.mlp_only_layers) > 8 else "")
         raise BadCheckpoint(f"{cannot}: its layers {listed} have no experts, which llama.cpp demands of every layer")

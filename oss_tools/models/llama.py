@@ -6,9 +6,6 @@ After transformers (`models/llama`) and llama.cpp (`llama`, which holds Mistral'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from oss_tools.models.decoder import Decoder
 from oss_tools.models.decoder_config import ATTENTION, MLP, DecoderConfig, Family
 
@@ -27,7 +24,3 @@ class Llama(Decoder):
         bias_keys={"attention_bias": ("self_attn", ATTENTION, False), "mlp_bias": ("mlp", MLP, False)},
         gguf_biases=(*ATTENTION, *MLP),
     )
-
-    @classmethod
-    def is_in_gguf(cls, raw: Mapping[str, Any]) -> bool:
-        return True  # what no other claims

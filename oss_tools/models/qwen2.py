@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5 (https://arxiv.org/abs/2412.15115), and DeepSeek-R1's distills of them: Llama's layers with biases of q, k and v.
+"""Qwen 2 and 2.5 (https://arxiv.org/abs/2412.15115), and DeepSeek-R1's distills of them: Llama's layers with biases of q, k, v.
 
 After transformers (`models/qwen2`) and llama.cpp (`qwen2`).
 """

@@ -7,7 +7,7 @@ The canonical tensors of a layer's experts are stacks: `mlp.experts.gate_proj` a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from oss_tools.models import expert_places
 from oss_tools.models.base import Placement, TensorSpec, whole
@@ -79,8 +79,3 @@ class SparseDecoder(Decoder):
             shared = super()._mlp(ops, x, f"{at}.shared_expert", layer)
             y = ops.add(y, ops.scaled_by_gate(x, shared, f"{at}.shared_expert_gate"))
         return y
-
-    def said(self, names: Any) -> dict[str, Any]:
-        names = list(names)
-        own = {"norm_topk_prob": self.config.norm_topk_prob} if "norm_topk_prob" in names else {}
-        return own | super().said(name for name in names if name not in own)
