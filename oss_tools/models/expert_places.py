@@ -1,7 +1,7 @@
 """Where stacks of experts lie in containers: published files hold one tensor for each expert and projection, GGUF stacks.
 
 Read besides: transformers 5's stacks in memory as `save_pretrained(save_original_format=False)` leaves them, with the rows of
-gate before those of up; llama.cpp's fused stacks (`--fuse-gate-up-exps`); the single experts of GGUF files from before April 2024.
+gate before those of up; llama.cpp's fused stacks (`--fuse-gate-up-exps`); single experts in GGUF files from before April 2024.
 """
 
 from __future__ import annotations
