@@ -22,7 +22,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor
 
 QUANTIZATION_VERSION = 2  # of the block formats' layout; llama.cpp knows no other
-FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router")  # float32 in every file that llama.cpp makes
+FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router", "positions")  # float32 in every file that llama.cpp makes
 FLOAT_KEYS = (  # ends of keys whose value is a float even where it is a whole number
     "epsilon",
     ".freq_base",

@@ -115,7 +115,7 @@ def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: U
     for entry in entries:
         matrices, rows, _ = entry.spec.matrices
         share = min(chosen / matrices, 1.0) if entry.spec.role.startswith("experts.") else 1.0
-        if entry.spec.role == "embedding" and not tied:
+        if entry.spec.role == "positions" or (entry.spec.role == "embedding" and not tied):
             share = 1 / rows
         total += share * panel_bytes(entry)
     for heads in architecture.attention_layers():

@@ -37,7 +37,7 @@ class TensorSpec:
         shape: [out, in], [experts, out, in], [n] or [experts, n].
         role: what it is for, as recipes name it: embedding, output, attention.q, attention.k, attention.v,
             attention.out, router, experts.gate_up (gpt-oss) or experts.gate and experts.up, experts.down, mlp.gate, mlp.up,
-            mlp.down, norm, bias, sinks, rope.
+            mlp.down, norm, bias, sinks, rope, positions (a table of learned ones).
         layer: the decoder layer, or None.
         optional: whether a checkpoint may lack it (a tied lm_head, a bias).
     """

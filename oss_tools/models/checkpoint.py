@@ -131,7 +131,9 @@ class Checkpoint:
         known = {p.stored for e in self.entries.values() for p in e.placements}
         known |= set(self.architecture.derived_tensors(self.container))
         unknown = [n for n in self.reader.tensors if n not in known and not self.architecture.is_ignored(n)]
-        others = {n: dtype for n, dtype in self.reader.others.items() if n not in known}
+        others = {
+            n: dtype for n, dtype in self.reader.others.items() if n not in known and not self.architecture.is_ignored(n)
+        }
         found = sort_out(unknown, others, known, self.architecture.model_type)
         if found.refused:
             name, reason = found.refused[0]
@@ -258,10 +260,20 @@ def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTen
         part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
         if p.transposed:
             values = _transposed(part.planes["values"])  # [in, out]
-            stored = QTensor(part.format, values.shape, {"values": values})
-            writer.write(p.stored, stored_matrix * part.columns, stored)
+            _write_columns(writer, p, stored_matrix * part.columns, QTensor(part.format, values.shape, {"values": values}))
             continue
         if p.rotary:
             heads = np.arange(last - first).reshape(-1, p.rotary)
             part = part.rows(heads[:, p.head_order()].reshape(-1))
         writer.write(p.stored, stored_matrix * p.stored_rows + p.offset + first, part)
+
+
+def _write_columns(writer: Writer, p: Placement, first: int, values: QTensor) -> None:
+    """Writes a whole matrix [in, out] from a row of the stored tensor on; or, where several share its rows (GPT-2's q, k and v),
+    to its columns of each row."""
+    if p.count == p.stored_rows:
+        writer.write(p.stored, first, values)
+        return
+    share, place = p.stored_rows // p.count, p.offset // p.count
+    for row in range(values.shape[0]):
+        writer.write(p.stored, (first + row) * share + place, values.rows(slice(row, row + 1)))
