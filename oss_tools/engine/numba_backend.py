@@ -234,10 +234,14 @@ class Recorder(Operations[Any]):
         for stack in self.model.weights.stacks(names):
             self._multiply(stack, x, whole.floats[:, at:], self.dense, self.model.dense_kind)
             at += stack.packed.rows
-        edges = np.cumsum([0, *heights]).tolist()
-        values = [Value(self.program, whole.floats[:, a:b], b - a) for a, b in pairwise(edges)]
+        return self.split(whole, tuple(heights))
+
+    def split(self, x: Value, widths: tuple[int, ...]) -> tuple[Value, ...]:
+        edges = np.cumsum([0, *widths]).tolist()
+        floats = self._floats(x)
+        values = [Value(self.program, floats[:, a:b], b - a) for a, b in pairwise(edges)]
         for value in values:
-            weakref.finalize(value, id, whole)  # the buffer is lent for as long as any part of it lives
+            weakref.finalize(value, id, x)  # the buffer is lent for as long as any part of it lives
         return tuple(values)
 
     def gated(self, x: Value, gate: str, up: str) -> Value:
