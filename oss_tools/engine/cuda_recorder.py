@@ -245,6 +245,10 @@ class Recorder(Operations[Value]):
     def head_norm(self, x: Value, heads: int, name: str, epsilon: float) -> Value:
         raise no_kernel("normalization of heads")
 
+    def split(self, x: Floats, widths: tuple[int, ...]) -> tuple[Floats, ...]:
+        edges = np.cumsum([0, *widths]).tolist()
+        return tuple(Floats(x.array, width, x.stride, x.start + a) for a, width in zip(edges, widths, strict=False))
+
     def latent_attention(self, query: Value, latent: Value, key: Value, name: str, heads: Latent) -> Value:
         raise no_kernel("latent attention")
 

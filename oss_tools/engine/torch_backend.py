@@ -89,7 +89,7 @@ class TorchOperations(Operations[Tensor]):
         return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, epsilon)
 
     def head_norm(self, x: Tensor, heads: int, name: str, epsilon: float) -> Tensor:
-        return self.rms_norm(x.view(len(x), heads, -1), name, epsilon).view(x.shape)
+        return self.rms_norm(x.reshape(len(x), heads, -1), name, epsilon).view(x.shape)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         product = x @ self.weights[f"{name}.weight"].T
@@ -98,10 +98,13 @@ class TorchOperations(Operations[Tensor]):
     def linears(self, x: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:
         return tuple(self.linear(x, name) for name in names)
 
+    def split(self, x: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return x.split(widths, -1)
+
     def rope(self, x: Tensor, heads: int, rope: Rope, first: int = 0) -> Tensor:
         angles = self._positions.float()[:, None, None] * torch.from_numpy(rope.frequencies)  # [T, 1, pairs]
         cos, sin = angles.cos() * rope.scale, angles.sin() * rope.scale
-        before, rotated, after = x.view(len(x), heads, -1).tensor_split([first, first + 2 * len(rope.frequencies)], -1)
+        before, rotated, after = x.reshape(len(x), heads, -1).tensor_split([first, first + 2 * len(rope.frequencies)], -1)
         a, b = (rotated[..., ::2], rotated[..., 1::2]) if rope.interleaved else rotated.chunk(2, -1)
         pairs = [a * cos - b * sin, b * cos + a * sin]
         rotated = torch.stack(pairs, -1).flatten(-2) if rope.interleaved else torch.cat(pairs, -1)

@@ -67,6 +67,10 @@ class Weights(ABC, Generic[S]):
         """The rows of each layer's matrix."""
         return [self._heights[self.weight_name(name)] for name in names]
 
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return name in self._names
+
     def weight_name(self, name: str) -> str:
         """The tensor of a layer: `NAME.weight`, `NAME` itself (stacked experts), or the embedding for a tied output."""
         if f"{name}.weight" in self._names:

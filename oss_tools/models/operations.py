@@ -108,9 +108,19 @@ class Latent:
         return None
 
     @property
+    def keys(self) -> int:
+        """Heads of keys in the cache: one, which all queries share."""
+        return 1
+
+    @property
+    def size(self) -> int:
+        """Values of that head: what is left of a query once its key's projection is made part of it, too."""
+        return self.rank + self.rope
+
+    @property
     def cached(self) -> int:
         """Values of a position in the KV cache."""
-        return self.rank + self.rope
+        return self.size
 
     @property
     def factor(self) -> float:
@@ -218,6 +228,10 @@ class Operations(ABC, Generic[Value]):
     @abstractmethod
     def linears(self, x: Value, names: tuple[str, ...]) -> tuple[Value, ...]:
         """Several projections of the same input, which a backend may carry out as one."""
+
+    @abstractmethod
+    def split(self, x: Value, widths: tuple[int, ...]) -> tuple[Value, ...]:
+        """x's columns in parts of these widths, which come to x's: [T, width] each. x is not to be used afterwards."""
 
     @abstractmethod
     def rope(self, x: Value, heads: int, rope: Rope, first: int = 0) -> Value:
