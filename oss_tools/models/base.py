@@ -84,6 +84,8 @@ class Placement:
             family: stored row 2 t + h of a head is canonical row h · rotary / 2 + t), else 0.
         transposed: the stored matrices are [in, out].
         matrix: the only canonical matrix that the stored tensor holds (one expert of a stack); None if it holds all of them.
+        stored_matrix: the stored matrix, where one canonical matrix lies in several (DeepSeek's heads); None for that of the same
+            number, or the only one.
         stored_shape: the stored tensor's whole shape.
     """
 
@@ -97,6 +99,13 @@ class Placement:
     rotary: int = 0
     transposed: bool = False
     matrix: int | None = None
+    stored_matrix: int | None = None
+
+    def matrix_of(self, matrix: int) -> int:
+        """The stored matrix in which rows of a canonical one lie."""
+        if self.stored_matrix is not None:
+            return self.stored_matrix
+        return matrix if self.matrix is None else 0
 
     def head_order(self) -> np.ndarray:
         """For `rotary`: the canonical row, within a head, of each stored row."""

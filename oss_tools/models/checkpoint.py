@@ -166,7 +166,7 @@ class Checkpoint:
         first, last = _covered(p, start, stop)
         if first >= last:
             return None
-        matrix = matrix if p.matrix is None else 0
+        matrix = p.matrix_of(matrix)
         if p.transposed:
             size = columns * p.stored_rows
             stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)
@@ -255,7 +255,7 @@ def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTen
         first, last = _covered(p, start, stop)
         if first >= last:
             continue
-        stored_matrix = matrix if p.matrix is None else 0
+        stored_matrix = p.matrix_of(matrix)
         begin = p.first + first * p.step - start
         part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
         if p.transposed:

@@ -21,9 +21,13 @@ class SparseDecoder(Decoder):
 
     Attributes:
         expert_names: how published files name a layer's experts.
+        shared: the module of the experts that every token has, if there are some.
+        shared_has_gate: whether a gate of the input weighs what they give.
     """
 
     expert_names: ClassVar[expert_places.Names] = expert_places.Names()
+    shared: ClassVar[str] = "shared_expert"
+    shared_has_gate: ClassVar[bool] = True
     config: ExpertsConfig
 
     def _mlp_tensors(self, layer: int, at: str) -> Iterator[TensorSpec]:
@@ -36,8 +40,9 @@ class SparseDecoder(Decoder):
         for part, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
             yield TensorSpec(f"{at}experts.{part}_proj", (experts, *shape), f"experts.{part}", layer)
         if c.shared_expert_intermediate_size:
-            yield from self._gated_tensors(layer, at + "shared_expert.", c.shared_expert_intermediate_size)
-            yield TensorSpec(at + "shared_expert_gate.weight", (1, hidden), "router", layer)
+            yield from self._gated_tensors(layer, f"{at}{self.shared}.", c.shared_expert_intermediate_size)
+        if c.shared_expert_intermediate_size and self.shared_has_gate:
+            yield TensorSpec(f"{at}{self.shared}_gate.weight", (1, hidden), "router", layer)
 
     def placements(self, container: str, spec: TensorSpec, is_float: bool) -> list[Placement]:
         if spec.role.startswith("experts."):
@@ -64,8 +69,8 @@ class SparseDecoder(Decoder):
         experts = sum(spec.size for spec in self.tensors() if spec.role.startswith("experts."))
         return super().active_parameters() - experts + experts * c.num_experts_per_tok // c.num_local_experts
 
-    def router(self) -> Router:
-        """How each layer's router chooses."""
+    def router(self, at: str) -> Router:
+        """How the router of the layer whose MLP is `at` chooses."""
         c = self.config
         return Router(c.num_local_experts, c.num_experts_per_tok, renormalized=c.norm_topk_prob)
 
@@ -73,9 +78,11 @@ class SparseDecoder(Decoder):
         c = self.config
         if layer in c.mlp_only_layers:
             return super()._mlp(ops, x, at, layer)
-        routing = ops.route(x, f"{at}.gate", self.router())
+        routing = ops.route(x, f"{at}.gate", self.router(at))
         y = ops.experts(x, routing, f"{at}.experts", SILU)
         if c.shared_expert_intermediate_size:
-            shared = super()._mlp(ops, x, f"{at}.shared_expert", layer)
-            y = ops.add(y, ops.scaled_by_gate(x, shared, f"{at}.shared_expert_gate"))
+            shared = super()._mlp(ops, x, f"{at}.{self.shared}", layer)
+            if self.shared_has_gate:
+                shared = ops.scaled_by_gate(x, shared, f"{at}.{self.shared}_gate")
+            y = ops.add(y, shared)
         return y
