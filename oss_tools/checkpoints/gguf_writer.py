@@ -69,6 +69,8 @@ class GgufWriter(Writer):
     def holds(cls, format: Format, role: str, model_type: str) -> bool:
         if role in FLOAT_ROLES:
             return format.name == "f32"
+        if role == "attention.kv_b" and not format.is_float:  # its keys' part is transposed there, and blocks do not turn
+            return False
         # NVFP4's per-tensor scale is a tensor of its own there, and llama.cpp applies it in few architectures.
         return format.ggml_type is not None and format.ggml_type != GGMLQuantizationType.NVFP4
 

@@ -26,7 +26,7 @@ class Entry:
     spec: TensorSpec
     format: Format
     placements: tuple[Placement, ...]
-    mixed: tuple[Format, ...] = ()  # the formats of its parts where they differ; it is then read as float32
+    mixed: tuple[Format, ...] = ()  # its parts' formats where they differ, or have blocks across rows: it is read as float32
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Checkpoint:
                     f"the configuration says {list(placement.stored_shape)}"
                 )
         formats = tuple(dict.fromkeys(tensor.format for tensor in stored))
-        if len(formats) > 1:
+        if len(formats) > 1 or (not formats[0].is_float and any(p.transposed for p in placements)):
             return Entry(spec, get_format("f32"), tuple(placements), mixed=formats)
         return Entry(spec, formats[0], tuple(placements))
 
@@ -170,6 +170,8 @@ class Checkpoint:
         if p.transposed:
             size = columns * p.stored_rows
             stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)
+            if not stored.format.is_float:
+                stored = QTensor(get_format("f32"), stored.shape, {"values": stored.dequantize()})
             values = stored.planes["values"].reshape(columns, size // columns)[:, p.offset + first : p.offset + last]
             return QTensor(stored.format, (last - first, columns), {"values": _transposed(values)})
         base = matrix * p.stored_rows + p.offset

@@ -279,13 +279,14 @@ GGUF_FIELDS = {  # key, after "deepseek2." -> of config.json
     "expert_group_used_count": "topk_group",
 }
 LENGTHS = tuple(f"attention.{part}_length{suffix}" for part in ("key", "value") for suffix in ("", "_mla"))
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # a tenth of mscale_all_dim
 GATING = {"softmax": 1, "sigmoid": 2}
 GGUF_KEYS = Keys(
     "llama.cpp",
     obeyed={
         *(*GGUF_FIELDS, *ROPE_IN_GGUF, *LENGTHS, "attention.head_count_kv", "attention.q_lora_rank"),
         *("leading_dense_block_count", "expert_weights_scale", "expert_weights_norm", "expert_gating_func"),
-        *("rope.scaling.yarn_log_multiplier", "nextn_predict_layers"),
+        *(LOG_MULTIPLIER, "nextn_predict_layers"),
     },
     neutral=NEUTRAL_IN_GGUF,
     refused={"attention.causal": (True,)},
@@ -316,11 +317,9 @@ def from_gguf(family: LatentFamily, raw: Mapping[str, Any], stored: Stored) -> t
         else 0
     )
     dense, layers = f"{prefix}leading_dense_block_count", numbers["num_hidden_layers"]
-    rank, scale, log = (
-        f"{prefix}{key}" for key in ("attention.q_lora_rank", "expert_weights_scale", "rope.scaling.yarn_log_multiplier")
-    )
+    rank, scale, log = (f"{prefix}{key}" for key in ("attention.q_lora_rank", "expert_weights_scale", LOG_MULTIPLIER))
     theta, rope, more = rope_gguf.read_rope(
-        {k: v for k, v in raw.items() if k != log},
+        raw,
         ARCH,
         numbers["qk_rope_head_dim"],
         numbers["max_position_embeddings"],
@@ -404,7 +403,7 @@ def to_gguf(family: LatentFamily, model_type: str, c: LatentConfig) -> dict[str,
         keys[f"{ARCH}.attention.q_lora_rank"] = c.q_lora_rank
     if c.mscale_all_dim and c.rope.scale == 1 and c.rope.kind == "yarn":
         keys |= rope_gguf.rope_keys(replace(c.rope, attention_factor=None), c.rope_theta, ARCH)
-        keys[f"{ARCH}.rope.scaling.yarn_log_multiplier"] = 0.1 * c.mscale_all_dim
+        keys[f"{ARCH}.{LOG_MULTIPLIER}"] = 0.1 * c.mscale_all_dim
     else:
         keys |= rope_gguf.rope_keys(c.rope, c.rope_theta, ARCH)
     return keys | own_keys({MODEL_TYPE: model_type})
