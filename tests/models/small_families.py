@@ -77,6 +77,63 @@ GPT2 = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+LATENTS = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "first_k_dense_replace": 1,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
+CONFIGS |= {
+    ("deepseek_v2", "usual"): {  # llama.cpp knows one without q_lora_rank by its 26 or 27 layers
+        **LATENTS,
+        "num_hidden_layers": 26,
+        "q_lora_rank": None,
+        "topk_method": "greedy",
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    ("deepseek_v2", "odd"): {
+        **LATENTS,
+        **GROUPS,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 3.0,
+        "rms_norm_eps": 1e-6,
+    },
+    ("deepseek_v3", "usual"): {
+        **LATENTS,
+        **GROUPS,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    ("deepseek_v3", "odd"): {
+        **LATENTS,
+        "hidden_size": 112,
+        "num_attention_heads": 7,
+        "num_key_value_heads": 7,
+        "n_routed_experts": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
+    ("glm4_moe_lite", "usual"): {
+        **{key: value for key, value in LATENTS.items() if key != "first_k_dense_replace"},
+        "n_group": 1,
+        "topk_group": 1,
+        "rms_norm_eps": 1e-6,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+    },
+}
 CONFIGS = {kind: {"model_type": kind[0], **COMMON, **own} for kind, own in CONFIGS.items()}
 CONFIGS |= {
     ("gpt2", "usual"): {"model_type": "gpt2", **GPT2},
@@ -90,14 +147,16 @@ CONFIGS |= {
         "scale_attn_by_inverse_layer_idx": True,
     },
 }
-NOT_IN_GGUF = {
+NOT_IN_GGUF = {  # biases or layers that llama.cpp has no place for
     ("qwen3", "odd"),
     ("qwen2_moe", "odd"),
     ("qwen3_moe", "odd"),
-}  # biases or layers that llama.cpp has no place for
+    ("deepseek_v3", "odd"),
+}
 OTHERWISE_IN_LLAMA_CPP = {  # what GGUF has no key for
     ("mistral", "odd"): "sliding_window",
     ("mixtral", "odd"): "sliding_window",
     ("qwen2", "odd"): "sliding_window",
+    ("deepseek_v2", "odd"): "llama.cpp ranks groups of experts by their two best",
     ("gpt2", "odd"): "scale_attn_by_inverse_layer_idx",
 }

@@ -18,8 +18,11 @@ from oss_tools.models.base import ROPE_FREQS, Architecture, Stored, architecture
 from oss_tools.models.checkpoint import Checkpoint
 from oss_tools.models.decoder import Decoder
 from oss_tools.models.decoder_config import ATTENTION, QKV, ExpertsConfig
+from oss_tools.models.fields import single
 from oss_tools.models.gpt2 import Gpt2
 from oss_tools.models.gpt2_config import Gpt2Config
+from oss_tools.models.latent_config import LatentConfig
+from oss_tools.models.latent_decoder import LatentDecoder
 from tests.models.memory import MemoryContainer
 from tests.models.small_families import CONFIGS, NOT_IN_GGUF
 from tests.models.test_nothing_lost import WITHOUT_SHRINKING, refusal, shapes
@@ -167,6 +170,72 @@ def test_gpt2_without_prefix_and_with_its_masks() -> None:
         assert np.array_equal(checkpoint.read_tensor(name).planes["values"], values[name]), name
 
 
+def latent() -> tuple[Architecture, Arrays, Arrays]:
+    model = small("deepseek_v3")
+    return model, *usual(model, "gguf")
+
+
+def test_llama_cpps_latents_have_each_heads_keys_transposed() -> None:
+    _, arrays, values = latent()
+    heads = values["model.layers.2.self_attn.kv_b_proj.weight"].reshape(4, 24 + 20, 32)
+    assert np.array_equal(arrays["blk.2.attn_k_b.weight"], heads[:, :24].swapaxes(1, 2))
+    assert np.array_equal(arrays["blk.2.attn_v_b.weight"], heads[:, 24:])
+    assert np.array_equal(arrays["blk.2.exp_probs_b.bias"], values["model.layers.2.mlp.gate.e_score_correction_bias"])
+
+
+def test_latents_of_older_files_are_whole() -> None:
+    model, arrays, values = latent()
+    old = {name: array for name, array in arrays.items() if "attn_k_b" not in name and "attn_v_b" not in name}
+    names = [f"model.layers.{layer}.self_attn.kv_b_proj.weight" for layer in range(3)]
+    old |= {f"blk.{layer}.attn_kv_b.weight": values[name] for layer, name in enumerate(names)}
+    checkpoint = in_memory(model, "gguf", old)
+    for name in names:
+        assert np.array_equal(checkpoint.read_tensor(name).planes["values"], values[name])
+
+
+def test_older_files_say_the_size_of_heads_without_latents() -> None:
+    model, _, _ = latent()
+    keys = {k: v for k, v in model.container_config("gguf").items() if not k.endswith("_mla") and "oss-tools" not in k}
+    keys |= {"deepseek2.attention.key_length": 40, "deepseek2.attention.value_length": 20}
+    keys |= {"deepseek2.attention.head_count_kv": 4}
+    kind = architecture_of("deepseek2", keys)
+    assert kind.model_type == "deepseek_v3"
+    assert kind.from_words("gguf", keys, Stored()).computation() == model.computation()
+
+
+def test_quantized_keys_of_latents_are_read_as_floats() -> None:
+    """Their blocks lie across the rows of what Hugging Face has."""
+    model = small("deepseek_v3", qk_nope_head_dim=32, v_head_dim=32)
+    arrays, values = usual(model, "gguf")
+    form = get_format("q8_0")
+    tensors = [
+        StoredTensor(name, form if name.endswith("attn_k_b.weight") else get_format("f32"), array.shape)
+        for name, array in arrays.items()
+    ]
+    memory = MemoryContainer("gguf", "deepseek2", model.container_config("gguf"), tensors)
+    for name, array in arrays.items():
+        rows = memory.tensors[name].format.quantize(np.ascontiguousarray(array.reshape(-1, array.shape[-1])))
+        for plane, content in rows.planes.items():
+            memory.arrays[name][plane][:] = content.reshape(-1)
+    checkpoint = Checkpoint(memory)
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    found, wanted = checkpoint.read_tensor(name).dequantize().reshape(4, 64, 32), values[name].reshape(4, 64, 32)
+    keys = form.quantize(np.ascontiguousarray(wanted[:, :32].swapaxes(1, 2).reshape(-1, 32))).dequantize()
+    assert np.array_equal(found[:, :32], keys.reshape(4, 32, 32).swapaxes(1, 2))
+    assert np.array_equal(found[:, 32:], wanted[:, 32:])
+    assert [form.name for form in checkpoint.entries[name].mixed] == ["q8_0", "f32"]
+
+
+def test_layers_that_predict_further_tokens_are_left_out_with_a_line() -> None:
+    model = small("deepseek_v3", num_nextn_predict_layers=1)
+    arrays, _ = usual(model, "hf")
+    arrays |= {"model.layers.3.eh_proj.weight": np.zeros((64, 128), np.float32)}
+    arrays |= {"model.layers.3.self_attn.o_proj.weight": np.zeros((64, 80), np.float32)}
+    checkpoint = in_memory(model, "hf", arrays)
+    (remark,) = checkpoint.remarks
+    assert remark == "model.layers.3 and those behind it predict further tokens (MTP); they are left out"
+
+
 # ---- configurations -------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +269,39 @@ def decoders(draw: st.DrawFn) -> Decoder:
 
 
 @st.composite
+def latents(draw: st.DrawFn) -> LatentDecoder:
+    """Any model that DeepSeek's families can be."""
+    kind = architecture_of(draw(st.sampled_from(["deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"])))
+    assert issubclass(kind, LatentDecoder)
+    groups, size = draw(st.integers(1, 5)), draw(st.integers(2, 6))
+    chosen = draw(st.integers(1, groups))
+    rotated, inner = 2 * draw(st.integers(1, 40)), draw(st.integers(1, 300))
+    words = shapes(draw) | {"head_dim": rotated, "qk_rope_head_dim": rotated, "moe_intermediate_size": inner}
+    words["num_key_value_heads"] = words["num_attention_heads"]
+    config = LatentConfig(
+        **words,
+        num_local_experts=groups * size,
+        num_experts_per_tok=draw(st.integers(1, chosen * size)),
+        shared_expert_intermediate_size=inner * draw(st.integers(0, 2)),
+        norm_topk_prob=kind.family.score == "sigmoid" and draw(st.booleans()),
+        mlp_only_layers=tuple(range(draw(st.integers(0, words["num_hidden_layers"])))),
+        q_lora_rank=draw(st.integers(0, 100)),
+        kv_lora_rank=draw(st.integers(1, 100)),
+        qk_nope_head_dim=draw(st.integers(1, 100)),
+        v_head_dim=draw(st.integers(1, 100)),
+        n_group=groups if chosen < groups else 1,
+        topk_group=chosen if chosen < groups else 1,
+        routed_scaling_factor=draw(st.floats(0.5, 20).map(single)),
+        rope_interleave=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+    if config.rope.kind == "yarn" and draw(st.booleans()):
+        concentration, ratio = draw(st.floats(0.1, 2).map(single)), draw(st.sampled_from([1.0, 0.8]))
+        config = replace(config, mscale_all_dim=concentration, rope=replace(config.rope, attention_factor=ratio))
+    return kind(config)
+
+
+@st.composite
 def gpt2s(draw: st.DrawFn) -> Gpt2:
     heads, size = draw(st.integers(1, 8)), draw(st.integers(1, 40))
     return Gpt2(
@@ -229,7 +331,7 @@ REFUSALS = ("attention_factor", "have no experts, which llama.cpp demands", "it 
 
 
 @settings(deadline=None, max_examples=200, phases=WITHOUT_SHRINKING)
-@given(st.one_of(decoders(), gpt2s()))
+@given(st.one_of(decoders(), latents(), gpt2s()))
 def test_nothing_is_lost(model: Architecture) -> None:
     """What is read is what was written, of the same model_type, or the writer refused and said why."""
     for container in model.containers:
@@ -245,8 +347,22 @@ def test_nothing_is_lost(model: Architecture) -> None:
 def test_every_field_counts() -> None:
     """A field that is added to a configuration is compared, or stands here with the reason."""
     reasons = {"hf": "the file itself", "rope_theta": "part of rope"}
-    for config, model in ((ExpertsConfig, small("mixtral")), (Gpt2Config, small("gpt2"))):
+    for config, model in (
+        (ExpertsConfig, small("mixtral")),
+        (LatentConfig, small("deepseek_v3")),
+        (Gpt2Config, small("gpt2")),
+    ):
         assert {field.name for field in fields(config)} - set(reasons) == set(model.computation())
+
+
+@pytest.mark.parametrize(("layers", "total", "active"), [(61, 671_026_419_200, 36_625_618_432)])
+def test_deepseek_v3_has_the_published_number_of_parameters(layers: int, total: int, active: int) -> None:
+    """671 B, of which 37 B are active; without the layer that predicts further tokens."""
+    sizes = {"num_hidden_layers": layers, "hidden_size": 7168, "intermediate_size": 18432, "vocab_size": 129280}
+    heads = {"num_attention_heads": 128, "num_key_value_heads": 128}
+    model = model_of({"model_type": "deepseek_v3", **sizes, **heads})
+    assert sum(spec.size for spec in model.tensors()) == total
+    assert model.active_parameters() == active
 
 
 def test_gguf_of_one_name_is_told_apart_by_its_keys() -> None:
@@ -309,6 +425,12 @@ def test_heads_of_qwen3_without_a_word_have_128_values() -> None:
         ("mistral", {"sliding_window": 0}, "sliding_window is 0, outside"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu', which is not supported"),
         ("gpt2", {"n_ctx": 100}, "n_ctx is 100, but n_positions is 256"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob is True, which is not supported; only False is"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax', which is not supported; only 'sigmoid' is"),
+        ("deepseek_v3", {"n_group": 3}, "2 of 3 groups of 8 experts: not a possible model"),
+        ("deepseek_v3", {"topk_group": 1}, "1 groups do not have 3 experts to choose"),
+        ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads is 2, but all 4 heads share one latent"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "mlp_layer_types is .'dense'., expected dense or sparse for"),
         ("gpt2", {"n_head": 5}, "a width of 64 does not divide over 5 heads"),
     ],
 )
