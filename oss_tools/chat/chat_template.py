@@ -15,11 +15,12 @@ from typing import Any, Self
 
 from oss_tools.chat import harmony, template
 from oss_tools.chat.completion import Completion, Parser
+from oss_tools.chat.dialects import dialect
 from oss_tools.chat.harmony import Preamble, Special
 from oss_tools.chat.harmony_parser import MARKERS, HarmonyParser
 from oss_tools.chat.messages import Conversation
 from oss_tools.chat.plain import plain_messages, plain_tools
-from oss_tools.chat.tags import THINK, TagParser
+from oss_tools.chat.tags import TagParser
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.templates import by_name
 from oss_tools.engine import o200k
@@ -147,7 +148,8 @@ class JinjaTemplate(ChatTemplate):
         if not any(named.values()):
             raise BadCheckpoint("the checkpoint has no chat template")
         self.text, self._metadata = text, metadata
-        self.has_channels = any(THINK in source for source in named.values())
+        self.marks = dialect(named.values(), {*text.special, *text.marks})
+        self.has_channels = self.marks.reasons
         self.takes_tools = takes_tools(metadata, text)
         self._now: Callable[[], datetime] = datetime.now
 
@@ -171,19 +173,22 @@ class JinjaTemplate(ChatTemplate):
     def encode(self, conversation: Conversation) -> list[int]:
         given = plain_messages(conversation), plain_tools(conversation)
         rendered = self._render(conversation.effort, *given)
-        disguise = _Disguise(self.text.special, rendered)
+        marks = self.text.special | self.text.marks
+        disguise = _Disguise(marks, rendered)
         hidden = _changed(given, disguise.hide)
         if hidden == given:
             return self.text.encode(rendered, special=False)
         tokens: list[int] = []
         for piece in disguise.pattern.split(self._render(conversation.effort, *hidden)):
-            special = self.text.special.get(piece)
+            special = marks.get(piece)
             tokens += self.text.encode_plain(disguise.reveal(piece)) if special is None else [special]
         return tokens
 
     def parser(self, conversation: Conversation) -> Parser:
-        thinking = self.render(conversation).rstrip().endswith(THINK)
-        return TagParser(self.text, tool_names(conversation), thinking)
+        end = self.render(conversation).rstrip()
+        thinking = next((mark for mark in self.marks.thoughts if end.endswith(mark)), False)
+        schemas = {str(tool["name"]): tool.get("parameters") or {} for tool in conversation.tools}
+        return TagParser(self.text, schemas, thinking, self.marks, schemas)
 
 
 class _Disguise:
