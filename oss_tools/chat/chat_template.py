@@ -19,7 +19,8 @@ from oss_tools.chat.dialects import dialect
 from oss_tools.chat.harmony import Preamble, Special
 from oss_tools.chat.harmony_parser import MARKERS, HarmonyParser
 from oss_tools.chat.messages import Conversation
-from oss_tools.chat.plain import plain_messages, plain_tools
+from oss_tools.chat.plain import CallForm, plain_messages, plain_tools
+from oss_tools.chat.probing import call_form
 from oss_tools.chat.tags import TagParser
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.templates import by_name
@@ -152,9 +153,20 @@ class JinjaTemplate(ChatTemplate):
         self.has_channels = self.marks.reasons
         self.takes_tools = takes_tools(metadata, text)
         self._now: Callable[[], datetime] = datetime.now
+        self._form: CallForm | None = None  # unknown until a conversation has calls
 
     def render(self, conversation: Conversation) -> str:
-        return self._render(conversation.effort, plain_messages(conversation), plain_tools(conversation))
+        return self._render(conversation.effort, *self._plain(conversation))
+
+    def _plain(self, conversation: Conversation) -> tuple[Any, Any]:
+        """The conversation's messages and tools in the form that the template wants."""
+        if self._form is None and any(
+            message.role == "assistant" and message.recipient for message in conversation.messages
+        ):
+            self._form = call_form(
+                lambda probe, form: self._render(probe.effort, plain_messages(probe, form), plain_tools(probe))
+            )
+        return plain_messages(conversation, self._form), plain_tools(conversation)
 
     def _render(self, effort: str, messages: Any, tools: Any) -> str:
         chosen = {} if effort == "medium" else {"reasoning_effort": effort}  # of which medium is the middle everywhere
@@ -171,7 +183,7 @@ class JinjaTemplate(ChatTemplate):
         return named["default"] if list(named) == ["default"] else repr(named)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        given = plain_messages(conversation), plain_tools(conversation)
+        given = self._plain(conversation)
         rendered = self._render(conversation.effort, *given)
         marks = self.text.special | self.text.marks
         disguise = _Disguise(marks, rendered)

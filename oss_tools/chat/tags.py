@@ -13,6 +13,7 @@ from typing import Any
 from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
 from oss_tools.chat.dialects import (
     ARG_KEY,
+    CALLS,
     DEEPSEEK,
     FUNCTION,
     KIMI,
@@ -172,6 +173,8 @@ class TagParser(Parser):
         if channel == THOUGHT or not self._tools:
             return [Message("assistant", text, channel)] if text else []
         if channel == ANSWER:
+            if mark == CALLS[FUNCTION]:  # the end of a <tool_call> that was left out
+                text = text.removeprefix(str(CALLS[TOOL])).strip()
             return self._written(calls_in(text, self._tools), text, certain=False)
         closes = self._marks.calls[mark]
         if closes and last and self._ended and not text.endswith(closes) and mark != FUNCTION:
