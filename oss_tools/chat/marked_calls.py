@@ -77,7 +77,7 @@ def _section_call(opened: str, text: str) -> Part:
     if opened == KIMI:
         name = NUMBER.sub("", name.removeprefix("functions."))
     elif not arguments.lstrip().startswith("{"):
-        name, _, arguments = arguments.strip().partition("\n")
+        name, _, arguments = arguments.partition("\n")
         arguments = _without_fence(arguments.strip())
     if not middle or not name.strip():
         return Broken(Finding(Problem.BROKEN_JSON, f"a call without a name or arguments: {excerpt(text)}"), text)
@@ -96,7 +96,7 @@ def function_calls(text: str, schemas: Schemas) -> list[Part]:
     for piece in pieces:
         name, _, rest = piece.partition(">")
         body, closed, after = rest.partition(FUNCTION_END)
-        found.append(_function_call(name.strip(), body, schemas))
+        found.append(_function_call(name.strip(), body, bool(closed), schemas))
         if not closed:
             found.append(Open(FUNCTION_END))
         elif after.strip():
@@ -104,7 +104,7 @@ def function_calls(text: str, schemas: Schemas) -> list[Part]:
     return found
 
 
-def _function_call(name: str, text: str, schemas: Schemas) -> Part:
+def _function_call(name: str, text: str, complete: bool, schemas: Schemas) -> Part:
     if not name or "\n" in name:
         return Broken(Finding(Problem.BROKEN_JSON, f"a call without a name: {excerpt(text)}"), text)
     if text.lstrip().startswith("{"):
@@ -112,11 +112,14 @@ def _function_call(name: str, text: str, schemas: Schemas) -> Part:
         return Broken(read, text) if isinstance(read, Finding) else (name, read)
     properties = _properties(schemas.get(name))
     found = {}
+    closed = True
     for piece in text.split(PARAMETER)[1:]:
         key, _, rest = piece.partition(">")
-        value = rest.partition(PARAMETER_END)[0].removeprefix("\n").removesuffix("\n")  # the line ends that templates write
+        value, end, _ = rest.partition(PARAMETER_END)
+        closed = bool(end) or complete
+        value = value.removeprefix("\n").removesuffix("\n")  # the line ends that templates write
         found[key.strip()] = typed(value, properties.get(key.strip()))
-    return name, found
+    return (name, found) if closed else Broken(Finding(Problem.CUT_JSON, excerpt(text)), text)
 
 
 def keyed_call(text: str, schemas: Schemas) -> Part:
@@ -129,7 +132,10 @@ def keyed_call(text: str, schemas: Schemas) -> Part:
     found = {}
     for piece in pieces:
         key, _, rest = piece.partition("</arg_key>")
-        value = rest.partition("<arg_value>")[2].partition("</arg_value>")[0].strip()
+        value, end, _ = rest.partition("<arg_value>")[2].partition("</arg_value>")
+        if not end:
+            return Broken(Finding(Problem.CUT_JSON, excerpt(text)), text)
+        value = value.strip()
         schema = properties.get(key.strip())
         is_text = isinstance(schema, Mapping) and schema.get("type") == "string"
         found[key.strip()] = value if is_text else _literal(value)

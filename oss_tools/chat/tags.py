@@ -13,7 +13,6 @@ from typing import Any
 from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
 from oss_tools.chat.dialects import (
     ARG_KEY,
-    CALLS,
     DEEPSEEK,
     FUNCTION,
     KIMI,
@@ -26,7 +25,7 @@ from oss_tools.chat.dialects import (
 from oss_tools.chat.marked_calls import Broken, Open, Part, Schemas, Stray, function_calls, keyed_call, section_calls
 from oss_tools.chat.messages import Message
 from oss_tools.chat.sections import CODE, PYTHON
-from oss_tools.chat.written_calls import Written, calls_in, name_and_arguments, named_calls_in
+from oss_tools.chat.written_calls import NAMED, Written, calls_in, name_and_arguments, named_calls_in
 from oss_tools.engine.text import Text, overlap
 
 ANSWER, THOUGHT, CALL = "final", "analysis", "commentary"
@@ -131,6 +130,8 @@ class TagParser(Parser):
         if opened in self._marks.calls:
             return [self._marks.calls[opened] or opened]
         marks = list(self._marks.calls) if self._tools else []
+        if opened == self._marks.calls.get(FUNCTION):
+            marks += [str(self._marks.calls[TOOL])]  # the end of a <tool_call> that was left out
         if opened != BEGINNING:
             return marks
         if self._blank:
@@ -173,8 +174,6 @@ class TagParser(Parser):
         if channel == THOUGHT or not self._tools:
             return [Message("assistant", text, channel)] if text else []
         if channel == ANSWER:
-            if mark == CALLS[FUNCTION]:  # the end of a <tool_call> that was left out
-                text = text.removeprefix(str(CALLS[TOOL])).strip()
             return self._written(calls_in(text, self._tools), text, certain=False)
         closes = self._marks.calls[mark]
         if closes and last and self._ended and not text.endswith(closes) and mark != FUNCTION:
@@ -185,7 +184,7 @@ class TagParser(Parser):
         if mark in (DEEPSEEK, KIMI):
             return self._read(section_calls(mark, text))
         if mark == TOOL_CALLS:
-            return self._written(named_calls_in(text), text, certain=True)
+            return self._named(text)
         if text.startswith(FUNCTION):
             return self._read(function_calls(text, self._schemas))
         if mark == TOOL:
@@ -204,7 +203,7 @@ class TagParser(Parser):
             if isinstance(part, Stray):
                 self._find(Problem.STRAY_TEXT, f"beside a call: {excerpt(part.text)}")
             elif isinstance(part, Open):
-                if self._ended:
+                if self._ended and all(finding.problem != Problem.OPEN_TAG for finding in self._findings):
                     self._find(Problem.OPEN_TAG, f"a call without {part.mark}")
             elif isinstance(part, Broken):
                 self._findings.append(part.finding)
@@ -212,6 +211,17 @@ class TagParser(Parser):
             else:
                 messages.append(self._call(*part))
         return messages
+
+    def _named(self, text: str) -> list[Message]:
+        """What stands behind Mistral's [TOOL_CALLS]."""
+        written = named_calls_in(text)
+        broken = NAMED.match(written.after)
+        if broken is None:
+            return self._written(written, text, certain=True)
+        fault = read_arguments(written.after[broken.end() :])
+        messages = [self._call(name, arguments) for name, arguments in written.calls]
+        self._findings.append(fault if isinstance(fault, Finding) else Finding(Problem.BROKEN_JSON, excerpt(written.after)))
+        return [*messages, Message("assistant", written.after, CALL)]
 
     def _read_certain(self, text: str) -> list[Message]:
         """The one call that stands between tags."""

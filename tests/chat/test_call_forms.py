@@ -25,10 +25,10 @@ LIKE_DEEPSEEK_V3 = """{% for m in messages %}{% if m['role'] == 'user' %}U:{{ m[
 'assistant' and m['content'] is none %}A:{% for c in m['tool_calls'] %}{{ '[' + c['type'] + ' ' + c['function']['name'] + ' ' +
 c['function']['arguments'] + ']' }}{% endfor %}|{% endif %}{% if m['role'] == 'assistant' and m['content'] is not none %}{{ 'A:' +
 m['content'] + '|' }}{% endif %}{% if m['role'] == 'tool' %}{{ 'T:' + m['content'] }}{% endif %}{% endfor %}A:"""
-LIKE_R1 = """{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% endif %}{% if m.role == 'assistant' and m.tool_calls
-%}A:{% for c in m.tool_calls %}{{ '[' + c.function.name + ' ' + c.function.arguments + ']' }}{% endfor %}|{% endif %}{% if m.role ==
-'assistant' and m.content is not none %}{{ 'A:' + m.content + '|' }}{% endif %}{% if m.role == 'tool' %}{{ 'T:' + m.content }}{%
-endif %}{% endfor %}A:"""
+LIKE_R1 = """{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% endif %}{% if m.role == 'assistant' and
+m.tool_calls %}A:{% for c in m.tool_calls %}{{ '[' + c.function.name + ' ' + c.function.arguments + ']' }}{% endfor %}|{% endif
+%}{% if m.role == 'assistant' and m.content is not none %}{{ 'A:' + m.content + '|' }}{% endif %}{% if m.role == 'tool' %}{{ 'T:'
++ m.content }}{% endif %}{% endfor %}A:"""
 LIKE_LLAMA = """{% for m in messages %}{% if 'tool_calls' in m %}{% if m.tool_calls | length != 1 %}{{ raise_exception("This model
 only supports single tool-calls at once!") }}{% endif %}{% set c = m.tool_calls[0].function %}assistant:{"name": "{{ c.name
 }}", "parameters": {{ c.arguments | tojson }}}|{% elif m.role == 'tool' %}ipython:{{ m.content | tojson }}|{% else %}{{ m.role
