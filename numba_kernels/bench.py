@@ -303,7 +303,7 @@ class Bench:
         areas, counters = attention.attention_scratch(tiles * splits, HEAD_DIM)
         program = Program()
         program.add(
-            kernel, qkv=qkv, stride=qkv.strides[0], out=out, out_stride=out.strides[0],
+            kernel, qkv=qkv, stride=qkv.strides[0], rows=tokens, value_dim=HEAD_DIM, out=out, out_stride=out.strides[0],
             sequences=1, first_row=np.zeros(1, np.int32), row_count=np.array([tokens], np.int32),
             positions=np.arange(depth - tokens, depth, dtype=np.int32), heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
             window=window, sinks=np.zeros(HEADS, np.float32), pages=memory, page_bytes=pages.nbytes,

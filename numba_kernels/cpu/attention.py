@@ -132,35 +132,83 @@ def bf16_at(address):  # type: ignore[no-untyped-def]
 
 
 @inner
-def rotate(at, cos, sin, half, factor):  # type: ignore[no-untyped-def]
-    """Rotary embedding of one head in place, halves paired, times a factor."""
+def rotate(at, cos, sin, pairs, interleaved, size, factor):  # type: ignore[no-untyped-def]
+    """Rotary embedding of one head of `size` values in place: the first 2 · pairs are rotated, halves paired or neighbours; all
+    are multiplied by a factor."""
     f = splat(factor)
-    for i in range(0, half, LANES):
-        left = half - i
-        c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
-        x, y = load_part(at + 4 * i, left), load_part(at + 4 * (half + i), left)
-        u, v = (x * c - y * s) * f, (y * c + x * s) * f
+    if interleaved:
+        for i in range(pairs):
+            c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)
+            a, b = get_f32(at + 8 * i), get_f32(at + 8 * i + 4)
+            set_f32(at + 8 * i, (a * c - b * s) * factor)
+            set_f32(at + 8 * i + 4, (b * c + a * s) * factor)
+    else:
+        for i in range(0, pairs, LANES):
+            left = pairs - i
+            c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
+            x, y = load_part(at + 4 * i, left), load_part(at + 4 * (pairs + i), left)
+            u, v = (x * c - y * s) * f, (y * c + x * s) * f
+            if left >= LANES:
+                store_floats(at + 4 * i, u)
+                store_floats(at + 4 * (pairs + i), v)
+            else:
+                store_first(at + 4 * i, u, left)
+                store_first(at + 4 * (pairs + i), v, left)
+    if factor != np.float32(1):
+        for i in range(2 * pairs, size):
+            set_f32(at + 4 * i, get_f32(at + 4 * i) * factor)
+
+
+@inner
+def norm_head(at, weight, size, eps):  # type: ignore[no-untyped-def]
+    """One head by its root mean square, in place, times a weight."""
+    squares = splat(np.float32(0))
+    for i in range(0, size, LANES):
+        v = load_part(at + 4 * i, size - i)
+        squares = fma(v, v, squares)
+    factor = splat(np.float32(1) / np.sqrt(sum_lanes(squares) / np.float32(size) + eps))
+    for i in range(0, size, LANES):
+        left = size - i
+        v = load_part(at + 4 * i, left) * factor * load_part(weight + 4 * i, left)
         if left >= LANES:
-            store_floats(at + 4 * i, u)
-            store_floats(at + 4 * (half + i), v)
+            store_floats(at + 4 * i, v)
         else:
-            store_first(at + 4 * i, u, left)
-            store_first(at + 4 * (half + i), v, left)
+            store_first(at + 4 * i, v, left)
+
+
+@inner
+def store_bf16(at, value):  # type: ignore[no-untyped-def]
+    """The float32 at the address `value` as a cached bfloat16."""
+    set_u16(at, bf16_at(value))
+
+
+@inner
+def store_f32(at, value):  # type: ignore[no-untyped-def]
+    """The float32 at the address `value` as a cached float32."""
+    set_f32(at, get_f32(value))
+
+
+store_value: Any = store_bf16
+
+
+def value_storing(element: str) -> Any:
+    """What stores a cached value of this element."""
+    return {"bf16": store_bf16, "f32": store_f32}[element]
 
 
 @op
 def rotate_and_store(  # type: ignore[no-untyped-def]
-    qkv, stride, rows, heads, kv_heads, head_dim, positions, sequence, cos, sin, scale: float,
-    pages, page_bytes, page_positions, tables, table_stride, ring, team, thread,
+    qkv, stride, rows, heads, kv_heads, head_dim, positions, sequence, cos, sin, pairs, interleaved, scale: float,
+    query_norm, key_norm, eps: float, pages, page_bytes, page_positions, tables, table_stride, ring, team, thread,
 ):  # fmt: skip
-    """Rotates queries (in place, times `scale`) and keys, and stores keys and values in their pages.
+    """Norms and rotates queries (in place, times `scale`) and keys, and stores keys and values in their pages.
 
     qkv: float32 rows, heads + 2 · kv_heads of head_dim values each, `stride` bytes apart; positions, sequence: int32 [rows];
-    cos, sin: float32 [positions, head_dim / 2], the rotary table (a YaRN concentration is part of it); pages: the layer's
-    pages, page_bytes each; tables: int32 page numbers, one row of table_stride bytes for each sequence. A piece of work
-    is one head of one row.
+    cos, sin: float32 [positions, pairs], the rotary table (a YaRN concentration is part of it), for the first 2 · pairs values
+    of a head, of which halves are paired, or neighbours if interleaved; query_norm, key_norm: float32 [head_dim], the weights
+    of RMSNorm on each head, or 0 for none; pages: the layer's pages, page_bytes each; tables: int32 page numbers, one row of
+    table_stride bytes for each sequence. A piece of work is one head of one row.
     """
-    half = head_dim // 2
     value_stride = (head_dim + LANES - 1) // LANES * LANES * WIDTH
     head_bytes = page_positions * (head_dim * WIDTH + value_stride)
     item = take(team)
@@ -169,15 +217,19 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
         head = item - row * (heads + 2 * kv_heads)
         position = get_i32(positions + 4 * row)
         at = qkv + row * stride + head * head_dim * 4
-        angle = position * half * 4
+        angle = position * pairs * 4
         if head < heads:
-            rotate(at, cos + angle, sin + angle, half, scale)
+            if query_norm:
+                norm_head(at, query_norm, head_dim, eps)
+            rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, scale)
         else:
             table = tables + get_i32(sequence + 4 * row) * table_stride
             page = page_of(position, pages, page_bytes, page_positions, table, ring)
             slot = position % page_positions
             if head < heads + kv_heads:
-                rotate(at, cos + angle, sin + angle, half, np.float32(1))
+                if key_norm:
+                    norm_head(at, key_norm, head_dim, eps)
+                rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, np.float32(1))
                 panel = page + (head - heads) * head_bytes + slot // LANES * LANES * head_dim * WIDTH + slot % LANES * 4
                 for i in range(head_dim):
                     if WIDTH == 2:  # pairs of columns in a lane
@@ -188,17 +240,14 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
                 keys = page_positions * head_dim * WIDTH
                 to = page + (head - heads - kv_heads) * head_bytes + keys + slot * value_stride
                 for i in range(head_dim):
-                    if WIDTH == 2:
-                        set_u16(to + 2 * i, bf16_at(at + 4 * i))
-                    else:
-                        set_f32(to + 4 * i, get_f32(at + 4 * i))
+                    store_value(to + WIDTH * i, at + 4 * i)
         item = take(team)
 
 
 @lru_cache
 def store_op(element: str = "bf16") -> Op:
     """The operation `rotate_and_store` for caches of this element."""
-    return rotate_and_store.bind(**_element(element))
+    return rotate_and_store.bind(**_element(element), store_value=value_storing(element))
 
 
 ROWS = 8  # rows (query tokens × heads of one key-value head) in a tile
@@ -264,9 +313,9 @@ def soften(scores, count, area, stride):  # type: ignore[no-untyped-def]
 
 
 def add_values(  # type: ignore[no-untyped-def]
-    scores, sums, stride, padded, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
 ):
-    """sums[t] += Σ_p shares[t, p] · v[p] for p in [low, high); sums `stride` bytes apart."""
+    """sums[t] += Σ_p shares[t, p] · v[p] for p in [low, high); sums `stride` bytes apart, rows of values `across` values."""
     begin = low // LANES * LANES
     for d in range(0, padded, LANES):
         tile = load_tile(ROWS, sums + 4 * d, stride)
@@ -274,10 +323,10 @@ def add_values(  # type: ignore[no-untyped-def]
         while p < high:
             slot = p % page_positions
             stop = min(high, p - slot + page_positions)
-            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * padded) * WIDTH
+            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * across) * WIDTH
             for q in range(p, stop):
                 tile = add_outer(
-                    tile, load_value(values + q * padded * WIDTH), scores + (q - begin) * 4, (SEGMENT + LANES) * 4
+                    tile, load_value(values + q * across * WIDTH), scores + (q - begin) * 4, (SEGMENT + LANES) * 4
                 )
             p = stop
         store_tile(sums + 4 * d, stride, tile)
@@ -324,6 +373,8 @@ def finish_row(at, area, head_dim, sink):  # type: ignore[no-untyped-def]
             store_first(at + 4 * d, value, head_dim - d)
 
 
+LATENT = 0
+query_addresses: Any = row_addresses
 score_keys: Any = None  # the compiled forms of the steps above, for ROWS rows; set by `attention_op`
 soften_scores: Any = None
 sum_values: Any = None
@@ -332,8 +383,8 @@ merge_sums: Any = None
 
 
 def attention(  # type: ignore[no-untyped-def]
-    qkv, stride, out, out_stride, sequences, first_row, row_count, positions, heads, kv_heads, head_dim, window, sinks,
-    pages, page_bytes, page_positions, tables, table_stride, ring, splits, areas, counters, team, thread,
+    qkv, stride, rows, out, out_stride, sequences, first_row, row_count, positions, heads, kv_heads, head_dim, value_dim,
+    window, sinks, pages, page_bytes, page_positions, tables, table_stride, ring, splits, areas, counters, team, thread,
 ):  # fmt: skip
     """Causal attention of rotated and scaled queries over the stored keys, the rows' own among them.
 
@@ -343,23 +394,28 @@ def attention(  # type: ignore[no-untyped-def]
     be at least `parts_of` the longest sequence, each part of a tile's keys is a piece of work: areas (`attention_scratch`)
     holds what they found and counters (int64, zeros) how many are done.
 
+    With LATENT, all heads share one key of head_dim values, of which the first value_dim are its value (pages as `latent` lays
+    them out), and heads lie one under another: that of row r is row head · rows + r of qkv and of out; otherwise value_dim is
+    head_dim.
+
     A row's result is the same bits whatever tile, batch, chunk or number of threads it is computed with: which keys are summed
     together follows from their positions alone.
     """
     group = heads // kv_heads
-    padded = (head_dim + LANES - 1) // LANES * LANES
+    padded = (value_dim + LANES - 1) // LANES * LANES
+    across = (head_dim + LANES - 1) // LANES * LANES if LATENT else padded
     head_bytes = page_positions * (head_dim + padded) * WIDTH
     area_stride = (LANES + padded) * 4
     whole, own = stack(AREA), stack(AREA)
     scores = stack(SCORES)
-    index = stack(64)
+    index = stack(128)
     sees = stack(128)
     item = take(team)
     done = 0
     s = 0
     while s < sequences:
-        rows = get_i32(row_count + 4 * s) * group
-        tiles = (rows + ROWS - 1) // ROWS
+        queries_of = get_i32(row_count + 4 * s) * group
+        tiles = (queries_of + ROWS - 1) // ROWS
         work = tiles * kv_heads * splits
         if item >= done + work:
             done += work
@@ -370,12 +426,15 @@ def attention(  # type: ignore[no-untyped-def]
         split = (item - done) % splits
         begin = get_i32(first_row + 4 * s)
         first = begin + tile * ROWS // group
-        last = min(tile * ROWS + ROWS, rows) - 1
+        last = min(tile * ROWS + ROWS, queries_of) - 1
         for t in range(ROWS):
             r = min(tile * ROWS + t, last)
             row = begin + r // group
             position = get_i32(positions + 4 * row)
-            set_i32(index + 4 * t, (row - first) * (stride // 4) + (head * group + r % group) * head_dim)
+            if LATENT:
+                set_i32(index + 4 * t, (row - first + r % group * rows) * (stride // 4))
+            else:
+                set_i32(index + 4 * t, (row - first) * (stride // 4) + (head * group + r % group) * head_dim)
             set_i32(sees + 8 * t, first_key(position, window))
             set_i32(sees + 8 * t + 4, position + 1)
         low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
@@ -387,16 +446,16 @@ def attention(  # type: ignore[no-untyped-def]
         sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
         clear_sums(area, area_stride)
         clear_sums(whole, area_stride)
-        queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
+        queries = query_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
         table = tables + s * table_stride
         keys = head * head_bytes
-        values = keys + page_positions * head_dim * WIDTH
+        values = keys if LATENT else keys + page_positions * head_dim * WIDTH
         segment = low
         while segment < high:
             stop = min(segment // SEGMENT * SEGMENT + SEGMENT, high)
             score_keys(scores, queries, sees, head_dim, segment, stop, pages, page_bytes, page_positions, table, ring, keys)
             soften_scores(scores, stop - segment // LANES * LANES, area, area_stride)
-            sum_values(scores, area + 4 * LANES, area_stride, padded, segment, stop,
+            sum_values(scores, area + 4 * LANES, area_stride, padded, across, segment, stop,
                        pages, page_bytes, page_positions, table, ring, values)  # fmt: skip
             segment = stop
             if splits == 1 and sums == whole and (segment == high or segment % PART == 0):
@@ -413,8 +472,10 @@ def attention(  # type: ignore[no-untyped-def]
             for t in range(last + 1 - tile * ROWS):
                 r = tile * ROWS + t
                 query = head * group + r % group
-                finish_row(out + (begin + r // group) * out_stride + query * head_dim * 4, sums + t * area_stride,
-                           head_dim, sinks + 4 * query if sinks else 0)  # fmt: skip
+                target = out + (begin + r // group) * out_stride + query * head_dim * 4
+                if LATENT:
+                    target = out + (query * rows + begin + r // group) * out_stride
+                finish_row(target, sums + t * area_stride, value_dim, sinks + 4 * query if sinks else 0)
         item = take(team)
 
 
@@ -423,22 +484,31 @@ SCORES = ROWS * (SEGMENT + LANES) * 4
 
 
 @lru_cache
-def attention_op(rows: int, element: str = "bf16", head_dim: int = USUAL_HEAD) -> Op:
+def attention_op(
+    rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: tuple[tuple[str, Any], ...] = ()
+) -> Op:
     """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
-    over caches of this element. It is the same for every head_dim up to USUAL_HEAD."""
+    over caches of this element. It is the same for every value_dim up to USUAL_HEAD. latent: steps that take the place of the
+    usual ones for keys in rows whose beginnings are their values, see `latent`."""
     size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
-    widest = USUAL_HEAD if head_dim <= USUAL_HEAD else MAX_HEAD
+    widest = USUAL_HEAD if value_dim <= USUAL_HEAD else MAX_HEAD
     constants = {"ROWS": size, "AREA": size * (LANES + widest) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
-    constants |= _element(element)
+    constants |= _element(element) | {"LATENT": int(bool(latent))}
+    kind = "latent" if latent else "usual"
     steps: dict[str, Any] = {
         "score_keys": scores_of,
         "soften_scores": soften,
         "sum_values": add_values,
         "clear_sums": clear,
         "merge_sums": merge,
-    }
-    compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
+    } | dict(latent)
+    compiled = {name: _step(f, f"{name}_{kind}_{size}_{element}", constants) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
+
+
+def _step(function: Any, name: str, constants: dict[str, Any]) -> Any:
+    """A step compiled with an operation's constants."""
+    return inner(specialize(function, name, **constants))
 
 
 def parts_of(length: int) -> int:

@@ -21,6 +21,7 @@ from numba_kernels.simd.values import (
     evens,
     exp,
     fma,
+    get_f32,
     get_i32,
     load_first,
     load_floats,
@@ -34,6 +35,7 @@ from numba_kernels.simd.values import (
     splat,
     stack,
     store_as_bytes,
+    store_first,
     store_floats,
     sum_lanes,
     sum_words,
@@ -118,7 +120,7 @@ def write_fine_record(record, source):  # type: ignore[no-untyped-def]
 
 @lru_cache
 def quantizing_to(op: Op, activations: str) -> Op:
-    """`rms_norm`, `quantize` or `gated` with records of another kind."""
+    """An operation of this file that writes records, with those of another kind."""
     if activations == "int8":
         return op
     return op.bind(RECORDS_OF=activations, RECORD=RECORDS[activations], write_record=write_fine_record)
@@ -143,6 +145,38 @@ def rms_norm(  # type: ignore[no-untyped-def]
             for i in range(first, first + BLOCK, LANES):
                 left = columns - i
                 v = load_part(at + 4 * i, left) * factor * load_part(weight + 4 * i, left)
+                store_floats(scratch + 4 * (i - first), v)
+                if out:
+                    store_floats(out + row * out_stride + 4 * i, v)
+            if records:
+                write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
+        row = take(team)
+
+
+@op
+def layer_norm(  # type: ignore[no-untyped-def]
+    x, x_stride, weight, bias, out, out_stride, records, record_stride, rows, columns, eps: float, team, thread
+):
+    """out = (x − mean) / √(variance + eps) · weight + bias, as float32 and as records; a piece of work is a row."""
+    scratch, ones = stack(128), stack(64)
+    store_floats(ones, splat(np.float32(1)))
+    row = take(team)
+    while row < rows:
+        at = x + row * x_stride
+        total = splat(np.float32(0))
+        for i in range(0, columns, LANES):
+            total = total + load_part(at + 4 * i, columns - i)
+        mean = splat(sum_lanes(total) / np.float32(columns))
+        squares = splat(np.float32(0))
+        for i in range(0, columns, LANES):
+            v = load_part(at + 4 * i, columns - i) - mean * load_part(ones, columns - i)
+            squares = fma(v, v, squares)
+        factor = splat(np.float32(1) / np.sqrt(sum_lanes(squares) / np.float32(columns) + eps))
+        for first in range(0, columns, BLOCK):
+            for i in range(first, first + BLOCK, LANES):
+                left = columns - i
+                v = (load_part(at + 4 * i, left) - mean * load_part(ones, left)) * factor
+                v = fma(v, load_part(weight + 4 * i, left), load_part(bias + 4 * i, left))
                 store_floats(scratch + 4 * (i - first), v)
                 if out:
                     store_floats(out + row * out_stride + 4 * i, v)
@@ -220,6 +254,84 @@ def gated(  # type: ignore[no-untyped-def]
 def gated_op(activation: str) -> Op:
     """The operation `gated` with `swiglu` (gpt-oss's, clamped) or `silu`."""
     return Op(gated, ACTIVATION=activation, activate={"swiglu": clamped_swiglu, "silu": silu}[activation])
+
+
+@op
+def gelu(x, x_stride, out, out_stride, records, record_stride, rows, columns, team, thread):  # type: ignore[no-untyped-def]
+    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), which is x · σ(2 √(2/π) · (…)), as float32 and as records; a piece of work
+    is CHUNK columns of a row. Source: https://arxiv.org/abs/1606.08415."""
+    scratch = stack(128)
+    pieces = (columns + CHUNK - 1) // CHUNK
+    item = take(team)
+    while item < rows * pieces:
+        row = item // pieces
+        begin = (item - row * pieces) * CHUNK
+        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+            for i in range(first, first + BLOCK, LANES):
+                v = load_part(x + row * x_stride + 4 * i, columns - i)
+                inner_value = fma(v * v * v, splat(np.float32(0.044715)), v)
+                v = v * sigmoid(inner_value * splat(np.float32(1.5957691216057308)))
+                store_floats(scratch + 4 * (i - first), v)
+                if out:
+                    store_floats(out + row * out_stride + 4 * i, v)
+            if records:
+                write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
+        item = take(team)
+
+
+@op
+def scaled_sum(  # type: ignore[no-untyped-def]
+    x, x_stride, gate, gate_stride, rows, columns, residual, out, out_stride, team, thread
+):
+    """out = residual + x · σ(gate), float32; a piece of work is CHUNK columns of a row.
+
+    gate: a number for each row, gate_stride bytes apart, or 0 for x as it is; residual, out: rows out_stride bytes apart,
+    residual may be x, out or 0.
+    """
+    pieces = (columns + CHUNK - 1) // CHUNK
+    item = take(team)
+    while item < rows * pieces:
+        row = item // pieces
+        begin = (item - row * pieces) * CHUNK
+        for i in range(begin, min(begin + CHUNK, columns), LANES):
+            left = columns - i
+            target = row * out_stride + 4 * i
+            v = load_part(x + row * x_stride + 4 * i, left)
+            if gate:
+                v = v * sigmoid(splat(get_f32(gate + row * gate_stride)))
+            if residual:
+                v = load_part(residual + target, left) + v
+            if left >= LANES:
+                store_floats(out + target, v)
+            else:
+                store_first(out + target, v, left)
+        item = take(team)
+
+
+@op
+def join_heads(  # type: ignore[no-untyped-def]
+    x, x_stride, size, out, out_stride, records, record_stride, rows, columns, team, thread
+):
+    """Rows of heads side by side, as float32 and as records, from heads one under another: columns head · size + i of row t is
+    x[head · rows + t, i]. A piece of work is CHUNK columns of a row."""
+    scratch = stack(128)
+    pieces = (columns + CHUNK - 1) // CHUNK
+    item = take(team)
+    while item < rows * pieces:
+        row = item // pieces
+        begin = (item - row * pieces) * CHUNK
+        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+            for i in range(first, first + BLOCK):
+                value = np.float32(0)
+                if i < columns:
+                    value = get_f32(x + (i // size * rows + row) * x_stride + i % size * 4)
+                set_f32(scratch + 4 * (i - first), value)
+            if out:
+                for i in range(first, first + BLOCK, LANES):
+                    store_floats(out + row * out_stride + 4 * i, load_floats(scratch + 4 * (i - first)))
+            if records:
+                write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
+        item = take(team)
 
 
 def embedding(  # type: ignore[no-untyped-def]

@@ -27,6 +27,12 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + np.float32(eps)) * weight
 
 
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """(x − mean) / √(variance + eps) · weight + bias, over the last axis (https://arxiv.org/abs/1607.06450)."""
+    centered = x - x.mean(-1, keepdims=True)
+    return rms_norm(centered, weight, eps) + bias
+
+
 def embedding(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
     """The rows of table [vocabulary, K] for tokens [n]."""
     return table[tokens]
@@ -75,11 +81,16 @@ def rope_table(frequencies: np.ndarray, positions: int, concentration: float = 1
     return (np.cos(angles) * concentration).astype(np.float32), (np.sin(angles) * concentration).astype(np.float32)
 
 
-def apply_rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotates x [n, heads, head_dim], dimension i with i + head_dim / 2, by cos and sin [n, head_dim / 2]."""
-    first, second = np.split(x, 2, -1)
+def apply_rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool = False) -> np.ndarray:
+    """Rotates the first 2 · pairs dimensions of x [n, heads, head_dim] by cos and sin [n, pairs]: dimension i with i + pairs, or
+    2 i with 2 i + 1 if interleaved."""
+    pairs = cos.shape[-1]
+    rotated, rest = np.split(x, [2 * pairs], -1)
+    first, second = (rotated[..., ::2], rotated[..., 1::2]) if interleaved else np.split(rotated, 2, -1)
     cos, sin = cos[:, None], sin[:, None]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    both = first * cos - second * sin, second * cos + first * sin
+    turned = np.stack(both, -1).reshape(rotated.shape) if interleaved else np.concatenate(both, -1)
+    return np.concatenate([turned, rest], -1)
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
@@ -119,6 +130,27 @@ def attention(
     return np.einsum("hnm,mhd->nhd", softmax(scores)[..., :m], values)
 
 
+def latent_attention(
+    queries: np.ndarray, latents: np.ndarray, keys: np.ndarray, kv_b: np.ndarray, first: int, *, nope: int, scale: float
+) -> np.ndarray:
+    """Multi-head latent attention (https://arxiv.org/abs/2405.04434), expanded: every head's keys and values are computed.
+
+    Args:
+        queries: [n, heads, nope + rope] at positions first, first + 1, …, the last `rope` rotated.
+        latents, keys: [m, rank] and, rotated, [m, rope] at positions 0, 1, …
+        kv_b: [heads, nope + value, rank]: what makes a head's key, and its value, of a latent.
+        nope: dimensions without a position.
+        scale: of the scores.
+
+    Returns:
+        [n, heads, value].
+    """
+    heads = queries.shape[1]
+    both = np.einsum("mr,hdr->mhd", latents, kv_b)
+    shared = np.repeat(keys[:, None], heads, 1)
+    return attention(queries, np.concatenate([both[..., :nope], shared], -1), both[..., nope:], first, scale=scale)
+
+
 # ---- feed-forward layers --------------------------------------------------------------------------------------------
 
 
@@ -138,6 +170,11 @@ def clamped_swiglu(gate: np.ndarray, up: np.ndarray, limit: float = 7.0, alpha: 
     return gate * sigmoid(np.float32(alpha) * gate) * (up + 1)
 
 
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The tanh form of GELU, elementwise (https://arxiv.org/abs/1606.08415)."""
+    return x / 2 * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
+
+
 def silu_mlp(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
     """Llama's feed-forward layer: x [n, K]; gate, up [inner, K]; down [K, inner]."""
     return linear(silu_gate(linear(x, gate), linear(x, up)), down)
@@ -147,6 +184,38 @@ def route(logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """The `top` largest of logits [n, experts], largest first, lower numbers first among equals: their ids and softmax."""
     ids = np.argsort(-logits, -1, kind="stable")[:, :top]
     return ids, softmax(np.take_along_axis(logits, ids, -1))
+
+
+def route_by_score(
+    logits: np.ndarray,
+    top: int,
+    *,
+    sigmoid_scores: bool = False,
+    renormalized: bool = True,
+    correction: np.ndarray | None = None,
+    groups: int = 1,
+    groups_chosen: int = 1,
+    group_best: int = 2,
+    epsilon: float = 1e-20,
+    scale: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Experts and weights by any router, from logits [n, experts]: see `oss_tools.models.operations.Router`.
+
+    Scores are a softmax or a sigmoid; the `top` largest of scores + correction are chosen, the lower number first among equals,
+    from the best groups of neighbours, by the sum of a group's `group_best` best. Returns ids and weights, [n, top].
+    """
+    scores = sigmoid(logits) if sigmoid_scores else softmax(logits)
+    selection = scores if correction is None else scores + correction
+    of_group = np.sort(selection.reshape(len(logits), groups, -1), -1)[..., -group_best:].sum(-1)
+    kept = np.argsort(-of_group, -1, kind="stable")[:, :groups_chosen]
+    is_out = np.ones_like(of_group, bool)
+    np.put_along_axis(is_out, kept, False, -1)
+    selection = np.where(is_out.repeat(logits.shape[1] // groups, 1), -np.inf, selection)
+    ids = np.argsort(-selection, -1, kind="stable")[:, :top]
+    weights = np.take_along_axis(scores, ids, -1)
+    if renormalized:
+        weights = weights / (weights.sum(-1, keepdims=True) + np.float32(epsilon))
+    return ids, weights * np.float32(scale)
 
 
 def expert_mlp(

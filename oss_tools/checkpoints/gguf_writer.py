@@ -22,7 +22,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor
 
 QUANTIZATION_VERSION = 2  # of the block formats' layout; llama.cpp knows no other
-FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router")  # float32 in every file that llama.cpp makes
+FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router", "positions")  # float32 in every file that llama.cpp makes
 FLOAT_KEYS = (  # ends of keys whose value is a float even where it is a whole number
     "epsilon",
     ".freq_base",
@@ -69,6 +69,8 @@ class GgufWriter(Writer):
     def holds(cls, format: Format, role: str, model_type: str) -> bool:
         if role in FLOAT_ROLES:
             return format.name == "f32"
+        if role == "attention.kv_b" and not format.is_float:  # its keys' part is transposed there, and blocks do not turn
+            return False
         # NVFP4's per-tensor scale is a tensor of its own there, and llama.cpp applies it in few architectures.
         return format.ggml_type is not None and format.ggml_type != GGMLQuantizationType.NVFP4
 

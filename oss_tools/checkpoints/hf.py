@@ -19,7 +19,16 @@ from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter, float_dty
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 
-FLOAT_ROLES = ("norm", "bias", "sinks", "rope", "router", "embedding")  # what transformers has no quantized layer for
+FLOAT_ROLES = (
+    "norm",
+    "bias",
+    "sinks",
+    "rope",
+    "router",
+    "embedding",
+    "positions",
+)  # what transformers has no quantized layer for
+CONV1D = ("gpt2",)  # transformers holds the linears of these transposed, and has no quantized layer for them either
 TORCH_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -56,7 +65,7 @@ class HfWriter(ShardedWriter):
 
     @classmethod
     def holds(cls, format: Format, role: str, model_type: str) -> bool:
-        return format.is_float or (format.name in SCHEMES and role not in FLOAT_ROLES)
+        return format.is_float or (format.name in SCHEMES and role not in FLOAT_ROLES and model_type not in CONV1D)
 
     @classmethod
     def lay_out(cls, tensor: StoredTensor) -> Layout:

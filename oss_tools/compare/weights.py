@@ -14,6 +14,7 @@ from oss_tools.compare.usual import Usual, usual, usual_of
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import Checkpoint
 from oss_tools.models.checkpoint import Entry, chunks
+from oss_tools.models.operations import Heads
 from oss_tools.report.comparison import Cell, Finding, WeightError
 
 FAR = 3.0  # times what the format costs, beyond which rounding does not explain an error
@@ -164,7 +165,9 @@ def _blocks(sums: _Sums, base: Checkpoint, piece: Slice) -> list[Block]:
     """The blocks of a matrix that are not zero in the base."""
     head = 0
     if piece.layer is not None and piece.role in HEADS:
-        head = next((h.size for h in base.architecture.attention_layers() if h.layer == piece.layer), 0)
+        head = next(
+            (h.size for h in base.architecture.attention_layers() if isinstance(h, Heads) and h.layer == piece.layer), 0
+        )
     rows, columns = sums.rows.shape[1], sums.columns.shape[1]
     by_column = head and piece.role == "attention.out"
     found = _slopes(sums.rows, BLOCK if by_column or not head else head, columns, "" if by_column or not head else "head")

@@ -228,7 +228,7 @@ def _kept(source: Checkpoint, entry: Entry, writer: type[Writer]) -> tuple[Forma
     """The format that keeps a tensor's values in this container, and a note if it is not the tensor's own."""
     role, model_type = entry.spec.role, source.architecture.model_type
     if writer.holds(entry.format, role, model_type):
-        return entry.format, "" if not entry.mixed else "its parts differ in format"
+        return entry.format, "" if len(entry.mixed) < 2 else "its parts differ in format"
     exact = get_format("f32" if entry.format.is_float else entry.format.exact_in)
     for format in (exact, get_format("f32")):
         if writer.holds(format, role, model_type):

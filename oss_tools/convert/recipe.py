@@ -52,7 +52,8 @@ class Rule:
 class Recipe:
     """Ordered rules; the first that matches a tensor decides. A tensor that none matches is kept as it is.
 
-    Vectors (norms, biases, sinks) take only plain float formats; a rule that would quantize them keeps them instead.
+    Vectors (norms, biases, sinks) and tables of positions take only plain float formats; a rule that would quantize them keeps
+    them instead.
 
     Attributes:
         modules_to_not_convert: patterns of modules that are left as they are, whatever the rules say.
@@ -70,7 +71,7 @@ class Recipe:
         if any(_within(module, spec.name) for module in self.modules_to_not_convert):
             return Rule(KEEP)
         rule = next((r for r in self.rules if r.matches(spec)), Rule(KEEP))
-        if spec.is_vector and rule.format != KEEP and not get_format(rule.format).is_float:
+        if (spec.is_vector or spec.role == "positions") and rule.format != KEEP and not get_format(rule.format).is_float:
             return Rule(KEEP)
         return rule
 

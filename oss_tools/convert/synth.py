@@ -46,7 +46,7 @@ class Shape:
 
     def with_layers(self, layers: int) -> Shape:
         """The same shape with another number of layers."""
-        config = self.config | {"num_hidden_layers": layers}
+        config = self.config | {"n_layer" if "n_layer" in self.config else "num_hidden_layers": layers}
         kinds = config.get("layer_types")
         if kinds:
             config["layer_types"] = [kinds[layer % len(kinds)] for layer in range(layers)]
@@ -271,16 +271,17 @@ def _draw_mxfp4(entry: Entry, seed: int, first: int, shape: tuple[int, int], dev
 
 def distribution(spec: TensorSpec, architecture: Architecture) -> tuple[float, float]:
     """(mean, standard deviation) of a tensor's values."""
-    config = architecture.hf_config()
     if spec.role == "norm":
         return 1.0, 0.1
     if spec.is_vector:
         return 0.0, 1.0 if spec.role == "sinks" else 0.02
     inputs = spec.matrices[2]
     if spec.role == "embedding":
-        return 0.0, inputs**-0.5 if config.get("tie_word_embeddings") else 1.0
+        return 0.0, inputs**-0.5 if architecture.computation()["tie_word_embeddings"] else 1.0
+    if spec.role == "positions":
+        return 0.0, 0.1 * inputs**-0.5
     if spec.role in RESIDUAL_WRITERS:
-        return 0.0, (inputs * 2 * config["num_hidden_layers"]) ** -0.5
+        return 0.0, (inputs * 2 * len(architecture.attention_layers())) ** -0.5
     return 0.0, inputs**-0.5
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from oss_tools.engine.backend import Backend, Draw, Options, Progress, Run
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported
 from oss_tools.models import Architecture, Checkpoint
-from oss_tools.models.operations import Rope
+from oss_tools.models.operations import Heads, Rope
 from oss_tools.sizes import format_size
 
 try:
@@ -31,7 +31,7 @@ except ImportError as error:
 
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.cuda_cache import Cache, Pool, ring_pages
-from oss_tools.engine.cuda_recorder import ManyTokens, OneToken
+from oss_tools.engine.cuda_recorder import ManyTokens, OneToken, no_kernel
 from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
 
 CHUNK = 512  # tokens in one pass
@@ -58,6 +58,14 @@ def check_device() -> None:
         find_gpu()
     except CudaMissing as error:
         raise Unsupported(str(error)) from None
+
+
+def attended(architecture: Architecture) -> list[Heads]:
+    """The shape of each layer's attention. Raises Unsupported for those that the kernels lack."""
+    layers = [h for h in architecture.attention_layers() if isinstance(h, Heads)]
+    if len(layers) < len(architecture.attention_layers()):
+        raise no_kernel("latent attention")
+    return layers
 
 
 @contextmanager
@@ -230,8 +238,9 @@ class CudaBackend(Backend):
         self._last = 0  # rows of the last pass that was made token by token
 
     def _pools(self) -> dict[int | None, Pool]:
-        windows = dict.fromkeys(h.window for h in self.layers)
-        layers = {w: [h for h in self.layers if h.window == w] for w in windows}
+        heads = attended(self.architecture)
+        windows = dict.fromkeys(h.window for h in heads)
+        layers = {w: [h for h in heads if h.window == w] for w in windows}
         with _refused():
             pools = {
                 w: Pool(self.device, hs, self.options.context, CHUNK, self.element, self._moved) for w, hs in layers.items()
@@ -303,7 +312,7 @@ class CudaBackend(Backend):
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
         width = 4 if options.activations == "f32" else 2
-        return sum(2 * width * h.keys * h.size for h in architecture.attention_layers() if h.window is None)
+        return sum(width * h.cached for h in architecture.attention_layers() if h.window is None)
 
     @classmethod
     def require(cls, checkpoint: Checkpoint, options: Options) -> None:
@@ -313,8 +322,7 @@ class CudaBackend(Backend):
         weights = cls.weight_bytes(checkpoint, options)
         width = 4 if options.activations == "f32" else 2
         cache = sum(
-            2 * width * h.keys * h.size * PAGE * ring_pages(h.window, options.context, CHUNK)
-            for h in checkpoint.architecture.attention_layers()
+            width * h.cached * PAGE * ring_pages(h.window, options.context, CHUNK) for h in attended(checkpoint.architecture)
         )
         if weights + cache + WORK_BYTES > free:
             raise NoRoom(

@@ -6,7 +6,6 @@ recorded in a graph. `ManyTokens` is for prompts and batches: activations go thr
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,13 +31,27 @@ from numba_kernels.cuda.rows import embed_kernel
 from numba_kernels.cuda.seam import SIMULATED, Kernel
 from oss_tools.engine.cuda_cache import Pool
 from oss_tools.engine.cuda_weights import CudaWeights, Stack
-from oss_tools.models.operations import Heads, Operations, Rope
+from oss_tools.errors import Unsupported
+from oss_tools.models.operations import Gate, Heads, Latent, Operations, Rope, Router
 
 WARPS = 2 if SIMULATED else 8  # of a block
 SPLITS = 2 if SIMULATED else 32  # blocks, at most, among which a head's positions are divided
 FEW, MANY = 16, 64  # tokens in a tile of the tensor cores
 SWIGLU_ALPHA = np.float32(1.702)  # gpt-oss
 NO_LIMIT = np.float32(0)
+
+
+def no_kernel(what: str) -> Unsupported:
+    """The error for an operation that the GPU's kernels lack."""
+    return Unsupported(f"the CUDA backend has no {what} yet: use --backend numba for this model")
+
+
+def expert_limit(gate: Gate) -> np.float32:
+    """The limit of gpt-oss's experts. Raises Unsupported for others."""
+    if gate.form != "swiglu_oai" or np.float32(gate.alpha) != SWIGLU_ALPHA:
+        raise no_kernel("experts with this activation")
+    return np.float32(gate.limit)
+
 
 Launch = tuple[Kernel, "int | tuple[int, ...]", tuple[Any, ...]]
 
@@ -218,14 +231,43 @@ class Recorder(Operations[Value]):
     @abstractmethod
     def _multiply(self, stack: Stack, value: Value, out: Floats, finish: int) -> None: ...
 
-    def rope(self, x: Floats, heads: int, rope: Rope) -> Rotated:
+    def rope(self, x: Floats, heads: int, rope: Rope, first: int = 0) -> Rotated:
+        if rope.interleaved or first or 2 * len(rope.frequencies) * heads != x.columns:
+            raise no_kernel("rotation of a part of a head or of neighbours")
         return Rotated(x, rope)
 
-    def _check_heads(self, query: Rotated, key: Rotated, value: Floats) -> None:
+    def positions(self, name: str) -> Value:
+        raise no_kernel("learned positions")
+
+    def layer_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        raise no_kernel("layer normalization")
+
+    def head_norm(self, x: Value, heads: int, name: str, epsilon: float) -> Value:
+        raise no_kernel("normalization of heads")
+
+    def split(self, x: Floats, widths: tuple[int, ...]) -> tuple[Floats, ...]:
+        edges = np.cumsum([0, *widths]).tolist()
+        return tuple(Floats(x.array, width, x.stride, x.start + a) for a, width in zip(edges, widths, strict=False))
+
+    def latent_attention(self, query: Value, latent: Value, key: Value, name: str, heads: Latent) -> Value:
+        raise no_kernel("latent attention")
+
+    def activated(self, x: Value, name: str, activation: str = "gelu_tanh") -> Value:
+        raise no_kernel("GELU")
+
+    def scaled_by_gate(self, x: Value, y: Value, name: str) -> Value:
+        raise no_kernel("gated shared experts")
+
+    def _check_heads(self, query: Value, key: Value, value: Floats, heads: Heads) -> None:
+        if not isinstance(query, Rotated) or not isinstance(key, Rotated):
+            raise no_kernel("attention without rotary positions")
         if query.rope is not key.rope or query.x.array is not value.array or query.x.start:
             raise TypeError("the kernels take queries, keys and values from one projection, rotated alike")
 
-    def route(self, x: Value, name: str, chosen: int) -> Routing:
+    def route(self, x: Value, name: str, router: Router) -> Routing:
+        if router != Router(router.experts, router.chosen):
+            raise no_kernel("this model's choice of experts")
+        chosen = router.chosen
         (stack,) = self.model.weights.stacks((name,))
         source, weight, epsilon, norm = self._source(x)
         kernel = self._kernel(
@@ -277,7 +319,7 @@ class OneToken(Recorder):
         return out
 
     def attention(self, query: Rotated, key: Rotated, value: Floats, heads: Heads) -> Floats:
-        self._check_heads(query, key, value)
+        self._check_heads(query, key, value, heads)
         model, pool = self.model, self.model.pools[heads.window]
         parts = splits(pool.shape)
         kernel = self._kernel(attend_kernel(pool.shape, parts))
@@ -287,12 +329,13 @@ class OneToken(Recorder):
         cos, sin = model.rope_tables(query.rope)
         sinks = model.weights.vector(heads.sinks) if heads.sinks else cos
         self._add(
-            kernel, lambda tokens: (heads.keys, parts), query.x.array, cos, sin, np.float32(1 / math.sqrt(heads.size)), sinks,
+            kernel, lambda tokens: (heads.keys, parts), query.x.array, cos, sin, np.float32(heads.factor), sinks,
             pool.memory[heads.layer], model.step.table(heads.window), model.step.state, partial, counters, out.view,
         )  # fmt: skip
         return out
 
-    def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Pending:
+    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Pending:
+        limit = expert_limit(gate)
         (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
         inner, top = first.rows // 2, routing.chosen
@@ -302,7 +345,7 @@ class OneToken(Recorder):
         blocks = self._blocks(top * inner, kernel)
         self._add(
             kernel, lambda tokens: blocks(), first.codes, first.scales, bias, routing.normed.view, routing.ids, inner, inner,
-            np.float32(limit), SWIGLU_ALPHA, between.view,
+            limit, SWIGLU_ALPHA, between.view,
         )  # fmt: skip
         return Pending(second.rows, lambda out, add: self._down(second, between, routing, out, add))
 
@@ -395,7 +438,7 @@ class ManyTokens(Recorder):
         return out
 
     def attention(self, query: Rotated, key: Rotated, value: Floats, heads: Heads) -> Words:
-        self._check_heads(query, key, value)
+        self._check_heads(query, key, value, heads)
         model, pool, batch = self.model, self.model.pools[heads.window], self.model.batch
         stride = heads.queries * heads.size // 2
         queries = model.buffer("many queries", self.tokens * stride, np.uint32)
@@ -405,7 +448,7 @@ class ManyTokens(Recorder):
         cache, tables = pool.memory[heads.layer], batch.tables(heads.window)
         store = self._kernel(store_many_kernel(pool.shape))
         self._add(
-            store, lambda tokens: tokens, query.x.array, query.x.stride, cos, sin, np.float32(1 / math.sqrt(heads.size)), cache,
+            store, lambda tokens: tokens, query.x.array, query.x.stride, cos, sin, np.float32(heads.factor), cache,
             tables, batch.positions, batch.sequences, queries,
         )  # fmt: skip
         attend = self._kernel(attend_many_kernel(pool.shape))
@@ -413,7 +456,8 @@ class ManyTokens(Recorder):
         self._add(attend, lambda tokens: (batch.tile_count(heads.window), heads.keys), *arguments)
         return out
 
-    def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Pending:
+    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Pending:
+        limit = expert_limit(gate)
         (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
         top, pairs = routing.chosen, self.tokens * routing.chosen
@@ -447,8 +491,8 @@ class ManyTokens(Recorder):
         self.launches.append(launch)
 
     def _expert_matmul(
-        self, stack: Stack, routing: Routing, x: Words, finish: int, order: Any, tiles: Any, count: Any, limit: float, out: Any,
-        words: Any, stride: int,
+        self, stack: Stack, routing: Routing, x: Words, finish: int, order: Any, tiles: Any, count: Any, limit: np.float32,
+        out: Any, words: Any, stride: int,
     ) -> None:  # fmt: skip
         bias = stack.bias is not None
         kernels = {
@@ -462,7 +506,7 @@ class ManyTokens(Recorder):
         }  # fmt: skip
         arguments = (
             stack.codes, stack.scales, stack.bias if bias else self._anything, x.array, x.stride,
-            count if order is None else order, tiles, count, 0, stack.rows, np.float32(limit), SWIGLU_ALPHA, out, words, stride,
+            count if order is None else order, tiles, count, 0, stack.rows, limit, SWIGLU_ALPHA, out, words, stride,
         )  # fmt: skip
 
         def launch(tokens: int) -> Launch:

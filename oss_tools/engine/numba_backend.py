@@ -7,7 +7,6 @@ the program points to, or in arguments that `Replay` patches.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +18,25 @@ import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
 from numba_kernels.cpu.attention import ELEMENTS, attention_op, attention_scratch, parts_of, store_op, value_stride
-from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
-from numba_kernels.cpu.experts import combine, group_by_expert, route
+from numba_kernels.cpu.copies import copy_pages
+from numba_kernels.cpu.experts import combine, group_by_expert, route, route_by_score
+from numba_kernels.cpu.latent import latent_attention_op, row_stride, store_latents_op
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.packing import pack_kernel
 from numba_kernels.cpu.probe import multiplying, rate, reading
-from numba_kernels.cpu.rows import embedding_op, empty_records, gated_op, quantize, quantizing_to, rms_norm
+from numba_kernels.cpu.rows import (
+    embedding_op,
+    empty_records,
+    gated_op,
+    gelu,
+    join_heads,
+    layer_norm,
+    quantize,
+    quantizing_to,
+    rms_norm,
+    scaled_sum,
+)
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
@@ -35,11 +46,10 @@ from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, P
 from oss_tools.engine.numba_weights import NumbaWeights, Stack, bytes_by_format, kernel_bytes
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
-from oss_tools.models.operations import Heads, Operations, Rope
+from oss_tools.models.operations import SILU, Gate, Heads, Latent, Operations, Rope, Router
 
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one pass
-SWIGLU_ALPHA = 1.702  # gpt-oss
 PIECES = 1024  # of attention whose keys are divided among threads, at most
 MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
 
@@ -55,7 +65,8 @@ class Value:
         records: memory for the quantized rows by kind ("int8", "int8_g16").
         on_demand: the producer fills floats and one kind of records only when told to.
         filled: what it was told to fill, its arguments "out" and "records".
-        rope: a rotation that is still to be carried out.
+        norm: weight and epsilon of a norm of heads, which is still to be carried out.
+        rope, rope_first: a rotation that is still to be carried out, and the first value of each head that it turns.
     """
 
     program: Program
@@ -66,7 +77,9 @@ class Value:
     records: dict[str, np.ndarray] = field(default_factory=dict)
     on_demand: bool = False
     filled: set[str] = field(default_factory=set)
+    norm: tuple[str, float] | None = None
     rope: Rope | None = None
+    rope_first: int = 0
 
     @property
     def stride(self) -> int:
@@ -118,6 +131,21 @@ class State:
         every = np.arange(CHUNK, dtype=np.int32)
         self.all_rows = {"groups": one, "group_matrix": zero, "group_start": np.zeros(2, np.int32), "index": every}
         self.output_rows = self.all_rows | {"group_start": np.zeros(2, np.int32), "index": self.outputs}
+        self._head_rows: dict[int, dict[str, np.ndarray]] = {}
+
+    def head_rows(self, heads: int) -> dict[str, np.ndarray]:
+        """Groups of rows for products of which each head has its own matrix: the rows of a head follow each other."""
+        if heads not in self._head_rows:
+            numbers = np.arange(heads + 1, dtype=np.int32)
+            index = np.arange(CHUNK * heads, dtype=np.int32)
+            groups = {
+                "groups": numbers[-1:].copy(),
+                "group_matrix": numbers[:-1],
+                "group_start": numbers.copy(),
+                "index": index,
+            }
+            self._head_rows[heads] = groups
+        return self._head_rows[heads]
 
     def fill(self, runs: list[Run]) -> int:
         """Takes the runs in; returns the number of rows."""
@@ -133,6 +161,9 @@ class State:
             self.first_row[s], self.row_count[s] = at, n
             at += n
         self.all_rows["group_start"][1] = at
+        for groups in self._head_rows.values():
+            np.multiply(groups["group_matrix"], at, out=groups["group_start"][:-1])
+            groups["group_start"][-1] = at * len(groups["group_matrix"])
         return at
 
 
@@ -170,6 +201,14 @@ class Recorder(Operations[Any]):
             value.filled.add("out")
         return value.floats
 
+    def _padded(self, value: Value) -> np.ndarray:
+        """The value's float32 rows with zeros up to a multiple of 32 columns, which kernels for floats read."""
+        if value.floats.shape[1] % 32 == 0:
+            return self._floats(value)
+        whole = self._value(value.columns)
+        self._scaled_sum(value, None, whole)
+        return whole.floats
+
     def _records(self, value: Value, kind: str) -> np.ndarray:
         """The value's records of a kind, filled by its producer if it fills no others, else by an operation of their own."""
         if kind in value.filled:
@@ -193,11 +232,19 @@ class Recorder(Operations[Any]):
     # ---- operations -------------------------------------------------------------------------------------------------
 
     def embed(self, name: str) -> Value:
+        return self._rows_of(name, self.model.state.tokens)
+
+    def positions(self, name: str) -> Value:
+        if (rows := self.model.weights.heights((name.removesuffix(".weight"),))[0]) < self.model.options.context:
+            raise BadRequest(f"{name} has {rows} positions; the context has {self.model.options.context}")
+        return self._rows_of(name, self.model.state.positions)
+
+    def _rows_of(self, name: str, numbers: np.ndarray) -> Value:
         (stack,) = self.model.weights.stacks((name.removesuffix(".weight"),))
         p, out = stack.packed, self._value(stack.packed.columns)
         self._add(
             embedding_op(p.format), weights=p.data, panel_bytes=p.panel_bytes, scales_at=p.scales_at, blocks=p.blocks,
-            shift=p.shift, tokens=self.model.state.tokens, out=out.floats, out_stride=out.stride,
+            shift=p.shift, tokens=numbers, out=out.floats, out_stride=out.stride,
         )  # fmt: skip
         return out
 
@@ -209,12 +256,20 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         return out
 
+    def layer_norm(self, x: Value, name: str, epsilon: float) -> Value:
+        out, vector = self._value(x.columns, on_demand=True), self.model.weights.vector
+        out.producer = self._add(
+            layer_norm, x=self._floats(x), x_stride=x.stride, weight=vector(f"{name}.weight"), bias=vector(f"{name}.bias"),
+            out=None, out_stride=out.stride, records=None, record_stride=0, columns=x.columns, eps=epsilon,
+        )  # fmt: skip
+        return out
+
     def _multiply(self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray], kind: str) -> int:
         """out = weights · x (+ bias) for the groups' rows, x quantized to `kind` or "f32"; returns the operation's number."""
         p, bias = stack.packed, stack.bias
         op = linear_op(p.format, kind, many=self.rows > 1)
         kind = op.constants["ACTIVATIONS"]  # weights in a float format take floats
-        given = self._floats(x) if kind == "f32" else self._records(x, kind)
+        given = self._padded(x) if kind == "f32" else self._records(x, kind)
         return self._add(
             op, weights=p.data, matrix_bytes=p.matrix_bytes, panel_bytes=p.panel_bytes, scales_at=p.scales_at,
             blocks=p.blocks, shift=p.shift, height=p.rows, panels_at_once=panels_at_once(p, self.model.threads, self.rows),
@@ -234,70 +289,156 @@ class Recorder(Operations[Any]):
         for stack in self.model.weights.stacks(names):
             self._multiply(stack, x, whole.floats[:, at:], self.dense, self.model.dense_kind)
             at += stack.packed.rows
-        edges = np.cumsum([0, *heights]).tolist()
-        values = [Value(self.program, whole.floats[:, a:b], b - a) for a, b in pairwise(edges)]
+        return self.split(whole, tuple(heights))
+
+    def split(self, x: Value, widths: tuple[int, ...]) -> tuple[Value, ...]:
+        edges = np.cumsum([0, *widths]).tolist()
+        floats = self._floats(x)
+        values = [Value(self.program, floats[:, a:b], b - a) for a, b in pairwise(edges)]
         for value in values:
-            weakref.finalize(value, id, whole)  # the buffer is lent for as long as any part of it lives
+            weakref.finalize(value, id, x)  # the buffer is lent for as long as any part of it lives
         return tuple(values)
 
     def gated(self, x: Value, gate: str, up: str) -> Value:
         (stack,) = self.model.weights.stacks((gate, up), interleave=True)
         both = self._value(stack.packed.rows)
         self._multiply(stack, x, both.floats, self.dense, self.model.dense_kind)
-        return self._gate("silu", both, 0.0)
+        return self._gate(both, SILU)
 
-    def _gate(self, activation: str, both: Value, limit: float) -> Value:
+    def _gate(self, both: Value, gate: Gate) -> Value:
         """From rows that alternate gate and up."""
         out = self._value(both.columns // 2, both.rows, on_demand=True)
         out.producer = self._add(
-            gated_op(activation), both.rows, x=both.floats, x_stride=both.stride, out=None, out_stride=out.stride,
-            records=None, record_stride=0, columns=out.columns, limit=limit, alpha=SWIGLU_ALPHA,
+            gated_op({"silu": "silu", "swiglu_oai": "swiglu"}[gate.form]), both.rows, x=both.floats, x_stride=both.stride,
+            out=None, out_stride=out.stride, records=None, record_stride=0, columns=out.columns, limit=gate.limit,
+            alpha=gate.alpha,
         )  # fmt: skip
         return out
 
-    def rope(self, x: Value, heads: int, rope: Rope) -> Value:
-        x.rope = rope  # carried out when the keys are stored
+    def activated(self, x: Value, name: str, activation: str = "gelu_tanh") -> Value:
+        given = self.linear(x, name)
+        out = self._value(given.columns, on_demand=True)
+        out.producer = self._add(
+            gelu, x=given.floats, x_stride=given.stride, out=None, out_stride=out.stride, records=None, record_stride=0,
+            columns=out.columns,
+        )  # fmt: skip
+        return out
+
+    # ---- attention --------------------------------------------------------------------------------------------------
+
+    def head_norm(self, x: Value, heads: int, name: str, epsilon: float) -> Value:
+        x.norm = name, epsilon  # carried out when the keys are stored
         return x
 
-    def attention(self, query: Value, key: Value, value: Value, heads: Heads) -> Value:
-        if query.rope is None or query.rope is not key.rope:
-            raise TypeError("the kernels rotate queries and keys alike")
-        state, pool = self.model.state, self.model.pools[heads.window]
-        cos, sin = self.model.rope_tables(query.rope)
-        shared = {
-            "qkv": query.floats, "stride": query.stride, "positions": state.positions, "heads": heads.queries,
-            "kv_heads": heads.keys, "head_dim": heads.size, "pages": pool.memory[heads.layer],
-            "page_bytes": pool.pages.nbytes, "page_positions": POSITIONS, "tables": pool.table,
-            "table_stride": pool.table.strides[0], "ring": pool.ring,
+    def rope(self, x: Value, heads: int, rope: Rope, first: int = 0) -> Value:
+        x.rope, x.rope_first = rope, first  # carried out when the keys are stored
+        return x
+
+    def _rotation(self, rope: Rope | None) -> dict[str, Any]:
+        """Arguments of what rotates heads."""
+        if rope is None:
+            return {"cos": None, "sin": None, "pairs": 0, "interleaved": 0}
+        cos, sin = self.model.rope_tables(rope)
+        return {"cos": cos, "sin": sin, "pairs": cos.shape[1], "interleaved": rope.interleaved}
+
+    def _cache(self, heads: Heads | Latent) -> dict[str, Any]:
+        """Arguments of what stores or reads keys and values."""
+        pool = self.model.pools[heads.window]
+        return {
+            "positions": self.model.state.positions, "pages": pool.memory[heads.layer], "page_bytes": pool.pages.nbytes,
+            "page_positions": POSITIONS, "tables": pool.table, "table_stride": pool.table.strides[0], "ring": pool.ring,
         }  # fmt: skip
-        stored = self._add(
-            store_op(self.model.element),
-            sequence=state.sequence,
-            cos=cos,
-            sin=sin,
-            scale=1 / math.sqrt(heads.size),
+
+    def _attend(
+        self, op: Op, heads: Heads | Latent, value_dim: int, query: Value, out: Value, shared: dict[str, Any]
+    ) -> None:
+        areas, counters = self.model.scratch(value_dim)
+        state = self.model.state
+        number = self._add(
+            op, qkv=query.floats, stride=query.stride, out=out.floats, out_stride=out.stride, sequences=0,
+            first_row=state.first_row, row_count=state.row_count, heads=heads.queries, kv_heads=heads.keys,
+            head_dim=heads.size, value_dim=value_dim, window=heads.window or 0, splits=1, areas=areas, counters=counters,
             **shared,
-        )
+        )  # fmt: skip
+        self.attentions.append((number, heads))
+
+    def attention(self, query: Value, key: Value, value: Value, heads: Heads) -> Value:
+        together = all(v.stride == query.stride for v in (key, value))
+        if not together or query.rope is not key.rope or query.rope_first or key.rope_first or value.norm or value.rope:
+            raise TypeError(
+                "the kernels take queries, keys and values of one projection, and rotate heads from their beginning"
+            )
+        norms = [v.norm for v in (query, key)]
+        if len({norm[1] for norm in norms if norm}) > 1:
+            raise TypeError("the kernels norm the heads of queries and keys with one epsilon")
+        weights = [self.model.weights.vector(norm[0]) if norm else None for norm in norms]
+        epsilon = next((norm[1] for norm in norms if norm), 0.0)
+        cache, shape = self._cache(heads), {"heads": heads.queries, "kv_heads": heads.keys, "head_dim": heads.size}
+        stored = self._add(
+            store_op(self.model.element), qkv=query.floats, stride=query.stride, sequence=self.model.state.sequence,
+            scale=heads.factor, query_norm=weights[0], key_norm=weights[1], eps=epsilon, **self._rotation(query.rope),
+            **cache, **shape,
+        )  # fmt: skip
+        self.attentions.append((stored, heads))
         out = self._value(heads.queries * heads.size)
         op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element, heads.size)
-        areas, counters = self.model.scratch(heads.size)
-        number = self._add(
-            op, out=out.floats, out_stride=out.stride, sequences=0, first_row=state.first_row, row_count=state.row_count,
-            window=heads.window or 0, sinks=self.model.weights.vector(heads.sinks) if heads.sinks else None, splits=1,
-            areas=areas, counters=counters, **shared,
-        )  # fmt: skip
-        self.attentions += [(stored, heads), (number, heads)]
+        sinks = self.model.weights.vector(heads.sinks) if heads.sinks else None
+        self._attend(op, heads, heads.size, query, out, cache | {"sinks": sinks})
         return out
 
-    def route(self, x: Value, name: str, chosen: int) -> Routing:
-        logits = self.linear(x, name)
+    def latent_attention(self, query: Value, latent: Value, key: Value, name: str, heads: Latent) -> Value:
+        """In the absorbed form: each head's projection of latents to keys is multiplied with its query, and its projection to
+        values with what its softmax sums. Heads lie one under another in between."""
+        if query.rope is not key.rope or (query.rope and (query.rope_first, key.rope_first) != (heads.nope, 0)):
+            raise TypeError("the kernels rotate the last values of queries, and keys, alike")
+        element, kind, cache = self.model.element, self.model.dense_kind, self._cache(heads)
+        to_latent, to_value = self.model.weights.latent_stacks(name, heads)
+        unrotated, absorbed, sums, values = (
+            self._value(columns, heads.queries) for columns in (heads.nope, heads.size, heads.rank, heads.value)
+        )
+        stored = self._add(
+            store_latents_op(element), query=self._floats(query), query_stride=query.stride, latent=self._floats(latent),
+            latent_stride=latent.stride, key=self._floats(key), key_stride=key.stride, heads=heads.queries, nope=heads.nope,
+            rope=heads.rope, rank=heads.rank, sequence=self.model.state.sequence, scale=heads.factor,
+            unrotated=unrotated.floats, unrotated_stride=unrotated.stride, absorbed=absorbed.floats,
+            absorbed_stride=absorbed.stride, **self._rotation(query.rope), **cache,
+        )  # fmt: skip
+        self.attentions.append((stored, heads))
+        groups = self.model.state.head_rows(heads.queries)
+        self._multiply(to_latent, unrotated, absorbed.floats, groups, kind)
+        self._attend(latent_attention_op(element, heads.rank), heads, heads.rank, absorbed, sums, cache | {"sinks": None})
+        self._multiply(to_value, sums, values.floats, groups, kind)
+        out = self._value(heads.queries * heads.value, on_demand=True)
+        out.producer = self._add(
+            join_heads, x=values.floats, x_stride=values.stride, size=heads.value, out=None, out_stride=out.stride,
+            records=None, record_stride=0, columns=out.columns,
+        )  # fmt: skip
+        return out
+
+    # ---- experts ----------------------------------------------------------------------------------------------------
+
+    def route(self, x: Value, name: str, router: Router) -> Routing:
+        logits, chosen = self.linear(x, name), router.chosen
+        if logits.columns != router.experts:
+            raise BadRequest(f"{name} gives {logits.columns} logits for {router.experts} experts")
         pairs, experts = CHUNK * chosen, logits.columns
         ids, place, index = (np.zeros(pairs, np.int32) for _ in range(3))
         weights = np.zeros(pairs, np.float32)
         groups, group_expert, group_start = (np.zeros(n, np.int32) for n in (1, experts, experts + 1))
-        self._add(
-            route, logits=logits.floats, logits_stride=logits.stride, experts=experts, top=chosen, ids=ids, weights=weights
-        )
+        arguments = {
+            "logits": logits.floats, "logits_stride": logits.stride, "experts": experts, "top": chosen, "ids": ids,
+            "weights": weights,
+        }  # fmt: skip
+        if router == Router(experts, chosen, epsilon=router.epsilon):
+            self._add(route, **arguments)
+        else:
+            scratch = self._value(3 * -(-experts // 32) * 32)
+            self._add(
+                route_by_score, is_sigmoid=router.score == "sigmoid", is_renormalized=router.renormalized,
+                correction=self.model.weights.vector(router.correction) if router.correction else None, groups=router.groups,
+                groups_chosen=router.groups_chosen, group_best={"top2": 2, "max": 1}[router.group_score],
+                epsilon=router.epsilon, scale=router.scale, scratch=scratch.floats, scratch_stride=scratch.stride, **arguments,
+            )  # fmt: skip
         self._add(
             group_by_expert, ids=ids, top=chosen, experts=experts, groups=groups, group_expert=group_expert,
             group_start=group_start, index=index, place=place,
@@ -305,12 +446,15 @@ class Recorder(Operations[Any]):
         sorted_rows = {"groups": groups, "group_matrix": group_expert, "group_start": group_start, "index": index}
         return Routing(chosen, weights, place, sorted_rows)
 
-    def experts(self, x: Value, routing: Routing, name: str, limit: float) -> Value:
-        (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
+    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
+        if self.model.weights.has(f"{name}.gate_up_proj"):
+            (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
+        else:
+            (first,) = self.model.weights.stacks((f"{name}.gate_proj", f"{name}.up_proj"), interleave=True)
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
         both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations
         self._multiply(first, x, both.floats, routing.groups, kind)
-        inner = self._gate("swiglu", both, limit)
+        inner = self._gate(both, gate)
         down = self._value(second.packed.rows, routing.chosen)
         in_order = {"index": np.arange(CHUNK * routing.chosen, dtype=np.int32)}
         self._multiply(second, inner, down.floats, routing.groups | in_order, kind)
@@ -321,11 +465,25 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         return out
 
+    def scaled_by_gate(self, x: Value, y: Value, name: str) -> Value:
+        gate, out = self.linear(x, name), self._value(y.columns)
+        out.producer = self._scaled_sum(y, gate, out)
+        return out
+
+    def _scaled_sum(self, x: Value, gate: Value | None, out: Value) -> int:
+        """out = x · σ(gate), to which a residual may be added; returns the operation's number."""
+        return self._add(
+            scaled_sum, x=self._floats(x), x_stride=x.stride, gate=gate.floats if gate else None,
+            gate_stride=gate.stride if gate else 0, columns=x.columns, residual=None, out=out.floats, out_stride=out.stride,
+        )  # fmt: skip
+
     def add(self, x: Value, y: Value) -> Value:
-        if y.producer < 0 or "residual" not in self.program.ops[y.producer].names:
-            raise TypeError("the kernels add only to the output of a linear or expert layer")
+        adding, target = y.producer, self._floats(x)
+        if adding < 0 or y.stride != x.stride or "residual" not in self.program.ops[adding].names:
+            adding = self._scaled_sum(y, None, x)
         for argument in ("residual", "out"):
-            self.program.set(y.producer, argument, self._floats(x))
+            self.program.set(adding, argument, target)
+        x.producer = -1  # what made x is not what filled it last
         return x
 
 
@@ -392,7 +550,8 @@ class NumbaBackend(Backend):
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
         self.threads = options.threads or cores()
         self.buffers = Buffers()
-        self.weights = NumbaWeights(checkpoint, self.threads, options.say)
+        transposed = "f32" if options.activations == "f32" else "f16"
+        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed)
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
         self.state = State()
@@ -431,7 +590,8 @@ class NumbaBackend(Backend):
         ops = dict.fromkeys([op for program in programs for op in program.ops])
         jobs: list[tuple[str, Callable[[], Any]]] = [("threads", Team.functions)]
         jobs += [(f"pack {f}", partial(pack_kernel, f)) for f in self.weights.formats]
-        jobs += [(op.name, partial(getattr, op, "address")) for op in (*ops, copy_pages, read_rows, write_rows)]
+        copies = [op for pool in self.pools.values() for op in (*pool.copies, *([copy_pages] if pool.passing else []))]
+        jobs += [(op.name, partial(getattr, op, "address")) for op in dict.fromkeys([*ops, *copies])]
         compile_all(jobs, self.options.on_compile)
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
@@ -459,7 +619,12 @@ class NumbaBackend(Backend):
         element = "f32" if options.activations == "f32" else "bf16"
         width = ELEMENTS[element]
         layers = [h for h in architecture.attention_layers() if h.window is None]
-        return sum(h.keys * (h.size * width + value_stride(h.size, element)) for h in layers)
+        return sum(
+            row_stride(h.size, element)
+            if isinstance(h, Latent)
+            else h.keys * (h.size * width + value_stride(h.size, element))
+            for h in layers
+        )
 
     def open(self, capacity: int) -> Cache:
         return Cache(self.pools, {w: pool.take(pool.needed(capacity)) for w, pool in self.pools.items()})

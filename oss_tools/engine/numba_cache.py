@@ -11,10 +11,11 @@ import numpy as np
 
 from numba_kernels.cpu.attention import ELEMENTS, Pages
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
+from numba_kernels.cpu.latent import LatentPages, copy_latents_ops
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Run
-from oss_tools.models.operations import Heads
+from oss_tools.models.operations import Heads, Latent
 
 POSITIONS = 64  # of a page
 FIRST_PAGES = 16  # a pool begins with so many pages and doubles
@@ -33,15 +34,17 @@ class Pool:
         window: of the layers, or None.
         pages: geometry of a page.
         ring: a sequence's position p is in its page p // POSITIONS mod ring.
+        copies: what reads the rows of positions, and what writes them.
         memory: by layer, uint8 [pages, page bytes].
         table: the page numbers of the sequences of the pass at hand, int32 [SEQUENCES, ring].
         passing: for passes over many tokens; None where the ring holds the whole context.
         version: changes when `memory` does.
     """
 
-    def __init__(self, heads: list[Heads], context: int, chunk: int, element: str = "bf16") -> None:
+    def __init__(self, heads: list[Heads | Latent], context: int, chunk: int, element: str = "bf16") -> None:
         self.heads, self.window = heads, heads[0].window
-        self.pages = Pages(heads[0].keys, heads[0].size, POSITIONS, element)
+        self.pages = pages_for(heads[0], element)
+        self.copies = copy_latents_ops(element) if isinstance(heads[0], Latent) else (read_rows, write_rows)
         self.dtype = np.dtype(np.float32 if element == "f32" else np.uint16)
         whole = pages_of(context)
         self.ring = whole if self.window is None else min(pages_of(self.window), whole)
@@ -112,27 +115,27 @@ class Pool:
         self.passing.lay_out(runs)
         return self.passing
 
-    # ---- copies of single positions, as [n, layers · 2 · heads · size] float32 or bfloat16 bits ---------------------
+    # ---- copies of single positions, as [n, values of all layers] float32 or bfloat16 bits ---------------------
 
     @property
     def width(self) -> int:
         """Values that a position has in all layers."""
-        return len(self.heads) * 2 * self.heads[0].keys * self.heads[0].size
+        return len(self.heads) * self.heads[0].cached
 
     def reading(self, program: Program, cache: Cache, start: int, rows: np.ndarray) -> None:
         """Records what fills rows [n, width] with positions start, start + 1, …"""
         seen = cache.passed.get(self.window)
         if not self.passing or not seen or seen.serial != self.passing.serial or start < seen.first:
-            self._copying(program, read_rows, self.memory, cache.numbers[self.window], self.ring, start, rows)
+            self._copying(program, self.copies[0], self.memory, cache.numbers[self.window], self.ring, start, rows)
             return
         here = min(max(seen.stop - start, 0), len(rows))
-        self._copying(program, read_rows, self.passing.memory, seen.table, self.passing.ring, start, rows[:here])
-        self._copying(program, read_rows, self.memory, cache.numbers[self.window], self.ring, start + here, rows[here:])
+        self._copying(program, self.copies[0], self.passing.memory, seen.table, self.passing.ring, start, rows[:here])
+        self._copying(program, self.copies[0], self.memory, cache.numbers[self.window], self.ring, start + here, rows[here:])
 
     def writing(self, program: Program, cache: Cache, start: int, rows: np.ndarray) -> None:
         """Records what stores rows [n, width] as positions start, start + 1, …; of a ring only the last ones."""
         skip = max(len(rows) - self.ring * POSITIONS, 0) if self.window else 0
-        self._copying(program, write_rows, self.memory, cache.numbers[self.window], self.ring, start + skip, rows[skip:])
+        self._copying(program, self.copies[1], self.memory, cache.numbers[self.window], self.ring, start + skip, rows[skip:])
 
     def _copying(
         self, program: Program, op: Op, memory: dict[int, np.ndarray], numbers: Any, ring: int, start: int, rows: np.ndarray
@@ -149,6 +152,8 @@ class Pool:
     def geometry(self) -> dict[str, int]:
         """What the copying kernels want to know of a page."""
         h, width = self.heads[0], ELEMENTS[self.pages.element]
+        if isinstance(h, Latent):
+            return {"size": h.size, "page_bytes": self.pages.nbytes, "page_positions": POSITIONS}
         return {
             "kv_heads": h.keys, "head_dim": h.size, "width": width, "page_bytes": self.pages.nbytes,
             "page_positions": POSITIONS,
@@ -245,6 +250,13 @@ class Cache:
     def __del__(self) -> None:
         for window, numbers in self.numbers.items():
             self.pools[window].give(numbers)
+
+
+def pages_for(heads: Heads | Latent, element: str) -> Pages | LatentPages:
+    """The geometry of a layer's pages. Raises ValueError for a shape that the kernels lack."""
+    if isinstance(heads, Latent):
+        return LatentPages(heads.rank, heads.rope, POSITIONS, element)
+    return Pages(heads.keys, heads.size, POSITIONS, element)
 
 
 def pages_of(positions: int) -> int:

@@ -12,9 +12,10 @@ import numpy as np
 from numba_kernels.cpu.packing import Packed, fits, pack
 from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
-from oss_tools.formats import Format
-from oss_tools.models import Checkpoint, Entry
+from oss_tools.formats import Format, get_format
+from oss_tools.models import Architecture, Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
+from oss_tools.models.operations import Latent
 
 CHUNK_BYTES = 4 << 20  # of float32 values: what a thread holds of a tensor while it packs it
 
@@ -63,10 +64,12 @@ class Stack:
 class NumbaWeights(Weights[Stack]):
     """The tensors of a checkpoint in kernel form. Asked for one, it gives the memory; `load` fills all that was asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None]) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None], transposed: str = "f16") -> None:
+        """transposed: the float format for what is transposed and comes from a format of blocks."""
         super().__init__(checkpoint, kernel_format, say)
-        self._threads = threads
+        self._threads, self._transposed = threads, get_format(transposed)
         self._vectors: dict[str, np.ndarray] = {}
+        self._pairs: dict[tuple[str, str], tuple[Stack, Stack]] = {}
         self._jobs: list[Callable[[], int]] = []  # each loads a piece and returns its stored bytes
 
     def load(self, progress: Progress) -> None:
@@ -83,10 +86,15 @@ class NumbaWeights(Weights[Stack]):
             pool.shutdown(cancel_futures=True)
         self._jobs, self._checkpoint = [], None
 
+    def bytes_per_token(self, architecture: Architecture) -> int:
+        latents = sum(stack.nbytes for pair in self._pairs.values() for stack in pair)
+        return super().bytes_per_token(architecture) + latents
+
     @property
     def packed(self) -> list[Packed]:
         """All panels."""
-        return [stack.packed for stacks in self._stacks.values() for stack in stacks]
+        stacks = [*self._stacks.values(), *self._pairs.values()]
+        return [stack.packed for several in stacks for stack in several]
 
     def vector(self, name: str) -> np.ndarray:
         """A norm, a bias or sinks as float32, padded with zeros to a multiple of 32 values."""
@@ -133,6 +141,38 @@ class NumbaWeights(Weights[Stack]):
                 self._fill(name, biases, height, first, step)
             first += height if step == 1 else 1
         return biases
+
+    def latent_stacks(self, name: str, heads: Latent) -> tuple[Stack, Stack]:
+        """Of `NAME.weight` [queries · (nope + value), rank] the two matrices of each head: [rank, nope], which takes its query to
+        the latents, and [value, rank], which takes latents to its value. The first is transposed, so it is kept in a float
+        format: blocks of other formats go along the other axis."""
+        entry = self._checkpoint.entries[f"{name}.weight"] if self._checkpoint else None
+        key = f"{name} to latents", f"{name} to values"
+        if key not in self._pairs:
+            assert entry
+            form = self._form(entry)
+            transposed = form if form.is_float else self._transposed
+            stacks = (
+                Stack(Packed(transposed.name, heads.queries, heads.rank, heads.nope), None),
+                Stack(Packed(form.name, heads.queries, heads.value, heads.rank), None),
+            )
+            if form != entry.format:
+                self._remark(entry, form)
+            self._jobs += [partial(self._pack_head, stacks, entry, transposed, form, heads, h) for h in range(heads.queries)]
+            self._pairs[key] = stacks
+        return self._pairs[key]
+
+    def _pack_head(
+        self, stacks: tuple[Stack, Stack], entry: Entry, transposed: Format, form: Format, heads: Latent, head: int
+    ) -> int:
+        assert self._checkpoint
+        first = head * (heads.nope + heads.value)
+        middle, last = first + heads.nope, first + heads.nope + heads.value
+        columns = np.ascontiguousarray(self._checkpoint.read(entry.name, 0, first, middle).dequantize().T)
+        pack(stacks[0].packed, transposed.quantize(columns).planes, matrix=head)
+        rows = converted(self._checkpoint.read(entry.name, 0, middle, last), form)
+        pack(stacks[1].packed, rows.planes, matrix=head)
+        return (last - first) * entry.format.bytes_per_row(heads.rank)
 
     def _queue(self, packed: Packed, entry: Entry, form: Format, first: int, step: int) -> None:
         if form != entry.format:

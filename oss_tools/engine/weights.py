@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.models import Architecture, Checkpoint, Entry
 
-EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+OUTPUT = "lm_head.weight"
 
 
 class Matrices(Protocol):
@@ -37,7 +37,7 @@ class Weights(ABC, Generic[S]):
     def __init__(self, checkpoint: Checkpoint, form: Callable[[Entry], Format], say: Callable[[str], None]) -> None:
         """form: the format in which a tensor is kept; say: is told of every conversion, once."""
         self._checkpoint: Checkpoint | None = checkpoint
-        self._names = set(checkpoint.entries)
+        self._names, self._embedding = set(checkpoint.entries), embedding_name(checkpoint)
         self._heights = {name: e.spec.matrices[1] for name, e in checkpoint.entries.items()}
         self._form, self._say = form, say
         self._stacks: dict[tuple[str, ...], list[S]] = {}
@@ -67,11 +67,15 @@ class Weights(ABC, Generic[S]):
         """The rows of each layer's matrix."""
         return [self._heights[self.weight_name(name)] for name in names]
 
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return name in self._names
+
     def weight_name(self, name: str) -> str:
         """The tensor of a layer: `NAME.weight`, `NAME` itself (stacked experts), or the embedding for a tied output."""
         if f"{name}.weight" in self._names:
             return f"{name}.weight"
-        return name if name in self._names else EMBEDDING
+        return name if name in self._names else self._embedding
 
     def bias_name(self, name: str) -> str | None:
         """The tensor of a layer's bias, if it has one."""
@@ -84,7 +88,7 @@ class Weights(ABC, Generic[S]):
         total = 0.0
         for key, stacks in self._stacks.items():
             for stack in stacks:
-                if key == (EMBEDDING,) and OUTPUT in self._names:
+                if key == (self._embedding,) and OUTPUT in self._names:
                     total += stack.row_bytes
                 else:
                     total += stack.nbytes * (chosen / stack.matrices if stack.matrices > 1 else 1)
@@ -95,6 +99,11 @@ class Weights(ABC, Generic[S]):
         if (line := f"no kernel for {have}: weights are kept as {form.name}") not in self._said:
             self._said.add(line)
             self._say(line)
+
+
+def embedding_name(checkpoint: Checkpoint) -> str:
+    """The tensor that tokens are looked up in, which a tied output is as well."""
+    return next(name for name, entry in checkpoint.entries.items() if entry.spec.role == "embedding")
 
 
 def nearest_format(entry: Entry, has_kernel: Callable[[Format, int], bool]) -> Format:

@@ -115,12 +115,12 @@ def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: U
     for entry in entries:
         matrices, rows, _ = entry.spec.matrices
         share = min(chosen / matrices, 1.0) if entry.spec.role.startswith("experts.") else 1.0
-        if entry.spec.role == "embedding" and not tied:
+        if entry.spec.role == "positions" or (entry.spec.role == "embedding" and not tied):
             share = 1 / rows
         total += share * panel_bytes(entry)
     for heads in architecture.attention_layers():
         seen = min(filled * use.context, heads.window or use.context)
-        total += seen * 2 * heads.keys * heads.size * 2
+        total += seen * heads.cached * 2
     return total
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ import numpy as np
 from oss_tools.checkpoints import Reader
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
-from oss_tools.models.operations import Heads, Operations, Value
+from oss_tools.models.operations import Heads, Latent, Operations, Value
 from oss_tools.models.own_keys import PREFIX, own_keys
 
 ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
@@ -36,7 +36,8 @@ class TensorSpec:
         name: Hugging Face parameter name, without format suffixes (`_blocks`, `_packed`, …).
         shape: [out, in], [experts, out, in], [n] or [experts, n].
         role: what it is for, as recipes name it: embedding, output, attention.q, attention.k, attention.v,
-            attention.out, router, experts.gate_up, experts.down, mlp.gate, mlp.up, mlp.down, norm, bias, sinks, rope.
+            attention.out, router, experts.gate_up (gpt-oss) or experts.gate and experts.up, experts.down, mlp.gate, mlp.up,
+            mlp.down, norm, bias, sinks, rope, positions (a table of learned ones).
         layer: the decoder layer, or None.
         optional: whether a checkpoint may lack it (a tied lm_head, a bias).
     """
@@ -83,6 +84,8 @@ class Placement:
             family: stored row 2 t + h of a head is canonical row h · rotary / 2 + t), else 0.
         transposed: the stored matrices are [in, out].
         matrix: the only canonical matrix that the stored tensor holds (one expert of a stack); None if it holds all of them.
+        stored_matrix: the stored matrix, where one canonical matrix lies in several (DeepSeek's heads); None for that of the same
+            number, or the only one.
         stored_shape: the stored tensor's whole shape.
     """
 
@@ -96,6 +99,13 @@ class Placement:
     rotary: int = 0
     transposed: bool = False
     matrix: int | None = None
+    stored_matrix: int | None = None
+
+    def matrix_of(self, matrix: int) -> int:
+        """The stored matrix in which rows of a canonical one lie."""
+        if self.stored_matrix is not None:
+            return self.stored_matrix
+        return matrix if self.matrix is None else 0
 
     def head_order(self) -> np.ndarray:
         """For `rotary`: the canonical row, within a head, of each stored row."""
@@ -171,6 +181,12 @@ class Architecture(ABC):
     @abstractmethod
     def from_words(cls, container: str, raw: Mapping[str, Any], stored: Stored) -> Self:
         """From a container's raw configuration and what its tensors tell. Raises BadCheckpoint."""
+
+    @classmethod
+    def is_in_gguf(cls, raw: Mapping[str, Any]) -> bool:
+        """Whether a file with these keys, in which `general.architecture` is `gguf_name`, holds a model of this type rather than
+        of another with the same name."""
+        return True
 
     @abstractmethod
     def hf_config(self) -> dict[str, Any]:
@@ -266,7 +282,7 @@ class Architecture(ABC):
         """The most positions that the model was made for."""
 
     @abstractmethod
-    def attention_layers(self) -> list[Heads]:
+    def attention_layers(self) -> Sequence[Heads | Latent]:
         """The shape of each layer's attention, and so of its KV cache."""
 
     @abstractmethod
@@ -289,12 +305,17 @@ def architectures() -> dict[str, type[Architecture]]:
     return dict(_REGISTRY)
 
 
-def architecture_of(model_type: str) -> type[Architecture]:
-    """The architecture with this model_type, or this name in GGUF. Raises BadCheckpoint with the names there are."""
+def architecture_of(model_type: str, gguf: Mapping[str, Any] | None = None) -> type[Architecture]:
+    """The architecture with this model_type; or, for the keys of a GGUF file, with this name in GGUF. Raises BadCheckpoint with
+    the names there are."""
     known = architectures()
-    for architecture in known.values():
-        if model_type in (architecture.model_type, architecture.gguf_name):
-            return architecture
+    if gguf is None and model_type in known:
+        return known[model_type]
+    named = [a for a in known.values() if a.gguf_name == model_type and (gguf is None or a.is_in_gguf(gguf))]
+    for architecture in sorted(named, key=lambda a: a.model_type == model_type):  # the name's own takes what no other claims
+        return architecture
+    if model_type in known:
+        return known[model_type]
     raise BadCheckpoint(f"architecture {model_type!r} is not supported; supported: {', '.join(sorted(known))}")
 
 

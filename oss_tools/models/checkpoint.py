@@ -26,7 +26,7 @@ class Entry:
     spec: TensorSpec
     format: Format
     placements: tuple[Placement, ...]
-    mixed: tuple[Format, ...] = ()  # the formats of its parts where they differ; it is then read as float32
+    mixed: tuple[Format, ...] = ()  # its parts' formats where they differ, or have blocks across rows: it is read as float32
 
     @property
     def name(self) -> str:
@@ -73,9 +73,8 @@ class Checkpoint:
         self.reader = reader
         self.path = reader.path
         self.container = reader.container
-        self.architecture: Architecture = architecture_of(reader.model_type).from_config(
-            reader.container, reader.raw_config, reader
-        )
+        kind = architecture_of(reader.model_type, reader.raw_config if reader.container == "gguf" else None)
+        self.architecture: Architecture = kind.from_config(reader.container, reader.raw_config, reader)
         self.entries = {e.name: e for spec in self.architecture.tensors() if (e := self._entry(spec))}
         left_out = self._left_out()
         self.remarks: list[str] = [*reader.remarks, *self.architecture.remarks, *left_out]
@@ -94,7 +93,7 @@ class Checkpoint:
                     f"the configuration says {list(placement.stored_shape)}"
                 )
         formats = tuple(dict.fromkeys(tensor.format for tensor in stored))
-        if len(formats) > 1:
+        if len(formats) > 1 or (not formats[0].is_float and any(p.transposed for p in placements)):
             return Entry(spec, get_format("f32"), tuple(placements), mixed=formats)
         return Entry(spec, formats[0], tuple(placements))
 
@@ -132,7 +131,9 @@ class Checkpoint:
         known = {p.stored for e in self.entries.values() for p in e.placements}
         known |= set(self.architecture.derived_tensors(self.container))
         unknown = [n for n in self.reader.tensors if n not in known and not self.architecture.is_ignored(n)]
-        others = {n: dtype for n, dtype in self.reader.others.items() if n not in known}
+        others = {
+            n: dtype for n, dtype in self.reader.others.items() if n not in known and not self.architecture.is_ignored(n)
+        }
         found = sort_out(unknown, others, known, self.architecture.model_type)
         if found.refused:
             name, reason = found.refused[0]
@@ -144,7 +145,8 @@ class Checkpoint:
         """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
         entry = self.entries[name]
         _, _, columns = entry.spec.matrices
-        read = ((p, self._read_part(p, matrix, start, stop, columns)) for p in entry.placements)
+        placements = (p for p in entry.placements if p.matrix in (None, matrix))
+        read = ((p, self._read_part(p, matrix, start, stop, columns)) for p in placements)
         parts = [(p, part) for p, part in read if part is not None]
         if entry.mixed:
             f32 = entry.format
@@ -162,12 +164,14 @@ class Checkpoint:
 
     def _read_part(self, p: Placement, matrix: int, start: int, stop: int, columns: int) -> QTensor | None:
         first, last = _covered(p, start, stop)
-        if first >= last or p.matrix not in (None, matrix):
+        if first >= last:
             return None
-        matrix = matrix if p.matrix is None else 0
+        matrix = p.matrix_of(matrix)
         if p.transposed:
             size = columns * p.stored_rows
             stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)
+            if not stored.format.is_float:
+                stored = QTensor(get_format("f32"), stored.shape, {"values": stored.dequantize()})
             values = stored.planes["values"].reshape(columns, size // columns)[:, p.offset + first : p.offset + last]
             return QTensor(stored.format, (last - first, columns), {"values": _transposed(values)})
         base = matrix * p.stored_rows + p.offset
@@ -248,17 +252,30 @@ def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTen
     """
     stop = start + rows.shape[0]
     for p in entry.placements:
+        if p.matrix not in (None, matrix):
+            continue
         first, last = _covered(p, start, stop)
         if first >= last:
             continue
+        stored_matrix = p.matrix_of(matrix)
         begin = p.first + first * p.step - start
         part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
         if p.transposed:
             values = _transposed(part.planes["values"])  # [in, out]
-            stored = QTensor(part.format, values.shape, {"values": values})
-            writer.write(p.stored, matrix * part.columns, stored)
+            _write_columns(writer, p, stored_matrix * part.columns, QTensor(part.format, values.shape, {"values": values}))
             continue
         if p.rotary:
             heads = np.arange(last - first).reshape(-1, p.rotary)
             part = part.rows(heads[:, p.head_order()].reshape(-1))
-        writer.write(p.stored, matrix * p.stored_rows + p.offset + first, part)
+        writer.write(p.stored, stored_matrix * p.stored_rows + p.offset + first, part)
+
+
+def _write_columns(writer: Writer, p: Placement, first: int, values: QTensor) -> None:
+    """Writes a whole matrix [in, out] from a row of the stored tensor on; or, where several share its rows (GPT-2's q, k and v),
+    to its columns of each row."""
+    if p.count == p.stored_rows:
+        writer.write(p.stored, first, values)
+        return
+    share, place = p.stored_rows // p.count, p.offset // p.count
+    for row in range(values.shape[0]):
+        writer.write(p.stored, (first + row) * share + place, values.rows(slice(row, row + 1)))

@@ -12,7 +12,7 @@ from oss_tools.models import gpt_oss_places
 from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
 from oss_tools.models.gpt_oss_config import GptOssConfig, computation, from_hf, to_hf
 from oss_tools.models.gpt_oss_words import OWN_KEYS, from_gguf, from_original, to_gguf, to_original
-from oss_tools.models.operations import Heads, Operations, Rope, Value
+from oss_tools.models.operations import Gate, Heads, Operations, Rope, Router, Value
 
 __all__ = ["GptOss", "GptOssConfig"]
 
@@ -186,8 +186,9 @@ class GptOss(Architecture):
 
     def _experts(self, ops: Operations[Value], x: Value, at: str) -> Value:
         normed = ops.rms_norm(x, f"{at}.post_attention_layernorm.weight", self.config.rms_norm_eps)
-        routing = ops.route(normed, f"{at}.mlp.router", self.config.num_experts_per_tok)
-        return ops.experts(normed, routing, f"{at}.mlp.experts", self.config.swiglu_limit)
+        router = Router(self.config.num_local_experts, self.config.num_experts_per_tok)
+        routing = ops.route(normed, f"{at}.mlp.router", router)
+        return ops.experts(normed, routing, f"{at}.mlp.experts", Gate("swiglu_oai", self.config.swiglu_limit))
 
 
 ORIGINAL_NAMES = {

@@ -23,7 +23,10 @@ HIGHLIGHTS = (
     "num_key_value_heads",
     "head_dim",
     "num_local_experts",
+    "num_experts",
     "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
     "vocab_size",
     "max_position_embeddings",
     "sliding_window",
@@ -145,7 +148,10 @@ def _largest_first(shares: dict[str, Share]) -> tuple[Share, ...]:
 
 
 def _highlights(config: dict[str, Any], computation: dict[str, Any]) -> dict[str, Any]:
-    shown = {key: config[key] for key in HIGHLIGHTS if config.get(key) is not None}
+    plain = {key: value for key, value in computation.items() if isinstance(value, int | float | str)}
+    shown = {key: value for key in HIGHLIGHTS if (value := config.get(key, plain.get(key))) is not None}
+    if "num_experts" in shown:  # one number under two names
+        shown.pop("num_local_experts", None)
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if isinstance(rope, dict):
         shown.setdefault("rope_theta", rope.get("rope_theta"))

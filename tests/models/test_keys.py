@@ -53,7 +53,7 @@ def test_gguf_keys_that_llama_cpp_passes_over_are_named(keys: dict[str, Any], na
     ("arch", "keys", "message"),
     [
         ("llama", {"attention.causal": False}, r"llama\.attention\.causal is False"),
-        ("llama", {"expert_count": 8}, r"llama\.expert_count is 8: this is a Mixtral"),
+        ("llama", {"expert_count": 8}, r"llama\.expert_count is 8, which is not supported; only 0 is"),
         ("llama", {"attention.value_length": 8}, r"llama\.attention\.value_length is 8, but heads have 16 values"),
         ("llama", {"rope.dimension_count": 8}, r"llama\.rope\.dimension_count is 8, but heads have 16 values"),
         (

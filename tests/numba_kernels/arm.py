@@ -282,8 +282,10 @@ def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str
         "table_stride": 12, "ring": 3,
     }  # fmt: skip
     store = {**shared, "rows": tokens, "sequence": zeros, "cos": cos, "sin": sin, "scale": head_dim**-0.5}
+    store |= {"pairs": head_dim // 2, "interleaved": 0, "query_norm": None, "key_norm": None, "eps": 0.0}
     attend = {
-        **shared, "out": out, "out_stride": out.strides[0], "sequences": 1, "first_row": zeros, "window": window, "sinks": sinks,
+        **shared, "rows": tokens, "value_dim": head_dim,
+        "out": out, "out_stride": out.strides[0], "sequences": 1, "first_row": zeros, "window": window, "sinks": sinks,
         "row_count": arena.copy(np.array([tokens], np.int32)), "splits": 1, "areas": areas, "counters": counters,
     }  # fmt: skip
 

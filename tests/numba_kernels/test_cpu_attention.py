@@ -37,6 +37,9 @@ class Case:
         divided=False,
         page=32,
         element="bf16",
+        pairs=None,
+        interleaved=False,
+        norms=False,
     ):  # type: ignore[no-untyped-def]
         self.team, self.rng = team, np.random.default_rng(heads * 1000 + head_dim)
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
@@ -46,7 +49,9 @@ class Case:
         self.memory.view(np.uint16)[:] = 0x7FC0 if element == "bf16" else 0x7FFF  # NaN: what is not written must not be read
         self.tables = self.rng.permutation(sequences * ring).astype(np.int32).reshape(sequences, ring)
         self.sinks = self.rng.normal(size=heads).astype(np.float32) if sinks else None
-        self.cos, self.sin = ops.rope_table(ops.rope_frequencies(head_dim, 1e4), 2048)
+        self.pairs, self.interleaved = head_dim // 2 if pairs is None else pairs, interleaved
+        self.cos, self.sin = ops.rope_table(ops.rope_frequencies(2 * self.pairs, 1e4), 2048)
+        self.norms = [self.rng.normal(size=head_dim).astype(np.float32) if norms else None for _ in range(2)]
         self.keys = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
         self.values = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
         self.divided = divided
@@ -66,7 +71,10 @@ class Case:
         expected = []
         for s, count in enumerate(counts):
             mine, at = qkv[sequence == s], positions[sequence == s]
-            q, new = (ops.apply_rope(mine[:, a:b], self.cos[at], self.sin[at]) for a, b in ((0, h), (h, h + k)))
+            q, new = mine[:, :h], mine[:, h : h + k]
+            if self.norms[0] is not None:
+                q, new = (ops.rms_norm(x, weight, 1e-6) for x, weight in zip((q, new), self.norms, strict=True))
+            q, new = (ops.apply_rope(x, self.cos[at], self.sin[at], self.interleaved) for x in (q, new))
             first = len(self.keys[s])
             self.keys[s] = np.concatenate([self.keys[s], self.stored(new)])
             self.values[s] = np.concatenate([self.values[s], self.stored(mine[:, h + k :])])
@@ -87,10 +95,11 @@ class Case:
         program = Program()
         program.add(
             store_op(self.element), qkv=work, stride=work.strides[0], rows=n, heads=h, kv_heads=k, head_dim=d,
-            positions=positions, sequence=sequence, cos=self.cos, sin=self.sin, scale=d**-0.5, **cache,
+            positions=positions, sequence=sequence, cos=self.cos, sin=self.sin, scale=d**-0.5,
+            pairs=self.pairs, interleaved=self.interleaved, query_norm=self.norms[0], key_norm=self.norms[1], eps=1e-6, **cache,
         )  # fmt: skip
         program.add(
-            op, qkv=work, stride=work.strides[0], out=out, out_stride=out.strides[0], sequences=len(counts),
+            op, qkv=work, stride=work.strides[0], rows=n, value_dim=d, out=out, out_stride=out.strides[0], sequences=len(counts),
             first_row=np.cumsum([0, *counts[:-1]]).astype(np.int32), row_count=np.array(counts, np.int32),
             positions=positions, heads=h, kv_heads=k, head_dim=d, window=self.window, sinks=self.sinks, splits=splits,
             areas=areas, counters=counters, **cache,
@@ -191,6 +200,9 @@ def test_any_shape(team, data):
         sequences=sequences,
         page=page,
         element=data.draw(st.sampled_from(["bf16", "f32"]), "element"),
+        pairs=data.draw(st.integers(0, head_dim // 2), "pairs"),
+        interleaved=data.draw(st.booleans(), "interleaved"),
+        norms=data.draw(st.booleans(), "norms"),
     )
     for counts in passes:
         if any(counts):

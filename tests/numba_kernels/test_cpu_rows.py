@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from problems import FORMATS, weights
 
 from numba_kernels.cpu import experts, rows
@@ -69,6 +73,69 @@ def test_rms_norm(team, columns):
     check_records(quantized, out[:, :columns])
 
 
+@pytest.mark.parametrize("columns", [32, 768, 1600, 45, 1])
+def test_layer_norm(team, columns):
+    rng = np.random.default_rng(columns)
+    x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in ((4, columns), columns, columns))
+    x += 10  # the mean is most of it
+    wide = -(-columns // 32) * 32
+    out, quantized = np.full((4, wide), np.nan, np.float32), rows.empty_records(4, columns)
+    team.call(
+        rows.layer_norm, x=x, x_stride=x.strides[0], weight=weight, bias=bias, out=out, out_stride=out.strides[0],
+        records=quantized, record_stride=quantized.strides[0], rows=4, columns=columns, eps=1e-5,
+    )  # fmt: skip
+    expected = ops.layer_norm(x.astype(np.float64), weight, bias, 1e-5)
+    np.testing.assert_allclose(out[:, :columns], expected, rtol=1e-5, atol=1e-5)
+    assert (out[:, columns:] == 0).all()
+    check_records(quantized, out[:, :columns])
+
+
+@pytest.mark.parametrize("columns", [32, 3072, 40, 3])
+def test_gelu(team, columns):
+    rng = np.random.default_rng(columns)
+    x = (rng.normal(size=(3, columns)) * 5).astype(np.float32)
+    x[0, 0], x[1, 0] = -1e4, 1e4
+    wide = -(-columns // 32) * 32
+    out, quantized = np.full((3, wide), np.nan, np.float32), rows.empty_records(3, columns)
+    team.call(
+        rows.gelu, x=x, x_stride=x.strides[0], out=out, out_stride=out.strides[0], records=quantized,
+        record_stride=quantized.strides[0], rows=3, columns=columns,
+    )  # fmt: skip
+    np.testing.assert_allclose(out[:, :columns], ops.gelu(x), rtol=1e-5, atol=1e-6)
+    check_records(quantized, out[:, :columns])
+
+
+@pytest.mark.parametrize(
+    ("columns", "gated", "added"), [(96, True, True), (300, False, True), (45, True, False), (1, False, False)]
+)
+def test_scaled_sum(team, columns, gated, added):
+    rng = np.random.default_rng(columns)
+    x, residual = (rng.normal(size=(5, columns)).astype(np.float32) for _ in range(2))
+    gate, out = rng.normal(size=(5, 32)).astype(np.float32), np.full((5, columns), np.nan, np.float32)
+    team.call(
+        rows.scaled_sum, x=x, x_stride=x.strides[0], gate=gate if gated else None, gate_stride=gate.strides[0], rows=5,
+        columns=columns, residual=residual if added else None, out=out, out_stride=out.strides[0],
+    )  # fmt: skip
+    expected = (x * ops.sigmoid(gate[:, :1]) if gated else x) + (residual if added else 0)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("heads", "size"), [(3, 32), (5, 7), (1, 45)])
+def test_join_heads(team, heads, size):
+    rng = np.random.default_rng(size)
+    x = rng.normal(size=(heads, 4, size + 3)).astype(np.float32)
+    columns = heads * size
+    out = np.full((4, -(-columns // 32) * 32), np.nan, np.float32)
+    quantized = rows.empty_records(4, columns)
+    team.call(
+        rows.join_heads, x=x, x_stride=x.strides[1], size=size, out=out, out_stride=out.strides[0], records=quantized,
+        record_stride=quantized.strides[0], rows=4, columns=columns,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out[:, :columns], x[..., :size].transpose(1, 0, 2).reshape(4, -1))
+    assert (out[:, columns:] == 0).all()
+    check_records(quantized, out[:, :columns])
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "silu"])
 @pytest.mark.parametrize("columns", [32, 1536, 2880, 40])
 def test_gated(team, activation, columns):
@@ -120,6 +187,87 @@ def test_route(team, count, top):
     expected_ids, expected_shares = ops.route(logits, top)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(shares, expected_shares, rtol=2e-6)
+
+
+def route_by_score(team, logits: np.ndarray, top: int, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+    n, count = logits.shape
+    ids, shares = np.full((n, top), -1, np.int32), np.full((n, top), np.nan, np.float32)
+    scratch = np.full((n, 3 * -(-count // 32) * 32), np.nan, np.float32)
+    options = {"correction": None, "groups": 1, "groups_chosen": 1, "group_best": 2, "epsilon": 1e-20, "scale": 1.0}
+    kind = {"is_sigmoid": how.pop("sigmoid_scores", False), "is_renormalized": how.pop("renormalized", True)}
+    team.call(
+        experts.route_by_score, logits=logits, logits_stride=logits.strides[0], rows=n, experts=count, top=top, ids=ids,
+        weights=shares, scratch=scratch, scratch_stride=scratch.strides[0], **kind, **(options | how),
+    )  # fmt: skip
+    return ids, shares
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_router(team, data):
+    groups, size = data.draw(st.integers(1, 8), "groups"), data.draw(st.integers(2, 40), "experts of a group")
+    kept = data.draw(st.integers(1, groups), "groups chosen")
+    top = data.draw(st.integers(1, min(size * kept, 12)), "top")
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
+    logits = (rng.normal(size=(7, groups * size)) * 3).astype(np.float32)
+    how = {
+        "sigmoid_scores": data.draw(st.booleans(), "sigmoid"),
+        "renormalized": data.draw(st.booleans(), "renormalized"),
+        "correction": data.draw(st.sampled_from([None, rng.normal(size=groups * size).astype(np.float32)]), "correction"),
+        "groups": groups,
+        "groups_chosen": kept,
+        "group_best": data.draw(st.sampled_from([1, 2]), "group_best"),
+        "scale": data.draw(st.sampled_from([1.0, 2.5]), "scale"),
+    }
+    ids, shares = route_by_score(team, logits, top, **how)
+    expected_ids, expected_shares = ops.route_by_score(logits, top, **how)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(shares, expected_shares, rtol=2e-5)
+
+
+def test_every_form_of_the_softmax_of_the_chosen_is_the_same(team):
+    logits = np.random.default_rng(1).normal(size=(9, 33)).astype(np.float32)
+    ids, shares = route(team, logits, 4)
+    others = route_by_score(team, logits, 4)
+    np.testing.assert_array_equal(ids, others[0])
+    np.testing.assert_array_equal(shares, others[1])
+
+
+def test_equal_scores_go_to_the_lower_number(team):
+    logits = np.zeros((2, 12), np.float32)
+    how = {"groups": 4, "groups_chosen": 2, "sigmoid_scores": True}
+    ids, shares = route_by_score(team, logits, 4, **how)
+    np.testing.assert_array_equal(ids, [[0, 1, 2, 3]] * 2)
+    np.testing.assert_allclose(shares, 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigmoid_scores", [False, True])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_routers_without_finite_logits_stay_in_bounds(team, value, sigmoid_scores):
+    logits = np.full((2, 12), value, np.float32)
+    how = {"groups": 4, "groups_chosen": 2, "correction": np.full(12, value, np.float32)}
+    ids, _ = route_by_score(team, logits, 3, sigmoid_scores=sigmoid_scores, **how)
+    assert ((ids >= 0) & (ids < 12)).all()
+    assert all(len(set(row)) == 3 for row in ids.tolist())
+
+
+@pytest.mark.parametrize(("tokens", "count", "top"), [(1, 256, 8), (300, 7, 3), (5, 60, 4)])
+def test_pairs_are_sorted_by_expert(team, tokens, count, top):
+    rng = np.random.default_rng(tokens)
+    ids = np.array([rng.permutation(count)[:top] for _ in range(tokens)], np.int32)
+    groups, place = expert_groups(tokens, top, count), np.full((tokens, top), -1, np.int32)
+    groups.start[:] = 77  # of another pass
+    team.call(
+        experts.group_by_expert, ids=ids, rows=tokens, top=top, experts=count, groups=groups.count, place=place,
+        group_expert=groups.matrix, group_start=groups.start, index=groups.index,
+    )  # fmt: skip
+    order = np.argsort(ids.reshape(-1), kind="stable")
+    chosen, starts = np.unique(np.sort(ids.reshape(-1)), return_index=True)
+    assert groups.count[0] == len(chosen)
+    np.testing.assert_array_equal(groups.matrix[: len(chosen)], chosen)
+    np.testing.assert_array_equal(groups.start[: len(chosen) + 1], [*starts, tokens * top])
+    np.testing.assert_array_equal(groups.index, order // top)
+    np.testing.assert_array_equal(place.reshape(-1)[order], np.arange(tokens * top))
 
 
 def test_route_without_finite_logits_stays_in_bounds(team):

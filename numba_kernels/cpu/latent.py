@@ -1,0 +1,220 @@
+"""Multi-head latent attention (https://arxiv.org/abs/2405.04434, section 2.1) in its absorbed form, over a paged cache.
+
+The cache holds, of each position, a latent and a rotated key that all heads share: one row of rank + rope values, padded to a
+multiple of LANES. With each head's projection from latent to key made part of its query, a score is the product of a query with
+a row, and what the softmax sums are the rows' first `rank` values, which each head then projects to its values. So nothing is
+stored twice, and `attention` works as on one key-value head whose value is the beginning of its key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cpu import attention
+from numba_kernels.cpu.attention import ELEMENTS, MAX_HEAD, page_of, rotate, store_value
+from numba_kernels.cpu.op import Op, op
+from numba_kernels.cpu.packing import empty_bytes
+from numba_kernels.cpu.team import take
+from numba_kernels.simd.values import (
+    LANES,
+    fma,
+    get_f32,
+    get_i32,
+    get_i64,
+    get_u16,
+    keep_between,
+    load_bf16,
+    load_floats,
+    set_f32,
+    set_i64,
+    set_u16,
+    splat,
+    store_floats,
+    sum_lanes,
+)
+
+SEGMENT, ROWS = attention.SEGMENT, attention.ROWS
+WIDTH = 2
+load_value: Any = load_bf16
+PIECE = 64  # positions of a piece of work of a copy
+TO_ROWS = 1
+TOGETHER = 4  # positions whose scores are found together, for two queries
+
+
+def row_stride(size: int, element: str = "bf16") -> int:
+    """Bytes between the rows of two positions of `size` values in a page."""
+    return -(-size // LANES) * LANES * ELEMENTS[element]
+
+
+@dataclass(frozen=True)
+class LatentPages:
+    """The geometry of a layer's pages.
+
+    Attributes:
+        rank, rope: values of a position's latent, at most MAX_HEAD, and of its rotated key.
+        positions: of a page, a multiple of LANES.
+        element: bf16 or f32.
+    """
+
+    rank: int
+    rope: int
+    positions: int = 64
+    element: str = "bf16"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rank <= MAX_HEAD:
+            raise ValueError(f"a latent has {self.rank} values; the kernels take up to {MAX_HEAD}")
+        if self.positions % LANES or self.positions < LANES:
+            raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
+
+    @property
+    def size(self) -> int:
+        """Values of a position."""
+        return self.rank + self.rope
+
+    @property
+    def nbytes(self) -> int:
+        return self.positions * row_stride(self.size, self.element)
+
+    def allocate(self, count: int) -> np.ndarray:
+        """Zeroed memory for `count` pages, uint8 [count, nbytes]."""
+        return empty_bytes(count * self.nbytes).reshape(count, self.nbytes)
+
+
+@op
+def store_latents(  # type: ignore[no-untyped-def]
+    query, query_stride, latent, latent_stride, key, key_stride, rows, heads, nope, rope, rank, positions, sequence,
+    cos, sin, pairs, interleaved, scale: float, unrotated, unrotated_stride, absorbed, absorbed_stride,
+    pages, page_bytes, page_positions, tables, table_stride, ring, team, thread,
+):  # fmt: skip
+    """Divides queries into what meets the latents and what meets the rotated keys, and stores latents and keys in their pages.
+
+    query: float32 rows of heads, nope + rope values each; latent, key: float32 rows of rank and of rope values. The first nope
+    values of head h of row t go to row h · rows + t of `unrotated`, the others, rotated, behind the first `rank` of that row of
+    `absorbed`, both times `scale`. Tables, pages and rotation as in `attention.rotate_and_store`; the key is rotated in place.
+    A piece of work is one head of one row, or the row's latent and key.
+    """
+    across = (rank + rope + LANES - 1) // LANES * LANES
+    item = take(team)
+    while item < rows * (heads + 1):
+        row = item // (heads + 1)
+        head = item - row * (heads + 1)
+        position = get_i32(positions + 4 * row)
+        angle = position * pairs * 4
+        if head < heads:
+            source = query + row * query_stride + head * (nope + rope) * 4
+            target = unrotated + (head * rows + row) * unrotated_stride
+            for i in range(nope):
+                set_f32(target + 4 * i, get_f32(source + 4 * i) * scale)
+            target = absorbed + (head * rows + row) * absorbed_stride + 4 * rank
+            for i in range(rope):
+                set_f32(target + 4 * i, get_f32(source + 4 * (nope + i)))
+            rotate(target, cos + angle, sin + angle, pairs, interleaved, rope, scale)
+            for i in range(rank + rope, across):
+                set_f32(target + 4 * (i - rank), np.float32(0))
+        else:
+            table = tables + get_i32(sequence + 4 * row) * table_stride
+            page = page_of(position, pages, page_bytes, page_positions, table, ring)
+            to = page + position % page_positions * across * WIDTH
+            for i in range(rank):
+                store_value(to + WIDTH * i, latent + row * latent_stride + 4 * i)
+            at = key + row * key_stride
+            rotate(at, cos + angle, sin + angle, pairs, interleaved, rope, np.float32(1))
+            for i in range(rope):
+                store_value(to + WIDTH * (rank + i), at + 4 * i)
+            for i in range((rank + rope) * WIDTH, across * WIDTH, 2):
+                set_u16(to + i, 0)
+        item = take(team)
+
+
+def places_of(count, index, first, last, base, stride):  # type: ignore[no-untyped-def]
+    """The addresses of a tile's queries, int64 behind their int32 numbers: `scores_of_rows` takes them one by one."""
+    places = index + 64
+    for t in range(count):
+        set_i64(places + 8 * t, base + get_i32(index + 4 * min(first + t, last)) * stride)
+    return places
+
+
+def scores_of_rows(  # type: ignore[no-untyped-def]
+    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
+):
+    """`attention.scores_of` for keys that lie in rows. low is a multiple of LANES; queries: addresses, int64 [ROWS], of rows that
+    are zero from head_dim on."""
+    across = (head_dim + LANES - 1) // LANES * LANES
+    step = across * WIDTH
+    zero = splat(np.float32(0))
+    for p in range(low, high, TOGETHER):
+        row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
+        for t in range(0, ROWS, 2):
+            second = min(t + 1, ROWS - 1)
+            x, y = get_i64(queries + 8 * t), get_i64(queries + 8 * second)
+            a0, a1, a2, a3 = zero, zero, zero, zero
+            b0, b1, b2, b3 = zero, zero, zero, zero
+            for d in range(0, across, LANES):
+                q, r = load_floats(x + 4 * d), load_floats(y + 4 * d)
+                k = load_value(row + d * WIDTH)
+                a0, b0 = fma(q, k, a0), fma(r, k, b0)
+                k = load_value(row + step + d * WIDTH)
+                a1, b1 = fma(q, k, a1), fma(r, k, b1)
+                k = load_value(row + 2 * step + d * WIDTH)
+                a2, b2 = fma(q, k, a2), fma(r, k, b2)
+                k = load_value(row + 3 * step + d * WIDTH)
+                a3, b3 = fma(q, k, a3), fma(r, k, b3)
+            at = scores + (t * (SEGMENT + LANES) + p - low) * 4
+            set_f32(at, sum_lanes(a0))
+            set_f32(at + 4, sum_lanes(a1))
+            set_f32(at + 8, sum_lanes(a2))
+            set_f32(at + 12, sum_lanes(a3))
+            at = scores + (second * (SEGMENT + LANES) + p - low) * 4
+            set_f32(at, sum_lanes(b0))
+            set_f32(at + 4, sum_lanes(b1))
+            set_f32(at + 8, sum_lanes(b2))
+            set_f32(at + 12, sum_lanes(b3))
+    for t in range(ROWS):
+        for first in range(low, high, LANES):
+            at = scores + (t * (SEGMENT + LANES) + first - low) * 4
+            store_floats(at, keep_between(first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(at)))
+
+
+@lru_cache
+def store_latents_op(element: str = "bf16") -> Op:
+    """The operation `store_latents` for caches of this element."""
+    return store_latents.bind(WIDTH=ELEMENTS[element], store_value=attention.value_storing(element))
+
+
+@lru_cache
+def latent_attention_op(element: str = "bf16", rank: int = 512) -> Op:
+    """The operation `attention` for queries that meet the latents; value_dim is `rank`."""
+    steps = {"score_keys": scores_of_rows, "query_addresses": places_of}
+    return attention.attention_op(ROWS, element, rank, latent=tuple(steps.items()))
+
+
+@op
+def _copy_latents(  # type: ignore[no-untyped-def]
+    pages, table, ring, rows, row_stride, first, count, size, page_bytes, page_positions, team, thread
+):
+    """Copies positions first … first + count − 1 of a sequence's pages to or from rows of `size` values."""
+    across = (size + LANES - 1) // LANES * LANES * WIDTH
+    item = take(team)
+    while item * PIECE < count:
+        for n in range(item * PIECE, min(item * PIECE + PIECE, count)):
+            p = first + n
+            there = page_of(p, pages, page_bytes, page_positions, table, ring) + p % page_positions * across
+            row = rows + n * row_stride
+            for i in range(0, size * WIDTH, 2):
+                if TO_ROWS:
+                    set_u16(row + i, get_u16(there + i))
+                else:
+                    set_u16(there + i, get_u16(row + i))
+        item = take(team)
+
+
+@lru_cache
+def copy_latents_ops(element: str = "bf16") -> tuple[Op, Op]:
+    """The operations that read rows from pages and write them there, for caches of this element."""
+    reading, writing = (_copy_latents.bind(TO_ROWS=to_rows, WIDTH=ELEMENTS[element]) for to_rows in (1, 0))
+    return reading, writing
