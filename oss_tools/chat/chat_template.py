@@ -15,11 +15,13 @@ from typing import Any, Self
 
 from oss_tools.chat import harmony, template
 from oss_tools.chat.completion import Completion, Parser
+from oss_tools.chat.dialects import dialect
 from oss_tools.chat.harmony import Preamble, Special
 from oss_tools.chat.harmony_parser import MARKERS, HarmonyParser
 from oss_tools.chat.messages import Conversation
-from oss_tools.chat.plain import plain_messages, plain_tools
-from oss_tools.chat.tags import THINK, TagParser
+from oss_tools.chat.plain import CallForm, plain_messages, plain_tools
+from oss_tools.chat.probing import call_form
+from oss_tools.chat.tags import TagParser
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.templates import by_name
 from oss_tools.engine import o200k
@@ -147,12 +149,24 @@ class JinjaTemplate(ChatTemplate):
         if not any(named.values()):
             raise BadCheckpoint("the checkpoint has no chat template")
         self.text, self._metadata = text, metadata
-        self.has_channels = any(THINK in source for source in named.values())
+        self.marks = dialect(named.values(), {*text.special, *text.marks})
+        self.has_channels = self.marks.reasons
         self.takes_tools = takes_tools(metadata, text)
         self._now: Callable[[], datetime] = datetime.now
+        self._form: CallForm | None = None  # unknown until a conversation has calls
 
     def render(self, conversation: Conversation) -> str:
-        return self._render(conversation.effort, plain_messages(conversation), plain_tools(conversation))
+        return self._render(conversation.effort, *self._plain(conversation))
+
+    def _plain(self, conversation: Conversation) -> tuple[Any, Any]:
+        """The conversation's messages and tools in the form that the template wants."""
+        if self._form is None and any(
+            message.role == "assistant" and message.recipient for message in conversation.messages
+        ):
+            self._form = call_form(
+                lambda probe, form: self._render(probe.effort, plain_messages(probe, form), plain_tools(probe))
+            )
+        return plain_messages(conversation, self._form), plain_tools(conversation)
 
     def _render(self, effort: str, messages: Any, tools: Any) -> str:
         chosen = {} if effort == "medium" else {"reasoning_effort": effort}  # of which medium is the middle everywhere
@@ -169,21 +183,24 @@ class JinjaTemplate(ChatTemplate):
         return named["default"] if list(named) == ["default"] else repr(named)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        given = plain_messages(conversation), plain_tools(conversation)
+        given = self._plain(conversation)
         rendered = self._render(conversation.effort, *given)
-        disguise = _Disguise(self.text.special, rendered)
+        marks = self.text.special | self.text.marks
+        disguise = _Disguise(marks, rendered)
         hidden = _changed(given, disguise.hide)
         if hidden == given:
             return self.text.encode(rendered, special=False)
         tokens: list[int] = []
         for piece in disguise.pattern.split(self._render(conversation.effort, *hidden)):
-            special = self.text.special.get(piece)
+            special = marks.get(piece)
             tokens += self.text.encode_plain(disguise.reveal(piece)) if special is None else [special]
         return tokens
 
     def parser(self, conversation: Conversation) -> Parser:
-        thinking = self.render(conversation).rstrip().endswith(THINK)
-        return TagParser(self.text, tool_names(conversation), thinking)
+        end = self.render(conversation).rstrip()
+        thinking = next((mark for mark in self.marks.thoughts if end.endswith(mark)), False)
+        schemas = {str(tool["name"]): tool.get("parameters") or {} for tool in conversation.tools}
+        return TagParser(self.text, schemas, thinking, self.marks, schemas)
 
 
 class _Disguise:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from oss_tools.chat.calls import name_of, read_call
@@ -13,10 +15,62 @@ from oss_tools.chat.messages import Conversation, Message
 Plain = dict[str, Any]
 
 
-def plain_messages(conversation: Conversation) -> list[Plain]:
+@dataclass(frozen=True)
+class CallForm:
+    """How a template wants messages with calls, where templates differ.
+
+    Attributes:
+        text: arguments are JSON text (DeepSeek), not an object.
+        null: the content of a message that only calls is null (DeepSeek), not an empty text.
+        single: a message has one call at most, and its result comes next (Llama 3.1).
+    """
+
+    text: bool = False
+    null: bool = False
+    single: bool = False
+
+
+def plain_messages(conversation: Conversation, form: CallForm | None = None) -> list[Plain]:
     """The messages. What the assistant says and calls without an answer between is one message, as these formats have it;
     reasoning stands beside it. Calls have ids of nine letters and digits, which Mistral's templates ask for; results name theirs.
     """
+    form = form or CallForm()
+    plain = _messages(conversation)
+    if form.single:
+        plain = _one_by_one(plain)
+    if form.null:
+        plain = [part for message in plain for part in _apart(message)]
+    for call in (call for message in plain for call in message.get("tool_calls", ()) if form.text):
+        arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return plain
+
+
+def _apart(message: Plain) -> list[Plain]:
+    """A message's text, and its calls in one without text."""
+    if not message.get("tool_calls"):
+        return [message]
+    said = {key: value for key, value in message.items() if key != "tool_calls"}
+    calls = {"role": message["role"], "content": None, "tool_calls": message["tool_calls"]}
+    return [said, calls] if message["content"] else [{**said, **calls}]
+
+
+def _one_by_one(plain: list[Plain]) -> list[Plain]:
+    """Each call in a message of its own, before its result."""
+    results = {message["tool_call_id"]: message for message in plain if "tool_call_id" in message}
+    found: list[Plain] = []
+    for message in plain:
+        calls = message.get("tool_calls", ())
+        for i, call in enumerate(calls):
+            own = message if i == 0 else {"role": "assistant", "content": ""}
+            found += [{**own, "tool_calls": [call]}, *([results[call["id"]]] if call["id"] in results else [])]
+        if not calls and "tool_call_id" not in message:
+            found.append(message)
+    return found
+
+
+def _messages(conversation: Conversation) -> list[Plain]:
     plain: list[Plain] = []
     if conversation.instructions is not None:
         plain.append({"role": "system", "content": conversation.instructions})

@@ -24,7 +24,7 @@ from oss_tools.chat.completion import read_arguments, refuse_constant
 
 BETWEEN = re.compile(r"[\s;,]*")
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
-NAMED = re.compile(r"\s*([\w.-]{1,128})\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?\s*(?=\{)")
+NAMED = re.compile(r"\s*([\w.-]{1,128})\s*(?:\[CALL_ID\]\s*\w{0,64}\s*)?(?:\[ARGS\])?\s*(?=\{)")
 LINE = re.compile(r"^(?=\{)", re.MULTILINE)
 LONGEST = 100_000  # characters of calls in Python's syntax
 MOST_LINES = 100  # at whose beginnings calls are looked for
@@ -40,34 +40,38 @@ class Written:
     after: str = ""
 
 
-def calls_in(text: str, known: Container[str]) -> Written:
-    """The calls of an answer: it begins with them, or ends with them from the beginning of a line (of `known` tools only)."""
+def calls_in(text: str, known: Container[str] | None) -> Written:
+    """The calls of an answer: it begins with them, or ends with them from the beginning of a line (of `known` tools only; None:
+    of any, as where a mark says that it is a call)."""
     fenced = FENCED.fullmatch(text.strip())
     text = fenced[1] if fenced else text
     found = _calls_at(text, 0)
     if found.calls:
         return found
     if python := _python_calls(text.strip()):
-        return Written(python) if all(name in known for name, _ in python) else Written(after=text)
+        return Written(python) if known is None or all(name in known for name, _ in python) else Written(after=text)
     for line in islice(LINE.finditer(text), MOST_LINES):
         found = _calls_at(text, line.start())
-        if found.calls and not found.after and all(name in known for name, _ in found.calls):
+        if found.calls and not found.after and (known is None or all(name in known for name, _ in found.calls)):
             return Written(found.calls, text[: line.start()].strip())
     return Written(after=text)
 
 
 def named_calls_in(text: str) -> Written:
     """The calls behind Mistral's [TOOL_CALLS]."""
-    named = NAMED.match(text)
-    if named is None:
+    if NAMED.match(text) is None:
         return _calls_at(text, 0)
-    try:
-        arguments, end = DECODER.raw_decode(text, named.end())
-    except (ValueError, RecursionError):
-        return Written(after=text)
-    return (
-        Written(((named[1], arguments),), after=text[end:].strip()) if isinstance(arguments, dict) else Written(after=text)
-    )
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    at = 0
+    while named := NAMED.match(text, at):
+        try:
+            arguments, end = DECODER.raw_decode(text, named.end())
+            json.dumps(arguments, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+        except (ValueError, RecursionError):
+            break
+        found.append((named[1], arguments))
+        at = BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
+    return Written(tuple(found), after=text[at:].strip())
 
 
 def name_and_arguments(call: Any) -> tuple[str, Mapping[str, Any]] | None:

@@ -237,7 +237,8 @@ class RereadStream:
         self._shown = ""
 
     def reread(self, tokens: list[int]) -> str:
-        return str(self._owner.tokenizer.decode(tokens, skip_special_tokens=self._skip))
+        shown = [token for token in tokens if not (self._skip and token in self._owner.special)]
+        return str(self._owner.tokenizer.decode(shown, skip_special_tokens=False))
 
     def add(self, token: int) -> str:
         """The text that is certain after this token, as far as such a decoder lets one know."""

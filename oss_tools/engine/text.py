@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
@@ -22,6 +23,9 @@ from oss_tools.errors import BadCheckpoint
 OF_TRAINING = ("truncation", "padding")
 MAX_GROWTH = 4096  # letters that the steps of a tokenizer.json may make of one
 MAX_AROUND = 64  # tokens that it may put around a text
+MARK = re.compile(
+    r"[<\[\u25c1]\S+[>\]\u25b7]"
+)  # an added token that marks off, as `<tool_call>`, whether it is special or not
 
 
 class Text:
@@ -30,6 +34,7 @@ class Text:
     Attributes:
         stop_tokens: ids that end a text: the checkpoint's eos_token_id and tokens known by name to end a turn.
         special: names of special tokens -> their ids.
+        marks: the same of added tokens that mark turns, calls or reasoning and are not special (DeepSeek's `<｜User｜>`).
     """
 
     def __init__(self, metadata: Metadata) -> None:
@@ -48,10 +53,12 @@ class Text:
         if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
         _check_growth(content)
+        marks = _marks_in(content["added_tokens"])
         with _library("is damaged"):
-            self._tokenizer = Tokenizer.from_str(json.dumps(content))
+            self._tokenizer = Tokenizer.from_str(json.dumps(_with_special(content, marks)))
         added = self._tokenizer.get_added_tokens_decoder()
-        self.special = {token.content: number for number, token in added.items() if token.special}
+        self.special = {token.content: n for n, token in added.items() if token.special and token.content not in marks}
+        self.marks = {token.content: number for number, token in added.items() if token.content in marks}
         self._detokenizer = Detokenizer(self._tokenizer, content.get("decoder"), self.special.values())
         self.stop_tokens = self._find_stop_tokens(metadata)
         self._lock = Lock()
@@ -159,6 +166,20 @@ def _ends_as_special(added: Any) -> Any:
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         return added if added is not None else []
     return [{**token, "special": True} if token.get("content") in END_NAMES else token for token in added]
+
+
+def _marks_in(added: list[Any]) -> frozenset[str]:
+    """The added tokens that mark off and are not special."""
+    names = [t.get("content") for t in added if isinstance(t, dict) and not t.get("special")]
+    return frozenset(name for name in names if isinstance(name, str) and MARK.fullmatch(name))
+
+
+def _with_special(content: dict[str, Any], marks: frozenset[str]) -> dict[str, Any]:
+    """The tokenizer with these tokens special, so that `encode_plain` takes them for the letters that they are."""
+    added = [
+        {**t, "special": True} if isinstance(t, dict) and t.get("content") in marks else t for t in content["added_tokens"]
+    ]
+    return {**content, "added_tokens": added}
 
 
 def _check_growth(content: Mapping[str, Any]) -> None:

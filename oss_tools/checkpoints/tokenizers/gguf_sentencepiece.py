@@ -21,6 +21,15 @@ SPACE = "\u2581"  # how SentencePiece writes a space
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 USER_DEFINED_SCORE, PADDING_SCORE = -1000.0, -10000.0  # never looked at; the values that llama.cpp's converter writes
 PREPEND = {"type": "Prepend", "prepend": SPACE}
+# One space before the text, also before one that begins with a space, and none behind an added token. (Metaspace puts none before
+# its own sign; so the first step's sign is the space, of which the normalizer has left none.)
+BEFORE_TEXT: dict[str, Any] = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Metaspace", "replacement": " ", "prepend_scheme": "first", "split": False},
+        {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False},
+    ],
+}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 SPACES = re.compile(r"\\A ?\+|\^ ?\+| ?\+(\\z|\$)| \{2,\}| \+")  # runs of spaces, at the beginning, at the end, anywhere
 
@@ -44,6 +53,11 @@ def sentencepiece_keys(metadata: Metadata, tokenizer: Mapping[str, Any]) -> tupl
         source.remarks.append(
             "the tokenizer normalizes text (SentencePiece's character map, runs of spaces); GGUF's kind of tokenizer has no "
             "word for it, and llama.cpp takes text as it comes"
+        )
+    if tokenizer.get("pre_tokenizer") is not None and prefix:
+        source.own.update(normalizer=tokenizer.get("normalizer"), pre_tokenizer=tokenizer["pre_tokenizer"])
+        source.remarks.append(
+            "the tokenizer puts a space before the text only, or none before a space; llama.cpp puts one behind added tokens too"
         )
     scores = _scores(source)
     for user_defined in np.flatnonzero(types == TokenType.USER_DEFINED):  # llama.cpp seeks them in the text as it came
@@ -80,6 +94,8 @@ def _adds_space_prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, bool]:
     plain = [part for part in parts if not _is_sentencepieces(part)]
     if splitter is None and plain in ([REPLACE], [PREPEND, REPLACE]):
         return PREPEND in plain, len(plain) < len(parts)
+    if splitter == BEFORE_TEXT and plain == [REPLACE]:
+        return True, len(plain) < len(parts)
     if isinstance(splitter, Mapping) and splitter.get("type") == "Metaspace" and plain in ([], [REPLACE]):
         scheme = splitter.get("prepend_scheme", "always" if splitter.get("add_prefix_space", True) else "never")
         if not splitter.get("split", True) and scheme in ("first", "always", "never"):
@@ -105,12 +121,13 @@ def sentencepiece_tokenizer(
     prefix = keys.get(Keys.Tokenizer.ADD_PREFIX, bool, True)
     unknown = np.flatnonzero(types == TokenType.UNKNOWN)
     normalizers = [PREPEND, REPLACE] if prefix else [REPLACE]
+    normalizer = own.get("normalizer") or {"type": "Sequence", "normalizers": normalizers}
     tokenizer = tokenizer_json(
         tokens,
         types,
         own.get("strips"),
-        normalizer=own.get("normalizer") or {"type": "Sequence", "normalizers": normalizers},
-        pre_tokenizer=None,
+        normalizer=own.get("normalizer") if "pre_tokenizer" in own else normalizer,
+        pre_tokenizer=own.get("pre_tokenizer"),
         post_processor=None,
         decoder=sentencepiece_decoder(prefix),
         model=bpe(

@@ -19,6 +19,7 @@ from gguf.constants import TokenType
 
 from oss_tools.checkpoints.tokenizers.gguf_keys import bpe
 from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import (
+    BEFORE_TEXT,
     PREPEND,
     REPLACE,
     SPACE,
@@ -206,9 +207,11 @@ def tokenizer_of_model(model: Model, legacy: bool = True) -> dict[str, Any]:
         for n, (text, _, kind) in enumerate(model.pieces)
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
-    # SentencePiece puts its space before the text only, and so does Metaspace (but none before a space); Prepend puts it before
-    # each part between added tokens. Symbols that users defined are part of the text: behind them it must not.
+    # SentencePiece puts its space before the text only, and so does transformers' Metaspace (but none before a space); Prepend
+    # puts it before each part between added tokens. Symbols that users defined are part of the text: behind them it must not.
     metaspace = model.dummy_prefix and (not legacy or bool((types == USER_DEFINED).any()))
+    exact = legacy and not model.fewer_spaces  # `_normalizers` leaves the one space that goes before
+    before_text = BEFORE_TEXT if exact else {**BEFORE_TEXT["pretokenizers"][0], "replacement": SPACE}
     unknown = int(np.flatnonzero(types == UNKNOWN)[0])
     return {
         "version": "1.0",
@@ -216,9 +219,7 @@ def tokenizer_of_model(model: Model, legacy: bool = True) -> dict[str, Any]:
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": _normalizers(model, metaspace)},
-        "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
-        if metaspace
-        else None,
+        "pre_tokenizer": before_text if metaspace else None,
         "post_processor": None,
         "decoder": sentencepiece_decoder(model.dummy_prefix or model.fewer_spaces),
         "model": _unigram(model, unknown) if model.kind == UNIGRAM else _bpe(model, texts, types, texts[unknown]),
