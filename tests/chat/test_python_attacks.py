@@ -13,12 +13,9 @@ import pytest
 
 from oss_tools.chat.tools import confined
 from oss_tools.chat.tools.python import PythonTool
-from oss_tools.errors import Unsupported
+from tests.chat.landlock import skip_without_landlock
 
-try:
-    PythonTool()
-except Unsupported as error:
-    pytest.skip(str(error), allow_module_level=True)
+skip_without_landlock()
 
 # What every attack begins with. OUTSIDE has `kept.txt`, `folder`, and `library`, which may be read like Python's own files
 BEFORE = """

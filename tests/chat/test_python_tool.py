@@ -8,11 +8,10 @@ import pytest
 
 from oss_tools.chat.tools.python import FRESH, PythonTool
 from oss_tools.errors import Unsupported
+from tests.chat.landlock import skip_without_landlock
 
-try:
-    TOOL = PythonTool(clock=120, memory=512 << 20)
-except Unsupported as error:
-    pytest.skip(str(error), allow_module_level=True)
+skip_without_landlock()
+TOOL = PythonTool(clock=120, memory=512 << 20)
 
 
 def run(code: str) -> str:

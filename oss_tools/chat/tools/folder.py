@@ -25,7 +25,7 @@ def excess(folder: str, process: int = 0) -> str:
     """The limit that the folder or the process has passed, in words; "" if none.
 
     What counts is each file's length or its blocks, whichever is more, also of files that have lost their name: those
-    that the process (0: it has ended) has open or mapped are found in `/proc`. Raises OSError if the folder cannot be read.
+    that the process (0: it has ended) has open or mapped are found in `/proc`. Raises OSError if the folder or `/proc` cannot be read.
     """
     try:
         _Count(_nameless(folder, process)).take(folder)
@@ -88,7 +88,7 @@ def _nameless(folder: str, process: int) -> int:
     opened, total = f"/proc/{process}/fd", 0
     try:
         numbers = os.listdir(opened)
-    except OSError:  # the process has ended, and holds nothing
+    except (FileNotFoundError, ProcessLookupError):  # the process has ended, and holds nothing
         return 0
     for number in numbers:
         with contextlib.suppress(OSError):  # closed since; the bound on what is written holds all the same

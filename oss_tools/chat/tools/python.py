@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import selectors
@@ -23,7 +24,7 @@ from oss_tools.errors import Unsupported
 SECONDS = 10  # of CPU time
 CLOCK = 30.0  # seconds on the clock
 MEMORY = 1 << 30  # bytes of address space
-LOOK = 0.01  # seconds between two looks at what the code holds
+LOOK = 0.01  # seconds between two looks at what the code holds; twice as long as a look takes, if that is more
 MOST_OUTPUT = 4 * MAX_OUTPUT + READ_BYTES  # bytes after which it is stopped
 USED_UP = "its time or its output was used up"
 FRESH = "note: each call begins anew; names and files of earlier calls are gone"  # some models are told of a notebook
@@ -152,10 +153,11 @@ def _read(process: subprocess.Popen[bytes], place: str, deadline: float) -> tupl
                 stopped = folder.excess(place, process.pid)
                 if stopped:
                     return bytes(output), False, stopped
-                pause = max(LOOK, 5 * (time.monotonic() - now))
+                pause = max(LOOK, 2 * (time.monotonic() - now))
                 look = now + pause
             if not selector.get_map():
-                time.sleep(pause)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(pause)
             elif selector.select(pause):
                 part = os.read(process.stdout.fileno(), READ_BYTES)
                 output += part

@@ -98,6 +98,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "set_robust_list": (273, 99),
     "rseq": (334, 293),
     "sched_yield": (24, 124),
+    "membarrier": (324, 283),
     "sched_getaffinity": (204, 123),
     # signals
     "rt_sigaction": (13, 134),
@@ -198,6 +199,7 @@ CONDITIONS: dict[str, tuple[tuple[Is, ...], ...]] = {
     "madvise": ((Is(2, MADVISE),),),
     "clone": ((Is(0, (CLONE_THREAD,), 0xFFFFFFFF & ~CLONE_FREE),),),
     "sched_getaffinity": ((Is(0, (0,)),),),
+    "membarrier": ((Is(0, (0, 8, 16)),),),  # MEMBARRIER_CMD_(REGISTER_)PRIVATE_EXPEDITED, musl's when libraries are loaded
     "kill": ((Is(0, (SELF,)),),),
     "tgkill": ((Is(0, (SELF,)),),),
     "getpgid": ((Is(0, (0,)),),),
