@@ -39,6 +39,26 @@ for n in range(40):
     kept.append(mmap.mmap(f.fileno(), 4096)); f.close()
     time.sleep(0.1)
 """,
+    "files without a name, on changing descriptors": """
+import threading
+kept = []
+def change():
+    while True:
+        for n in range(len(kept)):
+            other = os.dup(kept[n]); os.close(kept[n]); kept[n] = other
+threading.Thread(target=change, daemon=True).start()
+for n in range(40):
+    f = os.open('f', os.O_RDWR | os.O_CREAT); os.unlink('f'); os.write(f, block); kept.append(f)
+""",
+    "folders that are moved meanwhile": """
+import threading
+os.makedirs('a/b/c'); os.mkdir('z')
+def move():
+    while True:
+        os.rename('a/b', 'z/b'); os.rename('z/b', 'a/b')
+threading.Thread(target=move, daemon=True).start()
+for n in range(40): open(f'g{n}', 'wb').write(block); os.rename(f'g{n}', f'a/g{n}')
+""",
     "lengths": "for n in range(40): open(f'f{n}', 'wb').truncate(1 << 24)",
     "links": "open('f', 'wb').write(block)\nfor n in range(40): os.link('f', f'f{n}')",
     "small files": "for n in range(1100): open(f'f{n}', 'w').close()",

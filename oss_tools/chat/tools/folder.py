@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import stat
+import time
 
 BYTES, ENTRIES, DEPTH = 64 << 20, 1000, 64  # of all files; files, folders and links; folders inside of each other
 FILE_SIZE = 16 << 20  # bytes of one file
@@ -21,29 +23,66 @@ class _Exceeded(Exception):
     """The folder holds more than it may."""
 
 
-def excess(folder: str, process: int = 0) -> str:
-    """The limit that the folder or the process has passed, in words; "" if none.
+class Watch:
+    """Looks at a folder, and at the process that works in it.
 
     What counts is each file's length or its blocks, whichever is more, also of files that have lost their name: those
-    that the process (0: it has ended) has open or mapped are found in `/proc`. Raises OSError if the folder or `/proc` cannot be read.
+    that the process has open or mapped are found in `/proc`. The process is stopped for a look if it may have written
+    more than there is room for, so that it can neither write on nor hide anything meanwhile.
     """
+
+    def __init__(self, folder: str, process: int) -> None:
+        self._folder, self._process = folder, process
+        self._bytes = self._written = 0  # at the last look
+        self._due = 0.0
+
+    def excess(self) -> str:
+        """The limit that has been passed, in words; "" if none. Raises OSError if the folder or `/proc` cannot be read."""
+        if _threads(self._process) > THREADS:
+            return f"it may run {THREADS} threads"
+        written = _written(self._process)
+        if written > WRITTEN:
+            return f"it may write {WRITTEN >> 20} MiB in all"
+        may_be_full = self._bytes + written - self._written > BYTES
+        began = time.monotonic()
+        if not may_be_full and began < self._due:
+            return ""
+        if may_be_full:
+            self._send(signal.SIGSTOP)
+        try:
+            self._written = _written(self._process)
+            self._bytes = _Count(self._folder, _nameless(self._folder, self._process)).bytes
+        except _Exceeded:
+            return HOLDS
+        finally:
+            if may_be_full:
+                self._send(signal.SIGCONT)
+        self._due = began + 3 * (time.monotonic() - began)
+        return ""
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self._process, number)
+
+
+def over(folder: str) -> str:
+    """What `Watch.excess` says of a folder whose process has ended."""
     try:
-        _Count(_nameless(folder, process)).take(folder)
+        _Count(folder)
     except _Exceeded:
         return HOLDS
-    if _written(process) > WRITTEN:
-        return f"it may write {WRITTEN >> 20} MiB in all"
-    return f"it may run {THREADS} threads" if _threads(process) > THREADS else ""
+    return ""
 
 
 class _Count:
-    """Bytes and entries so far."""
+    """Bytes and entries of a folder, and bytes beside it. Raises _Exceeded as soon as they are too many."""
 
-    def __init__(self, size: int) -> None:
-        self.bytes, self.entries = size, 0
+    def __init__(self, folder: str, beside: int = 0) -> None:
+        self.bytes, self.entries = beside, 0
         self._hold()
+        self._take(folder)
 
-    def take(self, name: str, above: int | None = None, depth: int = 0) -> None:
+    def _take(self, name: str, above: int | None = None, depth: int = 0) -> None:
         """Counts a folder. Descriptors are held on the way down: the code may move folders meanwhile."""
         try:
             opened = os.open(name, OPEN, dir_fd=above)
@@ -58,7 +97,7 @@ class _Count:
                 for entry in entries:
                     self.entries += 1
                     if entry.is_dir(follow_symlinks=False):
-                        self.take(entry.name, opened, depth + 1)
+                        self._take(entry.name, opened, depth + 1)
                     else:
                         self.bytes += _size(entry)
                     self._hold()

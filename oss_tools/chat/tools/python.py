@@ -24,7 +24,7 @@ from oss_tools.errors import Unsupported
 SECONDS = 10  # of CPU time
 CLOCK = 30.0  # seconds on the clock
 MEMORY = 1 << 30  # bytes of address space
-LOOK = 0.01  # seconds between two looks at what the code holds; twice as long as a look takes, if that is more
+LOOK = 0.01  # seconds between two looks at what the code holds, at most
 MOST_OUTPUT = 4 * MAX_OUTPUT + READ_BYTES  # bytes after which it is stopped
 USED_UP = "its time or its output was used up"
 FRESH = "note: each call begins anew; names and files of earlier calls are gone"  # some models are told of a notebook
@@ -133,7 +133,7 @@ def _watched(command: list[str], code: str, place: str, clock: float) -> tuple[E
         finally:
             process.kill()
     text = shortened(output.decode("utf-8", "replace").strip())
-    return Ended(process.returncode, text, timed_out), stopped or folder.excess(place)
+    return Ended(process.returncode, text, timed_out), stopped or folder.over(place)
 
 
 def _read(process: subprocess.Popen[bytes], place: str, deadline: float) -> tuple[bytes, bool, str]:
@@ -142,23 +142,19 @@ def _read(process: subprocess.Popen[bytes], place: str, deadline: float) -> tupl
     The process may have closed its output long before it ends.
     """
     assert process.stdout
-    output, look, pause = bytearray(), 0.0, LOOK
+    output, watch = bytearray(), folder.Watch(place, process.pid)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while len(output) < MOST_OUTPUT and (selector.get_map() or process.poll() is None):
-            now = time.monotonic()
-            if now >= deadline:
+            if time.monotonic() >= deadline:
                 return bytes(output), True, ""
-            if now >= look:
-                stopped = folder.excess(place, process.pid)
-                if stopped:
-                    return bytes(output), False, stopped
-                pause = max(LOOK, 2 * (time.monotonic() - now))
-                look = now + pause
+            stopped = watch.excess()
+            if stopped:
+                return bytes(output), False, stopped
             if not selector.get_map():
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(pause)
-            elif selector.select(pause):
+                    process.wait(LOOK)
+            elif selector.select(LOOK):
                 part = os.read(process.stdout.fileno(), READ_BYTES)
                 output += part
                 if not part:
