@@ -5,7 +5,8 @@
 FILTER is a seccomp program in hexadecimal digits (`system_calls`), READABLE are Python's own files and folders (`python`).
 Without root and in this order: limits of CPU time, memory, file size and open files; no capabilities and no new ones;
 Landlock: files are written in the working folder only, and read there and in READABLE; seccomp: no system call but those
-that the filter allows. `folder` says what is measured from outside meanwhile.
+that the filter allows. Memory may be made executable, since extension modules, ctypes and Numba need it: what native code can
+do is bounded by the same rules. `folder` measures from outside meanwhile.
 
 The promises are the same from Landlock's first version on, Linux 5.13. What its older versions cannot guard, seccomp closes:
 
@@ -30,7 +31,7 @@ import struct
 import sys
 import traceback
 
-UNSUPPORTED = 96  # exit status: the system cannot shut the process in; stderr says why
+UNSUPPORTED = 96  # exit status: the system cannot shut the process in; the output says why
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on both machines
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REFER, TRUNCATE, IOCTL_DEV = (1 << bit for bit in (0, 1, 2, 3, 13, 14, 15))
