@@ -94,7 +94,8 @@ def forbid_files(folder: str, readable: list[str]) -> None:
         found = os.stat(name) if os.path.exists(name) else None
         if found and stat.S_ISCHR(found.st_mode) and found.st_rdev == device:
             _grant(ruleset, name, rights)
-    if libc.syscall(LANDLOCK_RESTRICT, ruleset, 0):
+    quiet = 1 if version >= 7 else 0  # LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF: refusals do not fill the system's log
+    if libc.syscall(LANDLOCK_RESTRICT, ruleset, quiet):
         raise Unsupported("Landlock: " + os.strerror(ctypes.get_errno()))
     os.close(ruleset)
 

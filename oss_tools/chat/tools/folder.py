@@ -40,10 +40,7 @@ class Watch:
         """The limit that has been passed, in words; "" if none. Raises OSError if the folder or `/proc` cannot be read."""
         if _threads(self._process) > THREADS:
             return f"it may run {THREADS} threads"
-        written = _written(self._process)
-        if written > WRITTEN:
-            return f"it may write {WRITTEN >> 20} MiB in all"
-        may_be_full = self._bytes + written - self._written > BYTES
+        may_be_full = self._bytes + _written(self._process) - self._written > BYTES
         began = time.monotonic()
         if not may_be_full and began < self._due:
             return ""
@@ -58,7 +55,7 @@ class Watch:
             if may_be_full:
                 self._send(signal.SIGCONT)
         self._due = began + 3 * (time.monotonic() - began)
-        return ""
+        return f"it may write {WRITTEN >> 20} MiB in all" if self._written > WRITTEN else ""
 
     def _send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended
