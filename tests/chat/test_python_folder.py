@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,21 @@ def test_removal_takes_everything_and_nothing_beside_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["kept"]
     assert (kept / "file").read_text() == "stays"
     assert (kept.stat().st_mode & 0o777, (kept / "file").stat().st_nlink) != (0o700, 2)
+
+
+def test_a_process_that_cannot_be_looked_into_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the moment in which a program begins."""
+
+    def closed(place: str, process: int) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folder, "_nameless", closed)
+    watch = folder.Watch(str(tmp_path), 0)
+    assert watch.excess() == ""
+    with pytest.raises(PermissionError):
+        for _ in range(1000):
+            time.sleep(0.001)
+            watch.excess()
 
 
 def test_what_cannot_be_removed_is_said(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ BYTES, ENTRIES, DEPTH = 64 << 20, 1000, 64  # of all files; files, folders and l
 FILE_SIZE = 16 << 20  # bytes of one file
 WRITTEN = 4 * BYTES  # of all write calls together, however often a file is written anew
 THREADS = 256
+BLIND = 5  # looks
 HOLDS = f"its folder may hold {BYTES >> 20} MiB and {ENTRIES:,} files and folders, {DEPTH} deep"
 OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PASSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what a name that the code has just removed or replaced gives
@@ -35,6 +36,7 @@ class Watch:
         self._folder, self._process = folder, process
         self._bytes = self._written = 0  # at the last look
         self._due = 0.0
+        self._blind = 0  # looks at which `/proc` was closed
 
     def excess(self) -> str:
         """The limit that has been passed, in words; "" if none. Raises OSError if the folder or `/proc` cannot be read."""
@@ -48,7 +50,7 @@ class Watch:
             self._send(signal.SIGSTOP)
         try:
             self._written = _written(self._process)
-            self._bytes = _Count(self._folder, _nameless(self._folder, self._process)).bytes
+            self._bytes = _Count(self._folder, self._nameless()).bytes
         except _Exceeded:
             return HOLDS
         finally:
@@ -56,6 +58,17 @@ class Watch:
                 self._send(signal.SIGCONT)
         self._due = began + 3 * (time.monotonic() - began)
         return f"it may write {WRITTEN >> 20} MiB in all" if self._written > WRITTEN else ""
+
+    def _nameless(self) -> int:
+        try:
+            return _nameless(self._folder, self._process)
+        except (
+            PermissionError
+        ):  # so it is for a moment when a program begins whose parent has changed its user, PR_SET_DUMPABLE in prctl(2)
+            self._blind += 1
+            if self._blind > BLIND:
+                raise
+            return 0
 
     def _send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended
