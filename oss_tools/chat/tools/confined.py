@@ -1,8 +1,9 @@
 """Runs Python code, given on stdin, in a process that has shut itself in first. Started as a script, not imported.
 
-    python -I -B confined.py SECONDS MEMORY FILE_SIZE FILTER READABLE...
+    python -I -B confined.py PARENT SECONDS MEMORY FILE_SIZE FILTER READABLE...
 
-FILTER is a seccomp program in hexadecimal digits (`system_calls`), READABLE are Python's own files and folders (`python`).
+PARENT is the number of the process that waits for this one, FILTER a seccomp program in hexadecimal digits
+(`system_calls`), READABLE are Python's own files and folders (`python`).
 Without root and in this order: limits of CPU time, memory, file size and open files; no capabilities and no new ones;
 Landlock: files are written in the working folder only, and read there and in READABLE; seccomp: no system call but those
 that the filter allows. Memory may be made executable, since extension modules, ctypes and Numba need it: what native code can
@@ -61,12 +62,14 @@ def limit(seconds: int, memory: int, file_size: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def drop_privileges() -> None:
+def drop_privileges(parent: int) -> None:
     """No capabilities (root has all), none through other programs; and the end of the parent is the end of this one."""
     header, none = struct.pack("=II", 0x20080522, 0), bytes(24)
     if libc.capset(header, none):
         raise Unsupported("capset: " + os.strerror(ctypes.get_errno()))
     _prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    if os.getppid() != parent:
+        raise Unsupported("the parent has ended")
     _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
 
 
@@ -142,15 +145,15 @@ def run(source: str) -> int:
 
 
 def main() -> int:
-    seconds, memory, file_size = map(int, sys.argv[1:4])
-    program, readable = bytes.fromhex(sys.argv[4]), sys.argv[5:]
+    parent, seconds, memory, file_size = map(int, sys.argv[1:5])
+    program, readable = bytes.fromhex(sys.argv[5]), sys.argv[6:]
     source = sys.stdin.buffer.read().decode("utf-8", "replace")
     try:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)  # what came in is a file outside of the folder
         os.close(nothing)
         limit(seconds, memory, file_size)
-        drop_privileges()
+        drop_privileges(parent)
         forbid_files(os.getcwd(), readable)
         forbid_system_calls(program)
     except (Unsupported, OSError, ValueError) as error:

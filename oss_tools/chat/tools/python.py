@@ -78,8 +78,8 @@ class PythonTool(Tool):
 
     def _run(self, code: str) -> tuple[Ended, str]:
         """How the code ended, and the limit that what it held has passed; "" if none. Raises ToolError."""
-        limits = map(str, (self._seconds, self._memory, folder.FILE_SIZE))
-        command = [sys.executable, "-I", "-B", confined.__file__, *limits, self._filter, *self._readable]
+        numbers = map(str, (os.getpid(), self._seconds, self._memory, folder.FILE_SIZE))
+        command = [sys.executable, "-I", "-B", confined.__file__, *numbers, self._filter, *self._readable]
         try:
             place = os.path.realpath(tempfile.mkdtemp(prefix="oss-tools-python-"))
             try:
