@@ -1,12 +1,24 @@
 """Runs Python code, given on stdin, in a process that has shut itself in first. Started as a script, not imported.
 
-Without root and in this order: limits of CPU time, memory, file size and open files; no capabilities and no new ones;
-Landlock: files can be written in the working folder only; seccomp: no sockets, no other programs or processes, no
-signals or debugging of other processes, no changes to permissions and owners. What it may still do: read every file
-that the user may read, compute, start threads, write into its folder up to the file size limit.
+    python -I -B confined.py PARENT SECONDS MEMORY FILE_SIZE FILTER READABLE...
 
-Landlock: https://docs.kernel.org/userspace-api/landlock.html; seccomp: seccomp(2); numbers of system calls from Linux's
-`arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
+PARENT is the number of the process that waits for this one, FILTER a seccomp program in hexadecimal digits
+(`system_calls`), READABLE are Python's own files and folders (`python`).
+Without root and in this order: limits of CPU time, memory, file size and open files; no capabilities and no new ones;
+Landlock: files are written in the working folder only, and read there and in READABLE; seccomp: no system call but those
+that the filter allows. Memory may be made executable, since extension modules, ctypes and Numba need it: what native code can
+do is bounded by the same rules. `folder` measures from outside meanwhile.
+
+The promises are the same from Landlock's first version on, Linux 5.13. What its older versions cannot guard, seccomp closes:
+
+    ABI 1        (5.13)  files cannot be moved or linked between folders at all, not even within the working folder
+    ABI 1, 2     (6.1)   emptying files: no truncate; no open that truncates without asking to write
+    ABI 1 to 4   (6.9)   ioctl of devices: few commands, and no devices but /dev/null and /dev/urandom
+    ABI 1 to 5   (6.11)  signals and abstract sockets: no signal to others in any way (kill, descriptors' owners); no such sockets
+
+Where the kernel has no Landlock or no seccomp, the process says so and ends with UNSUPPORTED; the code does not run.
+
+Landlock: https://docs.kernel.org/userspace-api/landlock.html; seccomp: seccomp(2).
 """
 
 from __future__ import annotations
@@ -14,77 +26,22 @@ from __future__ import annotations
 import ast
 import ctypes
 import os
-import platform
 import resource
+import stat
 import struct
 import sys
 import traceback
 
-UNSUPPORTED = 96  # exit status: the system cannot shut the process in; stderr says why
-
-# System call -> its number on x86-64 and on 64-bit Arm (None: there is none)
-SYSTEM_CALLS: dict[str, tuple[int | None, int | None]] = {
-    "socket": (41, 198),
-    "io_uring_setup": (425, 425),
-    "fork": (57, None),
-    "vfork": (58, None),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_open": (434, 434),
-    "pidfd_send_signal": (424, 424),
-    "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "prlimit64": (302, 261),
-    "setpriority": (141, 140),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "chmod": (90, None),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "fchown": (93, 55),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "removexattr": (197, 14),
-    "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-}
-MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
-ONLY_ITSELF = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")  # allowed with the process's own number
-CLONE_THREAD = 0x10000
-EPERM, ENOSYS = 1, 38
+UNSUPPORTED = 96  # exit status: the system cannot shut the process in; the output says why
 
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on both machines
-WRITE_FILE, TRUNCATE, IOCTL_DEV = 1 << 1, 1 << 14, 1 << 15
-MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 14))  # remove and make of every kind of file, linking between folders
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REFER, TRUNCATE, IOCTL_DEV = (1 << bit for bit in (0, 1, 2, 3, 13, 14, 15))
+REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))  # every kind of file
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM = (1 << bit for bit in (4, 5, 7, 8, 12))
+OWN_FOLDER = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
+DEVICES = ((os.devnull, os.makedev(1, 3), READ_FILE | WRITE_FILE), ("/dev/urandom", os.makedev(1, 9), READ_FILE))
 SCOPES = 0b11  # abstract sockets, signals
+SELF = b"self"  # in the filter: this process's number
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -105,73 +62,60 @@ def limit(seconds: int, memory: int, file_size: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def drop_privileges() -> None:
+def drop_privileges(parent: int) -> None:
     """No capabilities (root has all), none through other programs; and the end of the parent is the end of this one."""
     header, none = struct.pack("=II", 0x20080522, 0), bytes(24)
     if libc.capset(header, none):
         raise Unsupported("capset: " + os.strerror(ctypes.get_errno()))
     _prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    if os.getppid() != parent:
+        raise Unsupported("the parent has ended")
     _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
 
 
-def forbid_writing(folder: str) -> None:
-    """Landlock: no file is written, made or removed outside of `folder`."""
+def forbid_files(folder: str, readable: list[str]) -> None:
+    """Landlock: files are written, made and removed in `folder` only, and read there and in `readable` only."""
     version = libc.syscall(LANDLOCK_CREATE, None, 0, 1)
     if version < 1:
         raise Unsupported("Landlock: " + os.strerror(ctypes.get_errno()))
-    handled = WRITE_FILE | MAKE_AND_REMOVE
-    handled &= ~(1 << 13) if version < 2 else -1
-    handled |= (TRUNCATE if version >= 3 else 0) | (IOCTL_DEV if version >= 5 else 0)
+    handled = EXECUTE | WRITE_FILE | READ_FILE | READ_DIR | REMOVE_AND_MAKE
+    handled |= (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0) | (IOCTL_DEV if version >= 5 else 0)
     network = 0b11 if version >= 4 else 0  # bind and connect TCP
     rules = struct.pack("=QQQ", handled, network, SCOPES if version >= 6 else 0)[
         : 8 if version < 4 else 16 if version < 6 else 24
     ]
     ruleset = libc.syscall(LANDLOCK_CREATE, rules, len(rules), 0)
-    opened = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    beneath = struct.pack("=Qi", handled & ~IOCTL_DEV, opened)
-    if ruleset < 0 or libc.syscall(LANDLOCK_ADD, ruleset, 1, beneath, 0) or libc.syscall(LANDLOCK_RESTRICT, ruleset, 0):
+    if ruleset < 0:
+        raise Unsupported("Landlock: " + os.strerror(ctypes.get_errno()))
+    _grant(ruleset, folder, OWN_FOLDER & handled)
+    for name in readable:
+        if os.path.isdir(name):
+            _grant(ruleset, name, READ_FILE | READ_DIR)
+        elif os.path.isfile(name):
+            _grant(ruleset, name, READ_FILE)
+    for name, device, rights in DEVICES:
+        found = os.stat(name) if os.path.exists(name) else None
+        if found and stat.S_ISCHR(found.st_mode) and found.st_rdev == device:
+            _grant(ruleset, name, rights)
+    quiet = 1 if version >= 7 else 0  # LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF: refusals do not fill the system's log
+    if libc.syscall(LANDLOCK_RESTRICT, ruleset, quiet):
         raise Unsupported("Landlock: " + os.strerror(ctypes.get_errno()))
     os.close(ruleset)
+
+
+def _grant(ruleset: int, name: str, rights: int) -> None:
+    opened = os.open(name, os.O_PATH | os.O_CLOEXEC)
+    if libc.syscall(LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", rights, opened), 0):
+        raise Unsupported(f"Landlock: {name}: {os.strerror(ctypes.get_errno())}")
     os.close(opened)
 
 
-def forbid_system_calls() -> None:
-    """seccomp: the calls of the table fail with EPERM; any other machine's calls end the process."""
-    column, machine = MACHINES[platform.machine()]
-    numbers = {name: number for name, row in SYSTEM_CALLS.items() if (number := row[column]) is not None}
-    program = b"".join(_filter(machine, numbers))
+def forbid_system_calls(program: bytes) -> None:
+    """seccomp: only what the filter allows."""
+    program = program.replace(SELF, struct.pack("=I", os.getpid()))
     loaded = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(loaded))
     _prctl(22, 2, ctypes.c_char_p(header))  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-
-
-def _filter(machine: int, numbers: dict[str, int]) -> list[bytes]:
-    """A classic BPF program over struct seccomp_data: number at 0, machine at 4, arguments from 16 on, 8 bytes each."""
-    load, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, kill, fail = 0x7FFF0000, 0x80000000, 0x00050000
-
-    def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, yes, no, value)
-
-    program = [
-        step(load, 4),
-        step(equal, machine, 1, 0),
-        step(end, kill),
-        step(load, 0),
-        step(at_least, 0x40000000, 0, 1),  # x86-64's second table of numbers
-        step(end, kill),
-    ]
-    for name, number in numbers.items():
-        if name == "clone":  # threads only
-            body = [step(load, 16), step(any_bit, CLONE_THREAD, 1, 0), step(end, fail | EPERM), step(end, allow)]
-        elif name in ONLY_ITSELF:
-            body = [step(load, 16), step(equal, os.getpid(), 1, 0), step(end, fail | EPERM), step(end, allow)]
-        elif name == "prlimit64":  # of this process, which may be written as 0
-            body = [step(load, 16), step(equal, 0, 1, 0), step(end, fail | EPERM), step(end, allow)]
-        else:
-            body = [step(end, fail | (ENOSYS if name == "clone3" else EPERM))]  # without clone3, libc uses clone
-        program += [step(equal, number, 0, len(body)), *body]
-    return [*program, step(end, allow)]
 
 
 def _prctl(option: int, value: int, pointer: ctypes.c_char_p | int = 0) -> None:
@@ -201,15 +145,17 @@ def run(source: str) -> int:
 
 
 def main() -> int:
-    seconds, memory, file_size = map(int, sys.argv[1:4])
+    parent, seconds, memory, file_size = map(int, sys.argv[1:5])
+    program, readable = bytes.fromhex(sys.argv[5]), sys.argv[6:]
     source = sys.stdin.buffer.read().decode("utf-8", "replace")
     try:
-        if platform.system() != "Linux" or platform.machine() not in MACHINES:
-            raise Unsupported(f"{platform.system()} on {platform.machine()}")
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)  # what came in is a file outside of the folder
+        os.close(nothing)
         limit(seconds, memory, file_size)
-        drop_privileges()
-        forbid_writing(os.getcwd())
-        forbid_system_calls()
+        drop_privileges(parent)
+        forbid_files(os.getcwd(), readable)
+        forbid_system_calls(program)
     except (Unsupported, OSError, ValueError) as error:
         print(error)
         return UNSUPPORTED
