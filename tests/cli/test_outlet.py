@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,9 @@ from oss_tools.resources import resource
 from tests.checkpoints.small_models import rename_tensors
 from tests.cli.terminals import HOSTILE, ROOT, TITLE, obeyed, on_terminal
 from tests.download.hub_server import Fault, Hub, serving
+from tests.harness.healthbench_examples import example, write_examples
+from tests.harness.scripted_grader import ScriptedGrader
+from tests.harness.scripted_grader import serving as grading
 
 SHOWN = "\\x1b]0;TAKEN\\x07"  # how TITLE must look
 IN_JSON = "\\u001b]0;TAKEN\\u0007"
@@ -251,6 +255,37 @@ def test_what_a_hub_says(status: int, hub: tuple[Hub, dict[str, str]], tmp_path:
     assert found in (2, 3), shown
     assert obeyed(shown) == ""
     assert len(shown.splitlines()) == 1
+
+
+# ---- a grader, and tools --------------------------------------------------------------------------------------------
+
+
+class RudeGrader(ScriptedGrader):
+    """Refuses each request in hostile words."""
+
+    def _act(self, handler: Any, action: Any, body: dict[str, Any]) -> None:
+        self._send(handler, 403, {"error": {"message": f"{HOSTILE}\noss-tools: all is well"}}, {"X-Error-Message": TITLE})
+
+
+def test_what_a_grader_says(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    write_examples(tmp_path, [example(0, [("polite", 2, ["axis:accuracy"])])])
+    with grading(RudeGrader()) as server:
+        asked = ("--task", "healthbench", "--data", tmp_path, "--max-tokens", 200, "--quiet")
+        harmless("eval", "tiny", *asked, "--grader-url", server.url, "--grader-model", HOSTILE, status=2, lines=1)
+
+
+def test_what_a_tool_says(tmp_path: Path) -> None:
+    tool = {
+        "name": "calculator",
+        "description": "Evaluates an arithmetic expression.",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}},
+        "command": ["printf", "%b", "\\033]0;TAKEN\\007\\0302\\0233J"],  # C1 as UTF-8
+    }
+    file = tmp_path / "tools.yaml"
+    file.write_text(json.dumps({"tools": [tool]}))
+    shown = harmless("chat", "tiny", "--tools", file, given=f"{QUESTION}\n")
+    assert "\\x9bJ" in shown
 
 
 # ---- templates and models -------------------------------------------------------------------------------------------
