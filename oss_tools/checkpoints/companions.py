@@ -90,7 +90,7 @@ def _front_matter(card: str) -> dict[str, Any]:
 
     found = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
     try:
-        facts = yaml.load(found[1], Loader=yaml.BaseLoader) if found else {}
+        facts = yaml.load(found[1], Loader=yaml.BaseLoader) if found else {}  # noqa: S506 (makes strings, lists, mappings)
     except (yaml.YAMLError, RecursionError, ValueError):  # a card is free text: facts in it are a bonus
         facts = {}
     return facts if isinstance(facts, dict) else {}
