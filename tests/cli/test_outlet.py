@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from oss_tools.cli._outlet import Outlet, behind
+from oss_tools.escapes import visible
 from oss_tools.resources import resource
 from tests.checkpoints.small_models import rename_tensors
 from tests.cli.terminals import HOSTILE, ROOT, TITLE, obeyed, on_terminal
@@ -346,6 +347,38 @@ def test_a_file_gets_the_model_s_very_text(tmp_path: Path) -> None:
     assert text in written
     asked = json.loads(subprocess.check_output([*command, "--raw", "--json"], env=os.environ | {"PYTHONPATH": str(ROOT)}))
     assert written == asked["text"] + "\n"
+
+
+# ---- what is written to be opened -----------------------------------------------------------------------------------
+
+
+def test_pages_show_what_a_record_holds(tmp_path: Path) -> None:
+    raw = json.loads((ROOT / "tests" / "report" / "sample-comparison.json").read_text(encoding="utf-8"))
+    raw["model"] = f"model {HOSTILE}"
+    raw["environment"]["machine"]["cpu"] = HOSTILE
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps(raw))
+    files = [tmp_path / name for name in ("page.html", "page.md", "gate.xml")]
+    shown = harmless(
+        "report", record, "--gate", "default", "--html", files[0], "--markdown", files[1], "--junit", files[2], status=1
+    )
+    assert shown
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert visible(text) == text, file.name
+        assert "TAKEN" in text, file.name
+    for option in ("--html", "--markdown", "--junit"):
+        harmless("report", record, option, "-", says="TAKEN")
+
+
+def test_records_of_a_model_with_a_hostile_name_that_says_hostile_words(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    folder = copied(tmp_path / f"x{HOSTILE}", change=says(HOSTILE))
+    harmless("eval", folder, "--task", "math_smoke", "--limit", 1, "--output", tmp_path / "out", "--quiet")
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    assert all(visible(text) == text for text in texts)
+    assert sum(IN_JSON in text for text in texts) >= 2, "the record, and the answers"
 
 
 # ---- bars -----------------------------------------------------------------------------------------------------------
