@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
+from oss_tools.escapes import json_text
 
 MAX_NAME = 255  # bytes of a file's name
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
@@ -143,12 +144,8 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def json_bytes(content: Any) -> bytes:
-    """JSON as Hugging Face writes it: indented by two, UTF-8, a newline at the end."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    try:
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can express
-        return json.dumps(content, indent=2).encode() + b"\n"
+    """JSON as Hugging Face writes it: indented by two, UTF-8, a newline at the end; what a terminal would obey as escapes."""
+    return json_text(content, indent=2).encode() + b"\n"
 
 
 def write_file(path: Path, data: bytes) -> None:

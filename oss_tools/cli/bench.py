@@ -17,6 +17,7 @@ import typer
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import print_json, print_table, remark, remark_reading
+from oss_tools.escapes import in_a_line
 
 EXAMPLES = """
 oss-tools bench model.gguf
@@ -131,7 +132,7 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
     else:
         print_table(rows, headers, right=range(3, len(headers)))
     print()
-    print("\n".join([*notes, f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores"]))
+    print("\n".join([*map(in_a_line, notes), f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores"]))
 
 
 def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ outside of its own folder (Linux); a YAML file that declares commands, which run
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from oss_tools.cli._chat import EFFORTS, Figures, Reasoning, Screen, Speaker, fi
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
+from oss_tools.escapes import json_text
 
 if TYPE_CHECKING:
     from oss_tools.chat.chat_template import ChatTemplate
@@ -256,9 +256,9 @@ class Chat:
         if not name:
             remark("/save needs the name of a file")
             return
-        content = json.dumps(asdict(self.conversation), indent=2, ensure_ascii=False) + "\n"
+        content = json_text(asdict(self.conversation), indent=2) + "\n"
         try:
-            with Path(name).expanduser().open("x", encoding="utf-8", errors="replace") as file:
+            with Path(name).expanduser().open("x", encoding="utf-8") as file:
                 file.write(content)
         except OSError as error:
             remark(f"{name}: {(error.strerror or str(error)).lower()}; nothing is saved")

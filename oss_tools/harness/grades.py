@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from oss_tools.escapes import json_text
 from oss_tools.harness.nearly_json import Unreadable, read_value
 
 MET, WHY = "criteria_met", "explanation"
@@ -63,7 +64,7 @@ class GradeCache:
         return self._known.get(key)
 
     def add(self, key: str, grade: Grade, model: str) -> None:
-        line = json.dumps({"key": key, "model": model, **asdict(grade)}, ensure_ascii=False)
+        line = json_text({"key": key, "model": model, **asdict(grade)})
         with self._lock:
             self._known[key] = grade
             if self._stream is not None:

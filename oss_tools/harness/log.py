@@ -12,6 +12,7 @@ import numpy as np
 
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRecipe
+from oss_tools.escapes import json_text
 
 
 def request_key(kind: str, tokens: Sequence[int], **settings: Any) -> str:
@@ -82,7 +83,7 @@ class AnswerLog:
         """Keeps an answer; it is in the file when this returns."""
         self._known[key] = {"key": key, **row}
         if self._stream is not None:
-            self._stream.write(json.dumps(self._known[key], ensure_ascii=False) + "\n")
+            self._stream.write(json_text(self._known[key]) + "\n")
             self._stream.flush()
 
     def close(self) -> None:

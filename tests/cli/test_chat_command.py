@@ -13,10 +13,11 @@ import pytest
 
 from oss_tools.chat.tools.choice import open_tools
 from oss_tools.cli import generate
-from oss_tools.cli._chat import Figures, Screen, Speaker, visible
+from oss_tools.cli._chat import Figures, Screen, Speaker
 from oss_tools.cli._options import model_path
 from oss_tools.cli.chat import Chat
 from oss_tools.errors import BadRequest, BadSource
+from oss_tools.escapes import visible
 from tests.chat.conversations import harmony_template
 from tests.interop.peers import smollm2
 
