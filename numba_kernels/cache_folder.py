@@ -51,7 +51,7 @@ def private_folder(root: Path, *names: str) -> Path | None:
 
 def fresh_folder() -> Path:
     """A new private folder under a name that nobody can guess, in a temporary folder. This process removes it at its end."""
-    places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # each is looked at
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108 (each is looked at, and the name is random)
     safe = (place for place in places if os.path.isdir(place) and all(map(_leads_safely, _ways(Path(place)))))
     folder, maker = Path(tempfile.mkdtemp(prefix="kernels-", dir=next(safe, places[0]))), os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == maker else None)

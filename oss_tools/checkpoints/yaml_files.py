@@ -157,4 +157,5 @@ def _no_key_twice(node: yaml.Node) -> None:
 
 
 def _problem(where: yaml.Event | yaml.Node, what: str) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, what, where.start_mark)
+    mark: Any = where.start_mark
+    return yaml.constructor.ConstructorError(None, None, what, mark)

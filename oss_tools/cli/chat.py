@@ -252,13 +252,15 @@ class Chat:
         remark(f"reasoning is {self.conversation.effort}; /reasoning {'|'.join(EFFORTS)} changes it")
 
     def _save(self, name: str) -> None:
-        """Writes the conversation to a new file; one that exists is left alone."""
+        """Writes the conversation to a new file, which is the user's alone; one that exists is left alone."""
         if not name:
             remark("/save needs the name of a file")
             return
+        from oss_tools.checkpoints.files import PRIVATE, opener
+
         content = json_text(asdict(self.conversation), indent=2) + "\n"
         try:
-            with Path(name).expanduser().open("x", encoding="utf-8") as file:
+            with open(Path(name).expanduser(), "x", encoding="utf-8", opener=opener(PRIVATE)) as file:
                 file.write(content)
         except OSError as error:
             remark(f"{name}: {(error.strerror or str(error)).lower()}; nothing is saved")

@@ -67,7 +67,7 @@ class Parts:
         """Keeps a result; the part as it will be found."""
         file = self.folder / f"{self.key(kind, about)}.json"
         text = json_text({"about": dict(about), "seconds": seconds, "result": result}, allow_nan=False)
-        replace_file(file, text + "\n")
+        replace_file(file, text + "\n", private=True)
         return json.loads(text)
 
     def drop(self, kind: str, about: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from oss_tools.checkpoints.files import PRIVATE, opener
 from oss_tools.escapes import json_text
 from oss_tools.harness.nearly_json import Unreadable, read_value
 
@@ -42,7 +43,7 @@ class GradeCache:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         torn = file.exists() and self._read(file)
-        self._stream = file.open("a", encoding="utf-8")
+        self._stream = open(file, "a", encoding="utf-8", opener=opener(PRIVATE))  # noqa: SIM115 (`close` closes it)
         if torn:
             self._stream.write("\n")
 

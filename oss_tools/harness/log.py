@@ -40,7 +40,7 @@ class AnswerLog:
             self._take_up(file, header)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, json.dumps(header) + "\n")
+            replace_file(file, json.dumps(header) + "\n", private=True)
         self._stream = file.open("a", encoding="utf-8")
 
     def _take_up(self, file: Path, about: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class AnswerLog:
                     self._known[str(row.get("key"))] = row
                 good += len(line)
         if not good:
-            replace_file(file, json.dumps(about) + "\n")
+            replace_file(file, json.dumps(about) + "\n", private=True)
             return
         with file.open("rb+") as stream:
             stream.truncate(good)

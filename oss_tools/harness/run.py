@@ -210,7 +210,7 @@ def _write_samples(file: Path, samples: Sequence[dict[str, Any]]) -> None:
         row["prompts"] = [arguments[0] for arguments in sample["arguments"]]
         row["answers"] = [_answer_row(answer) for answer in answers]
         lines.append(json_text(row, default=str) + "\n")
-    replace_file(file, "".join(lines))
+    replace_file(file, "".join(lines), private=True)
 
 
 def _answer_row(answer: Any) -> Any:

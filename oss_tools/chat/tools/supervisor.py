@@ -82,7 +82,7 @@ def start(command: list[str]) -> int:
             os.setsid()
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # as Python has it
                 signal.signal(ignored, signal.SIG_DFL)
-            os.execvp(command[0], command)
+            os.execvp(command[0], command)  # noqa: S606 (its purpose; without a shell)
         except OSError as error:
             os.write(write, str(error.errno).encode())
         finally:
