@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from numba_kernels.cache_folder import fresh_folder, private_folder, user_cache
 
 
 def _cache_folder() -> Path:
     """Where compiled kernels are kept: in the user's cache, since the package's own folder may be read-only.
 
     One folder for each version of Numba and of the kernels: Numba compiles a kernel anew when its own file changes, but not
-    when a file does from which it takes helpers in.
+    when a file does from which it takes helpers in. Where somebody else could write in it, kernels are compiled for this
+    process alone, since loading one that somebody else has written would run his code.
     """
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home folder, as in some containers
-        home = Path(tempfile.gettempdir()) / f"oss-tools-{os.getuid()}"
-    if sys.platform == "darwin":
-        root = home / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     try:
         numba_version = version("numba")
     except PackageNotFoundError:
@@ -31,8 +24,11 @@ def _cache_folder() -> Path:
     sources = hashlib.sha256()
     for file in sorted((Path(__file__).parent / "codec").glob("*.py")):
         sources.update(file.read_bytes())
-    return root / "oss-tools" / f"numba-{numba_version}-{sources.hexdigest()[:12]}"
+    root, name = user_cache(), f"numba-{numba_version}-{sources.hexdigest()[:12]}"
+    kept = private_folder(root, "oss-tools", name) if root else None
+    return kept or fresh_folder()
 
 
-# Numba reads this once, when it is imported.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache_folder()))
+# Numba reads this once, when it is imported. Whoever sets it answers for the folder.
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder())

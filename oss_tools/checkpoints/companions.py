@@ -86,12 +86,12 @@ def _general(folder: Path, card: bytes) -> dict[str, Any]:
 
 def _front_matter(card: str) -> dict[str, Any]:
     """The YAML between the two `---` lines that begin a model card; {} if there is none that can be read."""
-    import yaml
+    from oss_tools.checkpoints.yaml_files import parse_yaml
 
     found = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", card, re.DOTALL)
     try:
-        facts = yaml.load(found[1], Loader=yaml.BaseLoader) if found else {}
-    except (yaml.YAMLError, RecursionError, ValueError):  # a card is free text: facts in it are a bonus
+        facts = parse_yaml(found[1], texts_only=True) if found else {}
+    except ValueError:  # a card is free text: facts in it are a bonus
         facts = {}
     return facts if isinstance(facts, dict) else {}
 

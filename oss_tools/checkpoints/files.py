@@ -9,15 +9,17 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
+from oss_tools.escapes import json_text
 
 MAX_NAME = 255  # bytes of a file's name
+PRIVATE = 0o600  # the mode of files that hold conversations
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 
 
@@ -144,25 +146,27 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def json_bytes(content: Any) -> bytes:
-    """JSON as Hugging Face writes it: indented by two, UTF-8, a newline at the end."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    try:
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can express
-        return json.dumps(content, indent=2).encode() + b"\n"
+    """JSON as Hugging Face writes it: indented by two, UTF-8, a newline at the end; what a terminal would obey as escapes."""
+    return json_text(content, indent=2).encode() + b"\n"
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a small file and flushes it to disk. Raises NoRoom."""
-    with full_disk_is_no_room(path), path.open("wb") as file:
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Writes a small file and flushes it to disk. `mode`: of a new one, less the user's mask. Raises NoRoom."""
+    with full_disk_is_no_room(path), open(path, "wb", opener=opener(mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
+def opener(mode: int) -> Callable[[str, int], int]:
+    """For `open`: a new file has this mode, less the user's mask."""
+    return lambda name, flags: os.open(name, flags, mode)
+
+
+def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Writes a file under another name beside it, flushes it and renames it: the old one stays until the new one is whole.
 
+    `private`: whether a new file is the user's alone (mode 0600); an old one's mode stays.
     Half a surrogate pair in text becomes an escape. What is no regular file (a pipe, `/dev/stdout`) is written to directly; a
     symbolic link stays, and the file that it names is replaced. Raises NoRoom, and BadRequest where no file can be made.
     """
@@ -178,7 +182,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
     fresh = target.with_name(f".oss-tools-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with full_disk_is_no_room(path):
-            write_file(fresh, data)
+            write_file(fresh, data, PRIVATE if private or target.exists() else 0o666)
             if target.exists():
                 fresh.chmod(stat.S_IMODE(target.stat().st_mode))
             os.replace(fresh, target)

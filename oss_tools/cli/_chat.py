@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from oss_tools.cli._outlet import say, whisper
+
 if TYPE_CHECKING:
     from oss_tools.chat.completion import Delta
     from oss_tools.engine.engine import Engine
     from oss_tools.engine.sampling import Sampling
 
 EFFORTS = ("low", "medium", "high")
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def effort(text: str) -> str:
@@ -28,11 +29,6 @@ def effort(text: str) -> str:
 Reasoning = Annotated[
     str, typer.Option("--reasoning", parser=effort, metavar="EFFORT", help="How much to reason: low, medium or high.")
 ]
-
-
-def visible(text: str) -> str:
-    """The text without control characters, which a terminal would obey; line ends and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 class Screen:
@@ -59,10 +55,7 @@ class Screen:
         if self._open is not stream:
             self.end_line()
             self._open = stream
-        if stream.isatty():
-            text = visible(text)
-            text = f"{DIM}{text}{PLAIN}" if stream is sys.stderr else text
-        print(text, end="", file=stream, flush=True)
+        say(text) if stream is sys.stdout else whisper(text)
 
     def end_line(self) -> None:
         """Ends a line that has been begun, so that what follows has one of its own."""

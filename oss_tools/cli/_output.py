@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any
 
+from oss_tools.escapes import in_a_line, json_text, one_line
 from oss_tools.sizes import format_size
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ COMPILING_PATIENCE = 1.0  # seconds before compiling is worth a word
 
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object to stdout."""
-    print(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_text(record, indent=2, allow_nan=False))
 
 
 def print_table(
@@ -34,7 +34,8 @@ def print_table(
     align = ["right" if column in right else "left" for column in range(len(headers))]
     if title:
         print(f"\n{title}")
-    print(tabulate(rows, headers=headers, colalign=align if rows else None, disable_numparse=True))
+    cells = [[in_a_line(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    print(tabulate(cells, headers=headers, colalign=align if rows else None, disable_numparse=True))
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -42,12 +43,12 @@ def print_facts(facts: dict[str, Any]) -> None:
     shown = {name: value for name, value in facts.items() if value not in (None, "")}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {in_a_line(str(value))}")
 
 
 def remark(text: str) -> None:
     """A line to stderr."""
-    print(f"oss-tools: {text}", file=sys.stderr)
+    print(f"oss-tools: {one_line(text)}", file=sys.stderr)
 
 
 def remark_reading(*read: Checkpoint | Metadata) -> None:
@@ -74,11 +75,11 @@ def progress(totals: dict[str, int], *, quiet: bool = False) -> Iterator[Callabl
 
 @contextmanager
 def _bars(totals: dict[str, int]) -> Iterator[Callable[[str, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, console=Console(stderr=True))
+    from oss_tools.cli._bars import Bars, Name
+
+    bars = Bars(Name(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     tasks = {stage: bars.add_task(stage, total=total, start=False) for stage, total in totals.items()}
 
     def advance(stage: str, nbytes: int) -> None:
@@ -106,7 +107,10 @@ def _lines(totals: dict[str, int]) -> Callable[[str, int], None]:
             last = now
             rate, total = done[stage] / (now - start), totals[stage]
             share = f"{100 * done[stage] // max(total, 1)} % of {format_size(total)}"
-            print(f"{stage}: {share}, {format_size(rate)}/s, {(total - done[stage]) / rate:.0f} s left", file=sys.stderr)
+            print(
+                f"{in_a_line(stage)}: {share}, {format_size(rate)}/s, {(total - done[stage]) / rate:.0f} s left",
+                file=sys.stderr,
+            )
 
     return advance
 
@@ -128,17 +132,11 @@ def counted(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]
 
 @contextmanager
 def _count_bars() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    from oss_tools.cli._bars import Bars, Name
+
+    with Bars(Name(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bars:
         tasks: dict[str, Any] = {}
 
         def report(name: str, done: int, total: int) -> None:
@@ -156,7 +154,7 @@ def _count_lines() -> Callable[[str, int, int], None]:
         nonlocal last
         if time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
-            print(f"{name}: {done} of {total}", file=sys.stderr)
+            print(f"{in_a_line(name)}: {done} of {total}", file=sys.stderr)
 
     return report
 
@@ -209,20 +207,12 @@ class Compiling:
             self._shown = True
             remark("compiling kernels for this machine, which is done once")
             if sys.stderr.isatty():
-                from rich.console import Console
-                from rich.progress import (
-                    BarColumn,
-                    MofNCompleteColumn,
-                    Progress,
-                    SpinnerColumn,
-                    TextColumn,
-                    TimeElapsedColumn,
-                )
+                from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+                from oss_tools.cli._bars import Bars, Name
 
                 columns = (SpinnerColumn(), TextColumn("compile"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-                self._bar = Progress(
-                    *columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-                )
+                self._bar = Bars(*columns, Name(), transient=True)
                 self._bar.add_task("")
                 self._update()
                 self._bar.start()

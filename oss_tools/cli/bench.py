@@ -17,6 +17,7 @@ import typer
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import print_json, print_table, remark, remark_reading
+from oss_tools.escapes import in_a_line
 
 EXAMPLES = """
 oss-tools bench model.gguf
@@ -127,11 +128,15 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
     if markdown:
         from tabulate import tabulate
 
-        print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
+        from oss_tools.report.markdown import escaped
+
+        cells = [[escaped(cell) for cell in row] for row in rows]
+        print(tabulate(cells, headers=[*map(escaped, headers)], tablefmt="github", disable_numparse=True))
     else:
         print_table(rows, headers, right=range(3, len(headers)))
     print()
-    print("\n".join([*notes, f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores"]))
+    notes.append(f"machine: {record['machine']['cpu']}, {record['machine']['cores']} cores")
+    print("\n".join(map(escaped if markdown else in_a_line, notes)))
 
 
 def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str]) -> tuple[str, ...]:

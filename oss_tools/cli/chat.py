@@ -9,7 +9,6 @@ outside of its own folder (Linux); a YAML file that declares commands, which run
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from oss_tools.cli._chat import EFFORTS, Figures, Reasoning, Screen, Speaker, fi
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
+from oss_tools.escapes import json_text
 
 if TYPE_CHECKING:
     from oss_tools.chat.chat_template import ChatTemplate
@@ -252,13 +252,15 @@ class Chat:
         remark(f"reasoning is {self.conversation.effort}; /reasoning {'|'.join(EFFORTS)} changes it")
 
     def _save(self, name: str) -> None:
-        """Writes the conversation to a new file; one that exists is left alone."""
+        """Writes the conversation to a new file, which is the user's alone; one that exists is left alone."""
         if not name:
             remark("/save needs the name of a file")
             return
-        content = json.dumps(asdict(self.conversation), indent=2, ensure_ascii=False) + "\n"
+        from oss_tools.checkpoints.files import PRIVATE, opener
+
+        content = json_text(asdict(self.conversation), indent=2) + "\n"
         try:
-            with Path(name).expanduser().open("x", encoding="utf-8", errors="replace") as file:
+            with open(Path(name).expanduser(), "x", encoding="utf-8", opener=opener(PRIVATE)) as file:
                 file.write(content)
         except OSError as error:
             remark(f"{name}: {(error.strerror or str(error)).lower()}; nothing is saved")

@@ -22,6 +22,7 @@ import typer
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
+from oss_tools.escapes import in_a_line
 
 if TYPE_CHECKING:
     from oss_tools.compare.schedule import Now
@@ -206,7 +207,8 @@ def print_comparison(record: Comparison, file: Path, verdict: Verdict | None) ->
     if verdict:
         print()
         for outcome in verdict.failed:
-            print("\n".join([f"FAILED {outcome.rule.title}: {outcome.message}", *(f"  {line}" for line in outcome.details)]))
+            lines = [f"FAILED {outcome.rule.title}: {outcome.message}", *(f"  {line}" for line in outcome.details)]
+            print(*map(in_a_line, lines), sep="\n")
         print(verdict.summary)
     print(f"\nrecord: {file}; `oss-tools report {file}` makes a page of it")
 
@@ -226,10 +228,10 @@ def shown(*, quiet: bool = False) -> Iterator[Callable[[Now], None]]:
     if quiet:
         yield lambda now: None
     elif sys.stderr.isatty():
-        from rich.console import Console
+        from oss_tools.cli._bars import spinner
 
-        with Console(stderr=True).status("") as status:
-            yield lambda now: status.update(describe(now))
+        with spinner() as say:
+            yield lambda now: say(describe(now))
         return
     else:
         yield _lines()
@@ -243,7 +245,7 @@ def _lines() -> Callable[[Now], None]:
         nonlocal last
         if now.number != last[0] or time.monotonic() - last[1] >= PLAIN_INTERVAL:
             last = (now.number, time.monotonic())
-            print(describe(now), file=sys.stderr)
+            print(in_a_line(describe(now)), file=sys.stderr)
 
     return report
 

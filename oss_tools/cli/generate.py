@@ -17,6 +17,7 @@ import typer
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
+from oss_tools.cli._outlet import say
 from oss_tools.cli._output import print_json, remark
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def consume(stream: Iterable[Token], began: float, prompt: int, show: bool) -> d
         pieces.append(token.text)
         finish = token.finish
         if show:
-            print(token.text, end="", flush=True)
+            say(token.text)
     if show:
         print()
     seconds = time.perf_counter() - first

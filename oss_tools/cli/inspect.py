@@ -12,6 +12,7 @@ import typer
 
 from oss_tools.cli._options import JsonFlag, format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table
+from oss_tools.escapes import one_line
 
 if TYPE_CHECKING:
     from oss_tools.models.summary import Share, Summary
@@ -121,7 +122,7 @@ def print_summary(found: Summary, tensors: bool) -> None:
     print_table(list(found.config.items()), ("field", "value"), title="Configuration", right=(1,))
     print_table([(n, f"{b:,}") for n, b in found.files], ("file", "bytes"), title="Files", right=(1,))
     if found.remarks:
-        print("\nRemarks", *(f"- {text}" for text in found.remarks), sep="\n")
+        print("\nRemarks", *(f"- {one_line(text)}" for text in found.remarks), sep="\n")
     if tensors:
         listed = [(t.name, t.role, "×".join(map(str, t.shape)), t.format, f"{t.nbytes:,}") for t in found.tensors]
         print_table(listed, ("tensor", "role", "shape", "format", "bytes"), title="Tensors", right=(2, 4))

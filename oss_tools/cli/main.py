@@ -18,7 +18,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from oss_tools import __version__
+from oss_tools.cli import _outlet
 from oss_tools.errors import OssToolsError
+from oss_tools.escapes import one_line
 
 INTERRUPTED, BROKEN_PIPE, INTERNAL_ERROR = 130, 141, 70  # beside 0 fine, 1 failed, 2 bad input, 3 lacking resource
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -136,12 +138,6 @@ def fail(message: str, status: int) -> typer.Exit:
     return typer.Exit(status)
 
 
-def one_line(text: str) -> str:
-    """The text on one line, with control characters (a hostile file's tensor names) made visible."""
-    text = " ".join(text.split())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def describe(error: OSError) -> str:
     """What the system said, about which file, and what helps."""
     reason = error.strerror or str(error)
@@ -205,5 +201,7 @@ def main() -> None:
     open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
+            stream.reconfigure(errors="backslashreplace")  # for what its encoding lacks
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")  # else its colorama ends with an escape sequence
+    _outlet.install()
     app(prog_name="oss-tools")

@@ -17,6 +17,7 @@ import typer
 
 from oss_tools.cli._options import JsonFlag
 from oss_tools.cli._output import print_json, remark
+from oss_tools.escapes import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +116,8 @@ def write_reports(
 
 
 def _write(file: Path, text: str) -> None:
+    """The document, whose own text holds nothing that a terminal or an editor would obey: what a record holds is shown."""
+    text = visible(text)
     if str(file) == "-":
         sys.stdout.write(text)
         return
@@ -128,7 +131,8 @@ def print_sheets(sheets: Sequence[Sheet], verdicts: Sequence[Verdict]) -> None:
     """Tables as wide as the terminal, then what the gate says."""
     import shutil
 
-    from oss_tools.report.table import text, visible
+    from oss_tools.report.table import text
+    from oss_tools.report.table import visible as shown
 
     width = max(shutil.get_terminal_size((160, 24)).columns, NARROWEST)
     print("\n\n".join(text(sheet, width) for sheet in sheets))
@@ -137,9 +141,9 @@ def print_sheets(sheets: Sequence[Sheet], verdicts: Sequence[Verdict]) -> None:
         for outcome in verdict.outcomes:
             if outcome.status in ("fail", "noise"):
                 mark = "FAILED" if outcome.status == "fail" else "noise "
-                print(f"{mark}  {visible(outcome.rule.title)}: {visible(outcome.message)}")
+                print(f"{mark}  {shown(outcome.rule.title)}: {shown(outcome.message)}")
                 details = outcome.details if outcome.status == "fail" else ()
-                print("".join(f"        {visible(line)}\n" for line in details), end="")
+                print("".join(f"        {shown(line)}\n" for line in details), end="")
         print(verdict.summary)
 
 

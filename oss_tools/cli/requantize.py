@@ -7,7 +7,6 @@ clipped values.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ import typer
 from oss_tools.cli import _conversion as shared
 from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size
 from oss_tools.cli._output import print_facts, print_json, print_table
+from oss_tools.escapes import json_text
 
 if TYPE_CHECKING:
     from oss_tools.convert.manifest import Manifest, TensorError
@@ -78,7 +78,7 @@ def run(
         return
     record = done.record | {"seconds": done.seconds} | errors_record(done.manifest)
     if report:
-        replace_file(report, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        replace_file(report, json_text(record, indent=2) + "\n")
     if as_json:
         print_json(record)
         return

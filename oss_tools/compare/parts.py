@@ -13,6 +13,7 @@ from typing import Any
 import numba_kernels
 import oss_tools
 from oss_tools.checkpoints.files import replace_file
+from oss_tools.escapes import json_text
 from oss_tools.resources import resource
 
 SCHEMA = 1
@@ -65,8 +66,8 @@ class Parts:
     def put(self, kind: str, about: Mapping[str, Any], result: Any, seconds: float) -> Any:
         """Keeps a result; the part as it will be found."""
         file = self.folder / f"{self.key(kind, about)}.json"
-        text = json.dumps({"about": dict(about), "seconds": seconds, "result": result}, ensure_ascii=False, allow_nan=False)
-        replace_file(file, text + "\n")
+        text = json_text({"about": dict(about), "seconds": seconds, "result": result}, allow_nan=False)
+        replace_file(file, text + "\n", private=True)
         return json.loads(text)
 
     def drop(self, kind: str, about: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from oss_tools import __version__
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadCheckpoint
+from oss_tools.escapes import json_text
 from oss_tools.formats import Format, QTensor
 
 SCHEMA = 1
@@ -132,7 +133,7 @@ class Manifest:
     plan: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        replace_file(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        replace_file(path, json_text(asdict(self), indent=1) + "\n")
 
     @staticmethod
     def read(path: Path) -> Manifest:

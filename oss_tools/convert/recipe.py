@@ -8,9 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from oss_tools.checkpoints import container_names, writer_for
+from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, all_formats, get_format
 from oss_tools.models import TensorSpec
@@ -119,13 +118,7 @@ def load_recipe(name: str | Path) -> Recipe:
         path = resource("configs/recipes") / f"{name}.yaml"
         if not path.exists():
             raise BadRecipe(f"no recipe named {str(name)!r}; there are {', '.join(recipe_names())}; or give a .yaml file")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadRecipe(f"{path}: larger than {MAX_BYTES} bytes, not a recipe")
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise BadRecipe(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    return _parse(content, path)
+    return _parse(read_yaml(path, BadRecipe, MAX_BYTES), path)
 
 
 def _parse(content: Any, path: Path) -> Recipe:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
+from oss_tools.checkpoints.files import read_text
+from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
 from oss_tools.convert.plan import choose_format
@@ -101,15 +102,14 @@ def load_shape(name: str | Path) -> Shape:
         path = resource("configs/models") / f"{name}.yaml"
         if not path.exists():
             raise BadCheckpoint(f"no shape named {str(name)!r}; there are {', '.join(shape_names())}; or give a config.json")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadCheckpoint(f"{path}: larger than {MAX_BYTES} bytes, not a model's configuration")
-        text = path.read_text("utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise BadCheckpoint(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if path.suffix == ".json":
-        content = {"name": path.absolute().parent.name, "config": content}
+        try:
+            config = json.loads(read_text(path, MAX_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise BadCheckpoint(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        content = {"name": path.absolute().parent.name, "config": config}
+    else:
+        content = read_yaml(path, limit=MAX_BYTES)
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BadCheckpoint(f"{path}: holds no model configuration with a model_type")

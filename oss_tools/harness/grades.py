@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from oss_tools.checkpoints.files import PRIVATE, opener
+from oss_tools.escapes import json_text
 from oss_tools.harness.nearly_json import Unreadable, read_value
 
 MET, WHY = "criteria_met", "explanation"
@@ -41,7 +43,7 @@ class GradeCache:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         torn = file.exists() and self._read(file)
-        self._stream = file.open("a", encoding="utf-8")
+        self._stream = open(file, "a", encoding="utf-8", opener=opener(PRIVATE))  # noqa: SIM115 (`close` closes it)
         if torn:
             self._stream.write("\n")
 
@@ -63,7 +65,7 @@ class GradeCache:
         return self._known.get(key)
 
     def add(self, key: str, grade: Grade, model: str) -> None:
-        line = json.dumps({"key": key, "model": model, **asdict(grade)}, ensure_ascii=False)
+        line = json_text({"key": key, "model": model, **asdict(grade)})
         with self._lock:
             self._known[key] = grade
             if self._stream is not None:

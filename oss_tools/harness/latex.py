@@ -478,7 +478,7 @@ class _Parser:
 
     def primary(self) -> Expression:
         token = self.take()
-        if token[0].isdigit() or (token[0] == "." and token != "."):
+        if token[0].isdigit() or (token[0] == "." and token != "."):  # noqa: S105 (no secret: a token of LaTeX)
             return Expression("number", value=Fraction(token))
         if token.isalpha():
             return self.symbol(token)

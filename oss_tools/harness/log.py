@@ -12,6 +12,7 @@ import numpy as np
 
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRecipe
+from oss_tools.escapes import json_text
 
 
 def request_key(kind: str, tokens: Sequence[int], **settings: Any) -> str:
@@ -39,7 +40,7 @@ class AnswerLog:
             self._take_up(file, header)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, json.dumps(header) + "\n")
+            replace_file(file, json.dumps(header) + "\n", private=True)
         self._stream = file.open("a", encoding="utf-8")
 
     def _take_up(self, file: Path, about: dict[str, Any]) -> None:
@@ -61,7 +62,7 @@ class AnswerLog:
                     self._known[str(row.get("key"))] = row
                 good += len(line)
         if not good:
-            replace_file(file, json.dumps(about) + "\n")
+            replace_file(file, json.dumps(about) + "\n", private=True)
             return
         with file.open("rb+") as stream:
             stream.truncate(good)
@@ -82,7 +83,7 @@ class AnswerLog:
         """Keeps an answer; it is in the file when this returns."""
         self._known[key] = {"key": key, **row}
         if self._stream is not None:
-            self._stream.write(json.dumps(self._known[key], ensure_ascii=False) + "\n")
+            self._stream.write(json_text(self._known[key]) + "\n")
             self._stream.flush()
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from oss_tools.chat.messages import Effort
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.engine.engine import Engine
+from oss_tools.escapes import json_text
 from oss_tools.harness.answers import Answer
 from oss_tools.harness.log import AnswerLog
 from oss_tools.harness.records import SCHEMA, task_record
@@ -168,7 +168,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
 
 def write_record(output: Path, record: dict[str, Any]) -> Path:
     file = output / "eval.json"
-    replace_file(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    replace_file(file, json_text(record, indent=1) + "\n")
     return file
 
 
@@ -209,8 +209,8 @@ def _write_samples(file: Path, samples: Sequence[dict[str, Any]]) -> None:
         row = {name: sample[name] for name in ("doc_id", "doc", "target", "filter", *sample["metrics"])}
         row["prompts"] = [arguments[0] for arguments in sample["arguments"]]
         row["answers"] = [_answer_row(answer) for answer in answers]
-        lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-    replace_file(file, "".join(lines))
+        lines.append(json_text(row, default=str) + "\n")
+    replace_file(file, "".join(lines), private=True)
 
 
 def _answer_row(answer: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
+from oss_tools.checkpoints.yaml_files import check_yaml
 from oss_tools.errors import BadRecipe, BadSource, MissingPackage, OssToolsError
 from oss_tools.harness.suites import task_files
 from oss_tools.harness.texts import file_task
@@ -46,6 +47,9 @@ def load_tasks(
     foreign = [name for name in names if name not in own and not name.endswith(".yaml")]
     if foreign:
         say(f"{', '.join(foreign)}: looking through lm-eval's own tasks")
+    for name in names:
+        if name not in own and name.endswith(".yaml"):
+            check_yaml(Path(name), BadRecipe)
     specs = [*dict.fromkeys(names), *map(file_task, texts)]
     folders = sorted({file.parent for name, file in own.items() if name in names})
     metadata = {"data": str(data)} if data is not None else {}

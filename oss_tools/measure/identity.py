@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from numba_kernels.cache_folder import private_folder, user_cache
 
 MAX_REMEMBERED = 1000  # files
 MAX_BYTES = 4 << 20  # of the file that remembers them
@@ -58,22 +59,21 @@ def _state(file: Path) -> list[int]:
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]
 
 
-def _place() -> Path:
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home folder, as in some containers
-        home = Path(tempfile.gettempdir()) / f"oss-tools-{os.getuid()}"
-    cache = home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or cache) / "oss-tools" / "hashes.json"
+def _place() -> Path | None:
+    """The file that remembers; None where somebody else could write in it, who could say then what a model's bytes are."""
+    root = user_cache()
+    folder = private_folder(root, "oss-tools") if root else None
+    return folder / "hashes.json" if folder else None
 
 
 def _read() -> dict[str, list]:
     """What is remembered: path -> state and hash. Nothing, if that cannot be read or is damaged."""
+    place = _place()
     try:
-        if _place().stat().st_size > MAX_BYTES:
+        if place is None or place.stat().st_size > MAX_BYTES:
             return {}
-        raw = json.loads(_place().read_text("utf-8"))
-    except (OSError, ValueError):
+        raw = json.loads(place.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(raw, dict):
         return {}
@@ -86,10 +86,12 @@ def _is_hash(value: object) -> bool:
 
 def _write(known: dict[str, list]) -> None:
     """Keeps it; where the cache folder cannot be written, the next run hashes again."""
+    place = _place()
     try:
-        _place().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=_place().parent, delete=False, encoding="utf-8") as file:
+        if place is None:
+            return
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as file:
             json.dump(known, file)
-        os.replace(file.name, _place())
+        os.replace(file.name, place)
     except OSError:
         return

@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -57,7 +58,10 @@ class Child:
         """Starts the process, which loads the model. Raises ContenderFailed."""
         self.kind = kind
         command = [sys.executable, "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace")
+        self._complaints = threading.Thread(target=self._pass_on, daemon=True)
+        self._complaints.start()
         self.peak_bytes = 0
         self.ready: dict[str, Any] = self._reply()
 
@@ -72,12 +76,24 @@ class Child:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise ContenderFailed(f"{self.kind}: the process ended with status {self._process.wait()}")
+            raise ContenderFailed(f"{self.kind}: the process ended with status {self._ended()}")
         answer = json.loads(line)
         if "error" in answer:
-            self._process.wait()
+            self._ended()
             raise ContenderFailed(f"{self.kind}: {answer['error']}")
         return answer["result"]
+
+    def _pass_on(self) -> None:
+        """What the contender's library complains of, to our own stderr: there it takes the way of all that is printed."""
+        assert self._process.stderr
+        for line in self._process.stderr:
+            sys.stderr.write(line)
+
+    def _ended(self) -> int:
+        """Waits for the end; the process's exit status."""
+        status = self._process.wait()
+        self._complaints.join(timeout=5.0)  # a program that it started may hold its stderr open
+        return status
 
     def close(self) -> None:
         """Ends the process; `peak_bytes` is then the largest resident size it had."""
@@ -85,7 +101,7 @@ class Child:
             self.peak_bytes = self.ask("peak")
             assert self._process.stdin
             self._process.stdin.close()
-            self._process.wait()
+            self._ended()
 
     def __enter__(self) -> Child:
         return self
@@ -95,7 +111,7 @@ class Child:
             self.close()
         else:
             self._process.kill()
-            self._process.wait()
+            self._ended()
 
 
 def peak_bytes() -> int:

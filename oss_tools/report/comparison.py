@@ -9,7 +9,6 @@ are in 0 … 1; intervals are of 95 %. None (null) stands where a figure was not
 from __future__ import annotations
 
 import functools
-import json
 import math
 import types
 import typing
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRequest
+from oss_tools.escapes import json_text
 from oss_tools.report.loading import load, place, shown
 
 SCHEMA = 1
@@ -388,7 +388,7 @@ class Comparison:
         return {"schema": SCHEMA, "kind": KIND, **asdict(self)}
 
     def write(self, path: Path) -> None:
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json_text(self.to_json(), indent=1, allow_nan=False)
         replace_file(path, text + "\n")
 
 

@@ -191,20 +191,14 @@ def gate_names() -> list[str]:
 
 def load_gate(name: str | Path) -> Gate:
     """A gate by its name or by the path of a YAML file. Raises BadRecipe, which names file, rule and field."""
-    import yaml
+    from oss_tools.checkpoints.yaml_files import read_yaml
 
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if str(name) not in gate_names():
             raise BadRecipe(f"no gate named {str(name)!r}; there are {', '.join(gate_names())}; or give a .yaml file")
         path = resource("configs/gates") / f"{name}.yaml"
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadRecipe(f"{path}: larger than {MAX_BYTES} bytes, not a gate")
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise BadRecipe(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    return parse_gate(content, str(path), path.stem)
+    return parse_gate(read_yaml(path, BadRecipe, MAX_BYTES), str(path), path.stem)
 
 
 def parse_gate(content: Any, where: str, name: str) -> Gate:

@@ -9,12 +9,30 @@ from oss_tools.report.gates import Verdict
 from oss_tools.report.sheet import Sheet, metric_of
 from oss_tools.report.table import cell, columns, is_best, is_noise, legend, visible
 
+MAX_TEXT = 1000  # characters of a name or message; GitHub shows a summary of 1 MiB or none of it
+APART = "\u200b"  # a space without width
+MARKUP = re.compile(r"[\\`*\[\]<>|~&$#]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is one
+BEGINS_A_LIST = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$))|(?=[-+=](?:[-+=\s]|$)))")  # or a rule, or underlines a heading
+LINKS = (  # what GitHub makes links and mentions of without any markup, which no backslash prevents
+    (re.compile(r"@(?=\w)"), f"@{APART}"),
+    (re.compile(r"#(?=\d)"), f"#{APART}"),
+    (re.compile(r"\b(GH-)(?=\d)", re.IGNORECASE), rf"\g<1>{APART}"),
+    (re.compile(r":(?=//)"), f":{APART}"),
+    (re.compile(r"\b(www)\.", re.IGNORECASE), rf"\g<1>{APART}."),
+)
 MARKS = {"pass": "✓", "noise": "≈", "fail": "✗", "skip": "–"}
 
 
 def escaped(text: str) -> str:
-    """Text that stays text: neither markup, nor HTML, nor another column."""
-    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", visible(text))
+    """Text that stays text, on one line: no markup, HTML, other column, link, picture, mention of a person or issue.
+
+    Rules of https://github.github.com/gfm/ (backslash escapes, 2.4; autolinks, 6.9).
+    """
+    text = visible(text)
+    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+    for found, instead in LINKS:
+        text = found.sub(instead, text)
+    return BEGINS_A_LIST.sub(r"\1\\", MARKUP.sub(r"\\\g<0>", text))
 
 
 def markdown(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
@@ -43,7 +61,7 @@ def _sheet(sheet: Sheet) -> list[str]:
         base = " (base)" if model.is_base else ""
         lines.append(f"| {escaped(model.name)}{base} | " + " | ".join(cells) + " |")
     parts = ["\n".join(lines)]
-    if line := legend(sheet, "**bold**:", "≈"):
+    if line := legend(sheet, "**bold**:", "≈", escaped):
         parts.append(line)
     if wrong := [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings]:
         parts.append("\n".join(f"- **{escaped(name)}**: {escaped(message)}" for name, message in wrong))

@@ -341,11 +341,11 @@ def legend_bar(scale: Scale) -> Markup:
     """The heat maps' scale of opacity, with figures."""
     steps = 40
     width = WIDTH - LABELS
+    rect = Markup('<rect x="{:.2f}" y="2" width="{:.2f}" height="10" fill-opacity="{:.2f}" class="heat"/>')
     parts = []
     for step in range(steps):
         place = scale.low * (scale.high / scale.low) ** ((step + 0.5) / steps)
-        rect = '<rect x="{:.2f}" y="2" width="{:.2f}" height="10" fill-opacity="{:.2f}" class="heat"/>'
-        parts.append(Markup(rect).format(LABELS + width * step / steps, width / steps + 0.2, scale(place)))
+        parts.append(rect.format(LABELS + width * step / steps, width / steps + 0.2, scale(place)))
     parts.append(text(LABELS, 28, f"{100 * scale.low:.2g} %", "start", "tick"))
     parts.append(text(WIDTH, 28, f"{100 * scale.high:.2g} %", "end", "tick"))
     parts.append(text(LABELS - 8, 12, "error", "end", "title"))

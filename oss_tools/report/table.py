@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from oss_tools.report.sheet import Model, Sheet, formatted, metric_of
 
 BEST, NOISE = "*", "~"
+
+
+def visible(text: str) -> str:
+    """The text on one line, control characters (of a hostile record) shown as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def cell(sheet: Sheet, model: Model, metric: str) -> str:
@@ -34,19 +39,14 @@ def names(model: Model) -> str:
     return f"{visible(model.name)} (base)" if model.is_base else visible(model.name)
 
 
-def visible(text: str) -> str:
-    """The text on one line, control characters (of a hostile record) shown as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-
-
-def legend(sheet: Sheet, best: str = BEST, noise: str = NOISE) -> str:
-    """What the marks mean; only of marks that are there."""
+def legend(sheet: Sheet, best: str = BEST, noise: str = NOISE, written: Callable[[str], str] = visible) -> str:
+    """What the marks mean; only of marks that are there. `written` writes a name."""
     cells = [(model, metric) for model in sheet.models for metric in columns(sheet)]
     parts = []
     if any(is_best(sheet, model, metric) for model, metric in cells):
         parts.append(f"{best} best of its column")
     if any(is_noise(model, metric) for model, metric in cells):
-        base = names(sheet.base) if sheet.base else "the base"
+        base = f"{written(sheet.base.name)} (base)" if sheet.base else "the base"
         parts.append(f"{noise} no evidence of a difference from {base} (95 %; scores corrected for the number of tests)")
     return "; ".join(parts)
 

@@ -660,5 +660,6 @@ def _sum_key(expression: str) -> str:
 
 def _evaluated(expression: str, decimals: int) -> str:
     """The value of an expression made by this module, as calculators print it: 85, 2.5, 3.3333."""
-    text = f"{eval(expression, {'__builtins__': {}}):.{decimals}f}"
+    value = eval(expression, {"__builtins__": {}})  # noqa: S307 (figures and operators that stand above)
+    text = f"{value:.{decimals}f}"
     return "0" if float(text) == 0 else text.rstrip("0").rstrip(".")

@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -137,3 +139,37 @@ def test_an_open_file_of_the_process_is_written_to(tmp_path: Path) -> None:
     assert os.read(incoming, 100) == b"through"
     os.close(incoming)
     os.close(outgoing)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_user_s_mode_or_is_the_user_s_alone(tmp_path: Path, mask: int, mode: int) -> None:
+    code = f"""
+import os, sys
+from pathlib import Path
+from oss_tools.checkpoints.files import replace_file
+os.umask({mask})
+replace_file(Path("open"), "x")
+replace_file(Path("private"), "x", private=True)
+Path("kept").touch(0o640)
+os.chmod("kept", 0o640)
+replace_file(Path("kept"), "x", private=True)
+print(*(oct(os.stat(name).st_mode & 0o777) for name in ("open", "private", "kept")))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [oct(mode), "0o600", "0o640"]
+
+
+def test_the_copy_of_a_private_file_is_private_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(oct(os.fstat(descriptor).st_mode & 0o777))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    (tmp_path / "secret").touch(0o600)
+    replace_file(tmp_path / "secret", "x")
+    assert seen == ["0o600"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ import pytest
 
 from oss_tools.chat.tools.choice import open_tools
 from oss_tools.cli import generate
-from oss_tools.cli._chat import Figures, Screen, Speaker, visible
+from oss_tools.cli._chat import Figures, Screen, Speaker
 from oss_tools.cli._options import model_path
 from oss_tools.cli.chat import Chat
 from oss_tools.errors import BadRequest, BadSource
+from oss_tools.escapes import visible
 from tests.chat.conversations import harmony_template
 from tests.interop.peers import smollm2
 
@@ -143,6 +145,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "chat.json"
     for _ in range(2):
         talk.take(f"/save {path}")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600  # a conversation is its author's
     saved = json.loads(path.read_text())
     assert [m["content"] for m in saved["messages"]] == ["What is 47 + 38?", "It is 85."]
     assert (saved["effort"], saved["tools"][0]["name"]) == ("high", "calculator")

@@ -357,6 +357,7 @@ def test_a_run_goes_on_where_it_was_broken_off(harmony: Any, tmp_path: Path) -> 
         return FINAL.format("42")
 
     lm = harmony(failing, log=AnswerLog(file, {"model": "a"}))
+    assert file.stat().st_mode & 0o777 == 0o600
     requests = [asked(lm, f"Question {i}", number=i) for i in range(5)]
     with pytest.raises(KeyboardInterrupt):
         lm.generate_until(requests)

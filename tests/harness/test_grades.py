@@ -49,6 +49,7 @@ def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
     grade = read_grade(r'{"explanation": "\ud83d", "criteria_met": true}')
     assert grade
     cache = GradeCache(tmp_path / "grades.jsonl")
+    assert (tmp_path / "grades.jsonl").stat().st_mode & 0o777 == 0o600  # it quotes answers
     cache.add("key", grade, "model")
     cache.close()
     assert GradeCache(tmp_path / "grades.jsonl").get("key") == grade == Grade(True, "?")

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -11,11 +12,12 @@ from xml.etree import ElementTree as ET
 import pytest
 from browser import Browser, find_chromium
 
+from oss_tools.errors import BadRequest
 from oss_tools.report.comparison import Cell, from_json
 from oss_tools.report.gates import judge, load_gate
 from oss_tools.report.html import page
 from oss_tools.report.junit import junit
-from oss_tools.report.markdown import markdown
+from oss_tools.report.markdown import escaped, markdown
 from oss_tools.report.plots import Axis, Point, heat_map, heat_scale, scatter
 from oss_tools.report.reading import load_sheets
 from oss_tools.report.sheet import Interval, sheet_of
@@ -94,6 +96,97 @@ def test_hostile_text_stays_text_in_markdown_and_junit() -> None:
     widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
     assert widths == {4, len(re.findall(r"(?<!\\)\|", rows[-1]))}
     ET.fromstring(junit(sheets, verdicts))
+
+
+MARKUP = [
+    "*bold* __bold__ ~~gone~~ `code` $x^2$",
+    "![picture](https://example.org/p.png) [link](javascript:alert(1)) <https://example.org> [^1]",
+    "<img src=x onerror=alert(1)> </details> <!-- &lt;b&gt; -->",
+    "one | two | three",
+    "one\n\n# two\n\n```\nthree",
+    "one\r\n===\r\n",
+    "# heading",
+    "1. list",
+    "- [x] task",
+    "> quote",
+    "+ plus",
+    "---",
+    "| a |\n|---|\n| b |",
+    "ends with \\\\",
+    "\\\\| \\\\` \\\\<b>",
+    "model_of_ _somebody_",
+]
+MENTIONS = "@octocat me@example.org #1 GH-2 octocat/repo#3 https://example.org www.example.org http://x.y"
+
+
+@pytest.mark.parametrize("hostile", MARKUP)
+@pytest.mark.parametrize("around", ["{}", "- {}: x", "- **{}**: x", "| a | {} |\n|---|---|\n| b | {} |", "## {}", "x {} x"])
+def test_a_name_is_text_for_another_reader_of_markdown(hostile: str, around: str) -> None:
+    """markdown-it, which knows nothing of ours: the same blocks and marks as around a harmless name, and the name as text."""
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+
+    def read(name: str) -> tuple[list[str], str]:
+        blocks = reader.parse(around.replace("{}", name))
+        kinds = [token.type for block in blocks for token in (block, *(block.children or ())) if token.type != "text"]
+        said = "".join(token.content for block in blocks for token in block.children or () if token.type == "text")
+        return [kind for kind in kinds if kind != "softbreak"], said
+
+    kinds, said = read(escaped(hostile))
+    assert kinds == read("harmless")[0]
+    assert " ".join(hostile.split()) in said.replace("\u200b", "")
+
+
+def test_nobody_is_mentioned_and_nothing_is_a_link() -> None:
+    text = escaped(MENTIONS)
+    assert text.replace("\u200b", "").replace("\\", "") == MENTIONS
+    assert not re.search(r"@\w|#\d|GH-\d|://|www\.", text)
+    assert len(escaped("x" * 2_000_000)) < 2000
+
+
+def test_every_name_of_a_record_is_escaped() -> None:
+    """Each text of a record, one at a time: what GitHub would make a picture, a mention or a row of is nowhere in the summary."""
+    hostile = "x | y\n\n![p](https://example.org/p.png) <img src=x> @octocat #1"
+
+    def spoilt(value: object, way: tuple) -> Iterator[tuple]:
+        if isinstance(value, dict | list):
+            for name, inner in value.items() if isinstance(value, dict) else list(enumerate(value))[:3]:
+                yield from spoilt(inner, (*way, name))
+        elif isinstance(value, str):
+            yield way
+
+    shown = 0
+    for way in spoilt(RAW, ()):
+        record = copy.deepcopy(RAW)
+        place = record
+        for name in way[:-1]:
+            place = place[name]
+        place[way[-1]] = hostile
+        try:
+            sheets, verdicts = sheets_and_verdicts(record)
+        except BadRequest:
+            continue
+        text = markdown(sheets, verdicts)
+        assert not re.search(r"(?<!\\)\[p\]|https://|@octocat|(?<!\\)#1|(?<!\\)<img", text), way
+        shown += "example" in text
+        xml = ET.fromstring(junit(sheets, verdicts))
+        assert {element.tag for element in xml.iter()} <= {
+            "testsuites", "testsuite", "testcase", "failure", "skipped", "system-out",
+        }  # fmt: skip
+    assert shown > 5
+
+
+def test_the_base_s_name_is_escaped_in_the_legend() -> None:
+    record = json.loads(json.dumps(RAW).replace(f'"{RAW["base"]}"', '"<b> [a](b) @c"'))
+    sheet = sheet_of(from_json(record))
+    assert "no evidence of a difference from \\<b\\> \\[a\\](b) @\u200bc (base)" in markdown([sheet])
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x0b", "\x1b", "\x1f", "\ufffe", "\uffff"])
+def test_what_xml_cannot_hold_is_not_in_it(character: str) -> None:
+    """https://www.w3.org/TR/xml/#charsets; the parser is expat."""
+    record = json.loads(json.dumps(hostile_record()).replace(json.dumps(HOSTILE)[1:-1], json.dumps(f"a{character}b")[1:-1]))
+    root = ET.fromstring(junit(*sheets_and_verdicts(record)))
+    assert any("a�b" in case.get("classname", "") for case in root.iter("testcase"))
 
 
 def test_markdown_marks_the_best_and_noise_and_names_what_failed() -> None:

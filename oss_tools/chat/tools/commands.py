@@ -6,42 +6,54 @@
         parameters: {type: object, properties: {city: {type: string}}, required: [city]}
         command: [python3, weather.py, "--city={city}"]    # relative to the file's folder
         timeout: 20                                        # seconds, 10 if it is not said
+        environment: [WEATHER_KEY]                         # variables that it is given beside the usual ones
 
 `{name}` in a part of the command becomes that argument (JSON if it is no string; empty if it is not given). Without any
-placeholder the arguments come as a JSON object on stdin. There is no shell. The output is the answer.
+placeholder the arguments come as a JSON object on stdin. There is no shell, and a placeholder in the program text of one
+(`sh -c`, `python3 -c`, `awk`, `ssh`) is refused. The output is the answer. What the command started ends with it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oss_tools.chat.tools.base import Tool, ToolError, run_program
-from oss_tools.checkpoints.files import read_text
+from oss_tools.chat.tools.base import Tool, ToolError
+from oss_tools.chat.tools.program_text import program_text
+from oss_tools.chat.tools.supervised import run_supervised
+from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.errors import BadRequest
 
-MAX_FILE = 1 << 20
 TIMEOUT, LONGEST = 10.0, 3600.0  # seconds
 NAME = re.compile(r"(browser\.)?[A-Za-z_][A-Za-z0-9_-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
-FIELDS = {"name", "description", "parameters", "command", "timeout"}
+FIELDS = {"name", "description", "parameters", "command", "timeout", "environment"}
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+USUAL = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "TERM"}  # and LC_*
 
 
 class CommandTool(Tool):
     """A command with a schema."""
 
-    def __init__(self, schema: Mapping[str, Any], command: list[str], timeout: float, folder: Path) -> None:
+    def __init__(
+        self, schema: Mapping[str, Any], command: list[str], timeout: float, folder: Path, environment: Sequence[str] = ()
+    ) -> None:
+        """`environment`: names of variables that the command is given beside the usual ones."""
         self.schema, self._command, self._timeout, self._folder = schema, command, timeout, folder
+        self._named = frozenset(environment)
 
     def run(self, arguments: Mapping[str, Any]) -> str:
         placeholders = any(PLACEHOLDER.search(part) for part in self._command)
         command = [self._filled(part, arguments) for part in self._command]
         given = "" if placeholders else json.dumps(arguments, ensure_ascii=False)
         try:
-            ended = run_program(command, given, timeout=self._timeout, folder=self._folder)
+            ended = run_supervised(
+                command, given, timeout=self._timeout, folder=self._folder, environment=environment(self._named)
+            )
         except (OSError, ValueError) as error:  # no such program; a NUL character in an argument
             raise ToolError(f"the command cannot be started: {error}") from None
         if ended.timed_out:
@@ -57,18 +69,18 @@ class CommandTool(Tool):
         return filled
 
 
+def environment(named: frozenset[str] = frozenset()) -> dict[str, str]:
+    """The variables that a command is given: the usual ones and those named, as far as they are set. No tokens of the user's."""
+    return {name: value for name, value in os.environ.items() if name in USUAL | named or name.startswith("LC_")}
+
+
 def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def load_commands(path: Path) -> list[Tool]:
     """The tools of a YAML file. Raises BadRequest, naming the entry that is wrong; OSError."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_text(path, MAX_FILE))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadRequest(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, BadRequest)
     entries = content.get("tools") if isinstance(content, Mapping) else None
     if not isinstance(entries, list) or not entries:
         raise BadRequest(f"{path}: has no list `tools`")
@@ -95,9 +107,18 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
     unknown = [found for part in command for found in PLACEHOLDER.findall(part) if found not in properties]
     if unknown or PLACEHOLDER.search(command[0]):
         raise BadRequest(f"{where}: `command` has a placeholder {{{(unknown or [command[0]])[0]}}} that is no parameter's")
+    if found := program_text(command, lambda part: PLACEHOLDER.search(part) is not None):
+        program, text = found
+        raise BadRequest(
+            f"{where}: a value would become program text of {program} in {text[:60]!r}; pass it as an argument, as in "
+            """[sh, -c, 'echo "$1"', sh, "{name}"], or leave out all placeholders and read JSON from stdin"""
+        )
+    variables = entry.get("environment", [])
+    if not isinstance(variables, list) or not all(isinstance(v, str) and VARIABLE.fullmatch(v) for v in variables):
+        raise BadRequest(f"{where}: `environment` must be a list of names of variables, without values")
     schema = {"name": name, "description": description, "parameters": parameters}
     try:
         json.dumps(schema)
     except (TypeError, ValueError, RecursionError):
         raise BadRequest(f"{where}: `parameters` must be JSON") from None
-    return CommandTool(schema, command, float(timeout), folder)
+    return CommandTool(schema, command, float(timeout), folder, variables)
