@@ -78,7 +78,7 @@ def _check_part(tokenizer: Mapping[str, Any], part: str) -> int:
         pattern = step.get("pattern")
         if isinstance(pattern, Mapping):
             _check_pattern(pattern, step, part)
-        if step.get("type") == "FixedLength" and not step.get("length"):
+        if step.get("type") == "FixedLength" and step.get("length") == 0:
             raise _refuse(f"its {part} cuts text into pieces of no length")
         growth *= _growth(step)
         if growth > MAX_GROWTH:
