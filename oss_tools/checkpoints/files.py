@@ -21,6 +21,8 @@ from oss_tools.escapes import json_text
 MAX_NAME = 255  # bytes of a file's name
 PRIVATE = 0o600  # the mode of files that hold conversations
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
+MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
+MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
 
 
 def is_plain_name(name: str) -> bool:
@@ -123,8 +125,19 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     return parse_json(read_small(path, limit), str(path))
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object without duplicate keys, from UTF-8. Raises BadCheckpoint, its message beginning with `where`."""
+def parse_json(data: bytes, where: str, most: int = MAX_VALUES) -> dict[str, Any]:
+    """A JSON object without duplicate keys, from UTF-8. Raises BadCheckpoint, its message beginning with `where`.
+
+    `most`: how many values it may hold. They are counted, roughly, before memory is taken for them.
+    """
+    content = parse_value(data, where, most)
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{where}: not a JSON object")
+    return content
+
+
+def parse_value(data: bytes, where: str, most: int = MAX_VALUES) -> Any:
+    """The same of any JSON value."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -134,15 +147,29 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
             raise BadCheckpoint(f"{where}: the key {twice[:80]!r} occurs twice")
         return found
 
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > most:
+        raise BadCheckpoint(f"{where}: some {values} values of JSON, more than the {most} that such a file may hold")
     try:
         content = json.loads(_decoded(data, where), object_pairs_hook=unique)
     except RecursionError:
         raise BadCheckpoint(f"{where}: JSON nested too deeply") from None
     except ValueError as error:
         raise BadCheckpoint(f"{where}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{where}: not a JSON object")
+    if is_deeper(content, MAX_DEPTH):
+        raise BadCheckpoint(f"{where}: JSON nested too deeply")
     return content
+
+
+def is_deeper(content: Any, most: int) -> bool:
+    """Whether more than so many lists and objects lie within each other."""
+    level = [content]
+    for _ in range(most):
+        level = [value for value in level if isinstance(value, dict | list)]
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return False
+    return any(isinstance(value, dict | list) for value in level)
 
 
 def json_bytes(content: Any) -> bytes:

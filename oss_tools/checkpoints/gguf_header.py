@@ -32,7 +32,8 @@ VERSIONS = (2, GGUF_VERSION)
 CHUNK = 4 << 20  # bytes read at a time
 MAX_HEADER = 256 << 20  # bytes; the largest published headers are some 20 MB of vocabulary
 MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 16  # those with one tensor for each expert have some 20,000
+MAX_STRINGS = 1 << 22  # in all arrays together; the largest vocabularies with their merges have some 800,000
 MAX_KEY = 1024  # bytes of a key's name
 MAX_NAME = 64  # bytes of a tensor's name
 FACTS_OF_THE_FILE = (
@@ -169,6 +170,7 @@ class _Cursor:
         self.size = os.fstat(descriptor).st_size
         self.buffer = bytearray()
         self.position = 0
+        self.strings = 0  # that were walked over
 
     def fail(self, message: str) -> NoReturn:
         raise BadCheckpoint(f"{self.path}: {message}")
@@ -221,6 +223,11 @@ class _Cursor:
 
     def skip_strings(self, count: int, what: str) -> bytes:
         """Walks over an array of strings and returns its bytes, lengths included."""
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            self.fail(
+                f"{what} and the lists before it hold {self.strings} texts, more than {MAX_STRINGS}; no model needs that"
+            )
         start = position = self.position
         buffer, unpack = self.buffer, _U64.unpack_from
         loaded = len(buffer)

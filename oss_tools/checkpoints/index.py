@@ -17,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 MAX_SHARDS = 4096
+MAX_TENSORS = 1 << 19  # of all files together
 PART = re.compile(r"(.+?)-+(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -60,6 +61,8 @@ def _read_index(path: Path) -> dict[str, str]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadCheckpoint(f"{path}: weight_map is not an object with entries")
+    if len(weight_map) > MAX_TENSORS:
+        raise BadCheckpoint(f"{path}: {len(weight_map)} tensors, more than the {MAX_TENSORS} allowed")
     for tensor, shard in weight_map.items():
         if not is_sane_name(tensor):
             raise BadCheckpoint(f"{path}: tensor name {tensor[:80]!r} is empty, too long or unprintable")

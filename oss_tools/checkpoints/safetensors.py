@@ -20,6 +20,8 @@ from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json, read_a
 from oss_tools.errors import BadCheckpoint
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_TENSORS = 1 << 18  # of a file; the largest models have some 200,000 in all their files together
+MAX_VALUES = 12 * MAX_TENSORS  # of the header: braces, brackets and commas that so many entries have
 MAX_AXES = 16
 MAX_NAME = 512
 
@@ -113,8 +115,10 @@ class SafetensorsFile:
         text = read_at(self._fd, 8, length, self.path).tobytes()
         if not text.startswith(b"{"):
             raise BadCheckpoint(f"{self.path}: the header does not begin with '{{'; not a safetensors file")
-        header = parse_json(text, f"{self.path}: header")
+        header = parse_json(text, f"{self.path}: header", MAX_VALUES)
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise BadCheckpoint(f"{self.path}: {len(header)} tensors, more than the {MAX_TENSORS} that a file may hold")
         tensors = [self._parse_entry(name, entry, 8 + length) for name, entry in header.items()]
         tensors.sort(key=lambda t: (t.offset, t.nbytes))
         self._check_layout(tensors, 8 + length, size)

@@ -14,7 +14,7 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.files import json_bytes, read_json, sync_folder, write_file
-from oss_tools.checkpoints.index import INDEX, MAX_SHARDS, SINGLE, chosen_files
+from oss_tools.checkpoints.index import INDEX, MAX_SHARDS, MAX_TENSORS, SINGLE, chosen_files
 from oss_tools.checkpoints.layouts import Layout, Piece, decode
 from oss_tools.checkpoints.prefixes import Naming, unwrapped
 from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter
@@ -93,6 +93,8 @@ class ShardedReader(Reader):
                 if tensor.name not in raw or listed == name:
                     raw[tensor.name], file_of[tensor.name] = tensor, shard
                 unlisted += [tensor.name] if index and listed is None else []
+            if len(raw) > MAX_TENSORS:
+                raise BadCheckpoint(f"{self.folder}: more than the {MAX_TENSORS} tensors that a model may have")
         missing = next((name for name in index if name not in raw), None)
         if missing is not None:
             raise BadCheckpoint(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.checkpoints.tokenizers.around_text import templates_of
 from oss_tools.checkpoints.tokenizers.end_tokens import END_NAMES, end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
+from oss_tools.checkpoints.tokenizers.limits import check_limits
 from oss_tools.engine import o200k
 from oss_tools.engine.detokenizer import Detokenizer
 from oss_tools.errors import BadCheckpoint
@@ -21,8 +20,6 @@ from oss_tools.errors import BadCheckpoint
 # Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
 # two at every call.
 OF_TRAINING = ("truncation", "padding")
-MAX_GROWTH = 4096  # letters that the steps of a tokenizer.json may make of one
-MAX_AROUND = 64  # tokens that it may put around a text
 MARK = re.compile(
     r"[<\[\u25c1]\S+[>\]\u25b7]"
 )  # an added token that marks off, as `<tool_call>`, whether it is special or not
@@ -52,7 +49,7 @@ class Text:
         content = {**content, **dict.fromkeys(OF_TRAINING), "added_tokens": _ends_as_special(content.get("added_tokens"))}
         if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
-        _check_growth(content)
+        check_limits(content)
         marks = _marks_in(content["added_tokens"])
         with _library("is damaged"):
             self._tokenizer = Tokenizer.from_str(json.dumps(_with_special(content, marks)))
@@ -180,29 +177,6 @@ def _with_special(content: dict[str, Any], marks: frozenset[str]) -> dict[str, A
         {**t, "special": True} if isinstance(t, dict) and t.get("content") in marks else t for t in content["added_tokens"]
     ]
     return {**content, "added_tokens": added}
-
-
-def _check_growth(content: Mapping[str, Any]) -> None:
-    """Raises BadCheckpoint if a tokenizer.json would make a book of a letter."""
-    for part in ("normalizer", "decoder"):
-        growth = _growth(content.get(part))
-        if growth > MAX_GROWTH:
-            raise BadCheckpoint(f"tokenizer.json: its {part} makes up to {growth} letters of one, more than {MAX_GROWTH}")
-    for template in templates_of(content):
-        special, single = template.get("special_tokens"), template.get("single")
-        entries = special.values() if isinstance(special, dict) else []
-        ids = max((len(e["ids"]) for e in entries if isinstance(e, dict) and isinstance(e.get("ids"), list)), default=0)
-        if ids * (len(single) if isinstance(single, list) else 0) > MAX_AROUND:
-            raise BadCheckpoint(f"tokenizer.json: its post_processor puts more than {MAX_AROUND} tokens around a text")
-
-
-def _growth(part: Any) -> int:
-    """How many letters the steps of a normalizer or decoder may make of one, at most."""
-    if not isinstance(part, Mapping):
-        return 1
-    own = max((len(part[k]) for k in ("content", "prepend") if isinstance(part.get(k), str)), default=1)
-    steps = [step for k in ("normalizers", "decoders") if isinstance(part.get(k), list) for step in part[k]]
-    return max(own, 1) * math.prod(map(_growth, steps))
 
 
 def _encodable(text: str) -> str:

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -222,6 +223,7 @@ class Format(ABC):
 _REGISTRY: dict[str, Format] = {}
 
 
+@cache
 def _load_all() -> None:
     package = importlib.import_module("oss_tools.formats")
     for module in pkgutil.iter_modules(package.__path__):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from oss_tools.checkpoints.files import parse_value
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
 
@@ -30,7 +31,7 @@ def own_words(raw: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
         if name not in known:
             raise BadCheckpoint(f"metadata: {key} is {shown(value)}: this version of oss-tools does not know the key")
         try:
-            words[name] = json.loads(value) if isinstance(value, str) else value
-        except (ValueError, RecursionError):
+            words[name] = parse_value(value.encode(), key) if isinstance(value, str) else value
+        except BadCheckpoint:
             raise BadCheckpoint(f"metadata: {key} is {shown(value)}, expected JSON") from None
     return words

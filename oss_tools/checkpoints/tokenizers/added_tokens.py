@@ -18,6 +18,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 MAX_ADDED = 1 << 20
+MAX_REMARKS = 8
 
 Token = dict[str, Any]  # as tokenizer.json writes it: content, id, and the flags
 
@@ -47,7 +48,13 @@ def with_added_tokens(tokenizer: dict[str, Any], beside: Companions) -> tuple[di
     if vocabulary.in_gaps:  # inside the vocabulary the library keeps the numbers of tokens
         vocab = {**vocabulary.numbers, **{token["content"]: token["id"] for token in added}}
         tokenizer = {**tokenizer, "model": {**tokenizer["model"], "vocab": vocab}}
-    return (tokenizer if added == listed else {**tokenizer, "added_tokens": added}), vocabulary.remarks
+    return (tokenizer if added == listed else {**tokenizer, "added_tokens": added}), _few(vocabulary.remarks)
+
+
+def _few(remarks: list[str]) -> list[str]:
+    """Remarks that a person can read, and how many more there are."""
+    more = len(remarks) - MAX_REMARKS
+    return remarks if more <= 0 else [*remarks[:MAX_REMARKS], f"and {more} more such tokens"]
 
 
 class _Vocabulary:
@@ -68,6 +75,7 @@ class _Vocabulary:
         self.remarks: list[str] = []
         self.in_gaps = False  # whether a token has a number other than the library would give it
         self._next = self.size
+        self._taken: set[int] | None = None  # numbers, once they are asked for
 
     def add(self, token: Token, where: str) -> None:
         name, said = token["content"], token.get("id")
@@ -81,16 +89,22 @@ class _Vocabulary:
                 number, self.in_gaps = said, True
         if type(said) is int and said != number:
             self.remarks.append(
-                f"{where} gives the token {name!r} the number {said}; the vocabulary leads to {number}, which is taken, as "
+                f"{where} gives the token {name[:80]!r} the number {said}; the vocabulary leads to {number}, which is taken, as "
                 "transformers does"
             )
         self._next = max(self._next, number + 1)
+        if self._taken is not None:
+            self._taken.add(number)
         self.added[name] = {**token, "id": number}
 
     def _fills_a_gap(self, usual: int, said: int) -> bool:
         """Whether the usual number is another token's and the one that a file says is nobody's."""
-        taken = {n for n in self.numbers.values() if type(n) is int} | {token["id"] for token in self.added.values()}
-        return isinstance(self.numbers, dict) and usual in taken and said not in taken
+        if not isinstance(self.numbers, dict):
+            return False
+        if self._taken is None:
+            self._taken = {n for n in self.numbers.values() if type(n) is int}
+            self._taken |= {token["id"] for token in self.added.values()}
+        return usual in self._taken and said not in self._taken
 
     def add_special(self, token: Token) -> None:
         """A token that is special because it is named so."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gguf.constants import TokenType
 
+from oss_tools.checkpoints.files import parse_json
 from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.tokenizers.gguf_source import OWN_KEY
 from oss_tools.errors import BadCheckpoint
@@ -52,13 +52,7 @@ class TokenizerKeys:
     def own(self) -> dict[str, Any]:
         """What this program wrote there because GGUF has no key for it."""
         text = self.get(OWN_KEY, str)
-        try:
-            found = json.loads(text) if text else {}
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise BadCheckpoint(f"{self.where}: key {OWN_KEY} is no JSON object")
-        return found
+        return parse_json(text.encode(), f"{self.where}: key {OWN_KEY}") if text else {}
 
 
 def tokenizer_json(tokens: list[str], types: np.ndarray, strips: Any, **parts: Any) -> dict[str, Any]:

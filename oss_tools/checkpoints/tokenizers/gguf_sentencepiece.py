@@ -30,6 +30,9 @@ BEFORE_TEXT: dict[str, Any] = {
         {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False},
     ],
 }
+LONGEST = 256  # characters of a token, cut after which no pair is sought
+MAX_WAYS = 1 << 23  # to cut all tokens in two; the largest vocabularies have some 2 million
+MAX_MERGES = 1 << 21  # the largest have some 600,000
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 SPACES = re.compile(r"\\A ?\+|\^ ?\+| ?\+(\\z|\$)| \{2,\}| \+")  # runs of spaces, at the beginning, at the end, anywhere
 
@@ -150,14 +153,21 @@ def sentencepiece_decoder(strips_first: bool) -> dict[str, Any]:
 def merges_of_scores(tokens: Sequence[str], types: np.ndarray, scores: np.ndarray) -> list[list[str]]:
     """The merges that a SentencePiece BPE's scores amount to: all ways to make a token of two, best scores first.
 
-    Ties are ordered as transformers' `generate_merges` orders them: the longer left part first.
+    Ties are ordered as transformers' `generate_merges` orders them: the longer left part first. Raises BadCheckpoint for a
+    vocabulary that is made to have very many.
     """
     usable = {tokens[n]: n for n in np.flatnonzero(types == TokenType.NORMAL).tolist()}
-    found = []
+    if (ways := sum(min(len(token), LONGEST) for token in usable)) > MAX_WAYS:
+        raise BadCheckpoint(
+            f"the tokenizer's tokens can be cut in two in {ways} ways, more than {MAX_WAYS}: they are too long"
+        )
+    found: list[tuple[float, str, str]] = []
     for token, number in usable.items():
-        splits = [(token[:i], token[i:]) for i in range(1, min(len(token), 256))]
+        splits = [(token[:i], token[i:]) for i in range(1, min(len(token), LONGEST))]
         pairs = [p for p in splits if p[0] in usable and p[1] in usable]
         pairs.sort(key=lambda p: (usable[p[0]], usable[p[1]]))
         found += [(float(scores[number]), *p) for p in pairs]
+        if len(found) > MAX_MERGES:
+            raise BadCheckpoint(f"the tokenizer's tokens have more than {MAX_MERGES} merges; no model needs that")
     found.sort(key=lambda m: (m[0], len(m[1]), len(m[2])), reverse=True)
     return [[left, right] for _, left, right in found]

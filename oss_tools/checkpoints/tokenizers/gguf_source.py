@@ -14,7 +14,7 @@ from oss_tools.checkpoints.base import Metadata
 from oss_tools.checkpoints.tokenizers.end_tokens import end_tokens
 from oss_tools.errors import BadCheckpoint
 
-MAX_TOKENS = 1 << 24
+MAX_TOKENS = 1 << 21  # the largest vocabularies have some 260,000
 OWN_KEY = "oss_tools.tokenizer"  # JSON: what GGUF has no key for; read back by this program only
 STRIPS = ("lstrip", "rstrip", "single_word")
 

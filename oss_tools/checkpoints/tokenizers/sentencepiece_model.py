@@ -28,7 +28,7 @@ from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import (
 )
 from oss_tools.errors import BadCheckpoint
 
-MAX_PIECES = 1 << 22
+MAX_PIECES = 1 << 20  # the largest have some 260,000
 MAX_PIECE = 1 << 12  # bytes of a piece
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2

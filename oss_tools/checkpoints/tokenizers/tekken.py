@@ -17,6 +17,7 @@ from oss_tools.errors import BadCheckpoint
 
 MAX_SPECIAL = 1 << 16
 MAX_TOKEN = 1 << 10  # bytes
+MAX_WORK = 1 << 26  # squares of all tokens' lengths, in bytes: of the published ones some 10 million
 USUAL = (  # the special tokens of files that do not list them, up to version 7
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
     *("[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
@@ -72,6 +73,8 @@ def _ranks(listed: list[Any]) -> dict[bytes, int]:
         if not 0 < len(token) <= MAX_TOKEN or entry.get("rank") != number or token in ranks:
             raise BadCheckpoint(f"tekken.json: entry {number} of vocab is damaged: no bytes, not in order, or there twice")
         ranks[token] = number
+    if sum(len(token) ** 2 for token in ranks) > MAX_WORK:
+        raise BadCheckpoint("tekken.json: its tokens are very long; no published vocabulary has such")
     single = {bytes([byte]) for byte in range(256)}
     if not single <= ranks.keys():
         raise BadCheckpoint("tekken.json: not every byte is a token")

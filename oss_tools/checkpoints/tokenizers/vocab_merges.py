@@ -12,6 +12,7 @@ from oss_tools.errors import BadCheckpoint
 # The class in tokenizer_config.json says how text is split: its name -> GGUF's name for that.
 CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 OF_NO_KIND = (None, "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
+MAX_MERGES = 1 << 22  # lines; the largest vocabularies have some 500,000
 DEFAULT_END = "<|endoftext|>"  # of both classes, where tokenizer_config.json does not say
 
 
@@ -50,6 +51,8 @@ def tokenizer_of_files(vocab: Mapping[str, Any], merges: str, config: Mapping[st
 
 
 def _merges(text: str, vocab: Mapping[str, int]) -> list[list[str]]:
+    if (lines := text.count("\n")) > MAX_MERGES:
+        raise BadCheckpoint(f"merges.txt: {lines} lines, more than {MAX_MERGES}")
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r")
