@@ -13,6 +13,7 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import Progress, ProgressColumn, Task
+from rich.table import Column
 from rich.text import Text
 
 from oss_tools.cli._outlet import Outlet, behind
@@ -21,6 +22,9 @@ from oss_tools.escapes import in_a_line
 
 class Name(ProgressColumn):
     """A bar's name as it is written: neither rich's markup nor a terminal's language."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         return Text(in_a_line(task.description))

@@ -6,12 +6,16 @@ program itself means the terminal to obey (a colour, a bar) is written to the st
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 from oss_tools.escapes import visible
 
+# So that others send no escape sequences, which would be shown: Python's tracebacks (3.13) and Numba, whose colorama sends one at
+# the end.
+NO_COLOURS = {"PYTHON_COLORS": "0", "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1"}
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -49,6 +53,7 @@ def behind(stream: TextIO) -> TextIO:
 
 def install() -> None:
     """Puts outlets before sys.stdout and sys.stderr; again it does nothing."""
+    os.environ.update(NO_COLOURS)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Outlet):

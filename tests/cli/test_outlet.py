@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -150,6 +152,27 @@ def test_in_a_terminal_that_knows_ascii_only_nothing_fails() -> None:
 def test_the_end_of_a_library_leaves_no_escape_sequence() -> None:
     shown, _ = on_terminal("generate", "tiny", QUESTION, "-q", given="")
     assert shown == "85\r\n"
+
+
+def test_a_prompt_has_line_editing() -> None:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "oss_tools", "chat", "tiny", "-q"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+
+    def until(wanted: bytes) -> None:
+        shown = b""
+        while wanted not in shown:
+            assert select.select([ours], [], [], 60)[0], shown
+            shown += os.read(ours, 1 << 16)
+
+    until(b"> ")
+    os.write(ours, b"What is 47 + 39?\x1b[D\x7f8\n")  # one to the left, the 9 away, 8
+    until(b"\r\n85\r\n")
+    os.write(ours, b"\x04")  # Ctrl-D
+    assert process.wait(timeout=60) == 0
+    os.close(ours)
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
