@@ -7,37 +7,38 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from oss_tools.download.addresses import shown
 from oss_tools.download.failures import Transient
 from oss_tools.errors import BadSource
 
+Result = TypeVar("Result")
 SLOWEST = 1024  # bytes a second, on average, that a body must bring
 IDENTITY = ("", "identity")
 GZIP = ("gzip", "x-gzip")
 
 
-def opened(send: Callable[[], Any], seconds: float) -> Any:
-    """The response of `send` once its headers are there; the caller closes it. Raises what `send` does, and TimeoutError if that
-    takes longer than `seconds`: a timeout between two bytes does not end a server that sends one now and then."""
-    future: Future[Any] = Future()
+def in_time(work: Callable[[], Result], seconds: float, discard: Callable[[Result], object] = lambda result: None) -> Result:
+    """What `work` returns, or raises. Raises TimeoutError if that takes longer than `seconds`: a timeout between two bytes does
+    not end a server that sends one now and then. What comes later is given to `discard`, in another thread."""
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            future.set_result(send())
-        except BaseException as error:  # it is raised where the response is waited for
+            future.set_result(work())
+        except BaseException as error:  # it is raised where the result is waited for
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    in_time = False
+    done = False
     try:
-        in_time = bool(wait([future], seconds).done)
+        done = bool(wait([future], seconds).done)
     finally:
-        if not in_time:  # or after Ctrl-C: nobody else will close what comes now
-            future.add_done_callback(lambda late: late.exception() or late.result().close())
-    if not in_time:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        if not done:  # or after Ctrl-C
+            future.add_done_callback(lambda late: late.exception() or discard(late.result()))
+    if not done:
+        raise TimeoutError(f"nothing within {seconds:g} s")
     return future.result()
 
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from oss_tools import __version__
 from oss_tools.download.addresses import check_address, check_endpoint, is_exposed, joined, same_origin, shown, split
-from oss_tools.download.bodies import opened, paced, whole_body
+from oss_tools.download.bodies import in_time, paced, whole_body
 from oss_tools.download.failures import (
     FIRST_TRIES,
     TRANSIENT,
@@ -171,7 +171,11 @@ class Web:
         request = client.build_request("GET", url, headers=headers, timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
         if self._token and same_origin(str(request.url), self.endpoint):  # the address as the client understands it
             request.headers["Authorization"] = self._token
-        response = opened(lambda: client.send(request, stream=True, auth=None, follow_redirects=False), _patience())
+        response = in_time(
+            lambda: client.send(request, stream=True, auth=None, follow_redirects=False),
+            _patience(),
+            discard=lambda late: late.close(),
+        )
         try:
             yield response
         finally:
