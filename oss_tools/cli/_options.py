@@ -60,10 +60,9 @@ def download_path(text: str) -> Path:
 
 def downloaded_model(text: str, whole: bool = False) -> Path:
     """The checkpoint of that name in the hub's cache, or the folder of the whole download. Raises BadSource."""
-    from huggingface_hub import constants
-
     from oss_tools.download.downloaded import checkpoint_named
     from oss_tools.download.layout import cache_folder
+    from oss_tools.download.library import constants
 
     return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark, whole)
 

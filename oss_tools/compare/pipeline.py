@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -423,7 +424,13 @@ class _Work:
 def _about(m: Member) -> dict[str, Any]:
     """A candidate's fields that its checkpoint tells."""
     names = ("name", "recipe", "formats", "container", "sha256", "size", "parameters", "bits_per_weight")
-    return {"path": str(m.path), **{name: getattr(m, name) for name in names}}
+    return {"path": _without_home(m.path), **{name: getattr(m, name) for name in names}}
+
+
+def _without_home(path: Path) -> str:
+    """A path for a record, which others will read: without the user's name."""
+    home = os.path.expanduser("~")
+    return str(path).replace(home, "~", 1) if path.is_relative_to(home) and home != "/" else str(path)
 
 
 def _pair(base: Member, m: Member) -> dict[str, Any]:

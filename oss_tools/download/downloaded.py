@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from oss_tools.checkpoints.files import read_json
+from oss_tools.download.addresses import shown
 from oss_tools.download.contents import Say, checkpoint_in, checkpoint_of, snapshot
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST, SNAPSHOTS, cache_folder, cached_names, cached_repository
 from oss_tools.download.names import HUBS, REPO, Wanted, near_names, understand
@@ -20,7 +21,7 @@ def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda li
     Raises BadSource that says what would fetch it, or what is spelt like it.
     """
     refuse_path(text)
-    missing, near = f"{text}: no such file or folder", near_paths(Path(text))
+    missing, near = f"{shown(text) if '://' in text else text}: no such file or folder", near_paths(Path(text))
     guess = f"; did you mean {near}?" if near else ""
     try:
         wanted = understand(text, "", endpoint)
@@ -32,7 +33,9 @@ def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda li
         guess = f"; did you mean {near}?" if near else f", and no name of a model: owner/name, or {', '.join(published())}"
         raise BadSource(missing + guess) from error
     if wanted.address:
-        raise BadSource(f"{text}: an address; `oss-tools download {text}` fetches it and prints the path that is a MODEL")
+        raise BadSource(
+            f"{shown(text)}: an address; `oss-tools download {shown(text)}` fetches it and prints the path that is a MODEL"
+        )
     try:
         return find(wanted, cache, say=say, whole=whole)
     except BadSource as error:
@@ -79,7 +82,7 @@ def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda lin
 def find_here(wanted: Wanted, say: Say = lambda line: None) -> Path | None:
     """As `find` in the hub's cache; None if it is not there and may be asked for. Raises Unreachable if HF_HUB_OFFLINE forbids
     that."""
-    from huggingface_hub import constants
+    from oss_tools.download.library import constants
 
     try:
         return find(wanted, cache_folder(), say=say)

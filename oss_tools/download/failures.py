@@ -12,9 +12,8 @@ from socket import gaierror
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import constants, get_session
-
-from oss_tools.download.addresses import shown
+from oss_tools.download.addresses import shown, without_addresses
+from oss_tools.download.library import constants, get_session
 from oss_tools.errors import BadSource, Unreachable
 
 TRIES = 6  # without a byte of progress, of a server that has answered before
@@ -80,9 +79,9 @@ def transient_failures(url: str, tries: Callable[[], int]) -> Iterator[None]:
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
             raise Unreachable(said) from None
         raise Transient(said, tries=tries()) from None
-    except (library.InvalidURL, library.StreamError) as error:
-        raise BadSource(f"{shown(url)}: {error}") from None
-    except ConnectionError as error:
+    except (library.InvalidURL, library.StreamError, UnicodeError) as error:
+        raise BadSource(f"{shown(url)}: {without_addresses(str(error))[:200]}") from None
+    except (ConnectionError, TimeoutError) as error:
         if constants.HF_HUB_OFFLINE:
             raise Unreachable(f"{shown(url)}: HF_HUB_OFFLINE is set; unset it to download") from None
         raise Transient(in_words(error, url), tries=tries()) from None
@@ -110,7 +109,7 @@ def in_words(error: BaseException, url: str) -> str:
     system = next((cause for cause in reversed(chain) if isinstance(cause, OSError) and cause.errno), None)
     if system is not None:
         return f"{host} cannot be reached: {os.strerror(system.errno or 0).lower()}"
-    return f"{host}: {str(error) or kind}"
+    return f"{host}: {without_addresses(str(error))[:200] or kind}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -123,7 +122,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _host_and_port(url: str) -> str:
-    parts = urlsplit(url if "://" in url else f"//{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+    except ValueError:
+        return shown(url)
     try:
         return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or shown(url)
     except ValueError:  # a port beyond 65535

@@ -25,6 +25,7 @@ FIRST = 16 << 10  # bytes of a safetensors file that are asked for at once: the 
 GROWTH = 256 << 10  # a GGUF header is read in pieces that begin with so many bytes and double
 LARGEST = 4 << 20
 SMALL = 64 << 20
+MOST = 1 << 30  # bytes of all headers
 READ = ("rope_freqs.weight",)  # small tensors of GGUF files that are part of the configuration
 NEEDED = ("config.json", "model.safetensors.index.json")
 
@@ -37,7 +38,8 @@ def mirrored(plan: Plan, web: Web) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="oss-tools-headers-") as folder, _called(f"{folder}/model", plan.source.name):
         prefix = ORIGINAL if plan.container == "original" else ""
-        tensors = []
+        tensors: list[Path] = []
+        taken = 0
         for file in plan.files:
             if not file.path.startswith(prefix):
                 continue
@@ -55,6 +57,9 @@ def mirrored(plan: Plan, web: Web) -> Iterator[Path]:
             else:
                 continue
             tensors += [path] if path.suffix in (".safetensors", ".gguf") else []
+            taken += path.stat().st_blocks * 512
+            if taken > MOST:
+                raise BadCheckpoint(f"{plan.source.name}: its headers have more than {MOST >> 30} GiB; no model needs that")
         root = Path(folder, "model")
         if not tensors:
             raise BadCheckpoint(f"{plan.source.name}: has no files with tensors")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 PREFIX = "models--"
@@ -16,12 +17,23 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 MANIFEST = "oss-tools-download.json"  # what was downloaded to a folder, with checksums
 MAX_MANIFEST = 16 << 20  # bytes
 HIDDEN = ".oss-tools-download"  # in a folder of the user's: incomplete files
+OURS = re.compile(r"oss-tools-download\.json|\.oss-tools-.*", re.DOTALL)  # names that are ours alone, in small letters
 ORIGINAL = "original/"  # of OpenAI's repositories: the checkpoint in OpenAI's own layout
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file of that path would lie where a download keeps its manifest or incomplete files, in whatever case."""
+    return any(OURS.fullmatch(folded(part)) for part in path.split("/"))
+
+
+def folded(path: str) -> str:
+    """What two paths share that are one file on disks which do not tell case apart, or forms of Unicode (macOS, Windows)."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFD", path).casefold())
 
 
 def cache_folder() -> Path:
     """The hub's cache: HF_HUB_CACHE, or HF_HOME/hub, or huggingface/hub in XDG_CACHE_HOME."""
-    from huggingface_hub import constants
+    from oss_tools.download.library import constants
 
     return Path(os.path.expanduser(constants.HF_HUB_CACHE))
 

@@ -17,7 +17,7 @@ from oss_tools.download.addresses import shown
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST
 from oss_tools.download.quantizations import PART
 from oss_tools.download.transfer import RemoteFile, digests
-from oss_tools.errors import BadCheckpoint
+from oss_tools.errors import BadCheckpoint, BadRequest
 
 NAME, MAX_BYTES = MANIFEST, MAX_MANIFEST
 SCHEMA = 1
@@ -74,9 +74,12 @@ def read(folder: Path) -> dict[str, Entry]:
 
 
 def write(folder: Path, entries: list[Entry], facts: dict[str, Any]) -> Path:
-    """Adds entries to a folder's manifest; `facts` (repository, commit) describe the newest download. Raises NoRoom."""
+    """Adds entries to a folder's manifest; `facts` (repository, commit) describe the newest download. Raises NoRoom,
+    BadRequest."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
+    if path.is_symlink():
+        raise BadRequest(f"{path}: a link, where a download keeps its manifest; remove it")
     with _locked(folder):
         merged = {e.path: e for e in [*read(folder).values(), *entries]}
         content = {"schema": SCHEMA, "oss_tools": __version__, **facts, "files": [asdict(e) for e in merged.values()]}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from urllib.parse import urlsplit
 
-from oss_tools.download.addresses import check_address, same_origin
+from oss_tools.download.addresses import check_address, same_origin, shown, split
 from oss_tools.download.registry import Published, published
 from oss_tools.errors import BadSource
 
@@ -51,24 +50,31 @@ class Wanted:
 def understand(name: str, revision: str, endpoint: str) -> Wanted:
     """What a name means. `revision` overrides that of the name. Raises BadSource."""
     known = published()
+    _check_revision(revision)
     if name.lower() in known:
         entry = known[name.lower()]
         return Wanted(entry.repo, revision or entry.revision or "main", published=entry, named=bool(revision))
     wanted = _page(name, endpoint) or _repository(_without_hub(name))
     if wanted:
         revision = revision or wanted.revision
-        if revision and (not REVISION.fullmatch(revision) or ".." in revision):
-            raise BadSource(f"{revision!r} is no revision: expected a branch, a tag or a commit")
+        _check_revision(revision)
         entry_of = next((p for p in known.values() if p.repo == wanted.repo), None)
         return replace(wanted, revision=revision or "main", published=entry_of, named=bool(revision))
     if file := IN_REPOSITORY.fullmatch(name):
         return Wanted(address=f"{endpoint}/{file[1]}/resolve/main/{file[2]}")
-    if urlsplit(name).scheme == "file":
+    if "://" in name and split(name).scheme == "file":
         return Wanted(address=name)
     if "://" not in name or OLLAMA.fullmatch(name):
         raise BadSource(_not_understood(name, known))
     check_address(name)
     return Wanted(address=_raw(name, endpoint))
+
+
+def _check_revision(revision: str) -> None:
+    """Raises BadSource for what git would not take as a name, and a disk might take for a way out of the cache."""
+    parts = revision.split("/")
+    if revision and (not REVISION.fullmatch(revision) or {"", "."} & set(parts) or ".." in revision):
+        raise BadSource(f"{revision[:200]!r} is no revision: expected a branch, a tag or a commit")
 
 
 def _without_hub(name: str) -> str:
@@ -104,7 +110,7 @@ def _on_hub(address: str, endpoint: str) -> str | None:
     if "://" not in address:
         return None
     hubs = (endpoint, *(hub for hub in HUBS if hub.startswith("https://")))
-    return urlsplit(address).path if any(same_origin(address, hub) for hub in hubs) else None
+    return split(address).path if any(same_origin(address, hub) for hub in hubs) else None
 
 
 def _not_understood(name: str, known: dict[str, Published]) -> str:
@@ -112,11 +118,11 @@ def _not_understood(name: str, known: dict[str, Published]) -> str:
     guess = f"; did you mean {near}?" if near else ""
     if OLLAMA.fullmatch(name):
         return (
-            f"{name!r} is a name of Ollama's, whose registry is not read{guess or '; name the repository, owner/name'} "
+            f"{shown(name)!r} is a name of Ollama's, whose registry is not read{guess or '; name the repository, owner/name'} "
             f"(`ollama show {name.removeprefix('ollama://')} --modelfile` says in FROM where Ollama keeps the file: its path "
             "is a MODEL here)"
         )
-    return f"{name!r} is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}{guess}"
+    return f"{shown(name)!r} is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}{guess}"
 
 
 def near_names(name: str, known: list[str]) -> str:

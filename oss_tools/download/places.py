@@ -42,6 +42,13 @@ class Place(ABC):
     def finish(self) -> None:
         """After all files are there."""
 
+    def require_inside(self, file: RemoteFile) -> None:
+        """Raises BadRequest if a link on the way to a file leads out of `root`: a stranger's folder may have one."""
+        root = self.root.resolve()
+        folder = (self.root / file.path).parent
+        if not folder.resolve().is_relative_to(root):
+            raise BadRequest(f"{folder}: a link that leads out of {self.root}; remove it, or choose another place with --to")
+
     def missing_bytes(self, files: list[RemoteFile]) -> int:
         """Bytes that the disk must still take."""
         total = 0
@@ -70,6 +77,8 @@ class Place(ABC):
                 raise BadRequest(f"{nearest}: not a folder; choose another place with --to")
             if not os.access(nearest, os.W_OK | os.X_OK):
                 raise BadRequest(f"{nearest}: read-only, nothing can be written there; choose another place with --to")
+        for file in files:
+            self.require_inside(file)
         needed, free = self.missing_bytes(files), self.free_bytes()
         if needed and needed + SPARE_BYTES > free:
             raise NoRoom(
@@ -94,6 +103,11 @@ class Folder(Place):
     def job(self, file: RemoteFile) -> Job:
         name = hashlib.sha256(f"{file.path}\n{file.blob}".encode()).hexdigest()[:32]
         return Job(file, self._hidden / f"{name}.incomplete", self.root / file.path)
+
+    def require_inside(self, file: RemoteFile) -> None:
+        super().require_inside(file)
+        if self._hidden.is_symlink():
+            raise BadRequest(f"{self._hidden}: a link, where a download keeps what is incomplete; remove it")
 
     def settle(self, file: RemoteFile) -> None:
         """Nothing: the final place is under `root`."""

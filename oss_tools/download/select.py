@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from oss_tools.checkpoints.files import is_plain_name, parse_json
 from oss_tools.checkpoints.index import INDEX, SINGLE
 from oss_tools.checkpoints.templates import FOLDER as TEMPLATES
-from oss_tools.download.layout import MANIFEST, ORIGINAL
+from oss_tools.download.layout import ORIGINAL, folded, is_ours
 from oss_tools.download.quantizations import listing, models_among, named, near_misses
 from oss_tools.download.transfer import RemoteFile
 from oss_tools.errors import BadSource
@@ -39,8 +39,8 @@ DANGEROUS = (
 TENSORS = (".safetensors", ".gguf")
 CONTAINERS = ("hf", "original", "gguf")
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
-MAX_FILES = 10_000
 MAX_DEPTH = 16
+ODD = re.compile(r'[<>"|?*]|[. ]$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)', re.IGNORECASE)  # no names on Windows
 MAX_INDEX = 64 << 20  # bytes
 ReadFile = Callable[[RemoteFile], bytes]
 
@@ -66,12 +66,11 @@ def choose(
 
     Raises BadSource if nothing is left, several GGUF models are, or a file that is wanted has a name that cannot be kept.
     """
-    if len(files) > MAX_FILES:
-        raise BadSource(f"the repository lists {len(files)} files, more than the {MAX_FILES} that are accepted")
     offered = [f for f in files if not any(_matches(f.path, pattern) for pattern in exclude)]
     if include:
         found = _including(offered, include)
         check_paths(found)
+        _check_unlike_others(found, offered)
         kind = container or next((k for k in CONTAINERS if _tensors(found, k)), "hf")
     else:
         kind, found = _checkpoint(offered, container, read, say)
@@ -89,11 +88,25 @@ def check_paths(files: Sequence[RemoteFile]) -> None:
             raise BadSource(
                 f"the repository lists a file named {file.path[:120]!r}, {fault}; nothing is fetched (--exclude leaves it out)"
             )
-    taken = {file.path for file in files}
-    folders = {"/".join(path.split("/")[:i]) for path in taken for i in range(1, path.count("/") + 1)}
-    if len(taken) < len(files) or taken & folders:
-        twice = min(taken & folders, default="a file")
-        raise BadSource(f"the repository lists {twice!r} twice; nothing is fetched")
+    _check_unlike_others(files, files)
+    taken = {folded(file.path): file.path for file in files}
+    for file in files:
+        parts = file.path.split("/")
+        above = (taken.get(folded("/".join(parts[:i]))) for i in range(1, len(parts)))
+        if twice := next(filter(None, above), ""):
+            raise BadSource(f"the repository lists {twice[:120]!r} twice, as a file and as a folder; nothing is fetched")
+
+
+def _check_unlike_others(files: Sequence[RemoteFile], others: Sequence[RemoteFile]) -> None:
+    """Raises BadSource if a file has the name of another one, but for case and the forms of Unicode."""
+    names: dict[str, list[str]] = {}
+    for other in others:
+        names.setdefault(folded(other.path), []).append(other.path)
+    for file in files:
+        if len(same := names[folded(file.path)]) > 1:
+            one, other = sorted(same)[:2]
+            twice = f"{one[:120]!r} twice" if one == other else f"{one[:120]!r} and {other[:120]!r}, one file on many disks"
+            raise BadSource(f"the repository lists {twice}; nothing is fetched (--exclude leaves one out)")
 
 
 def _fault_of(path: str) -> str:
@@ -101,8 +114,10 @@ def _fault_of(path: str) -> str:
     parts = path.split("/")
     if path.startswith(("/", "~")) or {"", ".", ".."} & set(parts) or "\\" in path:
         return "which leaves its folder"
-    if len(parts) > MAX_DEPTH or not all(map(is_plain_name, parts)):
-        return "which no file can have everywhere: too long, too deep, or with characters that are not for names"
+    if is_ours(path):
+        return "where this program keeps what it knows of a download"
+    if len(parts) > MAX_DEPTH or not all(is_plain_name(part) and not ODD.search(part) for part in parts):
+        return "which no file can have everywhere: too long, too deep, reserved, or with characters that are not for names"
     return ""
 
 
@@ -122,6 +137,8 @@ def _checkpoint(
             say(f"{file.path[:120]!r} is left out: its name cannot be kept")
     found = [f for f in found if not _fault_of(f.path)]
     check_paths(found)
+    listed = set(files)  # some of what was found gets another place
+    _check_unlike_others([f for f in found if f in listed], files)
     return kind, found
 
 
@@ -209,7 +226,7 @@ def _including(files: Sequence[RemoteFile], include: Sequence[str]) -> list[Remo
 
 def _may_be_fetched(file: RemoteFile) -> bool:
     """Not what runs code when it is opened, nor another download's manifest."""
-    return not file.path.lower().endswith(DANGEROUS) and file.path.rpartition("/")[2] != MANIFEST
+    return not file.path.lower().endswith(DANGEROUS) and not is_ours(file.path)
 
 
 def _is_wanted(file: RemoteFile) -> bool:

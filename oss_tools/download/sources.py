@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from oss_tools.checkpoints.files import is_plain_name, parse_json
 from oss_tools.checkpoints.shards import INDEX, SINGLE
 from oss_tools.download.addresses import shown
-from oss_tools.download.failures import TRANSIENT, Missing, Patience, Transient, refusal
-from oss_tools.download.layout import COMMIT
+from oss_tools.download.failures import Missing, Patience, Transient
 from oss_tools.download.names import Wanted, understand
 from oss_tools.download.registry import Published
+from oss_tools.download.repositories import commit_of, files_of
 from oss_tools.download.transfer import RemoteFile
-from oss_tools.download.web import SHA256, Web, retry_after
+from oss_tools.download.web import Web
 from oss_tools.errors import BadSource
 
 __all__ = ["Source", "Wanted", "look_up", "probe", "understand"]
 
-GIT_OID = re.compile(r"[0-9a-f]{40}")
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 COMPANIONS = (
     "config.json",
@@ -35,7 +32,6 @@ COMPANIONS = (
 )
 MAX_INDEX = 64 << 20
 MAX_PARTS = 1000
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -61,61 +57,12 @@ class Source:
 
 def look_up(wanted: Wanted, web: Web) -> Source:
     """Asks the server what files there are. Raises BadSource, Unreachable."""
-    return hub_source(wanted, web) if wanted.repo else address_source(wanted.address, web)
-
-
-# ---- a hub ----------------------------------------------------------------------------------------------------------
-
-
-def hub_source(wanted: Wanted, web: Web) -> Source:
-    """The files of a repository at one commit, with the checksums that the hub publishes."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=web.endpoint, library_name="oss-tools")
+    if not wanted.repo:
+        return address_source(wanted.address, web)
     where = f"{wanted.repo}, revision {wanted.revision}"
-    info = _patiently(lambda: api.model_info(wanted.repo, revision=wanted.revision, timeout=30), where, web)
-    commit = info.sha or ""
-    if not COMMIT.fullmatch(commit):
-        raise BadSource(f"{where}: the server at {web.endpoint} names no commit; is it a hub?")
-    tree = _patiently(lambda: list(api.list_repo_tree(wanted.repo, recursive=True, revision=commit)), where, web)
-    base = f"{web.endpoint}/{wanted.repo}/resolve/{commit}/"
-    files = tuple(_listed(entry, base) for entry in tree if hasattr(entry, "size"))
+    commit = commit_of(wanted.repo, wanted.revision, where, web)
+    files = tuple(files_of(wanted.repo, commit, where, web))
     return Source(wanted.repo, wanted.repo, wanted.revision, commit, files, wanted.published)
-
-
-def _listed(entry: Any, base: str) -> RemoteFile:
-    sha256 = entry.lfs.sha256 if entry.lfs else ""
-    size = entry.lfs.size if entry.lfs else entry.size
-    fine = isinstance(entry.path, str) and isinstance(size, int) and 0 <= size < 1 << 50
-    if not fine or not (SHA256.fullmatch(sha256) if sha256 else GIT_OID.fullmatch(str(entry.blob_id))):
-        raise BadSource(f"the hub's listing of {str(entry.path)[:120]!r} is damaged: size {size!r}, checksum missing or odd")
-    return RemoteFile(
-        entry.path, size, base + quote(entry.path.encode("utf-8", "surrogatepass")), sha256, "" if sha256 else entry.blob_id
-    )
-
-
-def _patiently(ask: Callable[[], Result], where: str, web: Web) -> Result:
-    """A question to the hub's API, repeated where the failure may pass."""
-    import logging
-
-    from huggingface_hub.errors import HfHubHTTPError
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its own retries are told of by ours
-    patience = Patience(where, web.say)
-    while True:
-        try:
-            with web.asking(web.endpoint):
-                return ask()
-        except Transient as failure:
-            patience.wait(failure)
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status not in TRANSIENT:
-                code = error.response.headers.get("X-Error-Code", "")
-                raise refusal(status, code, where, web.has_token) from None
-            patience.wait(Transient(f"the server answers {status}", retry_after(error.response.headers)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadSource(f"{where}: {web.endpoint} does not answer as a hub does: {error!r}"[:300]) from None
 
 
 # ---- an address -----------------------------------------------------------------------------------------------------

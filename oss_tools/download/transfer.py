@@ -8,11 +8,12 @@ process leaves nothing that claims more than there is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ import numpy as np
 
 from oss_tools.checkpoints.files import full_disk_is_no_room, write_at
 from oss_tools.download.failures import Changed, Patience, Transient
-from oss_tools.download.web import Web
+from oss_tools.download.web import Web, pieces_between
 from oss_tools.errors import BadRequest, VerificationFailed
 
 SEGMENT = 128 << 20  # bytes that one request asks for
 HASH_PIECE = 4 << 20
+PROGRESS = 4096  # bytes of one answer after which further tries are worth it
 Arrived = Callable[["Job", str], None]  # a job whose file has its final place, and its sha256
 Advance = Callable[[str, int], None]  # a file's path, and bytes just received (negative: to be fetched again)
 
@@ -98,13 +100,13 @@ class Partial:
         self.count = max(-(-job.file.size // self.segment), 1)
         job.incomplete.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_is_no_room(job.incomplete), contextlib.ExitStack() as opened:
-            self._data = os.open(job.incomplete, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._data = _opened(job.incomplete)
             opened.callback(os.close, self._data)
             try:
                 fcntl.flock(self._data, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BadRequest(f"{job.file.path}: another process is downloading it; wait for it, or end it") from None
-            self._counts = os.open(job.progress, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._counts = _opened(job.progress)
             opened.callback(os.close, self._counts)
             self.done = self._known_counts()
             self._open = opened.pop_all()
@@ -179,6 +181,16 @@ class Partial:
         self._open.close()
 
 
+def _opened(path: Path) -> int:
+    """A file of our own for reading and writing. Raises BadRequest for a link, through which it would be another's."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BadRequest(f"{path}: a link, where a download keeps a file of its own; remove it") from None
+        raise
+
+
 class Transfer:
     """Fetches jobs with several connections at a time."""
 
@@ -239,7 +251,7 @@ class Transfer:
 
     def _receive(self, partial: Partial, index: int, start: int, stop: int, patience: Patience) -> None:
         """One request: as much of [start, stop) as comes."""
-        file = partial.job.file
+        file, received = partial.job.file, 0
         with self.web.open(file.url, start, stop if file.ranges else None, file.etag) as answer:
             if answer.size is not None and answer.size != file.size:
                 raise Changed(f"the server has {answer.size} bytes, {file.size} were announced")
@@ -249,21 +261,12 @@ class Transfer:
                 if self._stop.is_set():
                     return
                 partial.write(index, data)
-                patience.progress()
+                received += len(data)
+                if received >= PROGRESS:  # a byte now and then is none
+                    patience.progress()
                 self.advance(file.path, len(data))
         if partial.done[index] < partial.length(index):
             raise Transient("the connection ended early")
-
-
-def pieces_between(pieces: Iterator[bytes], at: int, start: int, stop: int) -> Iterator[bytes]:
-    """Of bytes that begin at position `at`, those in [start, stop)."""
-    for piece in pieces:
-        part = piece[max(start - at, 0) : max(stop - at, 0)]
-        at += len(piece)
-        if part:
-            yield part
-        if at >= stop:
-            return
 
 
 def _first_error(futures: list[Future]) -> None:

@@ -86,9 +86,10 @@ def detect(
 
 def graphics_memory() -> int | None:
     """The largest NVIDIA card's memory, as its driver says; None without one."""
+    env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}  # no tokens
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=env).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     sizes = [int(line) << 20 for line in answer.split() if line.isdigit()]

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib
 import json
-import os
 import random
 import threading
 import time
@@ -19,19 +18,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from oss_tools import __version__
-from oss_tools.download.addresses import shown
-from oss_tools.download.failures import TRANSIENT
+from oss_tools.download.addresses import check_address, is_exposed, shown, without_addresses
+from oss_tools.download.bodies import in_time, whole_body
+from oss_tools.download.failures import TRANSIENT, Transient
+from oss_tools.download.library import get_session
 from oss_tools.download.web import retry_after
 from oss_tools.errors import BadRecipe, BadSource, Unreachable
 from oss_tools.harness.grades import Grade, GradeCache, read_grade
+from oss_tools.harness.keys import Blotter, read_key
 
 LARGEST_ANSWER = 4 << 20  # bytes of a response
 LONGEST_PAUSE = 300.0  # seconds; a server that asks for more is left
 CHARACTERS_A_TOKEN = 4  # of English, about; for estimates
-DEFAULT_KEY = "OPENAI_API_KEY"
+MOST_TOKENS = 1 << 53  # that a server may say it counted
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,15 @@ class GraderSettings:
     def endpoint(self) -> str:
         """The address that is posted to. Raises BadRecipe for what is no web address."""
         url = self.url.rstrip("/")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise BadRecipe(f"--grader-url {shown(self.url)!r}: expected an address like http://localhost:8000/v1")
+        try:
+            check_address(url)
+        except BadSource as error:
+            raise BadRecipe(f"--grader-url: {error}; expected an address like http://localhost:8000/v1") from None
         return url if url.endswith("/chat/completions") else f"{url}/chat/completions"
 
     def key(self) -> str | None:
         """The API key. Raises BadRecipe if a variable is named that is not set. It is never in messages, records or files."""
-        if self.key_variable is not None:
-            if not os.environ.get(self.key_variable):
-                raise BadRecipe(
-                    f"the environment variable {self.key_variable}, which is to hold the grader's key, is not set"
-                )
-            return os.environ[self.key_variable]
-        return os.environ.get(DEFAULT_KEY) if urlsplit(self.url).scheme == "https" else None
+        return read_key(self.key_variable, self.url) or None
 
 
 @dataclass
@@ -98,14 +94,6 @@ class Tally:
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
-
-
-class Transient(Exception):
-    """A failure that may pass, after `pause` seconds if the server said so."""
-
-    def __init__(self, message: str, pause: float | None = None) -> None:
-        super().__init__(message)
-        self.pause = pause
 
 
 class Stopped(Exception):
@@ -152,7 +140,11 @@ class Grader:
         self.tally = Tally()
         self._endpoint = settings.endpoint()
         key = settings.key()
-        headers = {"User-Agent": f"oss-tools/{__version__}"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._blotted = Blotter(key or "")
+        if key and is_exposed(self._endpoint):
+            say(f"{shown(self._endpoint)}: the grader's key goes there without encryption; use https")
+        headers = {"User-Agent": f"oss-tools/{__version__}", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._library = _http_library()
         limits = self._library.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
         self._client = self._library.Client(headers=headers, timeout=settings.timeout, limits=limits, follow_redirects=False)
@@ -218,6 +210,7 @@ class Grader:
         for attempt in range(self.settings.malformed_tries):
             grade = read_grade(self._ask_patiently(prompt, attempt))
             if grade is not None:
+                grade = Grade(grade.criteria_met, self._blotted(grade.explanation))
                 self.cache.add(key, grade, self.settings.model)
                 self._count(graded=1)
                 return
@@ -276,28 +269,24 @@ class Grader:
         if status in TRANSIENT:
             raise Transient(f"the server answers {status}", retry_after(headers))
         if status != 200:
-            raise BadSource(f"{shown(self._endpoint)}: the grader answers {status}: {_reason(content, status)}")
+            raise BadSource(f"{shown(self._endpoint)}: the grader answers {status}: {self._reason(content, status)}")
         return self._text(content)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, Any, bytes]:
         """Status, headers and body; the whole of it within the time limit."""
-        deadline = time.monotonic() + self.settings.timeout
-        content = bytearray()
+        seconds = self.settings.timeout
+
+        def post() -> tuple[int, Any, bytes]:
+            with self._client.stream("POST", self._endpoint, json=body, auth=None) as response:
+                return response.status_code, response.headers, whole_body(response, self._endpoint, LARGEST_ANSWER, seconds)
+
         try:
-            with self._client.stream("POST", self._endpoint, json=body) as response:
-                for piece in response.iter_bytes():
-                    content += piece
-                    if time.monotonic() > deadline:
-                        raise Transient(f"no whole answer within {self.settings.timeout:g} s")
-                    if len(content) > LARGEST_ANSWER:
-                        raise BadSource(f"{shown(self._endpoint)}: an answer of more than {LARGEST_ANSWER >> 20} MiB")
-                return response.status_code, response.headers, bytes(content)
-        except self._library.TimeoutException:
-            raise Transient(f"no answer within {self.settings.timeout:g} s") from None
-        except self._library.TransportError as error:
-            raise Transient(str(error) or type(error).__name__) from None
-        except self._library.HTTPError as error:
-            raise Transient(f"an unreadable answer: {error}") from None
+            return in_time(post, seconds)
+        except (TimeoutError, self._library.TimeoutException):
+            raise Transient(f"no whole answer within {seconds:g} s") from None
+        except (self._library.HTTPError, self._library.InvalidURL, self._library.StreamError) as error:
+            said = self._blotted(without_addresses(str(error)))[:200]
+            raise Transient(said or type(error).__name__) from None
 
     def _learn(self, body: Mapping[str, Any], content: bytes) -> bool:
         """Whether a refusal says that a field of this request is not known; it is not sent again."""
@@ -316,13 +305,23 @@ class Grader:
             answer = json.loads(content)
             text = answer["choices"][0]["message"]["content"]
             usage = answer.get("usage") or {}
-            self._count(prompt_tokens=int(usage.get("prompt_tokens") or 0), tokens=int(usage.get("completion_tokens") or 0))
+            self._count(prompt_tokens=_tokens(usage.get("prompt_tokens")), tokens=_tokens(usage.get("completion_tokens")))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise Transient("an answer that is no chat completion") from None
         if isinstance(text, list):  # in parts, as some servers give it
             texts = [part.get("text") for part in text if isinstance(part, Mapping) and part.get("type", "text") == "text"]
             text = "".join(part for part in texts if isinstance(part, str))
         return text if isinstance(text, str) else ""  # a refusal has none
+
+    def _reason(self, content: bytes, status: int) -> str:
+        """A server's own words, cut short, without the key, with what to do where that is plain."""
+        words = None
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            error = json.loads(content).get("error")
+            words = error.get("message") if isinstance(error, dict) else error
+        hint = {401: "check the key", 403: "check the key", 404: "check --grader-url and --grader-model"}.get(status)
+        said = self._blotted(words if isinstance(words, str) and words else content.decode(errors="replace"))
+        return "; ".join(filter(None, (self._blotted(" ".join(said.split()))[:200], hint)))
 
     def _count(self, **counts: int) -> None:
         with self._lock:
@@ -335,22 +334,13 @@ def about_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_A_TOKEN)
 
 
-def _reason(content: bytes, status: int) -> str:
-    """A server's own words, cut short, with what to do where that is plain."""
-    try:
-        error = json.loads(content).get("error")
-        words = error.get("message") if isinstance(error, dict) else error
-    except (ValueError, AttributeError, RecursionError):
-        words = None
-    hint = {401: "check the key", 403: "check the key", 404: "check --grader-url and --grader-model"}.get(status)
-    said = " ".join(str(words or content.decode(errors="replace")).split())[:200]
-    return "; ".join(filter(None, (said, hint)))
+def _tokens(count: Any) -> int:
+    """A count of tokens as a server gives it; 0 for what is none."""
+    return count if type(count) is int and 0 <= count <= MOST_TOKENS else 0
 
 
 def _http_library() -> Any:
     """httpx or its successor: the one that huggingface_hub uses."""
-    from huggingface_hub import get_session
-
     return importlib.import_module(type(get_session()).__module__.partition(".")[0])
 
 

@@ -108,11 +108,13 @@ def _objects(text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _grades_inside(value: Any) -> Iterator[Mapping[str, Any]]:
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
         if _is_grade(inner):
             yield inner
         else:
-            yield from _grades_inside(inner)
+            waiting += inner.values() if isinstance(inner, Mapping) else inner if isinstance(inner, list) else ()
 
 
 def _is_grade(value: Any) -> bool:

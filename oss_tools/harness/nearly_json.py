@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 DEEPEST = 50  # nested objects and lists
+DIGITS = 4000  # of a whole number; Python reads none of more than 4300
 LONGEST = 200_000  # characters that are read leniently; json's own reader has no such limit
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 BLANK = re.compile(r"\s*")
@@ -75,7 +76,8 @@ class _Lenient:
             return self._string(first)
         if found := NUMBER.match(self._text, self._at):
             self._at = found.end()
-            return float(found[0]) if found[1] or found[2] else int(found[0])
+            whole = not (found[1] or found[2]) and len(found[0]) <= DIGITS
+            return int(found[0]) if whole else float(found[0])
         word = self._word()
         if word.lower() not in WORDS:
             raise self._unreadable("no value")

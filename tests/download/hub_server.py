@@ -62,7 +62,8 @@ class Request:
 
 @dataclass
 class Hub:
-    """The servers' state. `faults` decides, before an answer, whether it goes wrong: see `Fault`."""
+    """The servers' state. `faults` decides, before an answer, whether it goes wrong: see `Fault`. `instead` may answer a request
+    itself, and says so."""
 
     repos: dict[str, dict[str, Content]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
@@ -77,6 +78,7 @@ class Hub:
     served: int = 0  # bytes of files' bodies that have been begun to be sent
     allowance: float = math.inf  # of those: behind so many the servers wait, see `allow`
     allowed: threading.Condition = field(default_factory=threading.Condition)
+    instead: Callable[[Handler], bool] = lambda handler: False
     page: int = 1000  # entries in a page of the tree
     url: str = ""
     cdn: str = ""
@@ -140,6 +142,8 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.name, self.command, self.path, dict(self.headers))
         self.hub.requests.append(request)
         self.request_log = request
+        if self.hub.instead(self):
+            return
         fault = self.fault("status")
         if fault:
             self.answer(fault.status, b"busy", fault.headers)
