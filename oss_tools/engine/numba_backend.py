@@ -176,7 +176,7 @@ class Recorder(Operations[Any]):
         self.program = Program()
         self.dense = model.state.all_rows
         self.counts: list[tuple[int, int]] = []  # operations with an argument `rows`, and their rows for each token
-        self.attentions: list[tuple[int, Heads]] = []
+        self.attentions: list[tuple[int, Heads | Latent]] = []
 
     # ---- values -----------------------------------------------------------------------------------------------------
 
