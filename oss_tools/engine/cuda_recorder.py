@@ -265,7 +265,7 @@ class Recorder(Operations[Value]):
             raise TypeError("the kernels take queries, keys and values from one projection, rotated alike")
 
     def route(self, x: Value, name: str, router: Router) -> Routing:
-        if router != Router(router.experts, router.chosen):
+        if not router.is_softmax_of_chosen:
             raise no_kernel("this model's choice of experts")
         chosen = router.chosen
         (stack,) = self.model.weights.stacks((name,))
