@@ -43,7 +43,7 @@ NO_LIMIT = np.float32(0)
 
 def no_kernel(what: str) -> Unsupported:
     """The error for an operation that the GPU's kernels lack."""
-    return Unsupported(f"the CUDA backend has no {what} yet: use --backend numba for this model")
+    return Unsupported(f"the CUDA backend has no {what} yet: use --device cpu for this model")
 
 
 def expert_limit(gate: Gate) -> np.float32:

@@ -136,7 +136,7 @@ def test_a_gpu_refuses_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch
     from oss_tools.engine import cuda_backend
 
     monkeypatch.setattr(cuda_backend, "open_device", EmulatedDevice)
-    with pytest.raises(Unsupported, match=f"the CUDA backend has no .*{lacking}.* yet: use --backend numba"):
+    with pytest.raises(Unsupported, match=f"the CUDA backend has no .*{lacking}.* yet: use --device cpu"):
         Engine.load(InMemory(Composed(model)), backend="cuda")
 
 
