@@ -43,7 +43,7 @@ from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, parts
-from oss_tools.engine.numba_weights import NumbaWeights, Stack, bytes_by_format, kernel_bytes
+from oss_tools.engine.numba_weights import TRANSPOSED, NumbaWeights, Stack, bytes_by_format, kernel_bytes
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import SILU, Gate, Heads, Latent, Operations, Rope, Router
@@ -176,7 +176,7 @@ class Recorder(Operations[Any]):
         self.program = Program()
         self.dense = model.state.all_rows
         self.counts: list[tuple[int, int]] = []  # operations with an argument `rows`, and their rows for each token
-        self.attentions: list[tuple[int, Heads]] = []
+        self.attentions: list[tuple[int, Heads | Latent]] = []
 
     # ---- values -----------------------------------------------------------------------------------------------------
 
@@ -429,7 +429,7 @@ class Recorder(Operations[Any]):
             "logits": logits.floats, "logits_stride": logits.stride, "experts": experts, "top": chosen, "ids": ids,
             "weights": weights,
         }  # fmt: skip
-        if router == Router(experts, chosen, epsilon=router.epsilon):
+        if router.is_softmax_of_chosen:
             self._add(route, **arguments)
         else:
             scratch = self._value(3 * -(-experts // 32) * 32)
@@ -550,7 +550,7 @@ class NumbaBackend(Backend):
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
         self.threads = options.threads or cores()
         self.buffers = Buffers()
-        transposed = "f32" if options.activations == "f32" else "f16"
+        transposed = "f32" if options.activations == "f32" else TRANSPOSED
         self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed)
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
