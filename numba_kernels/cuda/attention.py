@@ -59,9 +59,13 @@ VALUE_WORDS = SIZE // 2
 PAGE_WORDS = 2 * KV * PAGE * SIZE // 2
 HEAD_SIZE = 1  # of the query heads that share one: HEADS · SIZE
 WEIGHTS = STATS = 1  # HEADS · PAGE, 3 · HEADS
+TURNED = 1
+STORES = 1
+KEY_STEP = VALUES_AT = 1  # words from a head's keys to the next head's, and to its values
 EIGHT: Any = None
 FOUR: Any = None
 WRITE: Any = None
+TURN: Any = None
 ZERO, ONE = np.float32(0), np.float32(1)
 LOWEST = np.float32(-math.inf)
 
@@ -77,6 +81,9 @@ class Attention:
         ring: pages of a sequence.
         element: bf16 or f32, of the cache.
         sinks: whether a logit per head joins the softmax.
+        turned: whether the kernels rotate queries and keys, the halves of a head against each other; else they are taken as
+            they are.
+        latent: whether a page has one key for all heads, which is its value as well, and is stored by another kernel.
     """
 
     queries: int
@@ -86,9 +93,11 @@ class Attention:
     ring: int
     element: str = "bf16"
     sinks: bool = False
+    turned: bool = True
+    latent: bool = False
 
     def __post_init__(self) -> None:
-        if self.size % 16 or not 16 <= self.size <= 256:
+        if self.size % 16 or not 16 <= self.size <= 256 and not self.latent:
             raise NoKernel(f"head_dim is {self.size}: the GPU's attention takes multiples of 16 up to 256")
 
     @property
@@ -98,7 +107,7 @@ class Attention:
 
     @property
     def page_words(self) -> int:
-        return 2 * self.keys * PAGE * self.value_words
+        return (1 if self.latent else 2 * self.keys) * PAGE * self.value_words
 
     def constants(self) -> dict[str, Any]:
         """For `Kernel.bind`."""
@@ -116,7 +125,16 @@ class Attention:
             "HEAD_SIZE": self.queries // self.keys * self.size,
             "WEIGHTS": self.queries // self.keys * PAGE,
             "STATS": self.queries // self.keys * 3,
+            "TURNED": int(self.turned),
+            "STORES": int(not self.latent),
+            "KEY_STEP": 0 if self.latent else PAGE * self.value_words,
+            "VALUES_AT": 0 if self.latent else self.keys * PAGE * self.value_words,
         }
+
+    @property
+    def turn(self) -> Any:
+        """The function that gives a value of a query or key, rotated or as it is."""
+        return rotated if self.turned else as_it_is
 
 
 # ---- elements of the cache ------------------------------------------------------------------------------------------
@@ -171,6 +189,12 @@ def rotated(row: Any, at: Any, d: Any, half: Any, cos: Any, sin: Any, angle: Any
     return row[at + d] * cos[angle + d - half] + row[at + d - half] * sin[angle + d - half]
 
 
+@device
+def as_it_is(row: Any, at: Any, d: Any, half: Any, cos: Any, sin: Any, angle: Any) -> Any:
+    """Value d of the head that begins at `at`."""
+    return row[at + d]
+
+
 # ---- one token ------------------------------------------------------------------------------------------------------
 
 
@@ -181,8 +205,8 @@ def store(qkv, cos, sin, cache, words, kv, position):  # type: ignore[no-untyped
     keys = words + (kv * PAGE + slot) * VALUE_WORDS
     values = keys + KV * PAGE * VALUE_WORDS
     for i in range(cuda.threadIdx.x, HALF, WARPS * WARP):
-        first = rotated(qkv, key, 2 * i, HALF, cos, sin, angle)
-        WRITE(cache, keys, i, first, rotated(qkv, key, 2 * i + 1, HALF, cos, sin, angle))
+        first = TURN(qkv, key, 2 * i, HALF, cos, sin, angle)
+        WRITE(cache, keys, i, first, TURN(qkv, key, 2 * i + 1, HALF, cos, sin, angle))
         WRITE(cache, values, i, qkv[value + 2 * i], qkv[value + 2 * i + 1])
 
 
@@ -269,7 +293,8 @@ FINISH: Any = None
 
 @kernel(FLOATS, FLOATS, FLOATS, FLOAT, FLOATS, WORDS, INTS, INTS, FLOATS, INTS, FLOATS)
 def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, out):  # type: ignore[no-untyped-def]
-    """Rotates the token's queries and key, appends key and value to the cache, and attends: out [KV · HEADS · SIZE].
+    """Rotates the token's queries and key, appends key and value to the cache, and attends: out [KV · HEADS · SIZE]. What is not
+    TURNED is rotated already; what does not STORE has been stored.
 
     A grid of (KV, SPLITS). qkv [(KV · HEADS + 2 · KV) · SIZE]; cos, sin [context, SIZE / 2]; table [RING] page numbers; state[0]
     the position; partial [KV, SPLITS, HEADS · (SIZE + 2)]; counters [KV] are 0 before and after.
@@ -290,22 +315,23 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     start, stop = first_page + split * each, first_page + min((split + 1) * each, pages)
     for i in range(thread, HEAD_SIZE, WARPS * WARP):
         g, d = i // SIZE, i % SIZE
-        queries[i] = rotated(qkv, (kv * HEADS + g) * SIZE, d, HALF, cos, sin, position * HALF) * scale
+        queries[i] = TURN(qkv, (kv * HEADS + g) * SIZE, d, HALF, cos, sin, position * HALF) * scale
         sums[i] = ZERO
     for i in range(thread, HEADS, WARPS * WARP):
         stats[3 * i], stats[3 * i + 1], stats[3 * i + 2] = LOWEST, ZERO, ONE
-    if stop == first_page + pages:
-        STORE(qkv, cos, sin, cache, np.int64(table[position // PAGE % RING]) * PAGE_WORDS, kv, position)
+    if STORES:
+        if stop == first_page + pages:
+            STORE(qkv, cos, sin, cache, np.int64(table[position // PAGE % RING]) * PAGE_WORDS, kv, position)
     cuda.syncthreads()
     for page in range(start, stop):
         words = np.int64(table[page % RING]) * PAGE_WORDS
-        keys = words + kv * PAGE * VALUE_WORDS
+        keys = words + kv * KEY_STEP
         SCORES(cache, keys, page * PAGE, first, position, queries, weights)
         cuda.syncthreads()
         SOFTEN(weights, stats)
         cuda.syncthreads()
         low, high = max(first - page * PAGE, 0), min(position - page * PAGE + 1, PAGE)
-        GATHER(cache, keys + KV * PAGE * VALUE_WORDS, low, high, weights, stats, sums)
+        GATHER(cache, keys + VALUES_AT, low, high, weights, stats, sums)
         cuda.syncthreads()
     at = (kv * SPLITS + split) * (HEAD_SIZE + 2 * HEADS)
     for i in range(thread, HEAD_SIZE, WARPS * WARP):
@@ -316,6 +342,7 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     cuda.threadfence()
     cuda.syncthreads()
     if thread == 0:
+        cuda.threadfence()
         last[0] = cuda.atomic.add(counters, kv, 1)
     cuda.syncthreads()
     if last[0] == active - 1:
@@ -325,7 +352,7 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
             counters[kv] = 0
 
 
-def _constants(shape: Attention, splits: int, warps: int) -> dict[str, Any]:
+def attend_constants(shape: Attention, splits: int, warps: int) -> dict[str, Any]:
     """All of them, with the functions that are made for them."""
     lanes = WARP * warps // PAGE
     if lanes * PAGE != WARP * warps or shape.size // lanes % 8:
@@ -339,18 +366,25 @@ def _constants(shape: Attention, splits: int, warps: int) -> dict[str, Any]:
         "EIGHT": eight_bf16 if is_bf16 else eight_f32,
         "FOUR": four_bf16 if is_bf16 else four_f32,
         "WRITE": write_bf16 if is_bf16 else write_f32,
+        "TURN": shape.turn,
     }
     made = {f.__name__.upper(): device(f, **numbers, **functions) for f in (store, scores, soften, gather, finish)}
-    return {**numbers, **made}
+    return {**numbers, "TURN": shape.turn, **made}
 
 
 def attend_kernel(shape: Attention, splits: int, warps: int = 4) -> Kernel:
     """The kernel for a layer, its positions divided among `splits` blocks. Raises NoKernel if so many heads of that size do not
     fit into shared memory."""
     group = shape.queries // shape.keys
-    nbytes = 4 * (2 * group * shape.size + group * (PAGE + 3) + 1)
-    require_shared(nbytes, f"{group} query heads of {shape.size} values that share a key-value head")
-    return attend.bind(**_constants(shape, splits, warps))
+    require_shared(
+        attend_shared(group, shape.size), f"{group} query heads of {shape.size} values that share a key-value head"
+    )
+    return attend.bind(**attend_constants(shape, splits, warps))
+
+
+def attend_shared(group: int, size: int) -> int:
+    """Bytes of shared memory for so many query heads that share a key-value head."""
+    return 4 * (2 * group * size + group * (PAGE + 3) + 1)
 
 
 def partial_size(shape: Attention, splits: int) -> int:

@@ -1,4 +1,4 @@
-"""The kernels as the published gpt-oss models and a small Llama need them, and what their PTX has to contain."""
+"""The kernels as published models of every family need them, and what their PTX has to contain."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 
 from numba_kernels.cuda.attention import Attention, attend_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
+from numba_kernels.cuda.choice import Choice
+from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
+from numba_kernels.cuda.heads import turn_heads_kernel
+from numba_kernels.cuda.latent import attend_latents_kernel, head_products_kernel, latent_shape, store_latents_kernel
 from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
-from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
+from numba_kernels.cuda.matvec import ADD, GELU, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.prefill import attend_many_kernel, combine_kernel, group_kernel, round_kernel, store_many_kernel
-from numba_kernels.cuda.rows import choose_kernel, embed_kernel
+from numba_kernels.cuda.rows import add_rows_kernel, choose_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import Kernel
 
 HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
@@ -32,6 +36,7 @@ def examples() -> Iterator[Example]:
     """All kinds of kernels, at the sizes that count."""
     yield from one_token()
     yield from many_tokens()
+    yield from other_families()
 
 
 def one_token() -> Iterator[Example]:
@@ -48,7 +53,7 @@ def one_token() -> Iterator[Example]:
     yield Example("Llama gate and up", gated, (WIDE, "dp4a.s32.s32"))
     router = Shape("bf16", HIDDEN, "f32")
     for experts in (32, 128):
-        kernel = route_kernel(router, experts=experts, top=TOP, norm=True, bias=True)
+        kernel = route_kernel(router, Choice(experts, TOP), norm=True, bias=True)
         yield Example(f"router of {experts}", kernel, (WIDE, "atom.global.add.u32"))
     for format, activations in (("mxfp4", "int8"), ("q8_0", "int8"), ("mxfp4", "f32"), ("bf16", "f32")):
         dots = ("dp4a.s32.s32",) if activations == "int8" else ()
@@ -88,3 +93,42 @@ def many_tokens() -> Iterator[Example]:
     yield Example("norm to bfloat16", round_kernel(HIDDEN, norm=True))
     yield Example("tokens by expert", group_kernel(128, TOP, 64))
     yield Example("experts put together", combine_kernel(HIDDEN, TOP))
+
+
+CHOICES = {  # (hidden size, choice)
+    "Qwen2-57B-A14B": (3584, Choice(64, 8, renormalized=False)),
+    "DeepSeek-V2": (5120, Choice(160, 6, renormalized=False, groups=8, groups_chosen=3, group_best=1)),
+    "DeepSeek-V3": (7168, Choice(256, 8, sigmoid=True, corrected=True, groups=8, groups_chosen=4)),
+}
+
+
+def other_families() -> Iterator[Example]:
+    """What gpt-oss and Llama do not need."""
+    for name, (hidden, choice) in CHOICES.items():
+        router = route_kernel(Shape("bf16", hidden, "int8"), choice, norm=True, bias=False)
+        yield Example(f"router of {name}", router, (WIDE, "atom.global.add.u32"))
+    for format in ("q4_0", "bf16"):
+        shape, dots = Shape(format, 2048, "int8"), () if format == "bf16" else ("dp4a.s32.s32",)
+        yield Example(f"SiLU experts {format}", gate_up_kernel(shape, top=8, bias=False, gate=SILU_GATE), (WIDE, *dots))
+        many = matmul_kernel(shape, finish=SILU, bias=False, grouped=True, indexed=True)
+        yield Example(f"SiLU experts {format}, many tokens", many, (WIDE, MATRIX))
+    shape = Shape("bf16", 768, "int8")
+    yield Example("GPT-2 up", matvec_kernel(shape, norm=False, bias=True, finish=GELU), (WIDE,))
+    yield Example("GPT-2 up, many tokens", matmul_kernel(shape, finish=GELU, bias=True), (WIDE, MATRIX))
+    yield Example("GPT-2 positions", embed_kernel("f32", 768, add=True))
+    yield Example("GPT-2 norm", layer_norm_kernel(1600))
+    heads = Attention(12, 12, 64, None, 16, "bf16", turned=False)
+    yield Example("GPT-2 attention", attend_kernel(heads, 32), ("ld.global.v4.u32", "atom.global.add.u32"))
+    yield Example("GPT-2 store of many tokens", store_many_kernel(heads))
+    yield Example("gated shared expert", add_rows_kernel(3584, gated=True, add=True))
+    turn = turn_heads_kernel(32, 4, 128, norms=(True, True), pairs=64, interleaved=False)
+    yield Example("Qwen3 norms of heads", turn)
+    for queries, nope, element in ((16, 128, "bf16"), (128, 128, "bf16"), (128, 128, "f32")):
+        latents, what = latent_shape(queries, 512, 64, 64, element), f"{queries} heads {element}"
+        wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
+        store = store_latents_kernel(latents, 512, 64, nope, pairs=32, interleaved=True, norm=True)
+        yield Example(f"DeepSeek latents, {what}", store)
+        yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 32), (wide, "atom.global.add.u32"))
+        yield Example(f"DeepSeek queries to latents, {what}", head_products_kernel(element, queries, 512, nope), (WIDE,))
+        yield Example(f"DeepSeek latents to values, {what}", head_products_kernel(element, queries, 128, 512), (WIDE,))
+    yield Example("DeepSeek attention, many tokens", attend_latents_kernel(latent_shape(16, 512, 64, 64)), ("ld.global.v4.u32",))

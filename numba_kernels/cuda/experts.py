@@ -8,9 +8,24 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.blocks import Shape
-from numba_kernels.cuda.intrinsics import load_fresh, prefetch, shuffle_xor, warp_barrier
-from numba_kernels.cuda.matvec import row_constants
-from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
+from numba_kernels.cuda.choice import Choice
+from numba_kernels.cuda.intrinsics import prefetch
+from numba_kernels.cuda.matvec import row_constants, silu
+from numba_kernels.cuda.seam import (
+    FLOAT,
+    FLOATS,
+    INT,
+    INTS,
+    WARP,
+    WORDS,
+    Kernel,
+    cuda,
+    device,
+    kernel,
+    require_shared,
+    types,
+)
+from numba_kernels.cuda.vectors import RESERVED
 
 WARPS = 8
 FORMAT = KIND = ""  # in the kernel's name
@@ -21,49 +36,38 @@ SCALES: Any = None
 GAIN: Any = None
 FILL: Any = None
 PAIR: Any = None
-PICK: Any = None
-NORM = BIAS = 0
+CHOOSE: Any = None
+CHOICE = ""  # in the kernel's name
+HELD = GROUPS = 1  # of the shared arrays that the choice needs
+NORM = BIAS = GATE = 0
 TOP = 1
 EXPERTS = 1
 SLOTS = 1  # vectors in shared memory at once
-SLICES = 1  # of EXPERTS by lanes
+SILU, SWIGLU = 0, 1
 ONE = np.float32(1)
 
 
 # ---- routing --------------------------------------------------------------------------------------------------------
 
 
-def pick(logits, first, chosen):  # type: ignore[no-untyped-def]
-    """The largest of EXPERTS logits from `first` on that is not among those chosen, the lower number of equals; by one warp."""
-    best, number = np.float32(-math.inf), EXPERTS
-    for i in range(SLICES):
-        expert = i * WARP + cuda.threadIdx.x % WARP
-        if expert < EXPERTS:
-            taken = False
-            for k in range(TOP):
-                taken = taken or chosen[k] == expert
-            value = load_fresh(logits, first + expert)
-            if not taken and (number == EXPERTS or value > best):
-                best, number = value, expert
-    for mask in (16, 8, 4, 2, 1):
-        other, other_number = shuffle_xor(best, mask), shuffle_xor(number, mask)
-        if other_number < EXPERTS and (number == EXPERTS or other > best or (other == best and other_number < number)):
-            best, number = other, other_number
-    return best, number
-
-
-@kernel(WORDS, "SCALES", FLOATS, FLOATS, INT, FLOATS, FLOAT, FLOATS, INTS, FLOATS, INTS, FLOATS)
-def route(codes, scales, bias, source, stride, weight, epsilon, logits, counter, normed, ids, shares):  # type: ignore[no-untyped-def]
-    """The TOP experts of each token: ids [tokens, TOP] and the softmax of their logits, shares [tokens, TOP].
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, INT, FLOATS, FLOAT, FLOATS, INTS, FLOATS, INTS, FLOATS, FLOATS, FLOAT, FLOAT)
+def route(  # type: ignore[no-untyped-def]
+    codes, scales, bias, source, stride, weight, epsilon, logits, counter, normed, ids, shares, correction, share_scale,
+    share_epsilon,
+):  # fmt: skip
+    """The TOP experts of each token, ids [tokens, TOP], and their weights, shares [tokens, TOP]: see `Choice`.
 
     A grid of (blocks, tokens); the last block of a token to finish picks its experts. source [tokens, stride]; normed, alike,
     receives the normalized vectors, which the experts meet as well; logits [tokens, EXPERTS]. counter [tokens] is 0 before and
-    after.
+    after. correction [EXPERTS], share_scale and share_epsilon are the choice's.
     """
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
     sums = cuda.shared.array(WARPS, types.float32, 16)
     chosen = cuda.shared.array(TOP, types.int32, 16)
+    scores = cuda.shared.array(HELD, types.float32, 16)
+    merits = cuda.shared.array(HELD, types.float32, 16)
+    groups = cuda.shared.array(GROUPS, types.float32, 16)
     last = cuda.shared.array(1, types.int32, 16)
     thread, token = cuda.threadIdx.x, cuda.blockIdx.y
     at, first = token * stride, token * EXPERTS
@@ -86,36 +90,30 @@ def route(codes, scales, bias, source, stride, weight, epsilon, logits, counter,
     cuda.threadfence()
     cuda.syncthreads()
     if thread == 0:
+        cuda.threadfence()
         last[0] = cuda.atomic.add(counter, token, 1)
         for k in range(TOP):
             chosen[k] = -1
     cuda.syncthreads()
     if last[0] == cuda.gridDim.x - 1 and thread < WARP:
-        total, top = np.float32(0), np.float32(0)
-        for k in range(TOP):
-            value, number = PICK(logits, first, chosen)
-            if k == 0:
-                top = value
-            share = np.float32(math.exp(value - top))
-            total += share
-            warp_barrier()
-            if thread == 0:
-                chosen[k] = number
-                ids[token * TOP + k] = number
-                shares[token * TOP + k] = share
-            warp_barrier()
+        cuda.threadfence()
+        CHOOSE(
+            logits, first, correction, scores, merits, groups, chosen, share_scale, share_epsilon, ids, shares, token * TOP
+        )
         if thread == 0:
-            for k in range(TOP):
-                shares[token * TOP + k] = shares[token * TOP + k] / total
             counter[token] = 0
 
 
-def route_kernel(shape: Shape, *, experts: int, top: int, norm: bool, bias: bool, warps: int = 8) -> Kernel:
-    """The kernel for a router of this shape [experts, columns]."""
-    picker = device(pick, EXPERTS=experts, TOP=top, SLICES=-(-experts // WARP))
-    names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    constants = {**names, "NORM": int(norm), "BIAS": int(bias), "EXPERTS": experts, "TOP": top, "PICK": picker}
-    return route.bind(**constants, **row_constants(shape, norm, warps))
+def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps: int = 8) -> Kernel:
+    """The kernel for a router of this shape [experts, columns]. Raises NoKernel if so many experts do not fit into shared
+    memory beside the vector."""
+    rows = row_constants(shape, norm, warps)
+    scales = rows["S_SIZE"] if shape.quantized else 0
+    words = rows["X_SIZE"] + scales + RESERVED + choice.top + 2 * choice.held + choice.groups
+    require_shared(4 * words, f"{choice.experts} experts and vectors of {shape.columns} values")
+    names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns, "CHOICE": choice.name}
+    constants = {"EXPERTS": choice.experts, "TOP": choice.top, "HELD": choice.held, "GROUPS": choice.groups}
+    return route.bind(**names, NORM=int(norm), BIAS=int(bias), **constants, CHOOSE=choice.function(), **rows)
 
 
 # ---- the experts ----------------------------------------------------------------------------------------------------
@@ -132,7 +130,8 @@ def swiglu(gate: Any, up: Any, limit: Any, alpha: Any) -> Any:
 
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, INTS, INT, INT, FLOAT, FLOAT, FLOATS)
 def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):  # type: ignore[no-untyped-def]
-    """out[k · stride + i] = swiglu of rows 2i and 2i + 1 of expert ids[k] with source [COLUMNS]; bias [EXPERTS, 2 · inner]."""
+    """out[k · stride + i] = swiglu, or silu, of rows 2i and 2i + 1 of expert ids[k] with source [COLUMNS]; bias [EXPERTS,
+    2 · inner]."""
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
     lane, pair = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
@@ -149,7 +148,7 @@ def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):
             a += bias[row]
             b += bias[row + 1]
         if lane == 0:
-            out[slot * stride + i] = swiglu(a, b, limit, alpha)
+            out[slot * stride + i] = swiglu(a, b, limit, alpha) if GATE == SWIGLU else silu(a, b)
         pair += cuda.gridDim.x * WARPS
 
 
@@ -190,10 +189,10 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
             n += cuda.gridDim.x * WARPS
 
 
-def gate_up_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel:
+def gate_up_kernel(shape: Shape, *, top: int, bias: bool, gate: int = SWIGLU, warps: int = 8) -> Kernel:
     """The first projection of the chosen experts: rows of this shape, gate and up in turn."""
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    return gate_up.bind(**names, TOP=top, BIAS=int(bias), **row_constants(shape, False, warps))
+    return gate_up.bind(**names, TOP=top, BIAS=int(bias), GATE=gate, **row_constants(shape, False, warps))
 
 
 def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel:

@@ -39,7 +39,7 @@ from numba_kernels.cuda.intrinsics import (
     pack_bf16,
     stream_words,
 )
-from numba_kernels.cuda.matvec import no_scale, scale_of_chunk, silu
+from numba_kernels.cuda.matvec import gelu, no_scale, scale_of_chunk, silu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
 from numba_kernels.cuda.tiles import multiply_rows, store_tile, zero_tile
 
@@ -54,7 +54,7 @@ SLAB_COLUMNS = 256
 STEPS = 8  # of 16 columns in four chunks
 STRIDE = 136  # words from a token to the next in shared memory: threads of half a warp hit different banks
 X_SIZE = TOKENS * STRIDE
-STORE, ADD, SILU, SWIGLU = 0, 1, 2, 3
+STORE, ADD, SILU, SWIGLU, GELU = 0, 1, 2, 3, 4
 FINISH = STORE
 GROUPED = INDEXED = BIAS = PAIRED = 0
 SCALES: Any = None
@@ -177,7 +177,7 @@ def fill_slab(x, stride, index, first, count, column, held):  # type: ignore[no-
 def matmul(  # type: ignore[no-untyped-def]
     codes, scales, bias, x, x_stride, index, tiles, tile_count, total, rows, limit, alpha, out, out_words, out_stride
 ):
-    """out[token, row] = row · x of the token + bias, or added to it (ADD); with SILU and SWIGLU rows alternate gate and up, and
+    """out[token, row] = row · x of the token + bias, its GELU, or added to it (ADD); with SILU and SWIGLU rows alternate gate and up, and
     out_words, bfloat16, is half as wide.
 
     A grid of (tiles of tokens, ROWS of the matrix). x [.., 2 · x_stride columns]; without GROUPED `total` tokens meet the one
@@ -233,6 +233,8 @@ def matmul(  # type: ignore[no-untyped-def]
                 if BIAS:
                     value += bias[matrix * rows + row]
                 at = (first + token) * out_stride + row
+                if FINISH == GELU:
+                    value = gelu(value)
                 if FINISH == ADD:
                     value += out[at]
                 out[at] = value
@@ -280,4 +282,4 @@ def matmul_grid(kernel: Kernel, tiles: int, rows: int) -> tuple[int, int]:
     return tiles, -(-rows // int(kernel.constants["ROWS"]))
 
 
-__all__ = ["ADD", "SILU", "STORE", "SWIGLU", "float_as_bits", "matmul_grid", "matmul_kernel"]
+__all__ = ["ADD", "GELU", "SILU", "STORE", "SWIGLU", "float_as_bits", "matmul_grid", "matmul_kernel"]

@@ -29,9 +29,10 @@ GAIN: Any = None
 FILL: Any = None
 PAIR: Any = None
 NORM = BIAS = 0
-STORE, ADD, SILU = 0, 1, 2
+STORE, ADD, SILU, GELU = 0, 1, 2, 4
 FINISH = STORE
 ONE = np.float32(1)
+GELU_FACTOR, GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
 
 
 def pair_sums(codes, scales, row, other, x_row, x_other, x, x_scales):  # type: ignore[no-untyped-def]
@@ -85,9 +86,15 @@ def silu(gate: Any, up: Any) -> Any:
     return gate / (ONE + math.exp(-gate)) * up
 
 
+@device
+def gelu(x: Any) -> Any:
+    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), where (1 + tanh z) / 2 is σ(2 z)."""
+    return x / (ONE + np.float32(math.exp(-GELU_FACTOR * (x + GELU_CUBE * x * x * x))))
+
+
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, INT, FLOATS)
 def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ignore[no-untyped-def]
-    """out[r] = row r · x + bias[r], or added to out (ADD); with SILU rows alternate gate and up, and out is half as long.
+    """out[r] = row r · x + bias[r], its GELU, or added to out (ADD); with SILU rows alternate gate and up, and out is half as long.
 
     x is `source` [COLUMNS], with NORM normalized by its root mean square and `weight`.
     """
@@ -118,9 +125,9 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
                 if other > row:
                     out[other] += b
             else:
-                out[row] = a
+                out[row] = gelu(a) if FINISH == GELU else a
                 if other > row:
-                    out[other] = b
+                    out[other] = gelu(b) if FINISH == GELU else b
         pair += cuda.gridDim.x * WARPS
 
 
@@ -146,4 +153,4 @@ def matvec_kernel(shape: Shape, *, norm: bool, bias: bool, finish: int, warps: i
     return matvec.bind(**names, NORM=int(norm), BIAS=int(bias), FINISH=finish, **row_constants(shape, norm, warps))
 
 
-__all__ = ["ADD", "SILU", "STORE", "matvec_kernel", "row_constants", "silu"]
+__all__ = ["ADD", "GELU", "SILU", "STORE", "gelu", "matvec_kernel", "row_constants", "silu"]

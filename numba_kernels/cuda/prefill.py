@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, rotated
+from numba_kernels.cuda.attention import PAGE, Attention
 from numba_kernels.cuda.intrinsics import load_words, pack_bf16, power_of_two, shuffle_xor, store_words
 from numba_kernels.cuda.seam import (
     FLOAT,
@@ -152,6 +152,8 @@ HALF = 32
 WINDOW = 0
 RING = 1
 SINKS = 0
+TURNED = 1
+TURN: Any = None
 VALUE_WORDS = 32
 PAGE_WORDS = 1
 TILE_TOKENS = 8  # tokens of a tile
@@ -164,7 +166,7 @@ OUTPUT: Any = None
 
 @kernel(FLOATS, INT, FLOATS, FLOATS, FLOAT, WORDS, INTS, INTS, INTS, WORDS)
 def store_many(qkv, stride, cos, sin, scale, cache, tables, positions, sequences, queries):  # type: ignore[no-untyped-def]
-    """Rotates queries and keys, and puts keys and values into their pages; a block has a token.
+    """Rotates queries and keys if they are not TURNED already, and puts keys and values into their pages; a block has a token.
 
     qkv [tokens, stride]; tables [sequences, RING]; positions, sequences [tokens]. queries [tokens, KV · HEADS · SIZE / 2 words]
     are bfloat16, scaled, times log2(e).
@@ -175,14 +177,14 @@ def store_many(qkv, stride, cos, sin, scale, cache, tables, positions, sequences
     words = np.int64(tables[sequences[token] * RING + position // PAGE % RING]) * PAGE_WORDS + position % PAGE * VALUE_WORDS
     for i in range(cuda.threadIdx.x, KV * HEADS * HALF, WARPS * WARP):
         head, d = i // HALF, 2 * (i % HALF)
-        a = rotated(qkv, at + head * SIZE, d, HALF, cos, sin, angle) * factor
-        b = rotated(qkv, at + head * SIZE, d + 1, HALF, cos, sin, angle) * factor
+        a = TURN(qkv, at + head * SIZE, d, HALF, cos, sin, angle) * factor
+        b = TURN(qkv, at + head * SIZE, d + 1, HALF, cos, sin, angle) * factor
         queries[token * KV * HEADS * HALF + i] = pack_bf16(a, b)
     for i in range(cuda.threadIdx.x, KV * HALF, WARPS * WARP):
         kv, d = i // HALF, 2 * (i % HALF)
         key, value = at + (KV * HEADS + kv) * SIZE, at + (KV * HEADS + KV + kv) * SIZE
         place = words + kv * PAGE * VALUE_WORDS + d // 2
-        a, b = rotated(qkv, key, d, HALF, cos, sin, angle), rotated(qkv, key, d + 1, HALF, cos, sin, angle)
+        a, b = TURN(qkv, key, d, HALF, cos, sin, angle), TURN(qkv, key, d + 1, HALF, cos, sin, angle)
         cache[place] = pack_bf16(a, b)
         cache[place + KV * PAGE * VALUE_WORDS] = pack_bf16(qkv[value + d], qkv[value + d + 1])
 
@@ -279,7 +281,7 @@ def _constants(shape: Attention, warps: int) -> dict[str, Any]:
 
 
 def store_many_kernel(shape: Attention, warps: int = 4) -> Kernel:
-    return store_many.bind(**_constants(shape, warps))
+    return store_many.bind(**_constants(shape, warps), TURNED=int(shape.turned), TURN=shape.turn)
 
 
 def tile_tokens(shape: Attention, warps: int = 4) -> int:

@@ -14,9 +14,11 @@ from numba_kernels.cuda.intrinsics import (
     half_as_float,
     load_fresh,
     shuffle_xor,
+    warp_sum,
 )
 from numba_kernels.cuda.seam import (
     BYTES,
+    FLOAT,
     FLOATS,
     HALVES,
     INT,
@@ -33,6 +35,7 @@ from numba_kernels.cuda.seam import (
 WARPS = 8
 FORMAT = ""  # in the kernel's name
 COLUMNS = WORDS_PER_ROW = SCALES_PER_ROW = 0
+ADD = GATED = 0
 SCALES: Any = None
 ELEMENT: Any = None
 SCALE: Any = None
@@ -77,15 +80,17 @@ def float_element(codes, scales, words, first_scale, column):  # type: ignore[no
 
 @kernel(WORDS, "SCALES", INTS, INT, INT, FLOATS)
 def embed(codes, scales, tokens, vocabulary, stride, out):  # type: ignore[no-untyped-def]
-    """out[t · stride …] = the row of token t; a grid of (parts of a row, tokens). A token that does not exist is the last."""
+    """out[t · stride …] = the row of token t, or added to out (ADD); a grid of (parts of a row, tokens). A token that does not exist
+    is the last."""
     column = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x
     token = min(max(tokens[cuda.blockIdx.y], 0), vocabulary - 1)
     if column < COLUMNS:
         value = ELEMENT(codes, scales, token * WORDS_PER_ROW, token * SCALES_PER_ROW, column)
-        out[cuda.blockIdx.y * stride + column] = value
+        at = cuda.blockIdx.y * stride + column
+        out[at] = out[at] + value if ADD else value
 
 
-def embed_kernel(format: str, columns: int, warps: int = 4) -> Kernel:
+def embed_kernel(format: str, columns: int, warps: int = 4, *, add: bool = False) -> Kernel:
     """The kernel for a table in a format."""
     layout = LAYOUTS[format]
     if layout.bits == 4:
@@ -99,8 +104,68 @@ def embed_kernel(format: str, columns: int, warps: int = 4) -> Kernel:
         element = device(float_element)
     return embed.bind(
         FORMAT=format, COLUMNS=columns, WARPS=warps, ELEMENT=element, WORDS_PER_ROW=layout.row_words(columns),
-        SCALES_PER_ROW=layout.row_scales(columns), SCALES=BYTES if layout.scale == "e8m0" else HALVES,
+        SCALES_PER_ROW=layout.row_scales(columns), SCALES=BYTES if layout.scale == "e8m0" else HALVES, ADD=int(add),
     )  # fmt: skip
+
+
+# ---- sums and norms of rows -----------------------------------------------------------------------------------------
+
+
+@kernel(FLOATS, INT, FLOATS, FLOATS, INT)
+def add_rows(source, stride, gates, out, out_stride):  # type: ignore[no-untyped-def]
+    """out[t · out_stride …] = source[t · stride …], times σ(gates[t]) with GATED, or added to out (ADD); a grid of (parts of a
+    row, tokens)."""
+    column, token = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x, cuda.blockIdx.y
+    if column < COLUMNS:
+        value = source[token * stride + column]
+        if GATED:
+            value = value / (ONE + np.float32(math.exp(-gates[token])))
+        at = token * out_stride + column
+        out[at] = out[at] + value if ADD else value
+
+
+def add_rows_kernel(columns: int, *, gated: bool, add: bool, warps: int = 4) -> Kernel:
+    """The kernel for rows of so many columns."""
+    return add_rows.bind(WARPS=warps, COLUMNS=columns, GATED=int(gated), ADD=int(add))
+
+
+def sum_of_block(value, sums):  # type: ignore[no-untyped-def]
+    """The sum of all threads' values, in every thread; sums is shared, [WARPS]."""
+    value = warp_sum(value)
+    if cuda.threadIdx.x % WARP == 0:
+        sums[cuda.threadIdx.x // WARP] = value
+    cuda.syncthreads()
+    total = np.float32(0)
+    for i in range(WARPS):
+        total += sums[i]
+    cuda.syncthreads()  # sums may be used again
+    return total
+
+
+SUM_OF_BLOCK: Any = None
+
+
+@kernel(FLOATS, INT, FLOATS, FLOATS, FLOAT, FLOATS, INT)
+def layer_norm(source, stride, weight, bias, epsilon, out, out_stride):  # type: ignore[no-untyped-def]
+    """out[t · out_stride …] = (x − mean) / √(variance + epsilon) · weight + bias for x = source[t · stride …]; a block has a row."""
+    sums = cuda.shared.array(WARPS, types.float32, 16)
+    at, to = cuda.blockIdx.x * stride, cuda.blockIdx.x * out_stride
+    total = np.float32(0)
+    for i in range(cuda.threadIdx.x, COLUMNS, WARPS * WARP):
+        total += source[at + i]
+    mean = SUM_OF_BLOCK(total, sums) / np.float32(COLUMNS)
+    total = np.float32(0)
+    for i in range(cuda.threadIdx.x, COLUMNS, WARPS * WARP):
+        off = source[at + i] - mean
+        total += off * off
+    gain = ONE / np.float32(math.sqrt(SUM_OF_BLOCK(total, sums) / np.float32(COLUMNS) + epsilon))
+    for i in range(cuda.threadIdx.x, COLUMNS, WARPS * WARP):
+        out[to + i] = (source[at + i] - mean) * gain * weight[i] + bias[i]
+
+
+def layer_norm_kernel(columns: int, warps: int = 4) -> Kernel:
+    """The kernel for rows of so many columns."""
+    return layer_norm.bind(WARPS=warps, COLUMNS=columns, SUM_OF_BLOCK=device(sum_of_block, WARPS=warps))
 
 
 # ---- the choice of a token ------------------------------------------------------------------------------------------

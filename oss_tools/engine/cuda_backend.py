@@ -16,7 +16,7 @@ import numpy as np
 from oss_tools.engine.backend import Backend, Draw, Options, Progress, Run
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported
 from oss_tools.models import Architecture, Checkpoint
-from oss_tools.models.operations import Heads, Rope
+from oss_tools.models.operations import Rope
 from oss_tools.sizes import format_size
 
 try:
@@ -30,15 +30,15 @@ except ImportError as error:
     raise MissingPackage(f"the GPU needs the package numba-cuda: pip install 'oss-tools[cuda]' ({error})") from None
 
 from oss_tools.engine.compiling import compile_all
-from oss_tools.engine.cuda_cache import Cache, Pool, ring_pages
-from oss_tools.engine.cuda_recorder import ManyTokens, OneToken, no_kernel
+from oss_tools.engine.cuda_cache import Cache, Pool, cached_values, ring_pages
+from oss_tools.engine.cuda_recorder import Floats, ManyTokens, Normed, OneToken
 from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
 
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one call
 SEQUENCES = 64  # in one pass
 CHOOSERS = 2 if SIMULATED else 64  # blocks that look for the largest logit
-READERS = ("matvec", "route", "gate_up", "down")  # kernels that read weights
+READERS = ("matvec", "route", "gate_up", "down", "head_products")  # kernels that read weights
 CEILING_ROUNDS = 5
 WORK_BYTES = 900_000_000  # the CUDA context, activations of a chunk, logits
 POSITION, SEED, TOKEN, TABLES = 0, 1, 4, 8  # places in `Step.numbers`
@@ -60,14 +60,6 @@ def check_device() -> None:
         raise Unsupported(str(error)) from None
 
 
-def attended(architecture: Architecture) -> list[Heads]:
-    """The shape of each layer's attention. Raises Unsupported for those that the kernels lack."""
-    layers = [h for h in architecture.attention_layers() if isinstance(h, Heads)]
-    if len(layers) < len(architecture.attention_layers()):
-        raise no_kernel("latent attention")
-    return layers
-
-
 @contextmanager
 def _refused() -> Iterator[None]:
     """Makes one line of a shape that the kernels cannot be made for."""
@@ -75,6 +67,11 @@ def _refused() -> Iterator[None]:
         yield
     except NoKernel as error:
         raise BadRequest(f"{error}: use --device cpu for this model") from None
+
+
+def _lying(hidden: Normed | Floats) -> Floats:
+    """Where the hidden states lie, which are normalized already or will be."""
+    return hidden.x if isinstance(hidden, Normed) else hidden
 
 
 class Numbers:
@@ -238,16 +235,15 @@ class CudaBackend(Backend):
         self._last = 0  # rows of the last pass that was made token by token
 
     def _pools(self) -> dict[int | None, Pool]:
-        heads = attended(self.architecture)
-        windows = dict.fromkeys(h.window for h in heads)
-        layers = {w: [h for h in heads if h.window == w] for w in windows}
+        windows = dict.fromkeys(h.window for h in self.layers)
+        layers = {w: [h for h in self.layers if h.window == w] for w in windows}
         with _refused():
             pools = {
                 w: Pool(self.device, hs, self.options.context, CHUNK, self.element, self._moved) for w, hs in layers.items()
             }
             for pool in pools.values():  # before the weights are read
                 attend_kernel(pool.shape, 1)
-                if self.options.activations != "f32":
+                if self.options.activations != "f32" and not pool.shape.latent:
                     attend_many_kernel(pool.shape)
         return pools
 
@@ -262,7 +258,7 @@ class CudaBackend(Backend):
         self._recorded = True
         self._one = OneToken(self)
         hidden = self.architecture.forward(self._one)
-        self._x = hidden.x
+        self._x = _lying(hidden)
         self._head = OneToken(self)
         self._logits = self._head.floats(self.architecture.logits(self._head, hidden))
         self.vocabulary = self._logits.columns
@@ -271,7 +267,7 @@ class CudaBackend(Backend):
             return  # the tensor cores would round them
         self._many = ManyTokens(self)
         states = self.architecture.forward(self._many)
-        self._states = states.x
+        self._states = _lying(states)
         self._heads = ManyTokens(self, self.batch.selected, OUTPUTS)
         self._rows_logits = self._heads.floats(self.architecture.logits(self._heads, states))
 
@@ -279,6 +275,11 @@ class CudaBackend(Backend):
         """Compiles all kernels, or takes them from the cache."""
         jobs = [(kernel.name, partial(self.device.prepare, kernel)) for kernel in self._kernels.values()]
         compile_all(jobs, self.options.on_compile)
+
+    @property
+    def context(self) -> int:
+        """Positions of a sequence."""
+        return self.options.context
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
 
@@ -307,12 +308,12 @@ class CudaBackend(Backend):
 
     @classmethod
     def weight_bytes(cls, checkpoint: Checkpoint, options: Options) -> int:
-        return device_bytes(checkpoint)
+        return device_bytes(checkpoint, options.activations)
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
         width = 4 if options.activations == "f32" else 2
-        return sum(width * h.cached for h in architecture.attention_layers() if h.window is None)
+        return sum(width * cached_values(h) for h in architecture.attention_layers() if h.window is None)
 
     @classmethod
     def require(cls, checkpoint: Checkpoint, options: Options) -> None:
@@ -322,7 +323,8 @@ class CudaBackend(Backend):
         weights = cls.weight_bytes(checkpoint, options)
         width = 4 if options.activations == "f32" else 2
         cache = sum(
-            width * h.cached * PAGE * ring_pages(h.window, options.context, CHUNK) for h in attended(checkpoint.architecture)
+            width * cached_values(h) * PAGE * ring_pages(h.window, options.context, CHUNK)
+            for h in checkpoint.architecture.attention_layers()
         )
         if weights + cache + WORK_BYTES > free:
             raise NoRoom(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention
 from numba_kernels.cuda.device import Device
-from oss_tools.models.operations import Heads
+from numba_kernels.cuda.latent import latent_shape
+from oss_tools.models.operations import Heads, Latent
 
 
 class Pool:
@@ -19,20 +20,33 @@ class Pool:
     Attributes:
         heads: the layers.
         shape: of each of them, for the kernels.
+        element: bf16 or f32, of what is kept.
         memory: by layer, uint32 [pages · words of a page] on the device.
         width: values that `read` gives for a position.
     """
 
     def __init__(
-        self, device: Device, heads: list[Heads], context: int, chunk: int, element: str, moved: Callable[[], None]
+        self,
+        device: Device,
+        heads: Sequence[Heads | Latent],
+        context: int,
+        chunk: int,
+        element: str,
+        moved: Callable[[], None],
     ) -> None:
         """Room for one sequence of `context` positions. `moved` is called when `memory` has become other arrays."""
         first = heads[0]
-        self.device, self.heads, self._moved = device, heads, moved
+        self.device, self.heads, self.element, self._moved = device, heads, element, moved
         ring = ring_pages(first.window, context, chunk)
-        self.shape = Attention(first.queries, first.keys, first.size, first.window, ring, element, first.sinks is not None)
+        if isinstance(first, Latent):
+            self.shape = latent_shape(first.queries, first.rank, first.rope, ring, element)
+        else:
+            self.shape = Attention(
+                first.queries, first.keys, first.size, first.window, ring, element, first.sinks is not None
+            )
         self.dtype = np.dtype(np.float32 if element == "f32" else np.uint16)
-        self.width = len(heads) * 2 * first.keys * first.size
+        self._halves, self._kept_heads = (1, 1) if self.shape.latent else (2, self.shape.keys)
+        self.width = len(heads) * cached_values(first)
         self.memory: dict[int, Any] = {}
         self._pages = 0
         self._free: list[int] = []
@@ -69,7 +83,7 @@ class Pool:
             for a, b in zip(source, target, strict=False):
                 self.device.copy(memory, memory[a * words : (a + 1) * words], b * words)
 
-    # ---- copies of single positions, as [n, layers · 2 · heads · size] float32 or bfloat16 bits ---------------------
+    # ---- copies of single positions, as [n, layers · halves · heads · size] float32 or bfloat16 bits ---------------------
 
     def read(self, numbers: list[int], start: int, stop: int) -> np.ndarray:
         block = np.empty((stop - start, len(self.heads), self.width // len(self.heads)), self.dtype)
@@ -77,7 +91,7 @@ class Pool:
             low, high = max(start, page * PAGE), min(stop, (page + 1) * PAGE)
             for i, h in enumerate(self.heads):
                 held = self._page(h.layer, numbers[page % self.shape.ring])
-                part = held[:, :, low - page * PAGE : high - page * PAGE]  # [2, heads, positions, size]
+                part = held[:, :, low - page * PAGE : high - page * PAGE]  # [halves, heads, positions, size]
                 block[low - start : high - start, i] = part.transpose(2, 0, 1, 3).reshape(high - low, -1)
         return block.reshape(stop - start, self.width)
 
@@ -85,7 +99,7 @@ class Pool:
         skip = max(len(block) - self.shape.ring * PAGE, 0) if self.shape.window else 0
         start, block = start + skip, block[skip:]
         stop, words = start + len(block), self.shape.page_words
-        parts = block.reshape(len(block), len(self.heads), 2, self.shape.keys, self.shape.size)
+        parts = block.reshape(len(block), len(self.heads), self._halves, self._kept_heads, self.shape.size)
         for page in range(start // PAGE, -(-stop // PAGE)):
             low, high = max(start, page * PAGE), min(stop, (page + 1) * PAGE)
             for i, h in enumerate(self.heads):
@@ -97,10 +111,15 @@ class Pool:
                 self.device.upload(self.memory[h.layer], held.reshape(-1).view(np.uint32), number * words)
 
     def _page(self, layer: int, number: int) -> np.ndarray:
-        """A copy of a page, [2, heads, PAGE, size]."""
+        """A copy of a page, [halves, heads, PAGE, size]: keys and values, or latents alone."""
         words = self.shape.page_words
         page = self.device.download(self.memory[layer], number * words, (number + 1) * words)
-        return page.view(self.dtype).reshape(2, self.shape.keys, PAGE, self.shape.size)
+        return page.view(self.dtype).reshape(self._halves, self._kept_heads, PAGE, self.shape.size)
+
+
+def cached_values(heads: Heads | Latent) -> int:
+    """Values of a position in a layer's pages: latents are padded to multiples of 16."""
+    return -(-heads.size // 16) * 16 if isinstance(heads, Latent) else heads.cached
 
 
 def ring_pages(window: int | None, context: int, chunk: int) -> int:

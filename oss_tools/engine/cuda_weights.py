@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.packing import packed_rows
 from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
-from oss_tools.formats import Format
-from oss_tools.models import Checkpoint, Entry
+from oss_tools.formats import Format, get_format
+from oss_tools.models import Architecture, Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
+from oss_tools.models.operations import Latent
 
 PIECE_BYTES = 32 << 20  # of float32 values: what a thread holds of a tensor
 STAGING_BYTES = 32 << 20  # of one pinned buffer; there are two
@@ -29,12 +31,17 @@ def kernel_format(entry: Entry) -> Format:
     return nearest_format(entry, lambda form, columns: fits(form.name, columns))
 
 
-def device_bytes(checkpoint: Checkpoint) -> int:
+def device_bytes(checkpoint: Checkpoint, activations: str = "int8") -> int:
     """Bytes of all weights as the device keeps them."""
     total = 0
     for entry in checkpoint.entries.values():
         count, rows, columns = entry.spec.matrices
-        total += count * rows * (4 * columns if entry.spec.is_vector else row_bytes(kernel_format(entry).name, columns))
+        if entry.spec.is_vector:
+            total += 4 * count * rows
+        elif entry.spec.role == "attention.kv_b":  # see `latent_stacks`
+            total += rows * row_bytes("f32" if activations == "f32" else "bf16", columns)
+        else:
+            total += count * rows * row_bytes(kernel_format(entry).name, columns)
     return total
 
 
@@ -88,7 +95,8 @@ class CudaWeights(Weights[Stack]):
     def __init__(self, device: Device, checkpoint: Checkpoint, progress: Progress, say: Callable[[str], None]) -> None:
         super().__init__(checkpoint, kernel_format, say)
         self.device, self._progress = device, progress
-        self._vectors: dict[str, Any] = {}
+        self._vectors: dict[tuple[str, ...], Any] = {}
+        self._pairs: dict[str, tuple[Stack, Stack]] = {}
         self._staging = [device.pinned(STAGING_BYTES // 4, np.uint32) for _ in range(2)]
         self._copied: list[Any] = [None, None]  # the mark behind the last copy from each buffer
         self._turn = 0
@@ -99,21 +107,61 @@ class CudaWeights(Weights[Stack]):
         self._checkpoint = None
         self._staging = []
 
-    def vector(self, name: str) -> Any:
-        """A norm or sinks as float32 on the device."""
-        if name not in self._vectors:
+    def vector(self, *names: str) -> Any:
+        """A norm or sinks as float32 on the device, or several one behind another."""
+        if names not in self._vectors:
             assert self._checkpoint
-            self._vectors[name] = self.device.array(self._checkpoint.read_tensor(name).dequantize().reshape(-1))
-            self._progress(self._checkpoint.entries[name].nbytes)
-        return self._vectors[name]
+            values = [self._checkpoint.read_tensor(name).dequantize().reshape(-1) for name in names]
+            self._vectors[names] = self.device.array(np.concatenate(values))
+            self._progress(sum(self._checkpoint.entries[name].nbytes for name in names))
+        return self._vectors[names]
 
     def bytes_by_format(self) -> dict[str, int]:
         """Bytes of matrices by format."""
         total: dict[str, int] = {}
-        for stacks in self._stacks.values():
+        for stacks in (*self._stacks.values(), *self._pairs.values()):
             for stack in stacks:
                 total[stack.format] = total.get(stack.format, 0) + stack.nbytes
         return total
+
+    def bytes_per_token(self, architecture: Architecture) -> int:
+        latents = sum(stack.nbytes for pair in self._pairs.values() for stack in pair)
+        return super().bytes_per_token(architecture) + latents
+
+    def latent_stacks(self, name: str, heads: Latent, form: str) -> tuple[Stack, Stack]:
+        """Of `NAME.weight` [queries · (nope + value), rank] the two matrices of each head: [rank, nope], which takes its query to
+        the latents, and [value, rank], which takes latents to its value; in a float format, as the first is transposed."""
+        if name not in self._pairs:
+            assert self._checkpoint
+            entry = self._checkpoint.entries[f"{name}.weight"]
+            if entry.format.name != form:
+                self._remark(entry, get_format(form))
+            self._pairs[name] = (
+                self._empty(form, heads.queries, heads.rank, heads.nope),
+                self._empty(form, heads.queries, heads.value, heads.rank),
+            )
+            jobs = (
+                partial(self._head_piece, entry, form, heads, h, part) for h in range(heads.queries) for part in range(2)
+            )
+            for i, piece in enumerate(_in_threads(jobs)):
+                stack = self._pairs[name][i % 2]
+                self._copy(stack.codes, piece.codes, piece.first * LAYOUTS[form].row_words(stack.columns))
+                self._progress(piece.stored)
+        return self._pairs[name]
+
+    def _empty(self, form: str, count: int, rows: int, columns: int) -> Stack:
+        """Memory for matrices in a float format."""
+        codes = self.device.empty(count * rows * LAYOUTS[form].row_words(columns), np.uint32)
+        return Stack(form, count, rows, columns, codes, self.device.empty(0, np.uint16), None)
+
+    def _head_piece(self, entry: Entry, form: str, heads: Latent, head: int, part: int) -> Piece:
+        assert self._checkpoint
+        first = head * (heads.nope + heads.value)
+        edges = (first, first + heads.nope, first + heads.nope + heads.value)
+        values = self._checkpoint.read(entry.name, 0, edges[part], edges[part + 1]).dequantize()
+        rows = values if part else np.ascontiguousarray(values.T)
+        codes, scales = packed_rows(form, get_format(form).quantize(rows).planes, rows.shape[1])
+        return Piece(head * len(rows), codes.reshape(-1), scales, len(values) * entry.format.bytes_per_row(heads.rank))
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -148,8 +196,10 @@ class CudaWeights(Weights[Stack]):
 
     def _interleaved(self, entries: list[Entry], form: Format) -> Iterator[Callable[[], Piece]]:
         """Jobs that make pieces whose rows are the matrices' in turn."""
+        _, rows, _ = entries[0].spec.matrices
         for matrix, start, stop in chunks(entries, PIECE_BYTES):
-            yield lambda m=matrix, a=start, b=stop: self._piece(entries, form, m, a, b, len(entries) * a)  # type: ignore[misc]
+            first = len(entries) * (matrix * rows + start)
+            yield lambda m=matrix, a=start, b=stop, f=first: self._piece(entries, form, m, a, b, f)  # type: ignore[misc]
 
     def _piece(self, entries: list[Entry], form: Format, matrix: int, start: int, stop: int, first: int) -> Piece:
         assert self._checkpoint

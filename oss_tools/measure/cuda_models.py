@@ -278,7 +278,7 @@ def timed_generation(engine: Engine, depth: int, count: int, copy: float) -> dic
 def cache_bytes(engine: Engine, position: int) -> int:
     """Bytes of keys and values, in bfloat16, that a step at this position reads."""
     heads = engine.architecture.attention_layers()
-    return sum(4 * h.keys * h.size * min(position, h.window or position) for h in heads)
+    return sum(2 * h.cached * min(position, h.window or position) for h in heads)
 
 
 def timed_prompt(engine: Engine, length: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
+from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.rows import choose_kernel, embed_kernel
@@ -17,6 +18,7 @@ from numba_kernels.reference import ops
 
 WARPS = 2
 EPSILON = np.float32(1e-5)
+NO_MORE = np.zeros(1, np.float32), np.float32(1), np.float32(0)  # of a router: correction, scale, epsilon
 FORMATS = [(f, a) for f in LAYOUTS for a in (("f32",) if LAYOUTS[f].is_float else ("int8", "f32"))]
 QUICK = [(f, "int8") for f in ("mxfp4", "int8", "q8_0", "q4_0")] + [("bf16", "f32")]
 SLOW = where() == "simulator"
@@ -95,11 +97,11 @@ def test_the_least_scale_of_mxfp4(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize(("experts", "top", "grid"), rest_slow([(5, 3, 2), (40, 4, 3), (2, 2, 1)], (40, 4, 3)))
 def test_route(experts: int, top: int, grid: int, rng: np.random.Generator) -> None:
-    kernel = route_kernel(Shape("bf16", 72, "int8"), experts=experts, top=top, norm=True, bias=True, warps=WARPS)
+    kernel = route_kernel(Shape("bf16", 72, "int8"), Choice(experts, top), norm=True, bias=True, warps=WARPS)
     m, x, weight, bias = matrix("bf16", experts, 72, rng), floats(rng, 72), floats(rng, 72), floats(rng, experts)
     logits, normed, ids, shares = poison(experts), poison(72), poison(top, dtype=np.int32), poison(top)
     counter = np.zeros(1, np.int32)
-    run(kernel, grid, m.codes, m.scales, bias, x, 72, weight, EPSILON, logits, counter, normed, ids, shares)
+    run(kernel, grid, m.codes, m.scales, bias, x, 72, weight, EPSILON, logits, counter, normed, ids, shares, *NO_MORE)
     wanted = ops.rms_norm(x[None], weight, EPSILON)
     wanted_ids, wanted_shares = ops.route(ops.linear(wanted, m.values, bias), top)
     assert ids.tolist() == wanted_ids[0].tolist()
@@ -109,7 +111,7 @@ def test_route(experts: int, top: int, grid: int, rng: np.random.Generator) -> N
 
 
 def test_equal_logits_and_nan_give_experts_that_exist(rng: np.random.Generator) -> None:
-    kernel = route_kernel(Shape("f32", 8, "f32"), experts=6, top=3, norm=False, bias=True, warps=WARPS)
+    kernel = route_kernel(Shape("f32", 8, "f32"), Choice(6, 3), norm=False, bias=True, warps=WARPS)
     codes, scales = np.zeros(48, np.uint32), np.zeros(1, np.uint16)
     for bias, wanted in (
         (np.array([0, 1, 1, 0, 1, 1], np.float32), [1, 2, 4]),
@@ -119,7 +121,7 @@ def test_equal_logits_and_nan_give_experts_that_exist(rng: np.random.Generator) 
     ):
         logits, normed, ids, shares = poison(6), poison(8), poison(3, dtype=np.int32), poison(3)
         x, counter = floats(rng, 8), np.zeros(1, np.int32)
-        run(kernel, 2, codes, scales, bias, x, 8, x, EPSILON, logits, counter, normed, ids, shares)
+        run(kernel, 2, codes, scales, bias, x, 8, x, EPSILON, logits, counter, normed, ids, shares, *NO_MORE)
         assert ids.tolist() == wanted if wanted else set(ids.tolist()) <= set(range(6))
         assert len(set(ids.tolist())) == 3
 
