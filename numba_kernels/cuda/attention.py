@@ -97,7 +97,7 @@ class Attention:
     latent: bool = False
 
     def __post_init__(self) -> None:
-        if self.size % 16 or not 16 <= self.size <= 256 and not self.latent:
+        if self.size % 16 or (not 16 <= self.size <= 256 and not self.latent):
             raise NoKernel(f"head_dim is {self.size}: the GPU's attention takes multiples of 16 up to 256")
 
     @property
@@ -319,9 +319,8 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
         sums[i] = ZERO
     for i in range(thread, HEADS, WARPS * WARP):
         stats[3 * i], stats[3 * i + 1], stats[3 * i + 2] = LOWEST, ZERO, ONE
-    if STORES:
-        if stop == first_page + pages:
-            STORE(qkv, cos, sin, cache, np.int64(table[position // PAGE % RING]) * PAGE_WORDS, kv, position)
+    if STORES and stop == first_page + pages:
+        STORE(qkv, cos, sin, cache, np.int64(table[position // PAGE % RING]) * PAGE_WORDS, kv, position)
     cuda.syncthreads()
     for page in range(start, stop):
         words = np.int64(table[page % RING]) * PAGE_WORDS

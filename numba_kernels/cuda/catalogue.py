@@ -131,4 +131,6 @@ def other_families() -> Iterator[Example]:
         yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 32), (wide, "atom.global.add.u32"))
         yield Example(f"DeepSeek queries to latents, {what}", head_products_kernel(element, queries, 512, nope), (WIDE,))
         yield Example(f"DeepSeek latents to values, {what}", head_products_kernel(element, queries, 128, 512), (WIDE,))
-    yield Example("DeepSeek attention, many tokens", attend_latents_kernel(latent_shape(16, 512, 64, 64)), ("ld.global.v4.u32",))
+    yield Example(
+        "DeepSeek attention, many tokens", attend_latents_kernel(latent_shape(16, 512, 64, 64)), ("ld.global.v4.u32",)
+    )

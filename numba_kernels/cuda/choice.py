@@ -143,10 +143,7 @@ def choose_by_score(  # type: ignore[no-untyped-def]
         expert = i * WARP + lane
         if expert < EXPERTS:
             logit = load_fresh(logits, first + expert)
-            if SIGMOID:
-                score = ONE / (ONE + np.float32(math.exp(-logit)))
-            else:
-                score = np.float32(math.exp(logit - top)) / total
+            score = ONE / (ONE + np.float32(math.exp(-logit))) if SIGMOID else np.float32(math.exp(logit - top)) / total
             scores[expert] = score
             if CORRECTED:
                 merits[expert] = score + correction[expert]

@@ -20,10 +20,11 @@ ONE = np.float32(1)
 
 @kernel(FLOATS, INT, FLOATS, FLOAT, FLOATS, FLOATS, INTS)
 def turn_heads(x, stride, weights, epsilon, cos, sin, positions):  # type: ignore[no-untyped-def]
-    """HEADS · SIZE values of x [tokens, stride] in place: each head normalized by its root mean square and a weight, then its first
-    2 · PAIRS values rotated; a warp has a head. A grid of (parts of the heads, tokens).
+    """HEADS · SIZE values of x [tokens, stride] in place: each head normalized by its root mean square and a weight, then
+    the first 2 · PAIRS of its values rotated; a warp has a head. A grid of (parts of the heads, tokens).
 
-    weights are [SIZE] for queries, if they are normed, and [SIZE] for keys, if those are. cos, sin [context, PAIRS]; pairs are values t and t + PAIRS, or 2t and 2t + 1 (INTERLEAVED).
+    weights are [SIZE] for queries, if they are normed, and [SIZE] for keys, if those are. cos, sin [context, PAIRS]; pairs are
+    values t and t + PAIRS, or 2t and 2t + 1 (INTERLEAVED).
     """
     lane, head = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
     if head >= HEADS:
@@ -37,7 +38,7 @@ def turn_heads(x, stride, weights, epsilon, cos, sin, positions):  # type: ignor
         gain = ONE / np.float32(math.sqrt(warp_sum(total) / np.float32(SIZE) + epsilon))
         warp_barrier()
         first: Any = 0 if head < QUERIES else SIZE * NORM_QUERIES
-        if NORM_QUERIES and NORM_KEYS or (head < QUERIES) == (NORM_QUERIES == 1):
+        if (NORM_QUERIES and NORM_KEYS) or (head < QUERIES) == (NORM_QUERIES == 1):
             for i in range(lane, SIZE, WARP):
                 x[at + i] = x[at + i] * gain * weights[first + i]
         warp_barrier()

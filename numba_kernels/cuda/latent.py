@@ -214,8 +214,8 @@ def head_products_kernel(format: str, heads: int, rows: int, columns: int, warps
 
 @kernel(FLOATS, FLOAT, WORDS, INTS, INTS, INTS, FLOATS)
 def attend_latents(absorbed, scale, cache, tables, positions, sequences, out):  # type: ignore[no-untyped-def]
-    """What the softmax sums for each token and head, out like absorbed [tokens, KV · HEADS, SIZE]; a grid of (KV, tokens), KV being
-    the groups of heads. The tokens' own rows are in the cache already."""
+    """What the softmax sums for each token and head, out like absorbed [tokens, KV · HEADS, SIZE]; a grid of (KV, tokens), KV
+    being the groups of heads. The tokens' own rows are in the cache already."""
     queries = cuda.shared.array(HEAD_SIZE, types.float32, 16)
     weights = cuda.shared.array(WEIGHTS, types.float32, 16)
     stats = cuda.shared.array(STATS, types.float32, 16)

@@ -177,8 +177,8 @@ def fill_slab(x, stride, index, first, count, column, held):  # type: ignore[no-
 def matmul(  # type: ignore[no-untyped-def]
     codes, scales, bias, x, x_stride, index, tiles, tile_count, total, rows, limit, alpha, out, out_words, out_stride
 ):
-    """out[token, row] = row · x of the token + bias, its GELU, or added to it (ADD); with SILU and SWIGLU rows alternate gate and up, and
-    out_words, bfloat16, is half as wide.
+    """out[token, row] = row · x of the token + bias, its GELU, or added to it (ADD); with SILU and SWIGLU rows alternate gate and
+    up, and out_words, bfloat16, is half as wide.
 
     A grid of (tiles of tokens, ROWS of the matrix). x [.., 2 · x_stride columns]; without GROUPED `total` tokens meet the one
     matrix; with it, tile t of tile_count[0] is tiles[3t …] = (matrix, first token, tokens). With INDEXED, token i is row index[i]

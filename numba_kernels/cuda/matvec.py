@@ -94,7 +94,8 @@ def gelu(x: Any) -> Any:
 
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, INT, FLOATS)
 def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ignore[no-untyped-def]
-    """out[r] = row r · x + bias[r], its GELU, or added to out (ADD); with SILU rows alternate gate and up, and out is half as long.
+    """out[r] = row r · x + bias[r], its GELU, or added to out (ADD); with SILU rows alternate gate and up, and out is half as
+    long.
 
     x is `source` [COLUMNS], with NORM normalized by its root mean square and `weight`.
     """

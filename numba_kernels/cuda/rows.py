@@ -80,8 +80,8 @@ def float_element(codes, scales, words, first_scale, column):  # type: ignore[no
 
 @kernel(WORDS, "SCALES", INTS, INT, INT, FLOATS)
 def embed(codes, scales, tokens, vocabulary, stride, out):  # type: ignore[no-untyped-def]
-    """out[t · stride …] = the row of token t, or added to out (ADD); a grid of (parts of a row, tokens). A token that does not exist
-    is the last."""
+    """out[t · stride …] = the row of token t, or added to out (ADD); a grid of (parts of a row, tokens). A token that does not
+    exist is the last."""
     column = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x
     token = min(max(tokens[cuda.blockIdx.y], 0), vocabulary - 1)
     if column < COLUMNS:
@@ -147,7 +147,8 @@ SUM_OF_BLOCK: Any = None
 
 @kernel(FLOATS, INT, FLOATS, FLOATS, FLOAT, FLOATS, INT)
 def layer_norm(source, stride, weight, bias, epsilon, out, out_stride):  # type: ignore[no-untyped-def]
-    """out[t · out_stride …] = (x − mean) / √(variance + epsilon) · weight + bias for x = source[t · stride …]; a block has a row."""
+    """out[t · out_stride …] = (x − mean) / √(variance + epsilon) · weight + bias for x = source[t · stride …]; a block has a
+    row."""
     sums = cuda.shared.array(WARPS, types.float32, 16)
     at, to = cuda.blockIdx.x * stride, cuda.blockIdx.x * out_stride
     total = np.float32(0)

@@ -31,7 +31,9 @@ except ImportError as error:
 
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.cuda_cache import Cache, Pool, cached_values, ring_pages
-from oss_tools.engine.cuda_recorder import Floats, ManyTokens, Normed, OneToken
+from oss_tools.engine.cuda_many_tokens import ManyTokens
+from oss_tools.engine.cuda_one_token import OneToken
+from oss_tools.engine.cuda_values import Floats, Normed
 from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
 
 CHUNK = 512  # tokens in one pass
@@ -212,7 +214,7 @@ class CudaBackend(Backend):
     recent = CHUNK
 
     def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
-        self.options = options
+        self.options, self.context = options, options.context
         self.architecture = checkpoint.architecture
         self.layers = self.architecture.attention_layers()
         if options.activations not in ("int8", "f32"):
@@ -275,11 +277,6 @@ class CudaBackend(Backend):
         """Compiles all kernels, or takes them from the cache."""
         jobs = [(kernel.name, partial(self.device.prepare, kernel)) for kernel in self._kernels.values()]
         compile_all(jobs, self.options.on_compile)
-
-    @property
-    def context(self) -> int:
-        """Positions of a sequence."""
-        return self.options.context
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
 from numba_kernels.cuda.seam import Kernel
 from oss_tools.engine import cuda_backend
-from oss_tools.engine.cuda_recorder import splits
+from oss_tools.engine.cuda_one_token import splits
 from oss_tools.errors import MissingPackage
 from oss_tools.sizes import format_size
 

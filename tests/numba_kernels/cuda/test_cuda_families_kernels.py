@@ -1,4 +1,4 @@
-"""The kernels that other families than gpt-oss need, against the plain definitions: odd sizes, fresh numbers, poisoned outputs."""
+"""The kernels that other families than gpt-oss need, against the plain definitions: odd sizes, poisoned outputs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from numba_kernels.cuda.latent import (
 )
 from numba_kernels.cuda.matmul import GELU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import matvec_kernel
+from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import NoKernel
 from numba_kernels.reference import formats as reference
@@ -176,8 +177,7 @@ def test_heads_are_normed_and_turned(
     positions = rng.integers(0, context, tokens).astype(np.int32)
     cos, sin = ops.rope_table(ops.rope_frequencies(2 * max(pairs, 1), 100.0), context, 1.1)
     wanted = x.copy()
-    heads = wanted[:, : (queries + keys) * size].reshape(tokens, queries + keys, size)  # copied: written back below
-    heads = heads.copy()
+    heads = wanted[:, : (queries + keys) * size].reshape(tokens, queries + keys, size).copy()
     for normed, part, weight in zip(norms, (np.s_[:, :queries], np.s_[:, queries:]), weights, strict=True):
         if normed:
             heads[part] = ops.rms_norm(heads[part], weight, EPSILON)
@@ -193,7 +193,7 @@ def test_heads_are_normed_and_turned(
 
 @pytest.mark.parametrize("position", [5] if SLOW else [0, 70])
 def test_attention_without_rotation(position: int, rng: np.random.Generator) -> None:
-    queries, size, context, splits = 4, 32, 128, 2
+    queries, size, splits = 4, 32, 2
     shape = Attention(queries, queries, size, None, 2, "f32", turned=False)
     q, keys, values = floats(rng, queries, size), *(floats(rng, position + 1, queries, size) for _ in range(2))
     cache = np.full(2 * shape.page_words, 0x7FC00000, np.uint32)
@@ -233,8 +233,8 @@ LATENTS = [  # heads, rank, rope, nope, value, element, interleaved
 
 @pytest.mark.parametrize("case", LATENTS, ids=str)
 def test_latent_attention(case: tuple, rng: np.random.Generator) -> None:
-    """The whole layer: latents stored, queries absorbed, attention over pages that lie anywhere and held NaN before; of one token,
-    and of several at once."""
+    """The whole layer: latents stored, queries absorbed, attention over pages that lie anywhere and held NaN before; of one
+    token, and of several at once."""
     heads, rank, rope, nope, value, element, interleaved = case
     count, ring, splits = (3 if SLOW else 70), 2, 2
     shape = latent_shape(heads, rank, rope, ring, element)
@@ -257,12 +257,9 @@ def test_latent_attention(case: tuple, rng: np.random.Generator) -> None:
     to_latent, to_value = kv_b[:, :nope].transpose(0, 2, 1), kv_b[:, nope:]
 
     def codes(matrices: np.ndarray) -> np.ndarray:
-        from numba_kernels.cuda.packing import packed_rows
-
         rows = matrices.reshape(-1, matrices.shape[-1])
-        return packed_rows(form, {"values": reference.encode_bfloat16(rows) if form == "bf16" else rows}, rows.shape[1])[
-            0
-        ].reshape(-1)
+        values = reference.encode_bfloat16(rows) if form == "bf16" else rows
+        return packed_rows(form, {"values": values}, rows.shape[1])[0].reshape(-1)
 
     run(
         head_products_kernel(form, heads, rank, nope, WARPS), (heads * rank // WARPS + 1, count), codes(to_latent),

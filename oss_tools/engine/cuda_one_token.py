@@ -1,0 +1,116 @@
+"""A decode step on a GPU, written down: matrices meet one vector, and the launches are the same at every position, so that they
+can be recorded in a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
+from numba_kernels.cuda.experts import SILU as SILU_GATE
+from numba_kernels.cuda.experts import SWIGLU as SWIGLU_GATE
+from numba_kernels.cuda.experts import down_kernel, gate_up_kernel
+from numba_kernels.cuda.matvec import SILU, matvec_kernel
+from numba_kernels.cuda.seam import SIMULATED
+from oss_tools.engine.cuda_recorder import Recorder
+from oss_tools.engine.cuda_values import WARPS, Floats, Pending, Routing, Value
+from oss_tools.engine.cuda_weights import Stack
+from oss_tools.models.operations import Gate, Heads, Latent
+
+SPLITS = 2 if SIMULATED else 32  # blocks, at most, among which a head's positions are divided
+
+
+def splits(shape: Attention) -> int:
+    """Blocks among which a head's positions are divided: one for each page that a window touches, or SPLITS."""
+    return min(SPLITS, -(-shape.window // PAGE) + 1) if shape.window else SPLITS
+
+
+class OneToken(Recorder):
+    """A decode step of one sequence."""
+
+    tokens = 1
+
+    @property
+    def token_numbers(self) -> Any:
+        return self.model.step.token
+
+    @property
+    def position_numbers(self) -> Any:
+        return self.model.step.state
+
+    @property
+    def sequence_numbers(self) -> Any:
+        return self._ints("none", 1)
+
+    def page_tables(self, window: int | None) -> Any:
+        return self.model.step.table(window)
+
+    def _multiply(self, stack: Stack, value: Value, out: Floats, finish: int) -> None:
+        x, weight, epsilon, norm = self._source(value)
+        kernel = self._kernel(
+            matvec_kernel(self.model.shape(stack), norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS)
+        )
+        bias = x.array if stack.bias is None else stack.bias
+        blocks = self._blocks(-(-stack.rows // 2), kernel)
+        arguments = (stack.codes, stack.scales, bias, x.view, weight, epsilon, stack.rows, out.view)
+        self._add(kernel, lambda tokens: blocks(), *arguments)
+
+    def gated(self, x: Value, gate: str, up: str) -> Floats:
+        (stack,) = self.model.weights.stacks((gate, up), interleave=True)
+        out = self._floats("inner", stack.rows // 2)
+        self._multiply(stack, x, out, SILU)
+        return out
+
+    def attention(self, query: Value, key: Value, value: Floats, heads: Heads) -> Floats:
+        given, shape, cos, sin = self._projections(query, key, value, heads)
+        sinks = self.model.weights.vector(heads.sinks) if heads.sinks else cos
+        out = self._floats("attended", heads.queries * heads.size)
+        self._attend(heads, shape, given, cos, sin, sinks, out)
+        return out
+
+    def _attend(
+        self, heads: Heads | Latent, shape: Attention, given: Floats, cos: Any, sin: Any, sinks: Any, out: Floats
+    ) -> None:
+        model, parts = self.model, splits(shape)
+        kernel = self._kernel(attend_kernel(shape, parts))
+        partial = model.buffer("parts", partial_size(shape, parts), np.float32)
+        counters = self._ints("head counters", shape.keys)
+        self._add(
+            kernel, lambda tokens: (shape.keys, parts), given.array, cos, sin, np.float32(heads.factor), sinks,
+            model.pools[heads.window].memory[heads.layer], model.step.table(heads.window), model.step.state, partial, counters,
+            out.view,
+        )  # fmt: skip
+
+    def _attend_latents(self, heads: Latent, absorbed: Floats, out: Floats) -> None:
+        nothing = absorbed.array
+        self._attend(heads, self.model.pools[heads.window].shape, absorbed, nothing, nothing, nothing, out)
+
+    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Pending:
+        first, second = self._expert_stacks(name)
+        inner, top = first.rows // 2, routing.chosen
+        between = self._floats("expert inner", top * inner)
+        form = {"silu": SILU_GATE, "swiglu_oai": SWIGLU_GATE}[gate.form]
+        kernel = self._kernel(
+            gate_up_kernel(self.model.shape(first), top=top, bias=first.bias is not None, gate=form, warps=WARPS)
+        )
+        bias = between.array if first.bias is None else first.bias
+        blocks = self._blocks(top * inner, kernel)
+        self._add(
+            kernel, lambda tokens: blocks(), first.codes, first.scales, bias, routing.normed.view, routing.ids, inner, inner,
+            np.float32(gate.limit), np.float32(gate.alpha), between.view,
+        )  # fmt: skip
+        return Pending("experts", second.rows, lambda out, add: self._down(second, between, routing, out, add))
+
+    def _down(self, stack: Stack, between: Floats, routing: Routing, out: Floats, add: bool) -> None:
+        if not add:
+            raise TypeError("the experts' outputs are only added to something")
+        kernel = self._kernel(
+            down_kernel(self.model.shape(stack), top=routing.chosen, bias=stack.bias is not None, warps=WARPS)
+        )
+        bias = between.array if stack.bias is None else stack.bias
+        blocks = self._blocks(stack.rows, kernel)
+        self._add(
+            kernel, lambda tokens: blocks(), stack.codes, stack.scales, bias, between.view, stack.columns, routing.ids,
+            routing.shares, stack.rows, out.view,
+        )  # fmt: skip
