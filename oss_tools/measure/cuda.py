@@ -62,6 +62,7 @@ PARTS = {
     "device": Part(f"{KERNELS}:device_facts", {}, 10),
     "tiny": Part(f"{MODELS}:embedded_model", {}, 30),
     "shapes": Part(f"{MODELS}:random_shapes", {}, 60),
+    "families": Part(f"{MODELS}:families", {}, 60),
     "kernels": Part(f"{KERNELS}:kernel_speeds", {}, 60),
     "gpt-oss-20b": Part(f"{MODELS}:speed", {"shape": "gpt-oss-20b"}, 60),
     "gpt-oss-120b": Part(f"{MODELS}:speed", {"shape": "gpt-oss-120b"}, 90),

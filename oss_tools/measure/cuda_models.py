@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.convert.synth import Shape, load_shape
+from oss_tools.convert.synth import Shape, load_shape, shape_names
 from oss_tools.engine.engine import Engine, Request
 from oss_tools.engine.sampling import log_softmax
+from oss_tools.errors import BadRequest
 from oss_tools.measure.fidelity import measure_rows
 from oss_tools.measure.peak import own_peak
 from oss_tools.measure.synthetic import SyntheticCheckpoint
@@ -68,6 +69,7 @@ class Lengths:
 
 
 LENGTHS = Lengths()
+SHORT = Lengths(whole=90, singly=20, steps=8)  # across a page's end, within 128 positions
 
 
 def shape_like(changes: dict[str, Any]) -> Shape:
@@ -130,11 +132,30 @@ def random_shapes(shapes: dict[str, tuple[dict[str, Any], str]] = SHAPES, length
     }
 
 
+def families(lengths: Lengths = SHORT, names: Sequence[str] = ()) -> Findings:
+    """The smallest published-like model of every family (`configs/models/*-tiny.yaml`), on both devices. One that the kernels
+    refuse is named with the reason."""
+    cases: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name in names or [name for name in shape_names() if name.endswith("-tiny")]:
+        shape = load_shape(name)
+        try:
+            cases[name] = compare_shape(shape, shape.recipe, lengths)
+        except BadRequest as error:
+            refused[name] = str(error)
+        yield {"cases": cases, "refused": refused}
+    wrong = [name for name, case in cases.items() if not case["passed"]]
+    yield {
+        "passed": not wrong,
+        "summary": f"{len(cases)} families, wrong: {', '.join(wrong) or 'none'}; refused: {', '.join(refused) or 'none'}",
+    }
+
+
 def compare_shape(shape: Shape, recipe: str, lengths: Lengths) -> dict[str, Any]:
     """One random model: float32 token by token, a prompt through the tensor cores, and steps after it."""
     seed = time.time_ns() % (1 << 31)
     checkpoint, rng = SyntheticCheckpoint(shape, recipe, seed), np.random.default_rng(seed)
-    context = lengths.whole + lengths.steps + 64
+    context = min(lengths.whole + lengths.steps + 64, checkpoint.architecture.context)
     exact = load(checkpoint, "numba", context, "f32")
     tokens = rng.integers(0, exact.backend.vocabulary, lengths.whole + lengths.steps).tolist()
     wanted = exact.logits(tokens)

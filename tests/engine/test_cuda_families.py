@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ pytest.importorskip("numba_cuda")
 sys.path.insert(0, str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 
-from composed import InMemory
+from composed import Composed, InMemory, Parts, latents, usual
 from emulated_device import EmulatedDevice
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_families import CONFIGS
 
 from oss_tools.engine import cuda_backend
+from oss_tools.engine.cuda_weights import device_bytes
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.sampling import log_softmax
+from oss_tools.errors import BadRequest
 from oss_tools.models.base import architecture_of
+from oss_tools.models.operations import Heads
 
 CONTEXT = 128
 
@@ -105,3 +111,85 @@ def test_prompts_and_steps_agree(kind: tuple[str, str]) -> None:
         assert engine.likeliest([engine.fork(sequence)], [5]).shape == (1,)
     off = np.abs(log_softmax(np.array(found)) - wanted[count - 1 :])
     assert off.mean() < 0.05
+
+
+# ---- launches and refusals ------------------------------------------------------------------------------------------
+
+LAUNCHES = {  # (of a layer, of another), beside the embedding; the last norm, or the head's own, is the head's
+    ("mistral", "usual"): (5, 5),
+    ("mixtral", "usual"): (6, 6),
+    ("qwen2", "usual"): (5, 5),
+    ("qwen3", "usual"): (6, 6),
+    ("qwen2_moe", "usual"): (10, 10),
+    ("qwen3_moe", "usual"): (7, 7),
+    ("deepseek_v2", "usual"): (9, 12),
+    ("deepseek_v3", "usual"): (10, 13),
+}
+
+
+@pytest.mark.parametrize("kind", LAUNCHES, ids="-".join)
+def test_launches_of_a_step(kind: tuple[str, str]) -> None:
+    """Nothing is launched; a prompt of many tokens is written down as well."""
+    with Engine.load(small(*kind), backend="cuda", context=CONTEXT) as engine:
+        backend: Any = engine.backend
+        assert len(backend._one.launches) == 1 + sum(LAUNCHES[kind])
+        assert backend._many.launches
+        assert backend.device.launches == 0
+
+
+def test_launches_of_gpt2() -> None:
+    """Embedding, positions; seven for a layer; the last norm."""
+    with Engine.load(small("gpt2", "usual"), backend="cuda", context=CONTEXT) as engine:
+        assert len(engine.backend._one.launches) == 2 + 2 * 7 + 1  # type: ignore[attr-defined]
+
+
+def test_more_positions_than_there_are() -> None:
+    model = small("gpt2", "usual")
+    with pytest.raises(BadRequest, match=r"position"):
+        Engine.load(model, backend="cuda", context=512)
+
+
+def test_memory_of_latents() -> None:
+    """A position takes its latent and its key, padded to 16 values, in two bytes each; weights what loading takes."""
+    model = small("deepseek_v3", "usual")
+    with Engine.load(model, backend="cuda", context=CONTEXT) as engine:
+        backend: Any = engine.backend
+        assert backend.position_bytes(model.architecture, backend.options) == 2 * 2 * 48
+        (pool,) = backend.pools.values()
+        assert pool.shape.page_words == 64 * 48 // 2
+        loaded = sum(backend.weights.bytes_by_format().values())
+        assert (
+            loaded <= device_bytes(small("deepseek_v3", "usual")) <= loaded + 4 * 10_000
+        )  # and norms, biases, a correction
+
+
+# ---- models of any parts --------------------------------------------------------------------------------------------
+
+
+def fitting(parts: Parts) -> Parts:
+    """With heads of sizes that the kernels take, and few words."""
+    heads = parts.heads
+    if isinstance(heads, Heads):
+        size = -(-heads.size // 16) * 16
+        heads = replace(
+            heads, size=size, queries=min(heads.queries // heads.keys, 3) * min(heads.keys, 2), keys=min(heads.keys, 2)
+        )
+    return replace(parts, heads=heads, vocabulary=min(parts.vocabulary, 60), layers=1)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=6)
+@given(st.one_of(usual(), latents()))
+def test_any_parts(parts: Parts) -> None:
+    """Token by token in float32, as the CPU; and a prompt at once."""
+    parts = fitting(parts)
+    model = Composed(parts)
+    tokens = np.random.default_rng(0).integers(0, parts.vocabulary, 7).tolist()
+    with Engine.load(InMemory(model), activations="f32", context=64, threads=1) as engine:
+        wanted = engine.logits(tokens)
+    with Engine.load(InMemory(model), backend="cuda", activations="f32", context=64) as engine:
+        found = engine.logits(tokens)
+    assert np.abs(found - wanted).max() <= 2e-4 * np.abs(wanted).max()
+    with Engine.load(InMemory(model), backend="cuda", context=64) as engine:
+        whole = engine.logits(tokens)
+    assert np.median(np.abs(whole - wanted)) <= 0.05 * np.abs(wanted).max()  # rounding may choose other experts

@@ -20,7 +20,7 @@ from emulated_device import EmulatedDevice
 from numba_kernels.cuda.seam import cuda as target
 from oss_tools.convert.synth import load_shape
 from oss_tools.engine import cuda_backend
-from oss_tools.errors import MissingPackage, NoRoom
+from oss_tools.errors import BadRequest, MissingPackage, NoRoom
 from oss_tools.measure import cuda, cuda_kernels, cuda_models
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.models import open_checkpoint
@@ -86,6 +86,26 @@ def test_shapes() -> None:
     assert found["passed"], found
     assert found["cases"]["a"]["float32"]["largest_difference"] < 1e-4
     assert found["cases"]["a"]["greedy_same"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulated")
+def test_families() -> None:
+    found = all_of(cuda_models.families(cuda_models.Lengths(5, 3, 2), ["llama-tiny"]))
+    assert found["passed"], found
+    assert list(found["cases"]) == ["llama-tiny"]
+    assert not found["refused"]
+
+
+@pytest.mark.usefixtures("emulated")
+def test_what_the_kernels_refuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise BadRequest("head_dim is 8")
+
+    monkeypatch.setattr(cuda_models, "compare_shape", refuse)
+    found = all_of(cuda_models.families())
+    assert found["refused"]["llama-tiny"] == "head_dim is 8"
+    assert found["passed"]
 
 
 def test_what_is_wrong_is_found() -> None:
