@@ -11,10 +11,11 @@ from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
-from numba_kernels.cuda.latent import attend_latents_kernel, head_products_kernel, latent_shape, store_latents_kernel
+from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
 from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.prefill import attend_many_kernel, combine_kernel, group_kernel, round_kernel, store_many_kernel
+from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, choose_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import Kernel
 
@@ -129,8 +130,12 @@ def other_families() -> Iterator[Example]:
         store = store_latents_kernel(latents, 512, 64, nope, pairs=32, interleaved=True, norm=True)
         yield Example(f"DeepSeek latents, {what}", store)
         yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 32), (wide, "atom.global.add.u32"))
-        yield Example(f"DeepSeek queries to latents, {what}", head_products_kernel(element, queries, 512, nope), (WIDE,))
-        yield Example(f"DeepSeek latents to values, {what}", head_products_kernel(element, queries, 128, 512), (WIDE,))
+        yield Example(
+            f"DeepSeek queries to latents, {what}", products_kernel(element, queries, 512, nope, aligned=True), (WIDE,)
+        )
+        yield Example(
+            f"DeepSeek latents to values, {what}", products_kernel(element, queries, 128, 512, aligned=True), (WIDE,)
+        )
     yield Example(
         "DeepSeek attention, many tokens", attend_latents_kernel(latent_shape(16, 512, 64, 64)), ("ld.global.v4.u32",)
     )

@@ -21,8 +21,6 @@ from numba_kernels.cuda.attention import (
     write_bf16,
     write_f32,
 )
-from numba_kernels.cuda.blocks import LAYOUTS, bf16_pair
-from numba_kernels.cuda.intrinsics import bits_as_float, stream_words, warp_sum
 from numba_kernels.cuda.seam import (
     FLOAT,
     FLOATS,
@@ -143,70 +141,6 @@ def store_latents_kernel(
         TURN=turn, VALUE=device(value_of_row, **sizes, TURN=turn), GAIN=device(rms_gain, WARPS=warps, COLUMNS=rank),
         WRITE=write_bf16 if shape.element == "bf16" else write_f32,
     )  # fmt: skip
-
-
-# ---- each head's own matrix -----------------------------------------------------------------------------------------
-
-FORMAT = ""  # in the kernel's name
-ROWS = COLUMNS = CHUNKS = WORDS_PER_ROW = 1
-PART: Any = None
-
-
-def part_bf16(codes, at, chunk, source, x):  # type: ignore[no-untyped-def]
-    """Eight products; columns beyond the last are zeros in the matrix, and no memory is read for them."""
-    w = stream_words(codes, at + 4 * chunk)
-    total, first = ZERO, 8 * chunk
-    for i in range(4):
-        pair = bf16_pair(w[i])
-        if first + 2 * i < COLUMNS:
-            total += pair[0] * source[x + first + 2 * i]
-        if first + 2 * i + 1 < COLUMNS:
-            total += pair[1] * source[x + first + 2 * i + 1]
-    return total
-
-
-def part_f32(codes, at, chunk, source, x):  # type: ignore[no-untyped-def]
-    """Four products."""
-    w = stream_words(codes, at + 4 * chunk)
-    total = ZERO
-    for i in range(4):
-        if 4 * chunk + i < COLUMNS:
-            total += bits_as_float(w[i]) * source[x + 4 * chunk + i]
-    return total
-
-
-@kernel(WORDS, FLOATS, INT, INT, FLOATS, INT, INT)
-def head_products(codes, source, stride, step, out, out_stride, out_step):  # type: ignore[no-untyped-def]
-    """out[t, h, r] = row r of head h's matrix · source[t, h]: a warp has a row. A grid of (parts of HEADS · ROWS, tokens).
-
-    stride and step are from a token, and from a head, to the next.
-    """
-    number, token = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP, cuda.blockIdx.y
-    if number >= HEADS * ROWS:
-        return
-    head, x = number // ROWS, token * stride + number // ROWS * step
-    total = ZERO
-    for chunk in range(cuda.threadIdx.x % WARP, CHUNKS, WARP):
-        total += PART(codes, number * WORDS_PER_ROW, chunk, source, x)
-    total = warp_sum(total)
-    if cuda.threadIdx.x % WARP == 0:
-        out[token * out_stride + head * out_step + number % ROWS] = total
-
-
-def head_products_kernel(format: str, heads: int, rows: int, columns: int, warps: int = 8) -> Kernel:
-    """The kernel for matrices [heads, rows, columns] in bf16 or f32."""
-    words = LAYOUTS[format].row_words(columns)
-    part = device(part_bf16 if format == "bf16" else part_f32, COLUMNS=columns)
-    return head_products.bind(
-        FORMAT=format,
-        WARPS=warps,
-        HEADS=heads,
-        ROWS=rows,
-        COLUMNS=columns,
-        WORDS_PER_ROW=words,
-        CHUNKS=words // 4,
-        PART=part,
-    )
 
 
 # ---- many tokens ----------------------------------------------------------------------------------------------------

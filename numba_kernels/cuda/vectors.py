@@ -9,7 +9,7 @@ import numpy as np
 
 from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.intrinsics import round_to_int, warp_sum
-from numba_kernels.cuda.seam import WARP, cuda, device, require_shared, types
+from numba_kernels.cuda.seam import SHARED, WARP, cuda, device, require_shared, types
 
 WARPS = 1
 COLUMNS = 0
@@ -94,6 +94,20 @@ def value_at(source, at, column, gain, weight):  # type: ignore[no-untyped-def]
 VALUE: Any = None
 
 
+def _sizes(shape: Shape, vectors: int) -> tuple[int, int]:
+    """Words of shared memory for vectors and for their scales."""
+    return 4 * shape.quads * vectors, shape.quads * vectors if shape.quantized else 0
+
+
+def _bytes(shape: Shape, norm: bool, vectors: int) -> int:
+    return 4 * (sum(_sizes(shape, vectors)) + (RESERVED if norm else 0))
+
+
+def fits_shared(shape: Shape, norm: bool) -> bool:
+    """Whether a block can hold such a vector."""
+    return _bytes(shape, norm, 1) <= SHARED
+
+
 def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[str, Any]:
     """What a kernel needs to hold such vectors: X_TYPE, X_SIZE and S_SIZE of the shared arrays, QUADS of one, GAIN and FILL."""
     numbers = {
@@ -104,9 +118,9 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1) -> dict[st
         "QUADS": shape.quads,
         "NORM": int(norm),
     }
-    size, scales = 4 * shape.quads * vectors, shape.quads * vectors if shape.quantized else 0
+    size, scales = _sizes(shape, vectors)
     what = f"{vectors} vectors of {shape.columns} values" if vectors > 1 else f"vectors of {shape.columns} values"
-    require_shared(4 * (size + scales + (RESERVED if norm else 0)), what if shape.quantized else f"{what} in float32")
+    require_shared(_bytes(shape, norm, vectors), what if shape.quantized else f"{what} in float32")
     gain = device(rms_gain, WARPS=warps, COLUMNS=shape.columns)
     if shape.quantized:
         fill = device(fill_int8, **numbers, VALUE=device(value_at, NORM=int(norm)))

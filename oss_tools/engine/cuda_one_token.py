@@ -11,8 +11,9 @@ from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial
 from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import SWIGLU as SWIGLU_GATE
 from numba_kernels.cuda.experts import down_kernel, gate_up_kernel
-from numba_kernels.cuda.matvec import SILU, matvec_kernel
+from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.seam import SIMULATED
+from numba_kernels.cuda.vectors import fits_shared
 from oss_tools.engine.cuda_recorder import Recorder
 from oss_tools.engine.cuda_values import WARPS, Floats, Pending, Routing, Value
 from oss_tools.engine.cuda_weights import Stack
@@ -48,9 +49,11 @@ class OneToken(Recorder):
 
     def _multiply(self, stack: Stack, value: Value, out: Floats, finish: int) -> None:
         x, weight, epsilon, norm = self._source(value)
-        kernel = self._kernel(
-            matvec_kernel(self.model.shape(stack), norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS)
-        )
+        shape = self.model.shape(stack)
+        if not (fits_shared(shape, norm) or norm or shape.quantized or finish not in (STORE, ADD)):
+            self._products(stack, 1, x, 0, out, 0, add=finish == ADD)
+            return
+        kernel = self._kernel(matvec_kernel(shape, norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS))
         bias = x.array if stack.bias is None else stack.bias
         blocks = self._blocks(-(-stack.rows // 2), kernel)
         arguments = (stack.codes, stack.scales, bias, x.view, weight, epsilon, stack.rows, out.view)

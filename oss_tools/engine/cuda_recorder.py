@@ -14,8 +14,9 @@ from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import route_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
-from numba_kernels.cuda.latent import head_products_kernel, store_latents_kernel
+from numba_kernels.cuda.latent import store_latents_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, STORE
+from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import Kernel
 from oss_tools.engine.cuda_values import WARPS, Floats, Launch, Model, Normed, Pending, Routing, Turned, Value
@@ -250,16 +251,23 @@ class Recorder(Operations[Value]):
             pool.memory[heads.layer], self.page_tables(heads.window), self.position_numbers, self.sequence_numbers,
             absorbed.view,
         )  # fmt: skip
-        self._head_products(to_latent, heads.queries, q.x, heads.nope + heads.rope, absorbed, size)
+        self._products(to_latent, heads.queries, q.x, heads.nope + heads.rope, absorbed, size)
         self._attend_latents(heads, absorbed, sums)
-        self._head_products(to_value, heads.queries, sums, size, out, heads.value)
+        self._products(to_value, heads.queries, sums, size, out, heads.value)
         return out
 
-    def _head_products(self, stack: Stack, heads: int, x: Floats, step: int, out: Floats, out_step: int) -> None:
+    def _products(
+        self, stack: Stack, heads: int, x: Floats, step: int, out: Floats, out_step: int, *, add: bool = False
+    ) -> None:
         """Each head's matrix times its part of x, which begin `step` values apart."""
-        kernel = self._kernel(head_products_kernel(stack.format, heads, stack.rows, stack.columns, WARPS))
-        parts = -(-heads * stack.rows // WARPS)
-        arguments = (stack.codes, x.view, x.stride, step, out.view, out.stride, out_step)
+        kernel = self._kernel(
+            products_kernel(
+                stack.format, heads, stack.rows, stack.columns, bias=stack.bias is not None, add=add, warps=WARPS,
+                aligned=not any(n % 4 for n in (x.start, x.stride, step)),
+            )
+        )  # fmt: skip
+        parts, bias = -(-heads * stack.rows // WARPS), x.array if stack.bias is None else stack.bias
+        arguments = (stack.codes, bias, x.view, x.stride, step, out.view, out.stride, out_step)
         self._add(kernel, lambda tokens: (parts, tokens), *arguments)
 
     @abstractmethod

@@ -249,7 +249,7 @@ def test_drawn_shapes(config: dict[str, Any], sixteenths: int, window: int, acti
         ({"head_dim": 192}, "pages of heads of 192 values need 52224 bytes of a block's shared memory, which has 49152"),
         ({"head_dim": 128, "num_attention_heads": 48, "num_key_value_heads": 1}, "48 query heads of 128 values"),
         ({"head_dim": 16, "num_attention_heads": 71, "num_key_value_heads": 1}, "71 query heads share a key-value head"),
-        ({"intermediate_size": 14336}, "vectors of 14336 values in float32 need"),
+        ({"hidden_size": 14336}, "vectors of 14336 values in float32 need"),
     ],
 )
 def test_shapes_without_a_kernel_are_one_line(changes: dict[str, int], said: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_families import CONFIGS
 
-from oss_tools.engine import cuda_backend
+from oss_tools.engine import cuda_backend, cuda_one_token
 from oss_tools.engine.cuda_weights import device_bytes
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.sampling import log_softmax
@@ -135,6 +135,16 @@ def test_launches_of_a_step(kind: tuple[str, str]) -> None:
         assert len(backend._one.launches) == 1 + sum(LAUNCHES[kind])
         assert backend._many.launches
         assert backend.device.launches == 0
+
+
+def test_rows_too_long_for_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a float format, without a norm: the vector stays in the device's memory. With biases, added and stored."""
+    monkeypatch.setattr(cuda_one_token, "fits_shared", lambda shape, norm: False)
+    model, tokens = small("gpt2", "usual"), [3, 1, 4]
+    with Engine.load(model, activations="f32", context=CONTEXT, threads=1) as engine:
+        wanted = engine.logits(tokens)
+    with Engine.load(model, backend="cuda", activations="f32", context=CONTEXT) as engine:
+        assert np.abs(engine.logits(tokens) - wanted).max() < 1e-4
 
 
 def test_launches_of_gpt2() -> None:

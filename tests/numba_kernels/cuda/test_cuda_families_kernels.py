@@ -15,13 +15,13 @@ from numba_kernels.cuda.experts import gate_up_kernel, route_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
 from numba_kernels.cuda.latent import (
     attend_latents_kernel,
-    head_products_kernel,
     latent_shape,
     store_latents_kernel,
 )
 from numba_kernels.cuda.matmul import GELU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import matvec_kernel
 from numba_kernels.cuda.packing import packed_rows
+from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import NoKernel
 from numba_kernels.reference import formats as reference
@@ -212,17 +212,21 @@ def test_attention_without_rotation(position: int, rng: np.random.Generator) -> 
 # ---- latent attention -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("format", "columns"), [("bf16", 41), ("f32", 10), ("bf16", 264)])
-def test_each_head_has_its_own_matrix(format: str, columns: int, rng: np.random.Generator) -> None:
-    heads, rows, tokens, step = 3, 5, 2, columns + 3
-    m, x, out = matrix(format, heads * rows, columns, rng), floats(rng, tokens, heads, step), poison(tokens, heads, rows + 1)
-    run(
-        head_products_kernel(format, heads, rows, columns, WARPS), (8, tokens), m.codes, x.reshape(-1), heads * step, step,
-        out.reshape(-1), heads * (rows + 1), rows + 1,
-    )  # fmt: skip
+@pytest.mark.parametrize(("format", "columns", "gap"), [("bf16", 41, 3), ("f16", 64, 0), ("f32", 8, 4), ("bf16", 264, 1)])
+@pytest.mark.parametrize("add", [False, True])
+def test_each_head_has_its_own_matrix(format: str, columns: int, gap: int, add: bool, rng: np.random.Generator) -> None:
+    heads, rows, tokens, step = 3, 5, 2, columns + gap
+    m, x, bias = matrix(format, heads * rows, columns, rng), floats(rng, tokens, heads, step), floats(rng, heads, rows)
+    out = floats(rng, tokens, heads, rows + 1) if add else poison(tokens, heads, rows + 1)
     wanted = np.einsum("hrc,thc->thr", m.values.reshape(heads, rows, columns), x[..., :columns])
+    wanted += out[..., :rows] + bias if add else 0
+    kernel = products_kernel(format, heads, rows, columns, aligned=step % 4 == 0, bias=add, add=add, warps=WARPS)
+    run(
+        kernel, (8, tokens), m.codes, bias.reshape(-1), x.reshape(-1), heads * step, step, out.reshape(-1), heads * (rows + 1),
+        rows + 1,
+    )  # fmt: skip
     assert_near(out[..., :rows], wanted)
-    assert np.isnan(out[..., rows:]).all()
+    assert add or np.isnan(out[..., rows:]).all()
 
 
 LATENTS = [  # heads, rank, rope, nope, value, element, interleaved
@@ -244,7 +248,7 @@ def test_latent_attention(case: tuple, rng: np.random.Generator) -> None:
     cos, sin = ops.rope_table(ops.rope_frequencies(rope, 100.0), 128, 1.1)
     form = "bf16" if element == "bf16" else "f32"
     rounded = bf16 if element == "bf16" else np.copy
-    positions, zeros = np.arange(count, dtype=np.int32), np.zeros(count, np.int32)
+    positions, zeros, nothing = np.arange(count, dtype=np.int32), np.zeros(count, np.int32), np.zeros(1, np.float32)
     cache, table = np.full(4 * shape.page_words, 0x7FC07FC0, np.uint32), np.array([3, 1], np.int32)
     absorbed, sums, out = poison(count, heads, size), poison(count, heads, size), poison(count, heads, value)
     run(
@@ -262,12 +266,11 @@ def test_latent_attention(case: tuple, rng: np.random.Generator) -> None:
         return packed_rows(form, {"values": values}, rows.shape[1])[0].reshape(-1)
 
     run(
-        head_products_kernel(form, heads, rank, nope, WARPS), (heads * rank // WARPS + 1, count), codes(to_latent),
-        query.reshape(-1), heads * (nope + rope), nope + rope, absorbed.reshape(-1), heads * size, size,
+        products_kernel(form, heads, rank, nope, aligned=True, warps=WARPS), (heads * rank // WARPS + 1, count), codes(to_latent),
+        nothing, query.reshape(-1), heads * (nope + rope), nope + rope, absorbed.reshape(-1), heads * size, size,
     )  # fmt: skip
     kernel = attend_kernel(shape, splits)
     partial, counters = poison(partial_size(shape, splits)), np.zeros(shape.keys, np.int32)
-    nothing = np.zeros(1, np.float32)
     for t in {0, count - 1}:
         state = np.array([t, 0], np.int32)
         run(
@@ -281,9 +284,10 @@ def test_latent_attention(case: tuple, rng: np.random.Generator) -> None:
     )  # fmt: skip
     for t in {0, count - 1}:
         assert_near(sums[t], alone[t], 2e-5)
+    kernel = products_kernel(form, heads, value, rank, aligned=True, warps=WARPS)
     run(
-        head_products_kernel(form, heads, value, rank, WARPS), (heads * value // WARPS + 1, count), codes(to_value),
-        sums.reshape(-1), heads * size, size, out.reshape(-1), heads * value, value,
+        kernel, (heads * value // WARPS + 1, count), codes(to_value), nothing, sums.reshape(-1), heads * size, size,
+        out.reshape(-1), heads * value, value,
     )  # fmt: skip
     q = query.reshape(count, heads, nope + rope)
     q[..., nope:] = ops.apply_rope(q[..., nope:].copy(), cos[:count], sin[:count], interleaved)
