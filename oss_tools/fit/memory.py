@@ -14,8 +14,8 @@ from numba_kernels.cpu.packing import HUGE, Packed
 from numba_kernels.cpu.rows import record_bytes
 from numba_kernels.simd.values import LANES
 from oss_tools.engine.engine import PREFIX_SHARE
-from oss_tools.engine.numba_backend import CHUNK, OUTPUTS
 from oss_tools.engine.numba_cache import Pool
+from oss_tools.engine.numba_values import CHUNK, OUTPUTS
 from oss_tools.engine.numba_weights import CHUNK_BYTES, TRANSPOSED, kept_bytes, kernel_format
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint, Entry

@@ -66,6 +66,29 @@ def test_formats(model: Parts, form: str) -> None:
 
 
 @FEW
+@given(st.one_of(usual(), latents()).filter(lambda model: not model.router), st.sampled_from(["q8_0", "f32"]))
+def test_quantized_activations(model: Parts, form: str) -> None:
+    """Nearly the same. Not for routers, which may choose other experts."""
+    tokens = tokens_for(model, 30)
+    with Engine.load(InMemory(Composed(model), form), backend="torch", threads=1) as engine:
+        wanted = engine.logits(tokens)
+    with Engine.load(InMemory(Composed(model), form), threads=2) as engine:
+        assert np.abs(engine.logits(tokens) - wanted).mean() <= 0.1 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_steps_into_new_pages_equal_one_pass(activations: str) -> None:
+    model = Parts(48, 40, 90, 2, Latent(0, 3, 16, 8, 20, 40), pairs=4, interleaved=True)
+    tokens = tokens_for(model, 200)
+    with Engine.load(InMemory(Composed(model)), activations=activations, threads=2) as engine:
+        wanted = engine.logits(tokens)
+        sequence = engine.open(tokens[:5], reuse=0)
+        engine.prefill(sequence, tokens[:5])
+        found = [engine.step([sequence], [token])[0].copy() for token in tokens[5:]]
+    np.testing.assert_array_equal(found, wanted[5:])
+
+
+@FEW
 @given(st.one_of(usual(), latents()), parts(), st.sampled_from(["int8", "f32"]), st.data())
 def test_the_same_bits_in_any_pieces(model: Parts, lengths: list[int], activations: str, data: st.DataObject) -> None:
     """Whole, in pieces, after a fork, in company, and behind a beginning that was stored and came back from the store."""
