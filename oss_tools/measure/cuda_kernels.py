@@ -300,7 +300,7 @@ def expert_matmul(device: Device, sizes: Sizes, format: str) -> Problem:
 
 # ---- their tests ----------------------------------------------------------------------------------------------------
 
-TESTS = ("test_cuda_kernels.py", "test_cuda_prefill.py")
+TESTS = ("test_cuda_kernels.py", "test_cuda_prefill.py", "test_cuda_families_kernels.py")
 
 
 def kernel_tests(folder: Path = Path("tests/numba_kernels/cuda")) -> Iterator[dict[str, Any]]:
