@@ -18,9 +18,8 @@ from numba_kernels.cuda.attention import (
     Attention,
     attend_constants,
     attend_shared,
-    write_bf16,
-    write_f32,
 )
+from numba_kernels.cuda.elements import write_bf16, write_f32
 from numba_kernels.cuda.seam import (
     FLOAT,
     FLOATS,

@@ -33,6 +33,7 @@ STORE, ADD, SILU, GELU = 0, 1, 2, 4
 FINISH = STORE
 ONE = np.float32(1)
 GELU_FACTOR, GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
+MOST_EXPONENT = np.float32(80)
 
 
 def pair_sums(codes, scales, row, other, x_row, x_other, x, x_scales):  # type: ignore[no-untyped-def]
@@ -89,7 +90,7 @@ def silu(gate: Any, up: Any) -> Any:
 @device
 def gelu(x: Any) -> Any:
     """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), where (1 + tanh z) / 2 is σ(2 z)."""
-    return x / (ONE + np.float32(math.exp(-GELU_FACTOR * (x + GELU_CUBE * x * x * x))))
+    return x / (ONE + np.float32(math.exp(min(-GELU_FACTOR * (x + GELU_CUBE * x * x * x), MOST_EXPONENT))))
 
 
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, INT, FLOATS)

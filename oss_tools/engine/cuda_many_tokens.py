@@ -16,7 +16,7 @@ from numba_kernels.cuda.prefill import (
     round_kernel,
     store_many_kernel,
 )
-from oss_tools.engine.cuda_recorder import Recorder
+from oss_tools.engine.cuda_attention import AttentionRecorder
 from oss_tools.engine.cuda_values import WARPS, Floats, Launch, Model, Pending, Routing, Value, Words
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
@@ -25,7 +25,7 @@ FEW, MANY = 16, 64  # tokens in a tile of the tensor cores
 NO_LIMIT, NO_ALPHA = np.float32(0), np.float32(0)
 
 
-class ManyTokens(Recorder):
+class ManyTokens(AttentionRecorder):
     """Tokens of any number of sequences. With `selected`, only the rows whose numbers lie there are multiplied."""
 
     prefix = "many "

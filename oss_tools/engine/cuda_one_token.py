@@ -14,7 +14,7 @@ from numba_kernels.cuda.experts import down_kernel, gate_up_kernel
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.seam import SIMULATED
 from numba_kernels.cuda.vectors import fits_shared
-from oss_tools.engine.cuda_recorder import Recorder
+from oss_tools.engine.cuda_attention import AttentionRecorder
 from oss_tools.engine.cuda_values import WARPS, Floats, Pending, Routing, Value
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
@@ -27,7 +27,7 @@ def splits(shape: Attention) -> int:
     return min(SPLITS, -(-shape.window // PAGE) + 1) if shape.window else SPLITS
 
 
-class OneToken(Recorder):
+class OneToken(AttentionRecorder):
     """A decode step of one sequence."""
 
     tokens = 1
