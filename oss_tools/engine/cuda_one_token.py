@@ -50,7 +50,7 @@ class OneToken(AttentionRecorder):
     def _multiply(self, stack: Stack, value: Value, out: Floats, finish: int) -> None:
         x, weight, epsilon, norm = self._source(value)
         shape = self.model.shape(stack)
-        if not (fits_shared(shape, norm) or norm or shape.quantized or finish not in (STORE, ADD)):
+        if shape.layout.is_float and not norm and finish in (STORE, ADD) and not fits_shared(shape, norm):
             self._products(stack, 1, x, 0, out, 0, add=finish == ADD)
             return
         kernel = self._kernel(matvec_kernel(shape, norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS))

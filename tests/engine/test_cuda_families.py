@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from small_families import CONFIGS
 
 from oss_tools.engine import cuda_backend, cuda_one_token
-from oss_tools.engine.cuda_weights import device_bytes
+from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.sampling import log_softmax
 from oss_tools.errors import BadRequest
@@ -137,14 +137,29 @@ def test_launches_of_a_step(kind: tuple[str, str]) -> None:
         assert backend.device.launches == 0
 
 
-def test_rows_too_long_for_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a float format, without a norm: the vector stays in the device's memory. With biases, added and stored."""
+@pytest.mark.parametrize("form", ["f32", "bf16", "q8_0"])
+def test_rows_too_long_for_shared_memory(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a float format, without a norm: the vector stays in the device's memory, with biases, added and stored. Other formats
+    have no such kernel."""
     monkeypatch.setattr(cuda_one_token, "fits_shared", lambda shape, norm: False)
-    model, tokens = small("gpt2", "usual"), [3, 1, 4]
+    model, tokens = small("gpt2", "usual", form), [3, 1, 4]
     with Engine.load(model, activations="f32", context=CONTEXT, threads=1) as engine:
         wanted = engine.logits(tokens)
     with Engine.load(model, backend="cuda", activations="f32", context=CONTEXT) as engine:
         assert np.abs(engine.logits(tokens) - wanted).max() < 1e-4
+        used = {name.split("_")[0] for name in engine.backend._kernels}  # type: ignore[attr-defined]
+        assert ("products" in used) == (form != "q8_0")
+
+
+def test_rows_of_gate_and_up_in_turn() -> None:
+    """Of every expert, not of the first one only."""
+    model = small("mixtral", "usual")
+    weights = CudaWeights(EmulatedDevice(), model, lambda n: None, lambda line: None)
+    names = tuple(f"model.layers.0.mlp.experts.{part}_proj" for part in ("gate", "up"))
+    (stack,) = weights.stacks(names, interleave=True)
+    both = stack.codes.view(np.float32).reshape(8, 2 * 96, 64)
+    for i, name in enumerate(names):
+        np.testing.assert_array_equal(both[:, i::2], model.read_tensor(name).dequantize().reshape(8, 96, 64))
 
 
 def test_launches_of_gpt2() -> None:
