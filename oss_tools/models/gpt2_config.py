@@ -124,7 +124,8 @@ def from_gguf(raw: Mapping[str, Any], stored: Stored) -> tuple[Gpt2Config, tuple
     if heads != peer.num_attention_heads or size * heads != peer.hidden_size:
         raise BadCheckpoint(f"{where}: {heads} key-value heads of {size} values, which no GPT-2 has")
     own = own_words(raw, FLAGS)
-    config = replace(peer, **{key: check.flag(own, key, usual, f"{where} oss-tools.*") for key, usual in FLAGS.items()})
+    flags: dict[str, Any] = {key: check.flag(own, key, usual, f"{where} oss-tools.*") for key, usual in FLAGS.items()}
+    config = replace(peer, **flags)
     return _possible(config, where), (*remarks, *own_remarks(computation(config), computation(peer)))
 
 

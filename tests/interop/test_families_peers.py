@@ -79,7 +79,7 @@ def test_log_probabilities_of_transformers(kind: tuple[str, str], original: bool
     for backend in BACKENDS:
         with Engine.load(tmp_path / "model", backend=backend, activations="f32", context=200) as engine:
             found = log_softmax(engine.logits(TOKENS))
-        assert np.abs(found - expected).max() < 1e-4, backend
+        assert np.abs(found - expected).max() < 1e-3, backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
