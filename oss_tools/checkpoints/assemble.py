@@ -19,6 +19,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
 
 INT8_GROUPS = {128: "int8_g128", 32: "int8_g32"}
+BLOCK = 128  # rows and columns that share a scale of DeepSeek's FP8
 EMPTY = "DeepSpeed's ZeRO-3 saves weights so that were not gathered, and its zero_to_fp32.py makes whole ones"
 CONTENT = ("I8", "F8_E4M3")  # dtypes of codes that have a scale beside them
 # Scales and zero points of what a layer is given or gives, and of the cache: the weights are what they are without them.
@@ -133,7 +134,9 @@ def _packed(tensor: RawTensor, raw: Mapping[str, RawTensor], where: str) -> Layo
 
 
 def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str, Any], where: str) -> Layout:
-    """Codes of one byte with scales per tensor, row or group."""
+    """Codes of one byte with scales per tensor, row, group or block of 128 × 128."""
+    if f"{tensor.name}_scale_inv" in raw:
+        return _blocked(tensor, raw, where)
     scale = _partner(raw, f"{tensor.name}_scale", tensor, where)
     if f"{tensor.name}_zero_point" in raw:
         raise BadCheckpoint(f"{where}: tensor {tensor.name} has zero points; asymmetric quantization is not supported")
@@ -153,6 +156,16 @@ def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str
         kind = INT8_GROUPS[group]
     layout = _layout(tensor.name, kind, tensor.shape, ("codes", tensor))
     return Layout(layout.tensor, (*layout.pieces, Piece("scales", scale.name, scale.dtype, scale.shape, shared=shared)))
+
+
+def _blocked(tensor: RawTensor, raw: Mapping[str, RawTensor], where: str) -> Layout:
+    """DeepSeek's FP8: a scale for each block, by which codes are multiplied in spite of its name; blocks at the edges are cut."""
+    scale = raw[f"{tensor.name}_scale_inv"]
+    blocks = tuple(-(-n // BLOCK) for n in tensor.shape)
+    if tensor.dtype != "F8_E4M3" or len(blocks) != 2 or scale.shape != blocks or scale.dtype not in ("F32", "BF16"):
+        raise _misfit(tensor, scale, "a matrix in F8_E4M3 and an F32 or BF16 for each block of 128 × 128", where)
+    layout = _layout(tensor.name, "fp8_e4m3_b128", tensor.shape, ("codes", tensor))
+    return Layout(layout.tensor, (*layout.pieces, Piece("scales", scale.name, scale.dtype, scale.shape, repeated=BLOCK)))
 
 
 def _declares_groups(config: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ class Piece:
         name, dtype, shape: of the safetensors tensor.
         shared: one value stands for all rows.
         reciprocal: the file holds the value's reciprocal.
+        repeated: so many rows share one row of the piece.
     """
 
     plane: str
@@ -42,6 +43,7 @@ class Piece:
     shape: tuple[int, ...]
     shared: bool = False
     reciprocal: bool = False
+    repeated: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def decode(data: np.ndarray, piece: Piece, format: Format, rows: int, columns: i
     values = data.view(NUMPY[piece.dtype])
     if piece.dtype == "F64":
         values = to_float32(values, piece.name, where)
-    if piece.dtype in SCALE_DTYPES and piece.plane == "scales":
+    if plane.dtype == np.float32 and piece.dtype in SCALE_DTYPES:
+        values = _to_float32_exactly(values, piece.dtype)
+    elif piece.dtype in SCALE_DTYPES and piece.plane == "scales":
         values = _to_bfloat16(values, piece, where)
     if piece.reciprocal:
         if not np.all(np.isfinite(values) & (values > 0)):
@@ -80,6 +84,10 @@ def decode(data: np.ndarray, piece: Piece, format: Format, rows: int, columns: i
     if piece.shared:
         return np.full((rows, plane.columns), values[0], plane.dtype)
     return values.reshape(rows, plane.columns)
+
+
+def _to_float32_exactly(values: np.ndarray, dtype: str) -> np.ndarray:
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values.astype(np.float32)
 
 
 def _to_bfloat16(values: np.ndarray, piece: Piece, where: str) -> np.ndarray:

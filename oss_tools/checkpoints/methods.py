@@ -12,7 +12,7 @@ from oss_tools.checkpoints.safetensors import RawTensor
 from oss_tools.errors import BadCheckpoint
 
 READABLE = ("dense", "naive-quantized", "mixed-precision", *dict.fromkeys(scheme for scheme, _ in SCHEMES.values()))
-METHODS = ("mxfp4", "compressed-tensors", "oss-tools")
+METHODS = ("mxfp4", "compressed-tensors", "oss-tools", "fp8")
 ELSEWHERE = "take the unquantized checkpoint, or dequantize it with the program that made it"
 MLX = (
     "quantized by MLX (mlx-lm), whose packed weights only MLX reads; take the checkpoint that it was made from, or undo it with "
@@ -28,7 +28,6 @@ TELLTALES = (
     (re.compile(r"\.W_q$"), f"quantized by HQQ; {ELSEWHERE}"),
     (re.compile(r"\.(codebooks|codes)$"), f"quantized by AQLM; {ELSEWHERE}"),
     (re.compile(r"\.weight_scale_2$"), f"quantized by NVIDIA ModelOpt; {ELSEWHERE}"),
-    (re.compile(r"\.weight_scale_inv$"), f"in FP8 with a scale for each block of 128×128, as DeepSeek does; {ELSEWHERE}"),
     (re.compile(r"\.attention\.w[qkvo]\.weight$"), "in Meta's or Mistral's own layout; take the one for transformers"),
 )
 
@@ -53,8 +52,19 @@ def check_method(config: Mapping[str, Any], where: str) -> None:
         raise BadCheckpoint(
             f"{where}: quantization method {str(method)[:40]!r} is not supported; supported: {', '.join(METHODS)}; {what_to_do}"
         )
+    if method == "fp8":
+        _check_fp8(quantization, where)
     if method == "compressed-tensors":
         _check_compressed_tensors(quantization, where)
+
+
+def _check_fp8(quantization: Mapping[str, Any], where: str) -> None:
+    """FP8 as DeepSeek publishes it and transformers' finegrained_fp8 writes it."""
+    for key, known in (("fmt", (None, "e4m3")), ("weight_block_size", (None, [128, 128]))):
+        if quantization.get(key) not in known:
+            raise BadCheckpoint(
+                f"{where}: quantization_config.{key} is {str(quantization[key])[:40]}, which is not supported; only {known[1]} is"
+            )
 
 
 def check_names(raw: Mapping[str, RawTensor], where: str) -> None:

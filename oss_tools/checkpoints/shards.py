@@ -114,12 +114,24 @@ class ShardedReader(Reader):
             raise ValueError(f"{name} is read in rows of {tensor.shape[-1]}, not {columns}")
         planes = {}
         for piece in layout.pieces:
+            shard = self._file_of[piece.name]
+            if piece.repeated > 1:
+                planes[piece.plane] = self._repeated(piece, tensor, start, stop)
+                continue
             width = _bytes_per_row(piece, tensor, columns)
             first, last = (0, width) if piece.shared else (start * width, stop * width)
-            shard = self._file_of[piece.name]
             data = shard.read(self._raw[piece.name], first, last)
             planes[piece.plane] = decode(data, piece, tensor.format, stop - start, columns, str(shard.path))
         return QTensor(tensor.format, (stop - start, columns), planes)
+
+    def _repeated(self, piece: Piece, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
+        """A plane's rows [start, stop), of which several share one row of the piece."""
+        shard, side = self._file_of[piece.name], piece.repeated
+        first, last = start // side, -(-stop // side)
+        width = piece.shape[-1] * DTYPES[piece.dtype] // 8
+        data = shard.read(self._raw[piece.name], first * width, last * width)
+        rows = decode(data, piece, tensor.format, last - first, tensor.shape[-1], str(shard.path))
+        return np.repeat(rows, side, axis=0)[start - first * side : stop - first * side]
 
     @property
     def raw_config(self) -> dict[str, Any]:

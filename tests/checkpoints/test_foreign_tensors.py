@@ -286,7 +286,7 @@ def test_zero_points_that_are_zero_say_nothing(tmp_path: Path) -> None:
         ("q_proj.weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
         ("q_proj.SCB", "bitsandbytes"),
         ("q_proj.q_weight", "ExLlama"),
-        ("q_proj.weight_scale_inv", "FP8 with a scale for each block"),
+        ("q_proj.weight_scale_inv", "may say how the weight beside it is to be read"),  # of a weight that is not FP8
         ("q_proj.weight_scale_2", "ModelOpt"),
         ("q_proj.W_q", "HQQ"),
     ],

@@ -199,7 +199,7 @@ def test_one_format_is_declared_for_all_linears_but_those_ignored(tmp_path: Path
         ({"quant_method": "gptq", "bits": 4}, "method 'gptq' is not supported"),
         ({"quant_method": "awq"}, "method 'awq'"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "method 'bitsandbytes'"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "method 'fp8'"),
+        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "weight_block_size is .64, 64., which is not supported"),
         ({"quant_method": "modelopt"}, "method 'modelopt'"),
         ({"quant_method": ["x"]}, "method"),
         ({"quant_method": "compressed-tensors"}, "config_groups"),
