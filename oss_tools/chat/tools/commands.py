@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.chat.tools.base import Tool, ToolError
-from oss_tools.chat.tools.program_text import program_text
+from oss_tools.chat.tools.program_text import program_on_stdin, program_text
 from oss_tools.chat.tools.supervised import run_supervised
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.errors import BadRequest
 
 TIMEOUT, LONGEST = 10.0, 3600.0  # seconds
+MAX_PARTS = 256  # of a command
 NAME = re.compile(r"(browser\.)?[A-Za-z_][A-Za-z0-9_-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 FIELDS = {"name", "description", "parameters", "command", "timeout", "environment"}
@@ -99,6 +100,8 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
         raise BadRequest(f"{where}: `description` must be a text")
     if not isinstance(command, list) or not command or not all(isinstance(part, str) and part for part in command):
         raise BadRequest(f"{where}: `command` must be a list of texts, the program first")
+    if len(command) > MAX_PARTS:
+        raise BadRequest(f"{where}: `command` has {len(command)} parts, more than {MAX_PARTS}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST:
         raise BadRequest(f"{where}: `timeout` must be seconds, at most {LONGEST:g}")
     properties = parameters.get("properties", {}) if isinstance(parameters, Mapping) else None
@@ -112,6 +115,10 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
         raise BadRequest(
             f"{where}: a value would become program text of {program} in {text[:60]!r}; pass it as an argument, as in "
             """[sh, -c, 'echo "$1"', sh, "{name}"], or leave out all placeholders and read JSON from stdin"""
+        )
+    if not any(map(PLACEHOLDER.search, command)) and (reader := program_on_stdin(command)):
+        raise BadRequest(
+            f"{where}: {reader} would take the arguments on its stdin for a program; name a script that reads them"
         )
     variables = entry.get("environment", [])
     if not isinstance(variables, list) or not all(isinstance(v, str) and VARIABLE.fullmatch(v) for v in variables):
