@@ -30,6 +30,8 @@ PROGRAMS = [
     ["/opt/py/bin/python3.13t", "-c", "{x}"],
     ["pypy3.10", "-m", "{x}"],
     ["python3", "{x}"],
+    ["python3", "-m", "timeit", "-n1", "{x}"],
+    ["gosu", "nobody", "stdbuf", "-oL", "sh", "-c", "{x}"],
     ["perl", "-e", "{x}"],
     ["perl5.36.0", "-lane", "print {x}"],
     ["perl", "-M{x}", "tool.pl"],

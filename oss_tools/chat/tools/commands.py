@@ -94,7 +94,7 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
     name, command, timeout = entry.get("name"), entry.get("command"), entry.get("timeout", TIMEOUT)
     description, parameters = entry.get("description", ""), entry.get("parameters", {"type": "object", "properties": {}})
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise BadRequest(f"{where}: `name` must be letters, digits and underscores, not {name!r}")
+        raise BadRequest(f"{where}: `name` must be letters, digits and underscores, not {ascii(name)[:60]}")
     where = f"{where} ({name})"
     if not isinstance(description, str):
         raise BadRequest(f"{where}: `description` must be a text")
@@ -125,7 +125,7 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
         raise BadRequest(f"{where}: `environment` must be a list of names of variables, without values")
     schema = {"name": name, "description": description, "parameters": parameters}
     try:
-        json.dumps(schema)
+        json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise BadRequest(f"{where}: `parameters` must be JSON") from None
     return CommandTool(schema, command, float(timeout), folder, variables)

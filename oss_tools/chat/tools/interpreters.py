@@ -84,6 +84,18 @@ RUN_ANOTHER = RUN_THE_NEXT | frozenset(BEHIND_MORE.split())  # one of their argu
 REACH = frozenset(["docker", "podman", "nerdctl", "kubectl", "ssh", "rsh", "autossh", "dbclient"])  # another machine
 REPLACE = re.compile(r"(?:-[Ii]|--replace(?:=|$))(.*)")  # of xargs
 STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+MODULES = (
+    "timeit",
+    "pdb",
+    "cProfile",
+    "profile",
+    "trace",
+    "runpy",
+    "code",
+    "asyncio",
+    "pip",
+    "venv",
+)  # python -m: they run text
 EXECUTE = ("-exec", "-execdir", "-ok", "-okdir")  # of find: a program follows
 CHOOSES_A_PROGRAM = re.compile(  # variables from which interpreters and the linker take programs
     r"(LD|DYLD|PYTHON|PERL5?|RUBY|NODE|LUA|R|JAVA|JDK|GIT|PHP)_?\w*|(BASH_)?ENV|PATH|IFS|PS4|SHELLOPTS|BASHOPTS|PROMPT_COMMAND"

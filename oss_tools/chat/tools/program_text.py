@@ -16,6 +16,7 @@ from oss_tools.chat.tools.interpreters import (
     CHOOSES_A_PROGRAM,
     EXECUTE,
     KNOWN,
+    MODULES,
     REACH,
     REPLACE,
     RUN_ANOTHER,
@@ -187,6 +188,8 @@ def _texts(it: Interpreter, parts: Sequence[str], held: Held, positional: bool) 
                 yield value
                 text_given = True
                 if it.ends:
+                    if value in MODULES:
+                        yield from parts[place:]
                     return
             elif kind == "value" and held(part.partition("=")[0]) and part.startswith("--"):
                 yield part
