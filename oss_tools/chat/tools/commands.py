@@ -34,7 +34,7 @@ NAME = re.compile(r"(browser\.)?[A-Za-z_][A-Za-z0-9_-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 FIELDS = {"name", "description", "parameters", "command", "timeout", "environment"}
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-USUAL = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "TERM"}  # and LC_*
+USUAL = "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TEMP TMP TERM LD_LIBRARY_PATH"  # variables, beside LC_*
 
 
 class CommandTool(Tool):
@@ -72,7 +72,9 @@ class CommandTool(Tool):
 
 def environment(named: frozenset[str] = frozenset()) -> dict[str, str]:
     """The variables that a command is given: the usual ones and those named, as far as they are set. No tokens of the user's."""
-    return {name: value for name, value in os.environ.items() if name in USUAL | named or name.startswith("LC_")}
+    return {
+        name: value for name, value in os.environ.items() if name in named.union(USUAL.split()) or name.startswith("LC_")
+    }
 
 
 def _written(value: Any) -> str:
