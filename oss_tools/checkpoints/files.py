@@ -19,7 +19,6 @@ from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 from oss_tools.escapes import json_text
 
 MAX_NAME = 255  # bytes of a file's name
-PRIVATE = 0o600  # the mode of files that hold conversations
 MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
 MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
@@ -183,6 +182,9 @@ def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+PRIVATE = 0o600  # the mode of files that hold conversations
 
 
 def opener(mode: int) -> Callable[[str, int], int]:
