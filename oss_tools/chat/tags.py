@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
@@ -33,6 +34,7 @@ ENDS = {
 OF_CALLS = (TOOL, PYTHON_TAG, TOOL_CALLS)
 NAMES = (*CHANNEL, "[ARGS]", "[CALL_ID]")  # where these are special tokens, decoding leaves them out
 BEGINS_LIKE_A_CALL = ("{", "[")
+QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
 LOOKS_LIKE_A_CALL = re.compile(r'\[?\s*\{\s*"(name|type|function)"')
 
 
@@ -53,6 +55,7 @@ class TagParser(Parser):
         self._held = ""
         self._blank = True  # whether nothing but blanks has come since the last tag
         self._parts: list[tuple[str, list[str]]] = [(THINK if thinking else END_THINK, [])]
+        self._quotes = Quotes()  # up to what is held
         self._began_like_a_call = False
         self._ended = False
         self._calls: list[ToolCall] = []
@@ -89,23 +92,26 @@ class TagParser(Parser):
         while True:
             opened, texts = self._parts[-1]
             tags = [tag for tag in ENDS[opened] if self._allowed(tag)]
-            found = min(((at, tag) for tag in tags if (at := self._found(tag, texts)) >= 0), default=None)
+            found = min(((at, tag) for tag in tags if (at := self._found(tag)) >= 0), default=None)
             keep = 0 if last else max((overlap(self._held, tag) for tag in tags), default=0)
             cut = found[0] if found else len(self._held) - keep
             texts.append(self._held[:cut])
+            self._quotes = self._quotes.after(self._held[:cut])
             deltas += self._shown(self._held[:cut], CHANNEL[opened])
             if not found:
                 self._held = self._held[cut:]
                 return deltas
             self._held = self._held[cut + len(found[1]) :]
             self._parts.append((found[1], []))
+            self._quotes = Quotes()
             self._blank = True
 
-    def _found(self, tag: str, before: list[str]) -> int:
+    def _found(self, tag: str) -> int:
         """Where the tag comes in what is held, -1 if nowhere. Within a text of a call's JSON, its end is a part of that text."""
         at = self._held.find(tag)
-        while tag == END_TOOL and at >= 0 and _inside_string("".join([*before, self._held[:at]])):
-            at = self._held.find(tag, at + 1)
+        seen, quotes = 0, self._quotes
+        while tag == END_TOOL and at >= 0 and (quotes := quotes.after(self._held[seen:at])).open:
+            seen, at = at, self._held.find(tag, at + 1)
         return at
 
     def _allowed(self, tag: str) -> bool:
@@ -190,6 +196,16 @@ class TagParser(Parser):
         self._findings.append(Finding(problem, detail))
 
 
-def _inside_string(text: str) -> bool:
-    """Whether JSON that breaks off here breaks off in a text."""
-    return len(re.findall(r'(?<!\\)(?:\\\\)*"', text)) % 2 == 1
+@dataclass(frozen=True)
+class Quotes:
+    """What a part of a JSON text leaves open: a text, and an escape."""
+
+    open: bool = False
+    escapes: bool = False
+
+    def after(self, text: str) -> Quotes:
+        """The same after more of it."""
+        if not text:
+            return self
+        text = text[1:] if self.escapes else text
+        return Quotes(self.open != (len(QUOTE.findall(text)) % 2 == 1), (len(text) - len(text.rstrip("\\"))) % 2 == 1)

@@ -21,6 +21,7 @@ from itertools import islice
 from typing import Any
 
 from oss_tools.chat.completion import read_arguments, refuse_constant
+from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
 
 BETWEEN = re.compile(r"[\s;,]*")
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
@@ -65,14 +66,14 @@ def named_calls_in(text: str) -> Written:
         arguments, end = DECODER.raw_decode(text, named.end())
     except (ValueError, RecursionError):
         return Written(after=text)
-    return (
-        Written(((named[1], arguments),), after=text[end:].strip()) if isinstance(arguments, dict) else Written(after=text)
-    )
+    if not isinstance(arguments, dict) or is_deeper(arguments, MAX_DEPTH):
+        return Written(after=text)
+    return Written(((named[1], arguments),), after=text[end:].strip())
 
 
 def name_and_arguments(call: Any) -> tuple[str, Mapping[str, Any]] | None:
     """Of an object that is a call; None if it is none."""
-    if not isinstance(call, Mapping):
+    if not isinstance(call, Mapping) or is_deeper(call, MAX_DEPTH):
         return None
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
     if isinstance(arguments, str):
@@ -118,4 +119,6 @@ def _python_call(node: ast.expr) -> tuple[str, Mapping[str, Any]]:
         raise ValueError("no call with named arguments")
     arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
+    if is_deeper(arguments, MAX_DEPTH):
+        raise ValueError("nested too deeply")
     return ast.unparse(node.func).removesuffix(".call"), arguments
