@@ -55,10 +55,11 @@ def assemble(
         del raw[name]
     layouts: dict[str, Layout] = {}
     used: dict[str, str] = {}
+    in_groups = _declares_groups(config)
     for tensor in raw.values():
         if 0 in tensor.shape:
             raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}; {EMPTY}")
-        layout = _quantized(tensor, raw, config, where)
+        layout = _quantized(tensor, raw, in_groups, where)
         if layout:
             if layout.tensor.name in layouts:
                 raise BadCheckpoint(f"{where}: tensor {layout.tensor.name} is stored twice, in different formats")
@@ -85,7 +86,7 @@ def plain(tensor: RawTensor) -> Layout:
     return Layout(stored, (Piece("values", tensor.name, tensor.dtype, tensor.shape),))
 
 
-def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str, Any], where: str) -> Layout | None:
+def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], in_groups: bool, where: str) -> Layout | None:
     """The quantized tensor whose codes these are; None if they are none."""
     name = tensor.name
     if name.endswith("_blocks") and tensor.dtype == "U8":
@@ -93,7 +94,7 @@ def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[
     if name.endswith("_packed"):
         return _packed(tensor, raw, where)
     if tensor.dtype in CONTENT and not name.endswith(("_scale", "_zero_point")):
-        return _scaled(tensor, raw, config, where)
+        return _scaled(tensor, raw, in_groups, where)
     return None
 
 
@@ -132,8 +133,8 @@ def _packed(tensor: RawTensor, raw: Mapping[str, RawTensor], where: str) -> Layo
     raise _misfit(tensor, scale, "scales F8_E4M3 for groups of 16 (NVFP4) or U8 for groups of 32 (MXFP4)", where)
 
 
-def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str, Any], where: str) -> Layout:
-    """Codes of one byte with scales per tensor, row or group."""
+def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], in_groups: bool, where: str) -> Layout:
+    """Codes of one byte with scales per tensor, row or group. `in_groups`: whether the configuration says so of all int8."""
     scale = _partner(raw, f"{tensor.name}_scale", tensor, where)
     if f"{tensor.name}_zero_point" in raw:
         raise BadCheckpoint(f"{where}: tensor {tensor.name} has zero points; asymmetric quantization is not supported")
@@ -143,7 +144,7 @@ def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str
     kind = "int8" if tensor.dtype == "I8" else "fp8_e4m3"
     shared = scale.size == 1 and scale.shape != (*tensor.shape[:-1], 1)
     per_row = scale.shape in ((*tensor.shape[:-1], 1), tensor.shape[:-1])
-    if per_row and kind == "int8" and columns in INT8_GROUPS and _declares_groups(config):
+    if per_row and kind == "int8" and columns in INT8_GROUPS and in_groups:
         kind = INT8_GROUPS[columns]
     elif not per_row and not shared:
         grouped = len(scale.shape) == len(tensor.shape) and scale.shape[:-1] == tensor.shape[:-1]
@@ -157,14 +158,17 @@ def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str
 
 def _declares_groups(config: Mapping[str, Any]) -> bool:
     """Whether all int8 weights are in groups, by the configuration: it decides where a row is just one group long."""
-    quantization = config.get("quantization_config") or {}
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return False
     if quantization.get("quant_method") == "oss-tools":
         kinds = quantization.get("formats")
         return isinstance(kinds, dict) and "int8" not in kinds
-    groups = quantization.get("config_groups") or {}
-    weights = [g.get("weights") for g in groups.values()]
-    strategies = {w.get("strategy") for w in weights if isinstance(w, dict) and w.get("num_bits") == 8}
-    return strategies == {"group"}
+    groups = quantization.get("config_groups")
+    listed = groups.values() if isinstance(groups, dict) else ()
+    weights = [g.get("weights") for g in listed if isinstance(g, dict)]
+    strategies = [w.get("strategy") for w in weights if isinstance(w, dict) and w.get("num_bits") == 8]
+    return bool(strategies) and all(strategy == "group" for strategy in strategies)
 
 
 def _layout(name: str, kind: str, shape: tuple[int, ...], *planes: tuple[str, RawTensor]) -> Layout:

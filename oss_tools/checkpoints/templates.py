@@ -22,7 +22,7 @@ from oss_tools.errors import BadCheckpoint
 DEFAULT = "default"
 FIELD = "chat_template"  # of tokenizer_config.json and of chat_template.json
 FILE, FOLDER, OLD_FILE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
-MAX_TEMPLATE = 16 << 20  # bytes
+MAX_TEMPLATE = 2 << 20  # bytes; published ones have up to 50 kB
 MAX_TEMPLATES = 64
 PREFIX = Keys.Tokenizer.CHAT_TEMPLATE + "."
 
