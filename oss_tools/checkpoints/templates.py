@@ -108,6 +108,8 @@ def of_gguf(keys: Mapping[str, Any], where: str) -> dict[str, str]:
     named = {key.removeprefix(PREFIX): value for key, value in keys.items() if key.startswith(PREFIX)}
     found = {DEFAULT: keys[Keys.Tokenizer.CHAT_TEMPLATE]} if Keys.Tokenizer.CHAT_TEMPLATE in keys else {}
     found |= {name: value for name, value in named.items() if name not in found}
+    if len(found) > MAX_TEMPLATES:
+        raise BadCheckpoint(f"{where}: {len(found)} chat templates, more than {MAX_TEMPLATES}")
     for name, value in found.items():
         key = Keys.Tokenizer.CHAT_TEMPLATE if name == DEFAULT else PREFIX + name
         if not isinstance(value, str):

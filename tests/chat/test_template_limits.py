@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from oss_tools.chat import template_process, template_worker
 from oss_tools.chat.template import render
@@ -176,6 +178,15 @@ def test_threads_get_their_own_texts() -> None:
     for thread in threads:
         thread.join()
     assert found == {n: str(n) for n in range(8)}
+
+
+def test_sandboxes_that_can_be_left_are_not_admitted() -> None:
+    """CVE-2025-27516, mended in 3.1.6."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(one for group in project["optional-dependencies"].values() for one in group)]
+    found = [wanted for wanted in map(Requirement, listed) if wanted.name.lower() == "jinja2"]
+    assert found
+    assert not any(wanted.specifier.contains("3.1.5") for wanted in found)
 
 
 ALONE = """

@@ -10,7 +10,7 @@ from oss_tools.checkpoints import companions, shards
 from oss_tools.checkpoints.assemble import assemble
 from oss_tools.checkpoints.hf import HfReader
 from oss_tools.checkpoints.safetensors import RawTensor
-from oss_tools.checkpoints.templates import MAX_TEMPLATE, of_folder
+from oss_tools.checkpoints.templates import MAX_TEMPLATE, MAX_TEMPLATES, of_folder, of_gguf
 from oss_tools.errors import BadCheckpoint
 
 ROW = RawTensor("a.weight", "I8", (2, 128), 0, 256)
@@ -79,3 +79,10 @@ def test_templates_have_a_size(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"x" * (MAX_TEMPLATE + 1))
     with pytest.raises(BadCheckpoint, match=r"chat_template\.jinja: larger than"):
         of_folder(tmp_path, {})
+
+
+def test_templates_of_a_gguf_file_are_counted() -> None:
+    keys = {f"tokenizer.chat_template.t{n}": "x" for n in range(MAX_TEMPLATES)}
+    assert len(of_gguf(keys, "x")) == MAX_TEMPLATES
+    with pytest.raises(BadCheckpoint, match="x: 65 chat templates, more than 64"):
+        of_gguf(keys | {"tokenizer.chat_template": "y"}, "x")

@@ -158,6 +158,7 @@ def test_published_expressions_are_fine() -> None:
         *("(a+)+$", "(a|a)*b", "(?:a?){30}b", "((a?){5}){5}b", "(?:a{0,40}){0,40}b", "((a+))+(?!b)", "(?:(?:a+)+b)+"),
         *("a*a*b", "a*a*a*$", "(?=.*.*x)", "(?:x(?=(x*x*x*y)))+", "(?!a{1,99}a*c)", "a*(?:b|(?:c|a*d))"),
         *(r"(.*)\1", r"(?<x>\((?:[^()]|\g<x>)*\))", "(?(1)a|b)", "(?~a)b", "(" * 100 + "a" + ")" * 100, "a" * 100_000),
+        *("a" + "{2}" * 5000, "a" + "*" * 9000, "a" + "?+" * 9000),
     ],
 )
 def test_expressions_that_may_never_end_are_known(expression: str) -> None:

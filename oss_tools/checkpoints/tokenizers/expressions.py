@@ -190,6 +190,7 @@ class _Parser:
 
     def _repeated(self, atom: Atom) -> Atom:
         """The atom with the repetitions behind it, one of a repetition as a group around it."""
+        around = 0
         while self._at < len(self._text):
             letter = self._text[self._at]
             count = COUNT.match(self._text, self._at)
@@ -205,6 +206,9 @@ class _Parser:
             kept = letter != "{" and self._text.startswith("+", self._at)  # possessive
             self._at += kept or self._text.startswith("?", self._at)
             if (atom.least, atom.most) != (1, 1):
+                around += 1
+                if around > MAX_DEPTH:
+                    raise _Unread("repetitions of repetitions")
                 atom = Atom([[atom]])
             atom.least, atom.most = least, most
             if kept:
