@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -106,7 +107,9 @@ def _python_calls(text: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     if len(text) > LONGEST or not text.endswith((")", ")]")):
         return ()
     try:
-        body = ast.parse(text, mode="eval").body
+        with warnings.catch_warnings():  # of a model's escapes and numbers, which are not the user's to mend
+            warnings.simplefilter("ignore", SyntaxWarning)
+            body = ast.parse(text, mode="eval").body
         nodes = body.elts if isinstance(body, ast.List) else [body]
         return tuple(_python_call(node) for node in nodes)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):

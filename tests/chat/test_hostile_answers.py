@@ -95,3 +95,9 @@ def test_more_special_tokens_than_there_are_disguises_is_one_line() -> None:
     names = [f"<{n}>" for n in range(70_000)]
     with pytest.raises(BadRequest, match="spells more than 65534 special tokens"):
         _Disguise(names, "").hide("".join(names))
+
+
+def test_what_python_would_warn_of_is_not_said(recwarn: pytest.WarningsRecorder) -> None:
+    assert calls_in(r"[f(a='\d')]", ["f"]).calls == (("f", {"a": r"\d"}),)
+    assert not calls_in("[f(a=1if 1else 2)]", ["f"]).calls
+    assert not list(recwarn)
