@@ -108,7 +108,7 @@ def _python_calls(text: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
         return ()
     try:
         with warnings.catch_warnings():  # of a model's escapes and numbers, which are not the user's to mend
-            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore")
             body = ast.parse(text, mode="eval").body
         nodes = body.elts if isinstance(body, ast.List) else [body]
         return tuple(_python_call(node) for node in nodes)
