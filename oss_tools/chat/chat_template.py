@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
@@ -26,7 +26,7 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.templates import by_name
 from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
-from oss_tools.errors import BadCheckpoint
+from oss_tools.errors import BadCheckpoint, BadRequest
 
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode's characters without a meaning
 
@@ -191,7 +191,7 @@ class JinjaTemplate(ChatTemplate):
         if hidden == given:
             return self.text.encode(rendered, special=False)
         tokens: list[int] = []
-        for piece in disguise.pattern.split(self._render(conversation.effort, *hidden)):
+        for piece in disguise.pieces(self._render(conversation.effort, *hidden)):
             special = marks.get(piece)
             tokens += self.text.encode_plain(disguise.reveal(piece)) if special is None else [special]
         return tokens
@@ -207,18 +207,39 @@ class _Disguise:
     """Special tokens that strangers' texts spell travel through a template as characters of private use."""
 
     def __init__(self, special: Iterable[str], avoid: str) -> None:
-        names = sorted(special, key=len, reverse=True)
-        self.pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+        self._names = frozenset(filter(None, special))
+        self._lengths: dict[str, set[int]] = {}  # of the names, by their first letters
+        for name in self._names:
+            self._lengths.setdefault(name[0], set()).add(len(name))
+        self._first = re.compile(f"[{''.join(map(re.escape, self._lengths))}]" if self._names else "(?!)")
         self._free = (chr(number) for number in PRIVATE_USE if chr(number) not in avoid)
         self._characters: dict[str, str] = {}
 
-    def hide(self, text: str) -> str:
-        return self.pattern.sub(self._character, text)
+    def pieces(self, text: str) -> Iterator[str]:
+        """The text cut at the special tokens that it spells, the longest of those that begin at one place."""
+        start = at = 0
+        while found := self._first.search(text, at):
+            at = found.start()
+            fitting = [n for n in self._lengths[text[at]] if text[at : at + n] in self._names]
+            if not fitting:
+                at += 1
+                continue
+            yield text[start:at]
+            start, at = at, at + max(fitting)
+            yield text[start:at]
+            start = at
+        yield text[start:]
 
-    def _character(self, found: re.Match[str]) -> str:
-        if found[0] not in self._characters:
-            self._characters[found[0]] = next(self._free)
-        return self._characters[found[0]]
+    def hide(self, text: str) -> str:
+        return "".join(self._character(piece) if piece in self._names else piece for piece in self.pieces(text))
+
+    def _character(self, name: str) -> str:
+        if name not in self._characters:
+            character = next(self._free, None)
+            if character is None:
+                raise BadRequest(f"the conversation spells more than {len(self._characters)} special tokens of the model")
+            self._characters[name] = character
+        return self._characters[name]
 
     def reveal(self, text: str) -> str:
         return text.translate({ord(character): name for name, character in self._characters.items()})

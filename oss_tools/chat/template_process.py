@@ -17,12 +17,14 @@ from threading import Lock
 from typing import Any
 
 from oss_tools.chat import template_worker
-from oss_tools.chat.template_worker import FAULT, MAX_CHARACTERS, READY, TEXT, UTF8, seconds_for
+from oss_tools.chat.template_worker import FAULT, MAX_CHARACTERS, MEMORY, NO_MEMORY, READY, TEXT, UTF8, seconds_for
 from oss_tools.errors import BadCheckpoint, BadRequest, Unsupported
 
 CLOCK = 20  # seconds of the clock for one of processor time: other programs may keep the machine busy
 START = 60  # seconds of the clock in which the process must be there
 NEEDED = ("jinja2", "markupsafe")  # what it imports
+WATCHED = sys.platform == "darwin"  # whose limits of memory are not kept: it is looked at instead
+LOOK = 0.1  # seconds from one look to the next
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "TZ")  # of the environment: no secrets
 LONGEST = 4 * MAX_CHARACTERS  # bytes of an answer
 
@@ -152,12 +154,27 @@ def _read(process: subprocess.Popen[bytes], count: int, end: float) -> bytes:
     found = bytearray()
     while len(found) < count:
         left = end - time.monotonic()
-        if left <= 0 or not ready.poll(left * 1000):
+        if left <= 0:
             raise _fault("it takes too long")
+        if not ready.poll(min(left, LOOK) * 1000):
+            if WATCHED and _resident(process) > MEMORY:
+                raise _fault(NO_MEMORY)
+            continue
         if not (piece := os.read(process.stdout.fileno(), count - len(found))):
             raise _fault(_why(process))
         found += piece
     return bytes(found)
+
+
+def _resident(process: subprocess.Popen[bytes]) -> int:
+    """Bytes of memory that the process has; 0 if that cannot be told."""
+    try:
+        told = subprocess.run(
+            ["/bin/ps", "-o", "rss=", "-p", str(process.pid)], capture_output=True, timeout=START, check=True
+        )
+        return int(told.stdout) << 10
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
 
 
 def _why(process: subprocess.Popen[bytes]) -> str:

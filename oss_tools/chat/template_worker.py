@@ -21,6 +21,7 @@ from typing import Any
 
 MAX_CHARACTERS = 10_000_000  # of a rendered conversation
 MEMORY = 1 << 30  # bytes of address space
+NO_MEMORY = f"it needs more than {MEMORY >> 20} MiB of memory"
 PROCESSOR_SECONDS = 3  # of a rendering, and a second more for each so many bytes that it is given:
 BYTES_A_SECOND = 1 << 20
 MAX_FAULT = 400  # characters of what is said of a fault
@@ -52,7 +53,7 @@ def main(folders: Sequence[str]) -> None:
 
 
 def _lower(limit: int, value: int) -> None:
-    """A limit of this process's own, no higher than the one that it was started with. macOS takes no limit of memory."""
+    """A limit of this process's own, no higher than the one that it was started with. macOS takes none of memory."""
     hard = resource.getrlimit(limit)[1]
     with suppress(ValueError, OSError):
         resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
@@ -79,7 +80,7 @@ def _answer(request: bytes) -> tuple[bytes, str]:
     try:
         return TEXT, _render(**json.loads(request.decode(*UTF8)))
     except MemoryError:
-        fault = f"it needs more than {MEMORY >> 20} MiB of memory"
+        fault = NO_MEMORY
     except RecursionError:
         fault = "it is nested too deeply, or calls itself without end"
     except Exception as error:  # whatever a stranger's program ends with

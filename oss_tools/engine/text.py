@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 
@@ -14,7 +13,7 @@ from oss_tools.checkpoints.tokenizers.end_tokens import END_NAMES, end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.checkpoints.tokenizers.limits import check_limits
 from oss_tools.engine import o200k
-from oss_tools.engine.detokenizer import Detokenizer
+from oss_tools.engine.detokenizer import Detokenizer, library
 from oss_tools.errors import BadCheckpoint
 
 # Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
@@ -51,7 +50,7 @@ class Text:
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
         check_limits(content)
         marks = _marks_in(content["added_tokens"])
-        with _library("is damaged"):
+        with library("is damaged"):
             self._tokenizer = Tokenizer.from_str(json.dumps(_with_special(content, marks)))
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: n for n, token in added.items() if token.special and token.content not in marks}
@@ -72,7 +71,7 @@ class Text:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
-        with self._lock, _library("cannot encode this text"):
+        with self._lock, library("cannot encode this text"):
             return list(self._tokenizer.encode(_encodable(text), add_special_tokens=special).ids)
 
     def encode_plain(self, text: str) -> list[int]:
@@ -80,7 +79,7 @@ class Text:
         with self._lock:  # the library has a switch, no argument
             self._tokenizer.encode_special_tokens = True
             try:
-                with _library("cannot encode this text"):
+                with library("cannot encode this text"):
                     return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
             finally:
                 self._tokenizer.encode_special_tokens = False
@@ -145,17 +144,6 @@ class TextStream:
     def flush(self) -> str:
         """What was held back, when the text ends without a stop string."""
         return self._stop.add(self._text.flush()) + self._stop.flush()
-
-
-@contextmanager
-def _library(what: str) -> Iterator[None]:
-    """Turns the tokenizers library's bare exceptions, and its panics, which are none, into BadCheckpoint."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise BadCheckpoint(f"the checkpoint's tokenizer.json {what}: {' '.join(str(error).split())[:200]}") from None
-        raise
 
 
 def _ends_as_special(added: Any) -> Any:
