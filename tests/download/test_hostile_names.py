@@ -247,6 +247,7 @@ def test_revisions_that_lead_out_of_the_cache_are_refused(name: str, revision: s
         ("https://me:SECRET@hub.example/a?sig=SECRET", "https://hub.example/a"),
         ("//SECRET@hub.example", "//hub.example"),
         ("https://hub.example#token=SECRET", "https://hub.example"),
+        ("https://hub.example/\x1b[2J\x9b2J\n\ud800", r"https://hub.example/\x1b[2J\x9b2J\n\ud800"),
         ("https://me:SECRET/@[::1", "https://me:SECRET/@[::1"),  # the name of a file, if it is anything
     ],
 )
