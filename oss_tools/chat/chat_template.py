@@ -28,6 +28,8 @@ from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest
 
+EFFORTS = ("low", "medium", "high")
+SWITCHES = ("enable_thinking", "thinking is defined")  # of a template in which reasoning can be switched off
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode's characters without a meaning
 
 
@@ -38,11 +40,18 @@ class ChatTemplate(ABC):
         text: its tokenizer.
         has_channels: whether reasoning and answer come apart.
         takes_tools: whether the model is told of tools.
+        efforts: how much it may be asked to reason.
     """
 
     text: Text
     has_channels: bool
     takes_tools: bool
+    efforts: tuple[str, ...] = EFFORTS
+
+    def _check(self, effort: str) -> None:
+        """Raises BadRequest for an effort that the template has no word for."""
+        if effort not in self.efforts:
+            raise BadRequest(f"reasoning {effort}: this model's chat template knows {', '.join(self.efforts)} only")
 
     @abstractmethod
     def encode(self, conversation: Conversation) -> list[int]:
@@ -118,6 +127,7 @@ class HarmonyTemplate(ChatTemplate):
         self.text, self.preamble = text, preamble
 
     def encode(self, conversation: Conversation) -> list[int]:
+        self._check(conversation.effort)
         tokens: list[int] = []
         for piece in harmony.render(conversation, self.preamble):
             tokens += [self.text.special[piece]] if isinstance(piece, Special) else self.text.encode_plain(piece)
@@ -151,6 +161,8 @@ class JinjaTemplate(ChatTemplate):
         self.text, self._metadata = text, metadata
         self.marks = dialect(named.values(), {*text.special, *text.marks})
         self.has_channels = self.marks.reasons
+        if any(switch in source for source in named.values() for switch in SWITCHES):
+            self.efforts = ("none", *EFFORTS)
         self.takes_tools = takes_tools(metadata, text)
         self._now: Callable[[], datetime] = datetime.now
         self._form: CallForm | None = None  # unknown until a conversation has calls
@@ -169,7 +181,9 @@ class JinjaTemplate(ChatTemplate):
         return plain_messages(conversation, self._form), plain_tools(conversation)
 
     def _render(self, effort: str, messages: Any, tools: Any) -> str:
-        chosen = {} if effort == "medium" else {"reasoning_effort": effort}  # of which medium is the middle everywhere
+        self._check(effort)
+        reasons = effort != "none"  # Qwen's and GLM's name for it, and DeepSeek's; medium leaves all to the template
+        chosen = {} if effort == "medium" else {"reasoning_effort": effort, "enable_thinking": reasons, "thinking": reasons}
         return template.render(self._metadata, messages, tools, now=self._now, **chosen)
 
     def at(self, moment: datetime) -> Self:

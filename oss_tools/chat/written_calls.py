@@ -113,13 +113,19 @@ def _python_calls(text: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     if len(text) > LONGEST or not text.endswith((")", ")]")):
         return ()
     try:
-        with warnings.catch_warnings():  # of a model's escapes and numbers, which are not the user's to mend
-            warnings.simplefilter("ignore")
-            body = ast.parse(text, mode="eval").body
+        body = syntax_of(text)
         nodes = body.elts if isinstance(body, ast.List) else [body]
         return tuple(_python_call(node) for node in nodes)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return ()
+
+
+def syntax_of(text: str) -> ast.expr:
+    """An expression in Python's syntax. What Python warns of in it (odd escapes, `1if`) is nobody's business. Raises what
+    `ast.parse` raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text, mode="eval").body
 
 
 def _python_call(node: ast.expr) -> tuple[str, Mapping[str, Any]]:

@@ -200,8 +200,8 @@ def test_calls_that_published_templates_write_are_read_back(name: str, several: 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_2"])
 def test_conversations_have_the_tokens_that_transformers_gives_them(name: str) -> None:
-    """With what its messages look like. DeepSeek's cannot be compared: transformers 5 drops content that is None, which its template
-    asks for."""
+    """With messages of the usual kind. DeepSeek's cannot be compared: transformers 5 drops content that is None, which its
+    template asks for."""
     transformers = pytest.importorskip("transformers")
     folder = published(name)
     metadata, text = read(folder)
