@@ -374,7 +374,6 @@ def finish_row(at, area, head_dim, sink):  # type: ignore[no-untyped-def]
 
 
 LATENT = 0
-query_addresses: Any = row_addresses
 score_keys: Any = None  # the compiled forms of the steps above, for ROWS rows; set by `attention_op`
 soften_scores: Any = None
 sum_values: Any = None
@@ -408,7 +407,7 @@ def attention(  # type: ignore[no-untyped-def]
     area_stride = (LANES + padded) * 4
     whole, own = stack(AREA), stack(AREA)
     scores = stack(SCORES)
-    index = stack(128)
+    index = stack(64)
     sees = stack(128)
     item = take(team)
     done = 0
@@ -446,7 +445,7 @@ def attention(  # type: ignore[no-untyped-def]
         sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
         clear_sums(area, area_stride)
         clear_sums(whole, area_stride)
-        queries = query_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
+        queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
         table = tables + s * table_stride
         keys = head * head_bytes
         values = keys if LATENT else keys + page_positions * head_dim * WIDTH
@@ -484,31 +483,23 @@ SCORES = ROWS * (SEGMENT + LANES) * 4
 
 
 @lru_cache
-def attention_op(
-    rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: tuple[tuple[str, Any], ...] = ()
-) -> Op:
+def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: Any = None) -> Op:
     """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
-    over caches of this element. It is the same for every value_dim up to USUAL_HEAD. latent: steps that take the place of the
-    usual ones for keys in rows whose beginnings are their values, see `latent`."""
+    over caches of this element. It is the same for every value_dim up to USUAL_HEAD. latent: what scores keys that lie in rows,
+    of which values are the beginnings, see `latent`."""
     size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
     widest = USUAL_HEAD if value_dim <= USUAL_HEAD else MAX_HEAD
     constants = {"ROWS": size, "AREA": size * (LANES + widest) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
-    constants |= _element(element) | {"LATENT": int(bool(latent))}
-    kind = "latent" if latent else "usual"
+    constants |= _element(element) | {"LATENT": int(latent is not None)}
     steps: dict[str, Any] = {
-        "score_keys": scores_of,
+        "score_keys": latent or scores_of,
         "soften_scores": soften,
         "sum_values": add_values,
         "clear_sums": clear,
         "merge_sums": merge,
-    } | dict(latent)
-    compiled = {name: _step(f, f"{name}_{kind}_{size}_{element}", constants) for name, f in steps.items()}
+    }
+    compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
-
-
-def _step(function: Any, name: str, constants: dict[str, Any]) -> Any:
-    """A step compiled with an operation's constants."""
-    return inner(specialize(function, name, **constants))
 
 
 def parts_of(length: int) -> int:

@@ -21,20 +21,19 @@ from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.team import take
 from numba_kernels.simd.values import (
     LANES,
-    fma,
+    add_products,
     get_f32,
     get_i32,
-    get_i64,
     get_u16,
     keep_between,
     load_bf16,
     load_floats,
     set_f32,
-    set_i64,
     set_u16,
-    splat,
+    spill,
     store_floats,
     sum_lanes,
+    zero_tile,
 )
 
 SEGMENT, ROWS = attention.SEGMENT, attention.ROWS
@@ -42,7 +41,6 @@ WIDTH = 2
 load_value: Any = load_bf16
 PIECE = 64  # positions of a piece of work of a copy
 TO_ROWS = 1
-TOGETHER = 4  # positions whose scores are found together, for two queries
 
 
 def row_stride(size: int, element: str = "bf16") -> int:
@@ -131,53 +129,27 @@ def store_latents(  # type: ignore[no-untyped-def]
         item = take(team)
 
 
-def places_of(count, index, first, last, base, stride):  # type: ignore[no-untyped-def]
-    """The addresses of a tile's queries, int64 behind their int32 numbers: `scores_of_rows` takes them one by one."""
-    places = index + 64
-    for t in range(count):
-        set_i64(places + 8 * t, base + get_i32(index + 4 * min(first + t, last)) * stride)
-    return places
-
-
 def scores_of_rows(  # type: ignore[no-untyped-def]
     scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
 ):
-    """`attention.scores_of` for keys that lie in rows. low is a multiple of LANES; queries: addresses, int64 [ROWS], of rows that
-    are zero from head_dim on."""
+    """`attention.scores_of` for keys that lie in rows; low is a multiple of LANES, and queries are zero from head_dim on."""
     across = (head_dim + LANES - 1) // LANES * LANES
     step = across * WIDTH
-    zero = splat(np.float32(0))
-    for p in range(low, high, TOGETHER):
+    for p in range(low, high, 2):
         row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
-        for t in range(0, ROWS, 2):
-            second = min(t + 1, ROWS - 1)
-            x, y = get_i64(queries + 8 * t), get_i64(queries + 8 * second)
-            a0, a1, a2, a3 = zero, zero, zero, zero
-            b0, b1, b2, b3 = zero, zero, zero, zero
-            for d in range(0, across, LANES):
-                q, r = load_floats(x + 4 * d), load_floats(y + 4 * d)
-                k = load_value(row + d * WIDTH)
-                a0, b0 = fma(q, k, a0), fma(r, k, b0)
-                k = load_value(row + step + d * WIDTH)
-                a1, b1 = fma(q, k, a1), fma(r, k, b1)
-                k = load_value(row + 2 * step + d * WIDTH)
-                a2, b2 = fma(q, k, a2), fma(r, k, b2)
-                k = load_value(row + 3 * step + d * WIDTH)
-                a3, b3 = fma(q, k, a3), fma(r, k, b3)
+        first, second = zero_tile(ROWS), zero_tile(ROWS)
+        for d in range(0, across, LANES):
+            first = add_products(first, load_value(row + d * WIDTH), queries, 4 * d)
+            second = add_products(second, load_value(row + step + d * WIDTH), queries, 4 * d)
+        these, those = spill(first), spill(second)
+        for t in range(ROWS):
             at = scores + (t * (SEGMENT + LANES) + p - low) * 4
-            set_f32(at, sum_lanes(a0))
-            set_f32(at + 4, sum_lanes(a1))
-            set_f32(at + 8, sum_lanes(a2))
-            set_f32(at + 12, sum_lanes(a3))
-            at = scores + (second * (SEGMENT + LANES) + p - low) * 4
-            set_f32(at, sum_lanes(b0))
-            set_f32(at + 4, sum_lanes(b1))
-            set_f32(at + 8, sum_lanes(b2))
-            set_f32(at + 12, sum_lanes(b3))
+            set_f32(at, sum_lanes(load_floats(these + t * LANES * 4)))
+            set_f32(at + 4, sum_lanes(load_floats(those + t * LANES * 4)))
     for t in range(ROWS):
-        for first in range(low, high, LANES):
-            at = scores + (t * (SEGMENT + LANES) + first - low) * 4
-            store_floats(at, keep_between(first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(at)))
+        for p in range(low, high, LANES):
+            at = scores + (t * (SEGMENT + LANES) + p - low) * 4
+            store_floats(at, keep_between(p, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(at)))
 
 
 @lru_cache
@@ -189,8 +161,7 @@ def store_latents_op(element: str = "bf16") -> Op:
 @lru_cache
 def latent_attention_op(element: str = "bf16", rank: int = 512) -> Op:
     """The operation `attention` for queries that meet the latents; value_dim is `rank`."""
-    steps = {"score_keys": scores_of_rows, "query_addresses": places_of}
-    return attention.attention_op(ROWS, element, rank, latent=tuple(steps.items()))
+    return attention.attention_op(ROWS, element, rank, scores_of_rows)
 
 
 @op

@@ -447,6 +447,20 @@ def row_addresses(typing_context: Any, count: Any, indices: Any, first: Any, las
     return rows(count, Address, Int, Int, Address, Int), lower
 
 
+@intrinsic
+def add_products(typing_context: Any, tile: Any, value: Any, rows: Any, offset: Any) -> Any:
+    """tile[t] + value · (the vector `offset` bytes behind the address rows[t])."""
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        result, value, rows, offset = args
+        for t in range(tile.count):
+            other = emit.load(b, b.add(b.extract_value(rows, t), offset), Floats.llvm)
+            result = b.insert_value(result, ACTIVE.fma(b, value, other, b.extract_value(result, t)), t)
+        return result
+
+    return tile(tile, Floats, rows, Int), lower
+
+
 @intrinsic(prefer_literal=True)
 def panel_addresses(typing_context: Any, count: Any, base: Any, stride: Any, last: Any) -> Any:
     """base + i · stride for i below `count` (a compile-time constant); those beyond `last` repeat it."""

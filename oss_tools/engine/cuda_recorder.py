@@ -43,7 +43,7 @@ NO_LIMIT = np.float32(0)
 
 def no_kernel(what: str) -> Unsupported:
     """The error for an operation that the GPU's kernels lack."""
-    return Unsupported(f"the CUDA backend has no {what} yet: use --backend numba for this model")
+    return Unsupported(f"the CUDA backend has no {what} yet: use --device cpu for this model")
 
 
 def expert_limit(gate: Gate) -> np.float32:
@@ -265,7 +265,7 @@ class Recorder(Operations[Value]):
             raise TypeError("the kernels take queries, keys and values from one projection, rotated alike")
 
     def route(self, x: Value, name: str, router: Router) -> Routing:
-        if router != Router(router.experts, router.chosen):
+        if not router.is_softmax_of_chosen:
             raise no_kernel("this model's choice of experts")
         chosen = router.chosen
         (stack,) = self.model.weights.stacks((name,))

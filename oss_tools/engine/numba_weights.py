@@ -17,6 +17,7 @@ from oss_tools.models import Architecture, Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
 from oss_tools.models.operations import Latent
 
+TRANSPOSED = "f16"  # in which a matrix is kept that is transposed and comes from a format of blocks
 CHUNK_BYTES = 4 << 20  # of float32 values: what a thread holds of a tensor while it packs it
 
 
@@ -64,8 +65,10 @@ class Stack:
 class NumbaWeights(Weights[Stack]):
     """The tensors of a checkpoint in kernel form. Asked for one, it gives the memory; `load` fills all that was asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None], transposed: str = "f16") -> None:
-        """transposed: the float format for what is transposed and comes from a format of blocks."""
+    def __init__(
+        self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None], transposed: str = TRANSPOSED
+    ) -> None:
+        """transposed: the float format of matrices that are transposed and come from a format of blocks."""
         super().__init__(checkpoint, kernel_format, say)
         self._threads, self._transposed = threads, get_format(transposed)
         self._vectors: dict[str, np.ndarray] = {}

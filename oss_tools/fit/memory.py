@@ -14,11 +14,12 @@ from numba_kernels.cpu.packing import HUGE, Packed
 from numba_kernels.cpu.rows import record_bytes
 from numba_kernels.simd.values import LANES
 from oss_tools.engine.engine import PREFIX_SHARE
-from oss_tools.engine.numba_backend import CHUNK, OUTPUTS
 from oss_tools.engine.numba_cache import Pool
-from oss_tools.engine.numba_weights import CHUNK_BYTES, kept_bytes, kernel_format
+from oss_tools.engine.numba_values import CHUNK, OUTPUTS
+from oss_tools.engine.numba_weights import CHUNK_BYTES, TRANSPOSED, kept_bytes, kernel_format
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint, Entry
+from oss_tools.models.operations import Latent
 
 PROGRAM_BYTES = 184_000_000  # interpreter, NumPy, Numba, compiled kernels: the peak of a model of 0.4 MB
 # Of a tokenizer, per byte of tokenizer.json, or per token and merge of a GGUF file's vocabulary: what the library keeps, and
@@ -80,7 +81,7 @@ class Tokenizer:
 
 def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: Tokenizer, use: Use) -> Memory:
     """The engine's memory for a model whose tensors are stored as `entries` say."""
-    weights = sum(panel_bytes(entry) for entry in entries)
+    weights = sum(panel_bytes(entry, latent_of(architecture)) for entry in entries)
     pools = _pools(architecture, use)
     cache = sum(use.batch * _pool_bytes(pool, use.context) for pool in pools)
     position = sum(pool.width * pool.dtype.itemsize for pool in pools)
@@ -96,13 +97,28 @@ def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: Toke
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def panel_bytes(entry: Entry) -> int:
-    """A tensor's bytes once it is loaded: rows in panels of LANES, biases and norms as float32."""
+def panel_bytes(entry: Entry, latent: Latent | None = None) -> int:
+    """A tensor's bytes once it is loaded: rows in panels of LANES, biases and norms as float32. What projects latents to keys is
+    transposed, and in floats."""
     count, rows, columns = entry.spec.matrices
     if entry.spec.is_vector:
         return 4 * count * -(-rows // 32) * 32
-    panel = Packed(kernel_format(entry).name, 1, 1, columns).panel_bytes
-    return count * -(-rows // LANES) * panel
+    form = kernel_format(entry).name
+    if latent and entry.spec.role == "attention.kv_b":
+        transposed = form if kernel_format(entry).is_float else TRANSPOSED
+        keys = _panels(transposed, latent.rank, latent.nope)
+        return latent.queries * (keys + _panels(form, latent.value, latent.rank))
+    return count * _panels(form, rows, columns)
+
+
+def _panels(form: str, rows: int, columns: int) -> int:
+    """Bytes of a matrix in panels."""
+    return -(-rows // LANES) * Packed(form, 1, 1, columns).panel_bytes
+
+
+def latent_of(architecture: Architecture) -> Latent | None:
+    """The shape of the layers' latent attention, if they have it."""
+    return next((h for h in architecture.attention_layers() if isinstance(h, Latent)), None)
 
 
 def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: Use, filled: float) -> float:
@@ -110,14 +126,14 @@ def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: U
     unless it is the output too, and the keys and values of a cache that is filled to this share."""
     entries = list(entries)
     tied = not any(entry.spec.role == "output" for entry in entries)
-    chosen = _chosen(architecture)
+    chosen, latent = _chosen(architecture), latent_of(architecture)
     total = 0.0
     for entry in entries:
         matrices, rows, _ = entry.spec.matrices
         share = min(chosen / matrices, 1.0) if entry.spec.role.startswith("experts.") else 1.0
         if entry.spec.role == "positions" or (entry.spec.role == "embedding" and not tied):
             share = 1 / rows
-        total += share * panel_bytes(entry)
+        total += share * panel_bytes(entry, latent)
     for heads in architecture.attention_layers():
         seen = min(filled * use.context, heads.window or use.context)
         total += seen * heads.cached * 2
@@ -180,9 +196,16 @@ def pass_bytes(architecture: Architecture, entries: Iterable[Entry], use: Use) -
     chosen = _chosen(architecture)
     hidden, heads = width["embedding in"], architecture.attention_layers()[0]
     inner = chosen * max(width.get("experts.down in", 0), width.get("mlp.down in", 0))
-    floats = 4 * hidden + sum(width.get(f"attention.{part}", 0) for part in "qkv") + heads.queries * heads.size
+    floats = 4 * hidden + sum(width.get(f"attention.{part}", 0) for part in ("q", "k", "v", "q_a", "q_b", "kv_a"))
+    if isinstance(heads, Latent):
+        attended = heads.queries * heads.value
+        floats += 2 * attended + heads.queries * (heads.nope + heads.size + heads.rank)
+        between = heads.queries * record_bytes(heads.rank)
+    else:
+        attended, between = heads.queries * heads.size, 0
+        floats += attended
     floats += 3 * inner + (chosen * hidden if "experts.down" in width else 0) + width.get("router", 0)
-    records = 2 * record_bytes(hidden) + record_bytes(heads.queries * heads.size) + record_bytes(inner)
+    records = 2 * record_bytes(hidden) + record_bytes(attended) + between + record_bytes(inner)
     rows = min(CHUNK, use.context * use.batch)
     vocabulary = width.get("output", width["embedding"])
     logits = 4 * vocabulary * (min(use.batch, OUTPUTS) + 1 + SAMPLER_COPIES)

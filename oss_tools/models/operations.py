@@ -174,6 +174,11 @@ class Router:
             raise BadCheckpoint("groups of one expert have no two best ones")
 
     @property
+    def is_softmax_of_chosen(self) -> bool:
+        """Whether the largest logits are chosen and their softmax is the weights, and no more."""
+        return self == Router(self.experts, self.chosen, epsilon=self.epsilon)
+
+    @property
     def is_grouped(self) -> bool:
         """Whether some experts cannot be chosen for the group that they are in."""
         return self.groups_chosen < self.groups

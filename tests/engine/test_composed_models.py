@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,11 @@ pytest.importorskip("torch")
 from composed import CONTEXT, Composed, InMemory, Parts, latents, usual
 from drawn import parts
 
+from oss_tools.engine.backend import Options
 from oss_tools.engine.engine import Engine
+from oss_tools.engine.numba_backend import NumbaBackend
+from oss_tools.errors import BadRequest, Unsupported
+from oss_tools.models.operations import Heads, Latent, Router
 
 FEW = settings(deadline=None, max_examples=12)
 MANY = settings(deadline=None, max_examples=100)
@@ -59,6 +66,29 @@ def test_formats(model: Parts, form: str) -> None:
 
 
 @FEW
+@given(st.one_of(usual(), latents()).filter(lambda model: not model.router), st.sampled_from(["q8_0", "f32"]))
+def test_quantized_activations(model: Parts, form: str) -> None:
+    """Nearly the same. Not for routers, which may choose other experts."""
+    tokens = tokens_for(model, 30)
+    with Engine.load(InMemory(Composed(model), form), backend="torch", threads=1) as engine:
+        wanted = engine.logits(tokens)
+    with Engine.load(InMemory(Composed(model), form), threads=2) as engine:
+        assert np.abs(engine.logits(tokens) - wanted).mean() <= 0.1 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_steps_into_new_pages_equal_one_pass(activations: str) -> None:
+    model = Parts(48, 40, 90, 2, Latent(0, 3, 16, 8, 20, 40), pairs=4, interleaved=True)
+    tokens = tokens_for(model, 200)
+    with Engine.load(InMemory(Composed(model)), activations=activations, threads=2) as engine:
+        wanted = engine.logits(tokens)
+        sequence = engine.open(tokens[:5], reuse=0)
+        engine.prefill(sequence, tokens[:5])
+        found = [engine.step([sequence], [token])[0].copy() for token in tokens[5:]]
+    np.testing.assert_array_equal(found, wanted[5:])
+
+
+@FEW
 @given(st.one_of(usual(), latents()), parts(), st.sampled_from(["int8", "f32"]), st.data())
 def test_the_same_bits_in_any_pieces(model: Parts, lengths: list[int], activations: str, data: st.DataObject) -> None:
     """Whole, in pieces, after a fork, in company, and behind a beginning that was stored and came back from the store."""
@@ -77,6 +107,60 @@ def test_the_same_bits_in_any_pieces(model: Parts, lengths: list[int], activatio
         engine.save(sequence)
         again = engine.open(tokens, reuse=data.draw(st.integers(0, edge), "tokens that may come from the store"))
         np.testing.assert_array_equal(engine.prefill(again, tokens[len(again.tokens) :]), wanted[-1])
+
+
+def test_a_latent_cache_holds_the_latent_and_one_key() -> None:
+    """576 values a position and a layer, as published models of this kind have them; less than ordinary heads would need."""
+    model = Composed(Parts(64, 32, 50, 3, Latent(0, 16, 128, 64, 128, 512), pairs=32))
+    each = NumbaBackend.position_bytes(model, Options())
+    assert each == 3 * 576 * 2
+    assert NumbaBackend.position_bytes(model, Options(activations="f32")) == 3 * 576 * 4
+    with Engine.load(InMemory(model)) as engine:
+        pool = engine.backend.pools[None]
+        assert pool.pages.nbytes * 3 == each * 64
+        sequence = engine.open([1, 2, 3], reuse=0)
+        engine.prefill(sequence, [1, 2, 3])
+        assert engine.backend.read_cache(sequence.cache, 0, 3).shape == (3, 3 * 576)
+
+
+def test_a_table_of_positions_shorter_than_the_context_is_refused() -> None:
+    model = Composed(Parts(16, 16, 20, 1, Heads(0, 2, 2, 8)))
+    checkpoint = InMemory(model)
+    entry = checkpoint.entries["places.weight"]
+    checkpoint.entries["places.weight"] = replace(entry, spec=replace(entry.spec, shape=(CONTEXT - 1, 16)))
+    with pytest.raises(BadRequest, match=f"has {CONTEXT - 1} positions; the context has {CONTEXT}"):
+        Engine.load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("model", "lacking"),
+    [
+        (Parts(64, 32, 50, 1, Latent(0, 2, 16, 16, 16, 32), pairs=8), "latent attention"),
+        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16)), "learned positions"),
+        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, head_norms=True), "normalization of heads"),
+        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=4), "rotation of a part of a head"),
+        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, layer_norms=True), "layer normalization"),
+        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, mlp="gelu"), "GELU"),
+        (
+            Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, mlp="experts", router=Router(4, 2)),
+            "experts with this activation",
+        ),
+        (
+            Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, mlp="experts", router=Router(4, 2, "sigmoid")),
+            "this model's choice of experts",
+        ),
+    ],
+)
+def test_a_gpu_refuses_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch, model: Parts, lacking: str) -> None:
+    pytest.importorskip("numba_cuda")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
+    from emulated_device import EmulatedDevice
+
+    from oss_tools.engine import cuda_backend
+
+    monkeypatch.setattr(cuda_backend, "open_device", EmulatedDevice)
+    with pytest.raises(Unsupported, match=f"the CUDA backend has no .*{lacking}.* yet: use --device cpu"):
+        Engine.load(InMemory(Composed(model)), backend="cuda")
 
 
 @pytest.mark.slow

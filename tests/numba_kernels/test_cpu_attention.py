@@ -106,7 +106,8 @@ class Case:
         )  # fmt: skip
         self.team.run(program)
         assert not counters.any()
-        np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-4, atol=2e-5)
+        loose = self.norms[0] is not None and self.element == "bf16"  # a last bit of a norm can decide how a key is rounded
+        np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-2 if loose else 1e-4, atol=1e-2 if loose else 2e-5)
         return out
 
 

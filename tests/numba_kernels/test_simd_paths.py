@@ -20,7 +20,7 @@ QUICK = "test_vector and (mxfp4 or q8_0) or test_groups or rms_norm or prefill_t
 
 
 def run_tests(path: str, *options: str) -> None:
-    files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py"]
+    files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py", "test_cpu_latent.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "OSS_TOOLS_SIMD": path}
     done = subprocess.run(
