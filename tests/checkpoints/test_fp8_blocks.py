@@ -14,7 +14,7 @@ from oss_tools.checkpoints.safetensors import SafetensorsFile
 from oss_tools.convert.options import Options
 from oss_tools.convert.pipeline import run
 from oss_tools.convert.plan import make_plan
-from oss_tools.convert.recipe import KEEP_ALL, recipe_of_format
+from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import architecture_of, open_checkpoint
@@ -118,6 +118,16 @@ def test_they_are_converted(fp8: tuple[Path, dict[str, np.ndarray]], format: str
         found = written.read_tensor(name)
         assert found.format.name == format
         assert np.array_equal(found.dequantize(), form.quantize(meant[name]).dequantize())
+
+
+def test_the_latents_projection_stays_a_float_in_gguf(fp8: tuple[Path, dict[str, np.ndarray]]) -> None:
+    """Its keys' part is transposed there; the plan says so, whether the rule's own format is held or only its second."""
+    with open_checkpoint(fp8[0]) as checkpoint:
+        for recipe in (recipe_of_format("q8_0"), load_recipe("int8")):
+            plan = make_plan(checkpoint, "gguf", recipe.falling_back(("bf16",)))
+            (step, *_) = (step for step in plan.steps if step.source.spec.role == "attention.kv_b")
+            assert step.target.format.name == "bf16"
+            assert "gguf has no q8_0 for attention.kv_b" in step.note
 
 
 def test_without_a_recipe_they_stay(fp8: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:

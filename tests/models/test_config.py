@@ -310,5 +310,5 @@ def test_of_two_names_of_the_experts_per_token_transformers_one_counts() -> None
 
 def test_unknown_architectures_are_named_with_those_there_are() -> None:
     assert {"gpt_oss", "llama"} <= set(architectures())
-    with pytest.raises(BadCheckpoint, match=r"'gemma' is not supported; supported: gpt2, gpt_oss"):
+    with pytest.raises(BadCheckpoint, match=r"'gemma' is not supported; supported: deepseek_v2, deepseek_v3"):
         architecture_of("gemma")
