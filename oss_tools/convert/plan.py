@@ -207,10 +207,10 @@ def choose_format(rule: Rule, spec: TensorSpec, writer: type[Writer], model_type
         block = f"{format.name}: {columns} columns are no multiple of {format.block}"
         notes.append(block if held else f"{writer.container} has no {format.name} for {spec.role}")
     if not any(_held(format, writer, model_type) for format in formats):
-        held = [name for name in writable_formats(writer.container) if _held(get_format(name), writer, model_type)]
+        possible = [name for name in writable_formats(writer.container) if _held(get_format(name), writer, model_type)]
         what = f"{asked.name} of a {model_type}" if _held(asked, writer, "") else asked.name
         raise BadRecipe(
-            f"container {writer.container} cannot hold {what}; it holds {', '.join(held)}; choose another format or --container"
+            f"container {writer.container} cannot hold {what}; it holds {', '.join(possible)}; choose another format or --container"
         )
     if writer.holds(asked, spec.role, model_type):
         asked.check(spec.shape, spec.name)
