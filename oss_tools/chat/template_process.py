@@ -40,14 +40,14 @@ class TemplateProcess:
         """The text of a template, see `template_worker`. Raises BadCheckpoint if it fails or goes beyond its limits, BadRequest
         for a conversation that is no JSON, and Unsupported if no process can be started."""
         try:
-            content = json.dumps({"source": source, "moment": moment, "given": given}, ensure_ascii=False)
+            plain = json.dumps(given, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise BadRequest(f"the conversation cannot be given to a chat template: {error}") from None
-        request = content.encode(*UTF8)
+        request = json.dumps({"source": source, "moment": moment, "given": plain}, ensure_ascii=False).encode(*UTF8)
         with self._lock:
             try:
                 process = self._started()
-                kind, said = _asked(process, request)
+                kind, said = _asked(process, request, CLOCK * seconds_for(plain))
             except BaseException:
                 self.close()
                 raise
@@ -124,14 +124,14 @@ def _start() -> subprocess.Popen[bytes]:
     return process
 
 
-def _asked(process: subprocess.Popen[bytes], request: bytes) -> tuple[bytes, str]:
+def _asked(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tuple[bytes, str]:
     """What the process answers. Raises BadCheckpoint if it ends, or takes too long."""
     assert process.stdin
     rest = memoryview(len(request).to_bytes(8, "little") + request)
     with suppress(BrokenPipeError):  # it has ended, as reading will show
         while rest:
             rest = rest[os.write(process.stdin.fileno(), rest) :]
-    return _answer(process, CLOCK * seconds_for(request))
+    return _answer(process, seconds)
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, str]:
@@ -180,7 +180,7 @@ def _resident(process: subprocess.Popen[bytes]) -> int:
 def _why(process: subprocess.Popen[bytes]) -> str:
     """Why the process has ended."""
     status = process.wait()
-    if status == -signal.SIGXCPU:
+    if status == -signal.SIGPROF:
         return "it takes too much processor time"
     return f"it ends the process that renders it (status {status}): it is nested too deeply, or needs too much memory"
 
