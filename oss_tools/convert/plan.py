@@ -210,7 +210,8 @@ def choose_format(rule: Rule, spec: TensorSpec, writer: type[Writer], model_type
         possible = [name for name in writable_formats(writer.container) if _held(get_format(name), writer, model_type)]
         what = f"{asked.name} of a {model_type}" if _held(asked, writer, "") else asked.name
         raise BadRecipe(
-            f"container {writer.container} cannot hold {what}; it holds {', '.join(possible)}; choose another format or --container"
+            f"container {writer.container} cannot hold {what}; it holds {', '.join(possible)}; "
+            "choose another format or --container"
         )
     if writer.holds(asked, spec.role, model_type):
         asked.check(spec.shape, spec.name)
