@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.templates import by_name
 from oss_tools.checkpoints.tokenizers.end_tokens import END_NAMES, end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.checkpoints.tokenizers.limits import check_limits
@@ -19,9 +20,8 @@ from oss_tools.errors import BadCheckpoint
 # Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
 # two at every call.
 OF_TRAINING = ("truncation", "padding")
-MARK = re.compile(
-    r"[<\[\u25c1]\S+[>\]\u25b7]"
-)  # an added token that marks off, as `<tool_call>`, whether it is special or not
+SIGN = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)  # what a mark begins and ends with
+MARK = re.compile(r"<[|\uff5c].*[|\uff5c]>")  # an added token that marks off, whether a file calls it special or not
 
 
 class Text:
@@ -30,7 +30,8 @@ class Text:
     Attributes:
         stop_tokens: ids that end a text: the checkpoint's eos_token_id and tokens known by name to end a turn.
         special: names of special tokens -> their ids.
-        marks: the same of added tokens that mark turns, calls or reasoning and are not special (DeepSeek's `<｜User｜>`).
+        marks: the same of added tokens that mark turns, calls or reasoning and are not special: DeepSeek's `<｜User｜>`, and what
+            stands in the chat template (`<tool_call>`).
     """
 
     def __init__(self, metadata: Metadata) -> None:
@@ -49,7 +50,7 @@ class Text:
         if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
         check_limits(content)
-        marks = _marks_in(content["added_tokens"])
+        marks = _marks_in(content["added_tokens"], by_name(metadata).values())
         with library("is damaged"):
             self._tokenizer = Tokenizer.from_str(json.dumps(_with_special(content, marks)))
         added = self._tokenizer.get_added_tokens_decoder()
@@ -153,10 +154,12 @@ def _ends_as_special(added: Any) -> Any:
     return [{**token, "special": True} if token.get("content") in END_NAMES else token for token in added]
 
 
-def _marks_in(added: list[Any]) -> frozenset[str]:
+def _marks_in(added: list[Any], templates: Iterable[str]) -> frozenset[str]:
     """The added tokens that mark off and are not special."""
     names = [t.get("content") for t in added if isinstance(t, dict) and not t.get("special")]
-    return frozenset(name for name in names if isinstance(name, str) and MARK.fullmatch(name))
+    signs = [name for name in names if isinstance(name, str) and SIGN.fullmatch(name)]
+    sources = list(templates)
+    return frozenset(name for name in signs if MARK.fullmatch(name) or any(name in source for source in sources))
 
 
 def _with_special(content: dict[str, Any], marks: frozenset[str]) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def test_llama_4_s_tags_and_its_own_tools() -> None:
 
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
 MARKS = (USER, ASSISTANT, "<think>", "<tool_response>")
-TURNS = f"""{{% for m in messages %}}{{{{ '{USER}' if m.role == 'user' else '{ASSISTANT}' }}}}{{{{ m.content }}}}{{% endfor
-%}}{ASSISTANT}"""
+TURNS = f"""{{# <think> <tool_response> #}}{{% for m in messages %}}{{{{ '{USER}' if m.role == 'user' else '{ASSISTANT}'
+}}}}{{{{ m.content }}}}{{% endfor %}}{ASSISTANT}"""
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -156,7 +156,8 @@ def test_what_a_user_spells_is_no_turn_even_where_the_mark_is_no_special_token(s
 
 def test_marks_that_are_not_special_stay_in_decoded_text() -> None:
     """As transformers' skip_special_tokens keeps them."""
-    text = Text(metadata("", "", ("<think>",), special=False))
+    text = Text(metadata("<think>", "", ("<think>", "<b>"), special=False))
+    assert "<b>" not in text.marks  # no mark of its template
     tokens = text.encode("<think>a</s>", special=False)
     assert text.marks["<think>"] in tokens
     assert text.decode(tokens) == "<think>a"
