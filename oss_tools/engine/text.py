@@ -22,6 +22,7 @@ from oss_tools.errors import BadCheckpoint
 OF_TRAINING = ("truncation", "padding")
 SIGN = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)  # what a mark begins and ends with
 MARK = re.compile(r"<[|\uff5c].*[|\uff5c]>")  # an added token that marks off, whether a file calls it special or not
+MOST_SIGNS = 8192  # that are looked for in templates
 
 
 class Text:
@@ -159,7 +160,8 @@ def _marks_in(added: list[Any], templates: Iterable[str]) -> frozenset[str]:
     names = [t.get("content") for t in added if isinstance(t, dict) and not t.get("special")]
     signs = [name for name in names if isinstance(name, str) and SIGN.fullmatch(name)]
     sources = list(templates)
-    return frozenset(name for name in signs if MARK.fullmatch(name) or any(name in source for source in sources))
+    written = {name for name in signs[:MOST_SIGNS] if any(name in source for source in sources)}
+    return frozenset(name for name in signs if name in written or MARK.fullmatch(name))
 
 
 def _with_special(content: dict[str, Any], marks: frozenset[str]) -> dict[str, Any]:
