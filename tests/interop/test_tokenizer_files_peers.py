@@ -334,6 +334,9 @@ def test_published_vocabularies_stream_as_the_library_decodes(name: str) -> None
     check()
 
 
+BUFFER = 32  # bytes of a token that llama-cpp-python's `detokenize` has room for
+
+
 def test_a_real_vocabulary_streams() -> None:
     """SmolLM2's: any bytes of its tokens, against llama.cpp's bytes."""
     llama = llama_tokenizer(smollm2())
@@ -343,7 +346,7 @@ def test_a_real_vocabulary_streams() -> None:
     @settings(max_examples=200, deadline=None)
     @given(st.lists(st.integers(0, 49151), max_size=16))
     def check(tokens: list[int]) -> None:
-        tokens = [n for n in tokens if n not in text.special.values()]
+        tokens = [n for n in tokens if n not in text.special.values() and len(text.decode([n]).encode()) <= BUFFER]
         data = b"".join(llama.detokenize([n]) for n in tokens)
         stream = text.stream()
         assert "".join([*map(stream.add, tokens), stream.flush()]) == text.decode(tokens) == data.decode("utf-8", "replace")
