@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Self
@@ -26,8 +26,10 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.templates import by_name
 from oss_tools.engine import o200k
 from oss_tools.engine.text import Text
-from oss_tools.errors import BadCheckpoint
+from oss_tools.errors import BadCheckpoint, BadRequest
 
+EFFORTS = ("low", "medium", "high")
+SWITCHES = ("enable_thinking", "thinking is defined")  # of a template in which reasoning can be switched off
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode's characters without a meaning
 
 
@@ -38,11 +40,18 @@ class ChatTemplate(ABC):
         text: its tokenizer.
         has_channels: whether reasoning and answer come apart.
         takes_tools: whether the model is told of tools.
+        efforts: how much it may be asked to reason.
     """
 
     text: Text
     has_channels: bool
     takes_tools: bool
+    efforts: tuple[str, ...] = EFFORTS
+
+    def _check(self, effort: str) -> None:
+        """Raises BadRequest for an effort that the template has no word for."""
+        if effort not in self.efforts:
+            raise BadRequest(f"reasoning {effort}: this model's chat template knows {', '.join(self.efforts)} only")
 
     @abstractmethod
     def encode(self, conversation: Conversation) -> list[int]:
@@ -118,6 +127,7 @@ class HarmonyTemplate(ChatTemplate):
         self.text, self.preamble = text, preamble
 
     def encode(self, conversation: Conversation) -> list[int]:
+        self._check(conversation.effort)
         tokens: list[int] = []
         for piece in harmony.render(conversation, self.preamble):
             tokens += [self.text.special[piece]] if isinstance(piece, Special) else self.text.encode_plain(piece)
@@ -151,6 +161,8 @@ class JinjaTemplate(ChatTemplate):
         self.text, self._metadata = text, metadata
         self.marks = dialect(named.values(), {*text.special, *text.marks})
         self.has_channels = self.marks.reasons
+        if any(switch in source for source in named.values() for switch in SWITCHES):
+            self.efforts = ("none", *EFFORTS)
         self.takes_tools = takes_tools(metadata, text)
         self._now: Callable[[], datetime] = datetime.now
         self._form: CallForm | None = None  # unknown until a conversation has calls
@@ -169,7 +181,9 @@ class JinjaTemplate(ChatTemplate):
         return plain_messages(conversation, self._form), plain_tools(conversation)
 
     def _render(self, effort: str, messages: Any, tools: Any) -> str:
-        chosen = {} if effort == "medium" else {"reasoning_effort": effort}  # of which medium is the middle everywhere
+        self._check(effort)
+        reasons = effort != "none"  # Qwen's and GLM's name for it, and DeepSeek's; medium leaves all to the template
+        chosen = {} if effort == "medium" else {"reasoning_effort": effort, "enable_thinking": reasons, "thinking": reasons}
         return template.render(self._metadata, messages, tools, now=self._now, **chosen)
 
     def at(self, moment: datetime) -> Self:
@@ -191,7 +205,7 @@ class JinjaTemplate(ChatTemplate):
         if hidden == given:
             return self.text.encode(rendered, special=False)
         tokens: list[int] = []
-        for piece in disguise.pattern.split(self._render(conversation.effort, *hidden)):
+        for piece in disguise.pieces(self._render(conversation.effort, *hidden)):
             special = marks.get(piece)
             tokens += self.text.encode_plain(disguise.reveal(piece)) if special is None else [special]
         return tokens
@@ -207,18 +221,39 @@ class _Disguise:
     """Special tokens that strangers' texts spell travel through a template as characters of private use."""
 
     def __init__(self, special: Iterable[str], avoid: str) -> None:
-        names = sorted(special, key=len, reverse=True)
-        self.pattern = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+        self._names = frozenset(filter(None, special))
+        self._lengths: dict[str, set[int]] = {}  # of the names, by their first letters
+        for name in self._names:
+            self._lengths.setdefault(name[0], set()).add(len(name))
+        self._first = re.compile(f"[{''.join(map(re.escape, self._lengths))}]" if self._names else "(?!)")
         self._free = (chr(number) for number in PRIVATE_USE if chr(number) not in avoid)
         self._characters: dict[str, str] = {}
 
-    def hide(self, text: str) -> str:
-        return self.pattern.sub(self._character, text)
+    def pieces(self, text: str) -> Iterator[str]:
+        """The text cut at the special tokens that it spells, the longest of those that begin at one place."""
+        start = at = 0
+        while found := self._first.search(text, at):
+            at = found.start()
+            fitting = [n for n in self._lengths[text[at]] if text[at : at + n] in self._names]
+            if not fitting:
+                at += 1
+                continue
+            yield text[start:at]
+            start, at = at, at + max(fitting)
+            yield text[start:at]
+            start = at
+        yield text[start:]
 
-    def _character(self, found: re.Match[str]) -> str:
-        if found[0] not in self._characters:
-            self._characters[found[0]] = next(self._free)
-        return self._characters[found[0]]
+    def hide(self, text: str) -> str:
+        return "".join(self._character(piece) if piece in self._names else piece for piece in self.pieces(text))
+
+    def _character(self, name: str) -> str:
+        if name not in self._characters:
+            character = next(self._free, None)
+            if character is None:
+                raise BadRequest(f"the conversation spells more than {len(self._characters)} special tokens of the model")
+            self._characters[name] = character
+        return self._characters[name]
 
     def reveal(self, text: str) -> str:
         return text.translate({ord(character): name for name, character in self._characters.items()})

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from oss_tools.chat.messages import Message
+from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
 
 
 class Problem(StrEnum):
@@ -154,7 +155,8 @@ def read_arguments(text: str) -> Mapping[str, Any] | Finding:
         return Finding(Problem.CUT_JSON if cut else Problem.BROKEN_JSON, excerpt(text))
     except (ValueError, RecursionError):
         return Finding(Problem.BROKEN_JSON, excerpt(text))
-    return arguments if isinstance(arguments, dict) else Finding(Problem.BROKEN_JSON, excerpt(text))
+    sound = isinstance(arguments, dict) and not is_deeper(arguments, MAX_DEPTH)
+    return arguments if sound else Finding(Problem.BROKEN_JSON, excerpt(text))
 
 
 def refuse_constant(constant: str) -> None:

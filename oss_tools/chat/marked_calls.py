@@ -21,6 +21,7 @@ from typing import Any
 
 from oss_tools.chat.completion import Finding, Problem, excerpt, read_arguments, refuse_constant
 from oss_tools.chat.dialects import ARG_KEY, FUNCTION, INSIDE, KIMI
+from oss_tools.chat.written_calls import syntax_of
 
 FENCE = "```"
 FUNCTION_END, PARAMETER, PARAMETER_END = "</function>", "<parameter=", "</parameter>"
@@ -181,7 +182,7 @@ def _json(text: str) -> Any:
 def _python(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError("too long")
-    return _json(json.dumps(ast.literal_eval(text), allow_nan=False))
+    return _json(json.dumps(ast.literal_eval(syntax_of(text)), allow_nan=False))
 
 
 def _properties(parameters: Any) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Effort = Literal["low", "medium", "high"]
+Effort = Literal["none", "low", "medium", "high"]
 
 
 @dataclass(frozen=True)

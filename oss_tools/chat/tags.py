@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
@@ -31,6 +32,7 @@ from oss_tools.engine.text import Text, overlap
 ANSWER, THOUGHT, CALL = "final", "analysis", "commentary"
 BEGINNING = ""  # stands for the mark before an answer
 BEGINS_LIKE_A_CALL = ("{", "[")
+QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
 LOOKS_LIKE_A_CALL = re.compile(r'\[?\s*\{\s*"(name|type|function)"')
 
 
@@ -64,6 +66,7 @@ class TagParser(Parser):
         self._held = ""
         self._blank = True  # whether nothing but blanks has come since the last mark
         self._parts: list[tuple[str, list[str]]] = [(opened, [])]
+        self._quotes = Quotes()  # since the last mark, up to what is held
         self._began_like_a_call = False
         self._ended = False
         self._calls: list[ToolCall] = []
@@ -104,6 +107,7 @@ class TagParser(Parser):
             keep = 0 if last else max((overlap(self._held, mark) for mark in marks), default=0)
             cut = found[0] if found else len(self._held) - keep
             texts.append(self._held[:cut])
+            self._quotes = self._quotes.after(self._held[:cut])
             deltas += self._shown(self._held[:cut], self._channel(opened))
             if not found:
                 self._held = self._held[cut:]
@@ -113,6 +117,7 @@ class TagParser(Parser):
             if opened == BEGINNING and (begun := self._opening(mark)):  # the answer began inside of reasoning
                 self._parts[-1] = (begun, texts)
             self._parts.append((mark, []))
+            self._quotes = Quotes()
             self._blank = True
 
     def _channel(self, mark: str) -> str:
@@ -147,12 +152,16 @@ class TagParser(Parser):
         at = self._held.find(mark)
         if at < 0 or self._channel(opened) != CALL or opened in (PYTHON_TAG, FUNCTION):
             return at
-        begun = "".join(before)
-        if opened == TOOL and not (begun + self._held).lstrip().startswith(BEGINS_LIKE_A_CALL):
+        if opened == TOOL and not self._first_letter(before).startswith(BEGINS_LIKE_A_CALL):
             return at
-        while at >= 0 and _inside_string(begun + self._held[:at]):
-            at = self._held.find(mark, at + 1)
+        seen, quotes = 0, self._quotes
+        while at >= 0 and (quotes := quotes.after(self._held[seen:at])).open:
+            seen, at = at, self._held.find(mark, at + 1)
         return at
+
+    def _first_letter(self, before: list[str]) -> str:
+        """The first letter since the last mark that is no blank, or nothing."""
+        return next((text[0] for part in (*before, self._held) if (text := part.lstrip())), "")
 
     def _shown(self, text: str, channel: str) -> list[Delta]:
         """The text for a person, without the blank lines around tags. An answer that begins like a call waits for its end."""
@@ -267,6 +276,16 @@ class TagParser(Parser):
         self._findings.append(Finding(problem, detail))
 
 
-def _inside_string(text: str) -> bool:
-    """Whether JSON that breaks off here breaks off in a text."""
-    return len(re.findall(r'(?<!\\)(?:\\\\)*"', text)) % 2 == 1
+@dataclass(frozen=True)
+class Quotes:
+    """What a part of a JSON text leaves open: a text, and an escape."""
+
+    open: bool = False
+    escapes: bool = False
+
+    def after(self, text: str) -> Quotes:
+        """The same after more of it."""
+        if not text:
+            return self
+        text = text[1:] if self.escapes else text
+        return Quotes(self.open != (len(QUOTE.findall(text)) % 2 == 1), (len(text) - len(text.rstrip("\\"))) % 2 == 1)

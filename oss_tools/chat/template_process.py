@@ -17,12 +17,14 @@ from threading import Lock
 from typing import Any
 
 from oss_tools.chat import template_worker
-from oss_tools.chat.template_worker import FAULT, MAX_CHARACTERS, READY, TEXT, UTF8, seconds_for
+from oss_tools.chat.template_worker import FAULT, MAX_CHARACTERS, MEMORY, NO_MEMORY, READY, TEXT, UTF8, seconds_for
 from oss_tools.errors import BadCheckpoint, BadRequest, Unsupported
 
 CLOCK = 20  # seconds of the clock for one of processor time: other programs may keep the machine busy
 START = 60  # seconds of the clock in which the process must be there
 NEEDED = ("jinja2", "markupsafe")  # what it imports
+WATCHED = sys.platform == "darwin"  # whose limits of memory are not kept: it is looked at instead
+LOOK = 0.1  # seconds from one look to the next
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "TZ")  # of the environment: no secrets
 LONGEST = 4 * MAX_CHARACTERS  # bytes of an answer
 
@@ -38,14 +40,14 @@ class TemplateProcess:
         """The text of a template, see `template_worker`. Raises BadCheckpoint if it fails or goes beyond its limits, BadRequest
         for a conversation that is no JSON, and Unsupported if no process can be started."""
         try:
-            content = json.dumps({"source": source, "moment": moment, "given": given}, ensure_ascii=False)
+            plain = json.dumps(given, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise BadRequest(f"the conversation cannot be given to a chat template: {error}") from None
-        request = content.encode(*UTF8)
+        request = json.dumps({"source": source, "moment": moment, "given": plain}, ensure_ascii=False).encode(*UTF8)
         with self._lock:
             try:
                 process = self._started()
-                kind, said = _asked(process, request)
+                kind, said = _asked(process, request, CLOCK * seconds_for(plain))
             except BaseException:
                 self.close()
                 raise
@@ -122,14 +124,14 @@ def _start() -> subprocess.Popen[bytes]:
     return process
 
 
-def _asked(process: subprocess.Popen[bytes], request: bytes) -> tuple[bytes, str]:
+def _asked(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tuple[bytes, str]:
     """What the process answers. Raises BadCheckpoint if it ends, or takes too long."""
     assert process.stdin
     rest = memoryview(len(request).to_bytes(8, "little") + request)
     with suppress(BrokenPipeError):  # it has ended, as reading will show
         while rest:
             rest = rest[os.write(process.stdin.fileno(), rest) :]
-    return _answer(process, CLOCK * seconds_for(request))
+    return _answer(process, seconds)
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, str]:
@@ -152,18 +154,33 @@ def _read(process: subprocess.Popen[bytes], count: int, end: float) -> bytes:
     found = bytearray()
     while len(found) < count:
         left = end - time.monotonic()
-        if left <= 0 or not ready.poll(left * 1000):
+        if left <= 0:
             raise _fault("it takes too long")
+        if not ready.poll(min(left, LOOK) * 1000):
+            if WATCHED and _resident(process) > MEMORY:
+                raise _fault(NO_MEMORY)
+            continue
         if not (piece := os.read(process.stdout.fileno(), count - len(found))):
             raise _fault(_why(process))
         found += piece
     return bytes(found)
 
 
+def _resident(process: subprocess.Popen[bytes]) -> int:
+    """Bytes of memory that the process has; 0 if that cannot be told."""
+    try:
+        told = subprocess.run(
+            ["/bin/ps", "-o", "rss=", "-p", str(process.pid)], capture_output=True, timeout=START, check=True
+        )
+        return int(told.stdout) << 10
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
+
+
 def _why(process: subprocess.Popen[bytes]) -> str:
     """Why the process has ended."""
     status = process.wait()
-    if status == -signal.SIGXCPU:
+    if status == -signal.SIGPROF:
         return "it takes too much processor time"
     return f"it ends the process that renders it (status {status}): it is nested too deeply, or needs too much memory"
 

@@ -21,30 +21,29 @@ from typing import Any
 
 MAX_CHARACTERS = 10_000_000  # of a rendered conversation
 MEMORY = 1 << 30  # bytes of address space
-PROCESSOR_SECONDS = 3  # of a rendering, and a second more for each so many bytes that it is given:
-BYTES_A_SECOND = 1 << 20
+NO_MEMORY = f"it needs more than {MEMORY >> 20} MiB of memory"
+PROCESSOR_SECONDS = 2  # of a rendering, and a second more for each so many characters that it is given:
+CHARACTERS_A_SECOND = 1_000_000
 MAX_FAULT = 400  # characters of what is said of a fault
 COMPILED = 16  # templates that are kept
 TEXT, FAULT, READY = b"=", b"!", b"+"
 UTF8 = ("utf-8", "surrogatepass")
 
 
-def seconds_for(request: bytes) -> int:
-    """Seconds of processor time that a rendering may take."""
-    return PROCESSOR_SECONDS + len(request) // BYTES_A_SECOND
+def seconds_for(given: str) -> int:
+    """Seconds of processor time that a rendering of a conversation, as JSON, may take."""
+    return PROCESSOR_SECONDS + len(given) // CHARACTERS_A_SECOND
 
 
 def main(folders: Sequence[str]) -> None:
     """Answers until standard input ends or a rendering fails."""
     sys.path += folders
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _environment()
     for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS, MEMORY)):
         _lower(limit, value)
     _send(READY, "")
     while (length := _read(8)) and (request := _read(int.from_bytes(length, "little"))):
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _lower(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds_for(request))
         kind, said = _answer(request)
         _send(kind, said)
         if kind == FAULT:
@@ -52,7 +51,7 @@ def main(folders: Sequence[str]) -> None:
 
 
 def _lower(limit: int, value: int) -> None:
-    """A limit of this process's own, no higher than the one that it was started with. macOS takes no limit of memory."""
+    """A limit of this process's own, no higher than the one that it was started with. macOS takes none of memory."""
     hard = resource.getrlimit(limit)[1]
     with suppress(ValueError, OSError):
         resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
@@ -79,7 +78,7 @@ def _answer(request: bytes) -> tuple[bytes, str]:
     try:
         return TEXT, _render(**json.loads(request.decode(*UTF8)))
     except MemoryError:
-        fault = f"it needs more than {MEMORY >> 20} MiB of memory"
+        fault = NO_MEMORY
     except RecursionError:
         fault = "it is nested too deeply, or calls itself without end"
     except Exception as error:  # whatever a stranger's program ends with
@@ -87,11 +86,12 @@ def _answer(request: bytes) -> tuple[bytes, str]:
     return FAULT, " ".join(fault.split())[:MAX_FAULT]
 
 
-def _render(source: str, moment: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The text of a template, given the names that it may use."""
+def _render(source: str, moment: Mapping[str, Any], given: str) -> str:
+    """The text of a template, given the names that it may use, as JSON."""
+    signal.setitimer(signal.ITIMER_PROF, seconds_for(given))  # of processor time, after which SIGPROF ends the process
     _environment().globals["strftime_now"] = _moment(**moment).strftime
     pieces, size = [], 0
-    for piece in _compiled(source).generate(given):
+    for piece in _compiled(source).generate(json.loads(given)):
         pieces.append(piece)
         size += len(piece)
         if size > MAX_CHARACTERS:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from oss_tools.chat.completion import read_arguments, refuse_constant
+from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
 
 BETWEEN = re.compile(r"[\s;,]*")
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
@@ -69,6 +71,8 @@ def named_calls_in(text: str) -> Written:
             json.dumps(arguments, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
         except (ValueError, RecursionError):
             break
+        if is_deeper(arguments, MAX_DEPTH):
+            break
         found.append((named[1], arguments))
         at = BETWEEN.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
     return Written(tuple(found), after=text[at:].strip())
@@ -76,7 +80,7 @@ def named_calls_in(text: str) -> Written:
 
 def name_and_arguments(call: Any) -> tuple[str, Mapping[str, Any]] | None:
     """Of an object that is a call; None if it is none."""
-    if not isinstance(call, Mapping):
+    if not isinstance(call, Mapping) or is_deeper(call, MAX_DEPTH):
         return None
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
     if isinstance(arguments, str):
@@ -109,11 +113,19 @@ def _python_calls(text: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     if len(text) > LONGEST or not text.endswith((")", ")]")):
         return ()
     try:
-        body = ast.parse(text, mode="eval").body
+        body = syntax_of(text)
         nodes = body.elts if isinstance(body, ast.List) else [body]
         return tuple(_python_call(node) for node in nodes)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return ()
+
+
+def syntax_of(text: str) -> ast.expr:
+    """An expression in Python's syntax. What Python warns of in it (odd escapes, `1if`) is nobody's business. Raises what
+    `ast.parse` raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text, mode="eval").body
 
 
 def _python_call(node: ast.expr) -> tuple[str, Mapping[str, Any]]:
@@ -122,4 +134,6 @@ def _python_call(node: ast.expr) -> tuple[str, Mapping[str, Any]]:
         raise ValueError("no call with named arguments")
     arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
+    if is_deeper(arguments, MAX_DEPTH):
+        raise ValueError("nested too deeply")
     return ast.unparse(node.func).removesuffix(".call"), arguments

@@ -8,7 +8,7 @@ a weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,15 @@ class Assembled:
     others: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What the configuration says of scales, where their shapes leave it open: that all int8 weights have them in groups, that
+    FP8 weights have them in blocks of rows and columns."""
+
+    in_groups: bool
+    in_blocks: bool
+
+
 def assemble(
     raw: Mapping[str, RawTensor], config: Mapping[str, Any], is_zero: Callable[[RawTensor], bool], where: str
 ) -> Assembled:
@@ -56,10 +65,11 @@ def assemble(
         del raw[name]
     layouts: dict[str, Layout] = {}
     used: dict[str, str] = {}
+    declared = Declared(_declares_groups(config), _declares_blocks(config))
     for tensor in raw.values():
         if 0 in tensor.shape:
             raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}; {EMPTY}")
-        layout = _quantized(tensor, raw, config, where)
+        layout = _quantized(tensor, raw, declared, where)
         if layout:
             if layout.tensor.name in layouts:
                 raise BadCheckpoint(f"{where}: tensor {layout.tensor.name} is stored twice, in different formats")
@@ -86,7 +96,7 @@ def plain(tensor: RawTensor) -> Layout:
     return Layout(stored, (Piece("values", tensor.name, tensor.dtype, tensor.shape),))
 
 
-def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str, Any], where: str) -> Layout | None:
+def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], declared: Declared, where: str) -> Layout | None:
     """The quantized tensor whose codes these are; None if they are none."""
     name = tensor.name
     if name.endswith("_blocks") and tensor.dtype == "U8":
@@ -94,7 +104,7 @@ def _quantized(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[
     if name.endswith("_packed"):
         return _packed(tensor, raw, where)
     if tensor.dtype in CONTENT and not name.endswith(("_scale", "_scale_inv", "_zero_point")):
-        return _scaled(tensor, raw, config, where)
+        return _scaled(tensor, raw, declared, where)
     return None
 
 
@@ -133,11 +143,11 @@ def _packed(tensor: RawTensor, raw: Mapping[str, RawTensor], where: str) -> Layo
     raise _misfit(tensor, scale, "scales F8_E4M3 for groups of 16 (NVFP4) or U8 for groups of 32 (MXFP4)", where)
 
 
-def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str, Any], where: str) -> Layout:
+def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], declared: Declared, where: str) -> Layout:
     """Codes of one byte with scales per tensor, row, group or block."""
     if (inverse := f"{tensor.name}_scale_inv") in raw:
         return _blocks(tensor, raw[inverse], where)
-    if tensor.dtype == "F8_E4M3" and f"{tensor.name}_scale" in raw and _declares_blocks(config):
+    if tensor.dtype == "F8_E4M3" and f"{tensor.name}_scale" in raw and declared.in_blocks:
         return _blocks(tensor, raw[f"{tensor.name}_scale"], where)
     scale = _partner(raw, f"{tensor.name}_scale", tensor, where)
     if f"{tensor.name}_zero_point" in raw:
@@ -148,7 +158,7 @@ def _scaled(tensor: RawTensor, raw: Mapping[str, RawTensor], config: Mapping[str
     kind = "int8" if tensor.dtype == "I8" else "fp8_e4m3"
     shared = scale.size == 1 and scale.shape != (*tensor.shape[:-1], 1)
     per_row = scale.shape in ((*tensor.shape[:-1], 1), tensor.shape[:-1])
-    if per_row and kind == "int8" and columns in INT8_GROUPS and _declares_groups(config):
+    if per_row and kind == "int8" and columns in INT8_GROUPS and declared.in_groups:
         kind = INT8_GROUPS[columns]
     elif not per_row and not shared:
         grouped = len(scale.shape) == len(tensor.shape) and scale.shape[:-1] == tensor.shape[:-1]
@@ -176,21 +186,26 @@ def _blocks(tensor: RawTensor, scale: RawTensor, where: str) -> Layout:
 
 def _declares_blocks(config: Mapping[str, Any]) -> bool:
     """Whether compressed-tensors' weights have a scale for each block of rows and columns, by the configuration."""
-    groups = (config.get("quantization_config") or {}).get("config_groups") or {}
-    weights = [g.get("weights") for g in groups.values()]
-    return any(isinstance(w, dict) and w.get("strategy") == "block" for w in weights)
+    return any(weights.get("strategy") == "block" for weights in _declared_weights(config))
 
 
 def _declares_groups(config: Mapping[str, Any]) -> bool:
     """Whether all int8 weights are in groups, by the configuration: it decides where a row is just one group long."""
-    quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") == "oss-tools":
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == "oss-tools":
         kinds = quantization.get("formats")
         return isinstance(kinds, dict) and "int8" not in kinds
-    groups = quantization.get("config_groups") or {}
-    weights = [g.get("weights") for g in groups.values()]
-    strategies = {w.get("strategy") for w in weights if isinstance(w, dict) and w.get("num_bits") == 8}
-    return strategies == {"group"}
+    strategies = [weights.get("strategy") for weights in _declared_weights(config) if weights.get("num_bits") == 8]
+    return bool(strategies) and all(strategy == "group" for strategy in strategies)
+
+
+def _declared_weights(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """How compressed-tensors' groups of layers have their weights."""
+    quantization = config.get("quantization_config")
+    groups = quantization.get("config_groups") if isinstance(quantization, dict) else None
+    for group in groups.values() if isinstance(groups, dict) else ():
+        if isinstance(group, dict) and isinstance(group.get("weights"), dict):
+            yield group["weights"]
 
 
 def _layout(name: str, kind: str, shape: tuple[int, ...], *planes: tuple[str, RawTensor]) -> Layout:

@@ -15,6 +15,7 @@ from oss_tools.errors import BadCheckpoint
 MAX_CONFIG = 16 << 20
 MAX_COMPANION = 32 << 20  # Mistral's tekken.json has 19 MB
 MAX_COMPANIONS = 64
+MAX_CARRIED = 128 << 20  # bytes of all of them together
 MAX_CARD = 16 << 10  # bytes of a model card in which its front matter must end
 
 # Parsed into fields of Metadata, and written from there.
@@ -62,7 +63,8 @@ def _carried_files(folder: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for path in sorted(folder.iterdir()):
         wanted = CARRIED.fullmatch(path.name) and not path.name.lower().endswith(REFUSED)
-        if wanted and path.is_file() and path.stat().st_size <= MAX_COMPANION and len(files) < MAX_COMPANIONS:
+        room = min(MAX_COMPANION, MAX_CARRIED - sum(map(len, files.values())))
+        if wanted and path.is_file() and path.stat().st_size <= room and len(files) < MAX_COMPANIONS:
             files[path.name] = read_small(path, MAX_COMPANION)
     return files
 

@@ -19,8 +19,7 @@ from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 from oss_tools.escapes import json_text
 
 MAX_NAME = 255  # bytes of a file's name
-PRIVATE = 0o600  # the mode of files that hold conversations
-MAX_JSON = 256 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
+MAX_JSON = 128 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
 MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
 
@@ -147,11 +146,10 @@ def parse_value(data: bytes, where: str, most: int = MAX_VALUES) -> Any:
             raise BadCheckpoint(f"{where}: the key {twice[:80]!r} occurs twice")
         return found
 
-    values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if values > most:
-        raise BadCheckpoint(f"{where}: some {values} values of JSON, more than the {most} that such a file may hold")
+    text = _decoded(data, where)
+    check_values(text, where, most)
     try:
-        content = json.loads(_decoded(data, where), object_pairs_hook=unique)
+        content = json.loads(text, object_pairs_hook=unique)
     except RecursionError:
         raise BadCheckpoint(f"{where}: JSON nested too deeply") from None
     except ValueError as error:
@@ -159,6 +157,13 @@ def parse_value(data: bytes, where: str, most: int = MAX_VALUES) -> Any:
     if is_deeper(content, MAX_DEPTH):
         raise BadCheckpoint(f"{where}: JSON nested too deeply")
     return content
+
+
+def check_values(text: str, where: str, most: int = MAX_VALUES) -> None:
+    """Raises BadCheckpoint if a JSON text may hold more values than that, counted by what comes before each."""
+    values = sum(map(text.count, ",[{"))
+    if values > most:
+        raise BadCheckpoint(f"{where}: some {values} values of JSON, more than the {most} that such a file may hold")
 
 
 def is_deeper(content: Any, most: int) -> bool:
@@ -183,6 +188,9 @@ def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+PRIVATE = 0o600  # the mode of files that hold conversations
 
 
 def opener(mode: int) -> Callable[[str, int], int]:

@@ -23,6 +23,7 @@ from oss_tools.errors import BadCheckpoint, BadRecipe, BadTensor
 from oss_tools.formats import QTensor
 
 SHARD_SIZE = 5_000_000_000  # bytes
+AT_ONCE = 1 << 24  # bytes of a tensor that is looked through
 
 
 class ShardedReader(Reader):
@@ -107,7 +108,9 @@ class ShardedReader(Reader):
 
     def _is_zero(self, tensor: RawTensor) -> bool:
         """Whether all of a tensor's bytes are 0."""
-        return not self._file_of[tensor.name].read(tensor, 0, tensor.nbytes).any()
+        file = self._file_of[tensor.name]
+        starts = range(0, tensor.nbytes, AT_ONCE)
+        return not any(file.read(tensor, start, min(start + AT_ONCE, tensor.nbytes)).any() for start in starts)
 
     def read(self, name: str, start: int, stop: int, columns: int) -> QTensor:
         layout = self._layouts[name]

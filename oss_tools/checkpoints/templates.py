@@ -22,7 +22,7 @@ from oss_tools.errors import BadCheckpoint
 DEFAULT = "default"
 FIELD = "chat_template"  # of tokenizer_config.json and of chat_template.json
 FILE, FOLDER, OLD_FILE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
-MAX_TEMPLATE = 16 << 20  # bytes
+MAX_TEMPLATE = 2 << 20  # bytes; published ones have up to 50 kB
 MAX_TEMPLATES = 64
 PREFIX = Keys.Tokenizer.CHAT_TEMPLATE + "."
 
@@ -108,6 +108,8 @@ def of_gguf(keys: Mapping[str, Any], where: str) -> dict[str, str]:
     named = {key.removeprefix(PREFIX): value for key, value in keys.items() if key.startswith(PREFIX)}
     found = {DEFAULT: keys[Keys.Tokenizer.CHAT_TEMPLATE]} if Keys.Tokenizer.CHAT_TEMPLATE in keys else {}
     found |= {name: value for name, value in named.items() if name not in found}
+    if len(found) > MAX_TEMPLATES:
+        raise BadCheckpoint(f"{where}: {len(found)} chat templates, more than {MAX_TEMPLATES}")
     for name, value in found.items():
         key = Keys.Tokenizer.CHAT_TEMPLATE if name == DEFAULT else PREFIX + name
         if not isinstance(value, str):

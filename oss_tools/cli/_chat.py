@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from oss_tools.engine.engine import Engine
     from oss_tools.engine.sampling import Sampling
 
-EFFORTS = ("low", "medium", "high")
+EFFORTS = ("none", "low", "medium", "high")
 
 
 def effort(text: str) -> str:
     if text not in EFFORTS:
-        raise typer.BadParameter(f"{text!r}: it is low, medium or high")
+        raise typer.BadParameter(f"{text!r}: it is low, medium or high; or none")
     return text
 
 
 Reasoning = Annotated[
-    str, typer.Option("--reasoning", parser=effort, metavar="EFFORT", help="How much to reason: low, medium or high.")
+    str,
+    typer.Option("--reasoning", parser=effort, metavar="EFFORT", help="How much to reason: low, medium or high, or none."),
 ]
 
 

@@ -197,15 +197,22 @@ class Compiling:
             if done == total:
                 self._stop()
                 if self._shown:
+                    import numba_kernels
+
                     seconds = time.monotonic() - self._began
-                    remark(f"compiled {self._compiled} kernels in {seconds:.0f} s; they are kept for the next time")
+                    after = "they are kept for the next time"
+                    if reason := numba_kernels.NOT_KEPT:
+                        after = f"they are not kept: {reason}; NUMBA_CACHE_DIR names another folder"
+                    remark(f"compiled {self._compiled} kernels in {seconds:.0f} s; {after}")
 
     def _show(self) -> None:
         with self._lock:
             if self._ended:
                 return
             self._shown = True
-            remark("compiling kernels for this machine, which is done once")
+            import numba_kernels
+
+            remark("compiling kernels for this machine" + ("" if numba_kernels.NOT_KEPT else ", which is done once"))
             if sys.stderr.isatty():
                 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 

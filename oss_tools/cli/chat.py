@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._chat import EFFORTS, Figures, Reasoning, Screen, Speaker, figures_line
+from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
@@ -247,9 +247,9 @@ class Chat:
         self.conversation = replace(self.conversation, messages=())
 
     def _reason(self, effort: Any) -> None:
-        if effort in EFFORTS:
+        if effort in self._template.efforts:
             self.conversation = replace(self.conversation, effort=effort)
-        remark(f"reasoning is {self.conversation.effort}; /reasoning {'|'.join(EFFORTS)} changes it")
+        remark(f"reasoning is {self.conversation.effort}; /reasoning {'|'.join(self._template.efforts)} changes it")
 
     def _save(self, name: str) -> None:
         """Writes the conversation to a new file, which is the user's alone; one that exists is left alone."""

@@ -70,8 +70,11 @@ def run(
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else None
     container = container or ("gguf" if destination.suffix == ".gguf" else "hf")
     synthesis = synth.plan_synthesis(model, container, chosen, seed)
+    by_note: dict[str, list[str]] = {}
     for name, note in synthesis.notes:
-        remark(f"{name}: {note}")
+        by_note.setdefault(note, []).append(name)
+    for note, names in by_note.items():
+        remark(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}")
     start = time.perf_counter()
     with progress({"synth": synthesis.nbytes}, quiet=quiet) as advance:
         made = synth.synthesize(

@@ -78,7 +78,7 @@ class Parts:
         """A part; None where it is missing or damaged (it is then made again)."""
         try:
             part = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
         whole = isinstance(part, dict) and {"seconds", "result"} <= set(part)
         return part if whole else None

@@ -110,7 +110,7 @@ def _placed(stored: dict[str, np.ndarray], path: Path, checkpoint: Checkpoint) -
         for placement in checkpoint.architecture.placements("gguf", entry.spec, False):
             unknown.discard(placement.stored)
             means = stored.get(placement.stored)
-            if means is not None:
+            if means is not None and placement.stored_matrix is None:  # not of heads that lie apart (DeepSeek's attn_k_b)
                 fits = means.size in (columns, count * columns)
                 weights[entry.name] = means.reshape(-1, columns) if fits else np.atleast_2d(means)
     if strange := sorted(name for name in unknown if LAYER.fullmatch(name)):

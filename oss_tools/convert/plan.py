@@ -199,20 +199,28 @@ def choose_format(rule: Rule, spec: TensorSpec, writer: type[Writer], model_type
     """
     notes: list[str] = []
     asked, columns = get_format(rule.format), spec.matrices[2]
-    for format in (asked, *map(get_format, rule.otherwise)):
+    formats = (asked, *map(get_format, rule.otherwise))
+    for format in formats:
         held = writer.holds(format, spec.role, model_type)
         if held and format.fits(columns):
             return format, notes
         block = f"{format.name}: {columns} columns are no multiple of {format.block}"
         notes.append(block if held else f"{writer.container} has no {format.name} for {spec.role}")
-    if not any(writer.holds(asked, role, model_type) for role in ("experts.down", "mlp.down")):
+    if not any(_held(format, writer, model_type) for format in formats):
+        possible = [name for name in writable_formats(writer.container) if _held(get_format(name), writer, model_type)]
+        what = f"{asked.name} of a {model_type}" if _held(asked, writer, "") else asked.name
         raise BadRecipe(
-            f"container {writer.container} cannot hold {asked.name}; it holds {', '.join(writable_formats(writer.container))}; "
+            f"container {writer.container} cannot hold {what}; it holds {', '.join(possible)}; "
             "choose another format or --container"
         )
     if writer.holds(asked, spec.role, model_type):
         asked.check(spec.shape, spec.name)
     return None, notes
+
+
+def _held(format: Format, writer: type[Writer], model_type: str) -> bool:
+    """Whether a container holds a format for the matrices of such a model."""
+    return any(writer.holds(format, role, model_type) for role in ("experts.down", "mlp.down"))
 
 
 def _keeping(source: Checkpoint, entry: Entry, container: str) -> Step:

@@ -79,8 +79,9 @@ def _port(parts: SplitResult) -> int | None:
 
 
 def shown(url: str) -> str:
-    """An address without its query, which may hold a signature, and without a name and password."""
-    return USER.sub(r"\1", re.split(r"[?#]", url, maxsplit=1)[0])[:200]
+    """An address without its query, which may hold a signature, without a name and password, control characters escaped."""
+    text = USER.sub(r"\1", re.split(r"[?#]", url, maxsplit=1)[0])[:200]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def without_addresses(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from oss_tools.download.layout import (
 from oss_tools.download.quantizations import Model, listing, models_among, named, near_misses
 from oss_tools.errors import BadCheckpoint, BadSource
 
+SOURCE = re.compile(r"(https?://|file:/)?[\w./:%+~@-]{1,500}", re.ASCII)  # that needs no quotes in a shell
 SHORTEST = 7  # hexadecimal digits of a commit that are enough
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx")
 LISTED = 20  # names in a message
@@ -199,7 +201,9 @@ def _command(root: Path) -> str:
     if is_snapshot(root):
         return f"oss-tools download {repository_name(root.absolute().parents[1])} --revision {root.absolute().name}"
     try:
-        source = read_json(root / MANIFEST, MAX_MANIFEST).get("source", "SOURCE")
+        source = read_json(root / MANIFEST, MAX_MANIFEST).get("source")
     except BadCheckpoint:
-        source = "SOURCE"
+        source = None
+    if not isinstance(source, str) or not SOURCE.fullmatch(source):
+        source = "SOURCE"  # what is to be pasted into a shell is no text of somebody else's
     return f"oss-tools download {source} --to {root}"

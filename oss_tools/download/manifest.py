@@ -17,7 +17,7 @@ from oss_tools.download.addresses import shown
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST
 from oss_tools.download.quantizations import PART
 from oss_tools.download.transfer import RemoteFile, digests
-from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.errors import BadCheckpoint
 
 NAME, MAX_BYTES = MANIFEST, MAX_MANIFEST
 SCHEMA = 1
@@ -58,9 +58,10 @@ def entry(file: RemoteFile, sha256: str) -> Entry:
 
 
 def read(folder: Path) -> dict[str, Entry]:
-    """The entries of a folder's manifest by path; {} if it has none. Raises BadCheckpoint."""
+    """The entries of a folder's manifest by path; {} if it has none. A link is none of ours: huggingface_hub makes one of what a
+    repository calls so. Raises BadCheckpoint."""
     path = folder / NAME
-    if not path.exists():
+    if path.is_symlink() or not path.exists():
         return {}
     content = read_json(path, MAX_BYTES)
     try:
@@ -74,12 +75,11 @@ def read(folder: Path) -> dict[str, Entry]:
 
 
 def write(folder: Path, entries: list[Entry], facts: dict[str, Any]) -> Path:
-    """Adds entries to a folder's manifest; `facts` (repository, commit) describe the newest download. Raises NoRoom,
-    BadRequest."""
+    """Adds entries to a folder's manifest; `facts` (repository, commit) describe the newest download. Raises NoRoom."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     if path.is_symlink():
-        raise BadRequest(f"{path}: a link, where a download keeps its manifest; remove it")
+        path.unlink()  # else what it leads to would be written over
     with _locked(folder):
         merged = {e.path: e for e in [*read(folder).values(), *entries]}
         content = {"schema": SCHEMA, "oss_tools": __version__, **facts, "files": [asdict(e) for e in merged.values()]}

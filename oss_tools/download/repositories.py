@@ -21,7 +21,7 @@ from oss_tools.errors import BadSource
 GIT_OID = re.compile(r"[0-9a-f]{40}")
 NEXT = re.compile(r'<([^<>]*)>[^<>,]*;\s*rel="?next\b', re.IGNORECASE)
 MAX_FILES = 10_000
-MAX_PAGES = 500
+MAX_PAGES = 200
 MAX_LISTING = 64 << 20  # bytes of all pages
 MAX_PATH = 4096  # characters of a file's name with its folders
 

@@ -104,8 +104,8 @@ def _check_unlike_others(files: Sequence[RemoteFile], others: Sequence[RemoteFil
         names.setdefault(folded(other.path), []).append(other.path)
     for file in files:
         if len(same := names[folded(file.path)]) > 1:
-            one, other = sorted(same)[:2]
-            twice = f"{one[:120]!r} twice" if one == other else f"{one[:120]!r} and {other[:120]!r}, one file on many disks"
+            one, twin = sorted(same)[:2]
+            twice = f"{one[:120]!r} twice" if one == twin else f"{one[:120]!r} and {twin[:120]!r}, one file on many disks"
             raise BadSource(f"the repository lists {twice}; nothing is fetched (--exclude leaves one out)")
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters
+from oss_tools.errors import BadCheckpoint
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ONE_A_BYTE = "oss_tools_one_a_byte"  # the name of an error handler
@@ -27,6 +29,17 @@ def _one_a_byte(error: UnicodeError) -> tuple[str, int]:
 
 codecs.register_error(ONE_A_BYTE, _one_a_byte)
 _utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+@contextmanager
+def library(what: str) -> Iterator[None]:
+    """Turns the tokenizers library's bare exceptions, and its panics, which are none, into BadCheckpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BadCheckpoint(f"the checkpoint's tokenizer.json {what}: {' '.join(str(error).split())[:200]}") from None
+        raise
 
 
 class Step(Protocol):
@@ -238,7 +251,8 @@ class RereadStream:
 
     def reread(self, tokens: list[int]) -> str:
         shown = [token for token in tokens if not (self._skip and token in self._owner.special)]
-        return str(self._owner.tokenizer.decode(shown, skip_special_tokens=False))
+        with library("cannot decode these tokens"):
+            return str(self._owner.tokenizer.decode(shown, skip_special_tokens=False))
 
     def add(self, token: int) -> str:
         """The text that is certain after this token, as far as such a decoder lets one know."""

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints.templates import by_name
 from oss_tools.checkpoints.tokenizers.end_tokens import END_NAMES, end_tokens
 from oss_tools.checkpoints.tokenizers.folder import UNREAD, unread_vocabulary
 from oss_tools.checkpoints.tokenizers.limits import check_limits
 from oss_tools.engine import o200k
-from oss_tools.engine.detokenizer import Detokenizer
+from oss_tools.engine.detokenizer import Detokenizer, library
 from oss_tools.errors import BadCheckpoint
 
 # Of training, not of the tokenizer: whoever saved a tokenizer.json may have left them switched on. transformers resets the first
 # two at every call.
 OF_TRAINING = ("truncation", "padding")
-MARK = re.compile(
-    r"[<\[\u25c1]\S+[>\]\u25b7]"
-)  # an added token that marks off, as `<tool_call>`, whether it is special or not
+SIGN = re.compile(r"[^\w\s].*[^\w\s]", re.DOTALL)  # what a mark begins and ends with
+MARK = re.compile(r"<[|\uff5c].*[|\uff5c]>")  # an added token that marks off, whether a file calls it special or not
+MOST_SIGNS = 8192  # that are looked for in templates
 
 
 class Text:
@@ -31,7 +31,8 @@ class Text:
     Attributes:
         stop_tokens: ids that end a text: the checkpoint's eos_token_id and tokens known by name to end a turn.
         special: names of special tokens -> their ids.
-        marks: the same of added tokens that mark turns, calls or reasoning and are not special (DeepSeek's `<｜User｜>`).
+        marks: the same of added tokens that mark turns, calls or reasoning and are not special: DeepSeek's `<｜User｜>`, and what
+            stands in the chat template (`<tool_call>`).
     """
 
     def __init__(self, metadata: Metadata) -> None:
@@ -50,8 +51,8 @@ class Text:
         if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
             content["model"] = {**content["model"], "dropout": None}  # merges left out by chance
         check_limits(content)
-        marks = _marks_in(content["added_tokens"])
-        with _library("is damaged"):
+        marks = _marks_in(content["added_tokens"], by_name(metadata).values())
+        with library("is damaged"):
             self._tokenizer = Tokenizer.from_str(json.dumps(_with_special(content, marks)))
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: n for n, token in added.items() if token.special and token.content not in marks}
@@ -72,7 +73,7 @@ class Text:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids. `special`: whether the tokenizer adds its own first tokens (a chat template writes them itself)."""
-        with self._lock, _library("cannot encode this text"):
+        with self._lock, library("cannot encode this text"):
             return list(self._tokenizer.encode(_encodable(text), add_special_tokens=special).ids)
 
     def encode_plain(self, text: str) -> list[int]:
@@ -80,7 +81,7 @@ class Text:
         with self._lock:  # the library has a switch, no argument
             self._tokenizer.encode_special_tokens = True
             try:
-                with _library("cannot encode this text"):
+                with library("cannot encode this text"):
                     return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
             finally:
                 self._tokenizer.encode_special_tokens = False
@@ -147,17 +148,6 @@ class TextStream:
         return self._stop.add(self._text.flush()) + self._stop.flush()
 
 
-@contextmanager
-def _library(what: str) -> Iterator[None]:
-    """Turns the tokenizers library's bare exceptions, and its panics, which are none, into BadCheckpoint."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise BadCheckpoint(f"the checkpoint's tokenizer.json {what}: {' '.join(str(error).split())[:200]}") from None
-        raise
-
-
 def _ends_as_special(added: Any) -> Any:
     """Added tokens, those that end a turn special: a stranger's text must not end one, whatever a file says of such a token."""
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
@@ -165,10 +155,13 @@ def _ends_as_special(added: Any) -> Any:
     return [{**token, "special": True} if token.get("content") in END_NAMES else token for token in added]
 
 
-def _marks_in(added: list[Any]) -> frozenset[str]:
+def _marks_in(added: list[Any], templates: Iterable[str]) -> frozenset[str]:
     """The added tokens that mark off and are not special."""
     names = [t.get("content") for t in added if isinstance(t, dict) and not t.get("special")]
-    return frozenset(name for name in names if isinstance(name, str) and MARK.fullmatch(name))
+    signs = [name for name in names if isinstance(name, str) and SIGN.fullmatch(name)]
+    sources = list(templates)
+    written = {name for name in signs[:MOST_SIGNS] if any(name in source for source in sources)}
+    return frozenset(name for name in signs if name in written or MARK.fullmatch(name))
 
 
 def _with_special(content: dict[str, Any], marks: frozenset[str]) -> dict[str, Any]:

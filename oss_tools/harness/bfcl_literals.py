@@ -13,6 +13,9 @@ from typing import Any
 
 WHOLE = re.compile(r"-?\d+")
 DECIMAL = re.compile(r"-?\d+(?:\.\d+)?")
+LONGEST = (
+    4000  # characters of a value; a longer one stays text: some forms below are sought in a time that grows as its square
+)
 SCIENTIFIC = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 JAVA_TYPES: dict[str, type] = (
@@ -67,6 +70,8 @@ def java_value(text: str, kind: str, nested: str | None = None) -> Any:
         kind: a key of JAVA_TYPES.
         nested: the type of an array's or list's elements.
     """
+    if len(text) > LONGEST:
+        return text
     scalars: dict[str, tuple[re.Pattern[str], str, Callable[[str], Any]]] = {
         "float": (SCIENTIFIC, "fF", float),
         "double": (SCIENTIFIC, "", float),
@@ -141,6 +146,8 @@ def _java_guess(text: str) -> Any:
 
 def javascript_value(text: str, kind: str, nested: str | None = None) -> Any:
     """A value of a JavaScript type; the text itself if it has not that type's form. Arguments as in `java_value`."""
+    if len(text) > LONGEST:
+        return text
     scalars: dict[str, tuple[re.Pattern[str], str, Callable[[str], Any]]] = {
         "integer": (WHOLE, "", int),
         "float": (DECIMAL, "", float),

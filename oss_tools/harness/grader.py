@@ -20,57 +20,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from oss_tools import __version__
-from oss_tools.download.addresses import check_address, is_exposed, shown, without_addresses
+from oss_tools.download.addresses import is_exposed, shown, without_addresses
 from oss_tools.download.bodies import in_time, whole_body
 from oss_tools.download.failures import TRANSIENT, Transient
 from oss_tools.download.library import get_session
 from oss_tools.download.web import retry_after
 from oss_tools.errors import BadRecipe, BadSource, Unreachable
+from oss_tools.harness.grader_settings import GraderSettings as GraderSettings
 from oss_tools.harness.grades import Grade, GradeCache, read_grade
-from oss_tools.harness.keys import Blotter, read_key
+from oss_tools.harness.keys import Blotter
 
 LARGEST_ANSWER = 4 << 20  # bytes of a response
 LONGEST_PAUSE = 300.0  # seconds; a server that asks for more is left
 CHARACTERS_A_TOKEN = 4  # of English, about; for estimates
 MOST_TOKENS = 1 << 53  # that a server may say it counted
-
-
-@dataclass(frozen=True)
-class GraderSettings:
-    """Which model grades, and how patiently it is asked.
-
-    Attributes:
-        url: of the API, as in http://localhost:8000/v1.
-        model: its name there.
-        key_variable: the environment variable that holds the API key; None takes OPENAI_API_KEY where it is set, for https only.
-        concurrency: requests under way at once.
-        timeout: seconds for one request, all of it.
-        tries: of a request in the face of failures that may pass.
-        malformed_tries: of a request whose answers are no grades.
-        max_tokens: of an answer.
-    """
-
-    url: str
-    model: str
-    key_variable: str | None = None
-    concurrency: int = 16
-    timeout: float = 120.0
-    tries: int = 8
-    malformed_tries: int = 4
-    max_tokens: int = 2048
-
-    def endpoint(self) -> str:
-        """The address that is posted to. Raises BadRecipe for what is no web address."""
-        url = self.url.rstrip("/")
-        try:
-            check_address(url)
-        except BadSource as error:
-            raise BadRecipe(f"--grader-url: {error}; expected an address like http://localhost:8000/v1") from None
-        return url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-
-    def key(self) -> str | None:
-        """The API key. Raises BadRecipe if a variable is named that is not set. It is never in messages, records or files."""
-        return read_key(self.key_variable, self.url) or None
 
 
 @dataclass
@@ -316,9 +279,12 @@ class Grader:
     def _reason(self, content: bytes, status: int) -> str:
         """A server's own words, cut short, without the key, with what to do where that is plain."""
         words = None
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            error = json.loads(content).get("error")
+        with contextlib.suppress(ValueError, RecursionError):
+            answer = json.loads(content)
+            error = answer.get("error") if isinstance(answer, dict) else None
             words = error.get("message") if isinstance(error, dict) else error
+            if not isinstance(words, str):
+                words = json.dumps(answer, ensure_ascii=False)  # without escapes, in which the key could hide
         hint = {401: "check the key", 403: "check the key", 404: "check --grader-url and --grader-model"}.get(status)
         said = self._blotted(words if isinstance(words, str) and words else content.decode(errors="replace"))
         return "; ".join(filter(None, (self._blotted(" ".join(said.split()))[:200], hint)))

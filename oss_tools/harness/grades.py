@@ -52,7 +52,7 @@ class GradeCache:
         line = b"\n"
         with file.open("rb") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError, TypeError, KeyError):
+                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                     row = json.loads(line)
                     if isinstance(row["criteria_met"], bool):
                         self._known[str(row["key"])] = Grade(row["criteria_met"], str(row["explanation"]))

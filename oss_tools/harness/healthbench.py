@@ -98,11 +98,11 @@ class HealthBenchSplits(Splits):
         return [row for file in files for row in read_documents(file)]
 
     def _from_hub(self, split: str) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
         file = FILES[self.task]
         with hub_mode() as online:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
             try:
                 return Path(hf_hub_download(HUB, file, repo_type="dataset"))
             except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

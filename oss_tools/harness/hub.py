@@ -20,10 +20,11 @@ ERRNO = re.compile(r"\[Errno -?\d+\]\s*")
 @functools.cache
 def answers(endpoint: str) -> bool:
     """Whether the hub answers, whatever it says; tried once."""
+    from oss_tools.download.bodies import in_time
     from oss_tools.download.library import get_session
 
     try:
-        get_session().head(endpoint, timeout=PATIENCE)
+        in_time(lambda: get_session().head(endpoint, timeout=PATIENCE), 2 * PATIENCE)
     except Exception:  # of any HTTP library that huggingface_hub uses
         return False
     return True

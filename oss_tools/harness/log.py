@@ -50,7 +50,7 @@ class AnswerLog:
             for number, line in enumerate(lines):
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     break
                 if not line.endswith(b"\n") or not isinstance(row, dict):
                     break

@@ -13,6 +13,7 @@ from typing import Any
 DEEPEST = 50  # nested objects and lists
 DIGITS = 4000  # of a whole number; Python reads none of more than 4300
 LONGEST = 200_000  # characters that are read leniently; json's own reader has no such limit
+MOST_DIGITS = 4000  # of a number: Python reads no more than 4300
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 BLANK = re.compile(r"\s*")
 WORD = re.compile(r"[A-Za-z_]\w*")
@@ -75,6 +76,8 @@ class _Lenient:
         if first in ("'", '"'):
             return self._string(first)
         if found := NUMBER.match(self._text, self._at):
+            if len(found[0]) > MOST_DIGITS:
+                raise self._unreadable("a number of very many digits")
             self._at = found.end()
             whole = not (found[1] or found[2]) and len(found[0]) <= DIGITS
             return int(found[0]) if whole else float(found[0])

@@ -68,7 +68,7 @@ def conversation_of(prompt: ChatPrompt, doc: Any, effort: Effort | None = None) 
         said = [extra["instructions"]]
     wanted = effort or extra.get("effort") or "medium"
     if wanted not in get_args(Effort):
-        raise BadRecipe(f"reasoning effort {wanted!r}: it is low, medium or high")
+        raise BadRecipe(f"reasoning effort {wanted!r}: it is low, medium or high, or none")
     return Conversation(
         messages=tuple(message for message in messages if message.role != "system"),
         tools=tuple(extra.get("tools") or ()),

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from oss_tools.chat.written_calls import syntax_of
 from oss_tools.errors import BadSource, MissingPackage
 from oss_tools.harness.answers import Call, Environment, details_of
 from oss_tools.harness.bfcl import VERSION, tools_of
@@ -212,7 +213,7 @@ class _Bfcl(Splits):
 
 def _written_call(text: str, doc: Mapping[str, Any]) -> dict[str, Any]:
     """`sort('a.txt', reverse=True)` as {"name", "arguments"}; values without a name get their parameter's."""
-    parsed = ast.parse(text, mode="eval").body
+    parsed = syntax_of(text)
     if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name):
         raise ValueError(f"{text!r} is no call")
     name = parsed.func.id

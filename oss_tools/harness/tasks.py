@@ -15,6 +15,8 @@ from oss_tools.harness.texts import file_task
 
 def require_lm_eval() -> None:
     """Raises MissingPackage without lm-eval; keeps its remarks to itself and to warnings that matter."""
+    import oss_tools.download.library  # noqa: F401  # which lm-eval imports, and which may not be: that is a line there
+
     try:
         import lm_eval  # noqa: F401
     except ImportError:

@@ -105,7 +105,7 @@ def ratios(of: list[Run], to: list[Run]) -> dict[str, Any]:
 
 
 def tool(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "oss_tools", *arguments]
+    return [sys.executable, "-P", "-m", "oss_tools", *arguments]
 
 
 def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, th
     def llama(recipe: str) -> Run:
         forget(source)
         command = [str(source), str(target), str(LLAMA_FILE_TYPES[recipe]), str(threads)]
-        run = child([sys.executable, "-c", LLAMA_QUANTIZE, *command])
+        run = child([sys.executable, "-P", "-c", LLAMA_QUANTIZE, *command])
         remove(target)
         return run
 

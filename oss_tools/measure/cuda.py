@@ -109,7 +109,7 @@ def line(record: dict[str, Any]) -> str:
 
 def in_process(name: str, seconds: float, command: list[str] | None = None) -> dict[str, Any]:
     """What comes of a part in a process of its own, which is ended after so many seconds: its findings up to there are kept."""
-    command = command or [sys.executable, "-m", "oss_tools.measure.cuda", "--part", name]
+    command = command or [sys.executable, "-P", "-m", "oss_tools.measure.cuda", "--part", name]
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as complaints:
         process = subprocess.Popen(command, stdout=printed, stderr=complaints, text=True)
         try:

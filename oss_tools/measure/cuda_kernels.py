@@ -308,7 +308,7 @@ def kernel_tests(folder: Path = Path("tests/numba_kernels/cuda")) -> Iterator[di
     files = [str(folder / name) for name in TESTS if (folder / name).exists()]
     if not files:
         raise MissingPackage(f"the kernels' tests are in a checkout, at {folder}, which is not here")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", done.stdout)}
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)

@@ -25,6 +25,7 @@ def peak_bytes(model: Path, context: int, threads: int = 0) -> int:
     """Bytes of resident memory at the highest, of a process that fills `context` positions. Raises CalledProcessError."""
     command = [
         sys.executable,
+        "-P",
         "-m",
         "oss_tools.measure.peak",
         str(model),

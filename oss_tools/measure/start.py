@@ -30,7 +30,7 @@ def first_token_seconds(model: str, threads: int, cache: Path) -> float:
     `cache`: where compiled kernels are looked for and put. Raises CalledProcessError with the program's words.
     """
     options = ["--raw", "-n", "1", "-t", str(threads), "--quiet"]
-    command = [sys.executable, "-m", "oss_tools", "generate", model, PROMPT, *options]
+    command = [sys.executable, "-P", "-m", "oss_tools", "generate", model, PROMPT, *options]
     began = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {CACHE: str(cache)}

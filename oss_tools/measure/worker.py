@@ -57,7 +57,7 @@ class Child:
     def __init__(self, kind: str, **arguments: Any) -> None:
         """Starts the process, which loads the model. Raises ContenderFailed."""
         self.kind = kind
-        command = [sys.executable, "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
+        command = [sys.executable, "-P", "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace")
         self._complaints = threading.Thread(target=self._pass_on, daemon=True)

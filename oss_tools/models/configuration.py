@@ -104,8 +104,15 @@ def own_remarks(said: Mapping[str, Any], peer: Mapping[str, Any]) -> list[str]:
         peer: the same as other programs read the file.
     """
     return [
-        f"GGUF has no key for {name} {shown(said[name], 160)}: it stands under {PREFIX}*, which only oss-tools obeys; "
-        f"others compute with {shown(peer[name], 160)}"
+        f"GGUF has no key for {name} {_of_layers(said[name])}: it stands under {PREFIX}*, which only oss-tools obeys; "
+        f"others compute with {_of_layers(peer[name])}"
         for name in said
         if said[name] != peer[name]
     ]
+
+
+def _of_layers(value: Any) -> str:
+    """A value as a sentence names it; one of each layer at length only where they differ."""
+    if isinstance(value, tuple) and len(set(value)) < 2:
+        return f"{shown(value[0])} of every layer" if value else "none"
+    return shown(value, 160)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oss_tools.models.latent_config import LatentFamily, is_in_gguf
+from oss_tools.models.latent_config import LatentFamily
 from oss_tools.models.latent_decoder import LatentDecoder
+from oss_tools.models.latent_words import is_in_gguf
 
 DEFAULTS = {
     "rms_norm_eps": 1e-6,

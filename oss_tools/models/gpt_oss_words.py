@@ -75,14 +75,16 @@ def from_original(raw: Mapping[str, Any], stored: Stored) -> tuple[GptOssConfig,
     longest = int(context * factor) if factor > 1 else context
     window = check.field(values, "sliding_window", int, where, 0, WINDOWS[1])
     layers = numbers["num_hidden_layers"]
+    theta = check.number(values, "rope_theta", where, 1e-3, 1e12)
+    rope = Scaling("yarn", factor, context, fast, slow, truncate=False) if factor > 1 else PLAIN
     config = GptOssConfig(
         **numbers,
         sliding_window=window or None,  # 0: every layer sees everything
         layer_types=() if window else (FULL,) * layers,
         rms_norm_eps=usual.rms_norm_eps,
         max_position_embeddings=min(longest, rope_hf.CONTEXTS[1]),
-        rope_theta=check.number(values, "rope_theta", where, 1e-3, 1e12),
-        rope=Scaling("yarn", factor, context, fast, slow, truncate=False) if factor > 1 else PLAIN,
+        rope_theta=theta,
+        rope=rope.for_base(theta),
     )
     return possible(config, where), remarks
 

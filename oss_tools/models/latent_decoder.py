@@ -17,11 +17,10 @@ from oss_tools.models.latent_config import (
     LatentConfig,
     LatentFamily,
     computation_of,
-    from_gguf,
     from_hf,
-    to_gguf,
     to_hf,
 )
+from oss_tools.models.latent_words import from_gguf, to_gguf
 from oss_tools.models.operations import Latent, Operations, Rope, Router, Value
 from oss_tools.models.sparse_decoder import SparseDecoder
 

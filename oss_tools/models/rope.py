@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.errors import BadCheckpoint
 from oss_tools.models.operations import Rope
 
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -88,6 +89,12 @@ class Scaling:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_size - 1)
         return np.clip((np.arange(head_size // 2) - low) / ((high - low) or 1e-3), 0, 1)
+
+    def for_base(self, theta: float) -> Scaling:
+        """Itself. Raises BadCheckpoint for a base with which it cannot be."""
+        if self.kind == "yarn" and theta <= 1:
+            raise BadCheckpoint(f"rope_theta is {theta:g}: YaRN needs one above 1")
+        return self
 
 
 PLAIN = Scaling()

@@ -53,7 +53,7 @@ def read_rope(
         scaling = replace(scaling, attention_factor=single(scaling.scale * more))
     if divisors is not None:
         scaling = _divided(scaling, head_size, theta, divisors)
-    return theta, scaling, tuple(remarks)
+    return theta, scaling.for_base(theta), tuple(remarks)
 
 
 def _yarn(named: Mapping[str, Any], prefix: str, factor: float, context: int, truncate: bool) -> tuple[Scaling, list[str]]:

@@ -74,7 +74,7 @@ def read_rope(
     ]
     if kind == "dynamic":
         remarks += [f"{where}: rope_type dynamic is plain rope up to {context} positions; a longer context is refused"]
-    return turned, _scaling(kind, words, raw, context, where), tuple(remarks)
+    return turned, _scaling(kind, words, raw, context, where).for_base(turned), tuple(remarks)
 
 
 def _scaling(kind: str, words: Mapping[str, Any], raw: Mapping[str, Any], context: int, where: str) -> Scaling:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from oss_tools.checkpoints import templates
-from oss_tools.checkpoints.files import MAX_JSON, read_json, read_text
+from oss_tools.checkpoints.files import MAX_JSON, check_values, read_json, read_text
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.checkpoint import Checkpoint, Entry
 
@@ -178,7 +178,9 @@ def _tokenizer(checkpoint: Checkpoint) -> TokenizerFacts | None:
 
 def tokenizer_facts(text: str, file: Path) -> TokenizerFacts:
     """What a tokenizer.json says, without parsing its merges, which are most of it. Raises BadCheckpoint."""
-    kind = re.search(r'"model"\s*:\s*\{.*?"type"\s*:\s*"(\w+)"', text, re.DOTALL)
+    check_values(text, str(file))
+    model = re.search(r'"model"\s*:\s*\{', text)
+    kind = re.compile(r'"type"\s*:\s*"(\w+)"').search(text, model.end()) if model else None
     vocabulary, added = _value_of("vocab", text, file), _value_of("added_tokens", text, file) or []
     try:
         known = set(vocabulary or ()) if not isinstance(vocabulary, list) else {piece[0] for piece in vocabulary}

@@ -100,3 +100,9 @@ def test_results_are_python_s(expression: str) -> None:
 @given(st.text(st.sampled_from("0123456789+-*/%^().,e sqrtabpi!\n'"), max_size=40))
 def test_any_text_is_a_result_or_an_error(expression: str) -> None:
     assert isinstance(Calculator().call({"expression": expression}), str)
+
+
+def test_python_says_nothing_of_what_a_model_writes(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(ToolError):
+        evaluate("1if 2else 3")
+    assert not recwarn.list

@@ -103,6 +103,14 @@ def test_arguments_are_held_against_the_schema(arguments: dict[str, Any], said: 
             "must be JSON",
         ),
         ("tools: [{name: a, command: [x]}, {name: a, command: [x]}]", "two tools"),
+        (
+            "tools: [{name: a, command: [x], parameters: {type: object, properties: {d: {default: .nan}}}}]",
+            "must be JSON",
+        ),
+        ("a: &a [" + "x, " * 2000 + "]\ntools: [{name: [*a, *a], command: [x]}]", "`name`"),
+        ("tools: [{name: a, command: [x], timeout: .nan}]", "`timeout`"),
+        ("tools: [{name: a, command: [x], timeout: 1:30}]", "base 60"),
+        ("tools: [{name: a, name: b, command: [x]}]", "line 1: the key 'name' occurs twice"),
         ("tools: [{name: calculator, command: [x]}]", "two tools"),
         ("tools: !!python/object/apply:os.system [true]", "is no YAML"),
     ],
@@ -113,6 +121,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: str, said: str) -> None
     with pytest.raises(BadRequest, match=said) as caught:
         open_tools(f"calculator,{path}")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_unknown_tools_are_refused() -> None:

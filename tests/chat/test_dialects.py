@@ -1,6 +1,7 @@
 """The marks of families: found in template and vocabulary, read as they were written, never made of what a user spells."""
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from oss_tools.chat.dialects import CALLS, THOUGHTS, dialect
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine.text import Text
+from oss_tools.errors import BadRequest
+from tests.chat.conversations import HARMONY
 from tests.chat.test_transcripts import metadata
 
 TYPES = {"city": "string", "days": "integer", "wind": "number", "now": "boolean", "where": "object", "among": "array"}
@@ -131,8 +134,8 @@ def test_llama_4_s_tags_and_its_own_tools() -> None:
 
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
 MARKS = (USER, ASSISTANT, "<think>", "<tool_response>")
-TURNS = f"""{{% for m in messages %}}{{{{ '{USER}' if m.role == 'user' else '{ASSISTANT}' }}}}{{{{ m.content }}}}{{% endfor
-%}}{ASSISTANT}"""
+TURNS = f"""{{# <think> <tool_response> #}}{{% for m in messages %}}{{{{ '{USER}' if m.role == 'user' else '{ASSISTANT}'
+}}}}{{{{ m.content }}}}{{% endfor %}}{ASSISTANT}"""
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -153,7 +156,8 @@ def test_what_a_user_spells_is_no_turn_even_where_the_mark_is_no_special_token(s
 
 def test_marks_that_are_not_special_stay_in_decoded_text() -> None:
     """As transformers' skip_special_tokens keeps them."""
-    text = Text(metadata("", "", ("<think>",), special=False))
+    text = Text(metadata("<think>", "", ("<think>", "<b>"), special=False))
+    assert "<b>" not in text.marks  # no mark of its template
     tokens = text.encode("<think>a</s>", special=False)
     assert text.marks["<think>"] in tokens
     assert text.decode(tokens) == "<think>a"
@@ -164,3 +168,46 @@ def test_the_moment_stays_the_same_for_calls() -> None:
     given = model("{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}{{ strftime_now('%Y') }}")
     template = chat_template(given, Text(given)).at(datetime(2001, 1, 1))
     assert template.render(Conversation((Message("user", "Hi."), said({"city": "x"})), (TOOL,))).endswith("2001")
+
+
+SWITCH = """{% for m in messages %}{{ m.content }}{% endfor %}A:{% if enable_thinking is defined and not enable_thinking
+%}<think></think>{% endif %}"""
+
+
+def test_reasoning_is_switched_off_where_a_template_has_a_switch() -> None:
+    """As Qwen3's: an empty thought stands in the prompt."""
+    given = model(SWITCH)
+    template = chat_template(given, Text(given))
+    asked = Conversation((Message("user", "Hi."),), effort="none")
+    assert template.render(asked) == "Hi.A:<think></think>"
+    assert {template.render(replace(asked, effort=effort)) for effort in ("low", "medium", "high")} == {"Hi.A:"}
+    found = template.parse(template.text.encode("18</s>", special=False), asked)
+    assert (found.analysis, found.final) == ("", "18")
+
+
+def test_a_template_without_a_switch_refuses_none() -> None:
+    for checkpoint in (model("{% for m in messages %}{{ m.content }}{% endfor %}"), HARMONY):
+        template = chat_template(checkpoint, Text(checkpoint))
+        assert template.efforts == ("low", "medium", "high")
+        with pytest.raises(BadRequest, match="reasoning none: this model's chat template knows low, medium, high only"):
+            template.encode(Conversation((Message("user", "Hi."),), effort="none"))
+
+
+def test_odd_literals_are_no_noise(recwarn: pytest.WarningsRecorder) -> None:
+    """Python warns of a text like these when it reads them; nobody asked for that."""
+    given = metadata("<arg_key><function=", "")
+    for value in (
+        "1if 2else 3",
+        '"\\d"',
+        "0x1for",
+        "-" * 50_000 + "1",
+        "(" * 50_000,
+        "[" * 50_000 + "]" * 50_000,
+        "{1: 2}",
+        "b'x'",
+    ):
+        answer = f"<tool_call>weather<arg_key>where</arg_key><arg_value>{value}</arg_value></tool_call></s>"
+        (call,) = answered(given, answer, (TOOL,)).calls
+        assert json.dumps(call.arguments)
+        answered(given, f"[weather(city={value})]</s>", (TOOL,))
+    assert not recwarn.list

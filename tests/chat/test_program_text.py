@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from oss_tools.chat.tools.commands import load_commands
+from oss_tools.chat.tools.program_text import program_on_stdin, program_text
 from oss_tools.errors import BadRequest
 
 PROGRAMS = [
@@ -27,6 +30,8 @@ PROGRAMS = [
     ["/opt/py/bin/python3.13t", "-c", "{x}"],
     ["pypy3.10", "-m", "{x}"],
     ["python3", "{x}"],
+    ["python3", "-m", "timeit", "-n1", "{x}"],
+    ["gosu", "nobody", "stdbuf", "-oL", "sh", "-c", "{x}"],
     ["perl", "-e", "{x}"],
     ["perl5.36.0", "-lane", "print {x}"],
     ["perl", "-M{x}", "tool.pl"],
@@ -95,6 +100,37 @@ PROGRAMS = [
     ["vim", "-c", "{x}"],
     ["emacs", "--batch", "--eval", "{x}"],
     ["make", "{x}"],
+    ["sh", "-c", 'eval "$1"', "sh", "{x}"],
+    ["psql", "-d", "base", "-c", "{x}"],
+    ["mysql", "-e", "select '{x}'"],
+    ["sqlite3", "base.db", "{x}"],
+]
+
+STDIN = [  # where the arguments come as JSON
+    ["sh"],
+    ["sh", "-s"],
+    ["bash", "-es", "a"],
+    ["bash", "-o", "pipefail"],
+    ["sh", "/dev/stdin"],
+    ["perl"],
+    ["perl", "-w", "-"],
+    ["ruby"],
+    ["php"],
+    ["python3", "-u"],
+    ["node", "-"],
+    ["env", "A=1", "sh"],
+    ["timeout", "5", "bash"],
+    ["busybox", "sh"],
+    ["docker", "exec", "-i", "box", "sh"],
+    ["ssh", "host"],
+    ["ssh", "-p", "22", "host", "bash"],
+    ["xargs", "sh", "-c"],
+    ["xargs", "-n1", "sh", "-c"],
+    ["xargs", "-I", "%", "sh", "-c", "echo %"],
+    ["xargs", "-I{}", "sh", "-c", "echo {}"],
+    ["xargs", "--replace=%", "python3", "-c", "print('%')"],
+    ["parallel"],
+    ["make", "-f", "-"],
 ]
 
 ARGUMENTS = [
@@ -129,6 +165,20 @@ ARGUMENTS = [
     ["echo", "sh", "{x}"],
     ["tar", "-cf", "{x}", "folder"],
     ["pwsh", "-File", "tool.ps1", "{x}"],
+    ["sqlite3", "{x}", "select 1"],
+    ["cat"],
+    ["python3", "tool.py"],
+    ["sh", "-c", "cat"],
+    ["bash", "tool.sh"],
+    ["env", "A=1", "python3", "-u", "tool.py"],
+    ["python3", "-m", "tool"],
+    ["perl", "-ne", "print"],
+    ["ssh", "host", "tool"],
+    ["xargs", "tool"],
+    ["xargs", "-I", "%", "sh", "-c", 'echo "$1"', "sh", "%"],
+    ["jq", ".x"],
+    ["docker", "run", "-i", "image", "python3", "tool.py"],
+    ["grep", "sh"],
 ]
 
 
@@ -150,6 +200,28 @@ def test_a_value_is_no_program(tmp_path: Path, command: list[str]) -> None:
     assert "tool 1 (t)" in str(caught.value)
 
 
+@pytest.mark.parametrize("command", STDIN, ids=" ".join)
+def test_what_comes_on_stdin_is_no_program(tmp_path: Path, command: list[str]) -> None:
+    with pytest.raises(BadRequest, match="would take the arguments on its stdin for a program; name a script"):
+        loaded(tmp_path, command)
+
+
 @pytest.mark.parametrize("command", ARGUMENTS, ids=" ".join)
 def test_a_value_may_be_an_argument(tmp_path: Path, command: list[str]) -> None:
     loaded(tmp_path, command)
+
+
+WORDS = sorted({word for command in (*PROGRAMS, *STDIN, *ARGUMENTS) for word in command})
+
+
+@given(st.lists(st.sampled_from(WORDS) | st.text("-{x}=Ss/e", min_size=1, max_size=4), min_size=1, max_size=6))
+def test_any_command_is_either_looked_through_or_refused_in_a_line(command: list[str]) -> None:
+    assert program_text(command, lambda part: False) is None
+    found = program_text(command, lambda part: "{x}" in part)
+    assert found is None or "{x}" in found[1]
+    assert program_on_stdin(command) is None or isinstance(program_on_stdin(command), str)
+
+
+def test_a_command_has_a_bounded_number_of_parts(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="has 300 parts, more than 256"):
+        loaded(tmp_path, ["echo"] * 300)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -217,3 +218,29 @@ def test_the_supervisor_imports_nothing_of_ours() -> None:
         env={"PYTHONPATH": str(Path(supervisor.__file__).parent)},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_without_subreapers_the_process_group_ends(tmp_path: Path) -> None:
+    """As on macOS: the same supervisor, told that this is another system."""
+    code = f"""
+import os, socket, sys
+sys.platform = "darwin"
+if hasattr(os, "waitid"):
+    del os.waitid
+sys.path.insert(0, {str(Path(supervisor.__file__).parent)!r})
+import supervisor
+supervisor.main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+"""
+    ours, theirs = socket.socketpair()
+    command = ["sh", "-c", "sleep 300 & echo $! >number; exit 3"]
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno()), *command],
+            cwd=tmp_path,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        assert process.wait(60) == 0
+        assert ours.recv(100) == b"started\nended 3\n"
+    assert not alive(int((tmp_path / "number").read_text()))

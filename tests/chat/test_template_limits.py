@@ -1,14 +1,17 @@
 """Chat templates that take all time, all memory or the process: each ends in one line, and the next one is rendered as ever."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from oss_tools.chat import template_process, template_worker
 from oss_tools.chat.template import render
@@ -17,8 +20,7 @@ from oss_tools.errors import BadCheckpoint, BadRequest
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 GROWING = "{% set n = namespace(a=[]) %}{% for i in range(99999) %}{% set n.a = [n.a] %}{% endfor %}"
-HOSTILE = {
-    # memory
+TAKES_MEMORY = {
     "a long text": "{{ ('ab' * 3000000000) | length }}",
     "a long list": "{{ ([0] * 4000000000) | length }}",
     "a text that doubles": "{% set n = namespace(t='a') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
@@ -32,6 +34,8 @@ HOSTILE = {
     "a join": "{{ (['a'] * 1000000) | join('b' * 100000) | length }}",
     "a translation": "{{ ('a' * 1000000).translate({97: 'b' * 1000000}) | length }}",
     "a batch": "{{ [1] | batch(2000000000, 0) | list | length }}",
+}
+HOSTILE = {
     # depth
     "conditions in conditions": "{% if true %}" * 5000 + "{% endif %}" * 5000,
     "parentheses": "{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}",
@@ -60,6 +64,14 @@ FOR_EVER = {
 
 def rendered(source: str, messages: Any = MESSAGES, **more: Any) -> str:
     return render(Metadata({}, chat_template=source), messages, **more)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="the system keeps no limit of memory")
+@pytest.mark.parametrize("name", TAKES_MEMORY)
+def test_a_template_that_takes_all_memory_is_one_line(name: str) -> None:
+    with pytest.raises(BadCheckpoint, match="cannot be rendered: it needs more than 1024 MiB of memory"):
+        rendered(TAKES_MEMORY[name])
+    assert rendered("{{ messages[0].content }}") == "Hello"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -133,6 +145,17 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
         template_process.TemplateProcess().render("{{ 1 }}", {"iso": "2024-01-01", "zone": None, "offset": None}, {})
 
 
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no program tells of processes")
+def test_memory_is_looked_at_where_the_system_keeps_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "worker.py"
+    program.write_text("import os, time; os.write(1, b'+' + bytes(8)); a = b'x' * (100 << 20); time.sleep(1000)")
+    monkeypatch.setattr(template_worker, "__file__", str(program))
+    monkeypatch.setattr(template_process, "WATCHED", True)
+    monkeypatch.setattr(template_process, "MEMORY", 64 << 20)
+    with pytest.raises(BadCheckpoint, match="it needs more than"):
+        template_process.TemplateProcess().render("{{ 1 }}", {"iso": "2024-01-01", "zone": None, "offset": None}, {})
+
+
 def test_texts_arrive_as_they_are() -> None:
     """Order, halves of surrogate pairs beside each other, letters beyond 16 bits, numbers, nothing."""
     content = "\ud83d" + "\ude00" + "\U000f0000 \x00 é"
@@ -178,11 +201,21 @@ def test_threads_get_their_own_texts() -> None:
     assert found == {n: str(n) for n in range(8)}
 
 
+def test_sandboxes_that_can_be_left_are_not_admitted() -> None:
+    """CVE-2025-27516, mended in 3.1.6."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(one for group in project["optional-dependencies"].values() for one in group)]
+    found = [wanted for wanted in map(Requirement, listed) if wanted.name.lower() == "jinja2"]
+    assert found
+    assert not any(wanted.specifier.contains("3.1.5") for wanted in found)
+
+
 ALONE = """
 import os, resource, sys
 from oss_tools.chat import template, template_process
 from oss_tools.checkpoints import Metadata
-resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+if sys.platform != "darwin":
+    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
 shared = template_process.SHARED
 assert shared._process is None
 said = lambda: template.render(Metadata({}, chat_template="{{ messages[0].content }}"), [{"content": "Hello"}])
@@ -204,12 +237,12 @@ if "die" in sys.argv:
 
 def is_running(process: int) -> bool:
     """Also where nobody takes note of an orphan's end, as in some containers."""
-    status = Path(f"/proc/{process}/stat")
-    if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
-        return False
     try:
+        status = Path(f"/proc/{process}/stat")
+        if status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return False
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):
         return False
     return True
 

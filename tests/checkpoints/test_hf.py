@@ -234,7 +234,7 @@ def test_unknown_quantization_is_refused_by_name(tmp_path: Path, quantization: o
         (b'{"model_type": 3}', "model_type is 3"),
         (b"{}", "model_type"),
         (b'{"model_type": "a\\nb"}', "model_type"),
-        (b'{"model_type": "gpt2"}', "'gpt2' is not supported"),
+        (b'{"model_type": "bloom"}', "'bloom' is not supported"),
         (b'{"model_type": "\xff"}', "not UTF-8"),
         (b'{"model_type": "llama", "model_type": "gpt_oss"}', "twice"),
         (b'{"model_type": "llama", "num_hidden_layers": 1e99}', "num_hidden_layers"),

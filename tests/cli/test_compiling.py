@@ -60,6 +60,18 @@ def test_lines_elsewhere(patience: None, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == ""
 
 
+def test_kernels_that_are_not_kept_are_said_to_be_so(
+    patience: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numba_kernels.NOT_KEPT", "/shared cannot be written, or not by this user alone")
+    compile_three()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "oss-tools: compiling kernels for this machine"
+    assert last.endswith(
+        "not kept: /shared cannot be written, or not by this user alone; NUMBA_CACHE_DIR names another folder"
+    )
+
+
 def test_what_comes_from_the_cache_is_not_counted(patience: None, capsys: pytest.CaptureFixture[str]) -> None:
     with Compiling() as on_compile:
         on_compile(7, 9, "kernel_7")

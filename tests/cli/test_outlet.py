@@ -161,18 +161,26 @@ def test_a_prompt_has_line_editing() -> None:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
 
+    shown = b""
+
     def until(wanted: bytes) -> None:
-        shown = b""
-        while wanted not in shown:
+        """Waits for it and for the prompt behind it: what is typed before that, the terminal itself takes."""
+        nonlocal shown
+        while wanted not in shown or b"> " not in shown[shown.index(wanted) + len(wanted) :]:
             assert select.select([ours], [], [], 60)[0], shown
             shown += os.read(ours, 1 << 16)
+        shown = b""
 
-    until(b"> ")
-    os.write(ours, b"What is 47 + 39?\x1b[D\x7f8\n")  # one to the left, the 9 away, 8
-    until(b"\r\n85\r\n")
-    os.write(ours, b"\x04")  # Ctrl-D
-    assert process.wait(timeout=60) == 0
-    os.close(ours)
+    try:
+        until(b"")
+        os.write(ours, b"What is 47 + 39?\x1b[D\x7f8\n")  # one to the left, the 9 away, 8
+        until(b"\r\n85\r\n")
+        os.write(ours, b"\x04")  # Ctrl-D
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import pytest
 
 from oss_tools.convert.importance import load_importance
 from oss_tools.errors import BadCheckpoint
-from oss_tools.models import open_checkpoint
+from oss_tools.models import architecture_of, open_checkpoint
+from tests.checkpoints.small_models import save
+from tests.models.small_families import CONFIGS
 
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 OUT = "model.layers.1.self_attn.o_proj.weight"
@@ -44,6 +46,35 @@ def test_imatrix_means_are_taken_per_expert_and_scaled_to_one(tiny_gpt_oss: Path
     expected = sums / np.maximum(counts, 1)
     expected[2] = 1
     np.testing.assert_allclose(weights[EXPERTS], expected / expected.mean(1, keepdims=True), rtol=1e-6)
+
+
+def test_imatrix_of_a_deepseek_and_of_a_gpt2(tmp_path: Path) -> None:
+    """Each projection of a stack of experts by its own name; q, k and v have one; latents' heads, which lie apart, have none."""
+
+    def both(name: str, matrices: int, columns: int) -> dict[str, np.ndarray]:
+        counts = np.full((matrices, 1), 4, np.float32)
+        return {f"{name}.in_sum2": np.ones((matrices, columns), np.float32), f"{name}.counts": counts}
+
+    layer = "model.layers.1."
+    for model_type, stored, expected in (
+        (
+            "deepseek_v3",
+            both("blk.1.ffn_up_exps.weight", 8, 64)
+            | both("blk.1.attn_k_b.weight", 4, 24)
+            | both("blk.1.attn_v_b.weight", 4, 32),
+            {f"{layer}mlp.experts.up_proj": (8, 64)},
+        ),
+        (
+            "gpt2",
+            both("blk.1.attn_qkv.weight", 1, 64),
+            {f"{layer}self_attn.{letter}_proj.weight": (64,) for letter in "qkv"},
+        ),
+    ):
+        model = architecture_of(model_type).from_config("hf", CONFIGS[model_type, "usual"])
+        save(model, "hf", tmp_path / model_type)
+        with open_checkpoint(tmp_path / model_type) as checkpoint:
+            weights = load_importance(write_imatrix(tmp_path / f"{model_type}.gguf", stored), checkpoint)
+        assert {name: array.shape for name, array in weights.items()} == expected
 
 
 def test_safetensors_hold_weights_by_name(tiny_gpt_oss: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from oss_tools.convert import synth
 from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.convert.recipe import recipe_of_format, writable_formats
 from oss_tools.convert.synth import draw, load_shape, plan_synthesis, shape_names, synthesize
+from oss_tools.download.registry import published
 from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom
 from oss_tools.formats import concatenate
 from oss_tools.models import open_checkpoint
@@ -23,6 +24,22 @@ from oss_tools.models import open_checkpoint
         ("gpt-oss-20b", 20_914_757_184, 13_761_264_768),  # metadata.total_size of the published index files
         ("gpt-oss-120b", 116_829_156_672, 65_248_815_744),
         ("llama-3.2-1b-like", 1_235_814_400, 2_471_628_800),
+        (
+            "mixtral-8x7b",
+            46_702_792_704,
+            93_405_585_408,
+        ),  # two bytes a parameter: what is published is BF16 or F16 throughout
+        ("qwen2.5-7b", 7_615_616_512, 15_231_233_024),
+        ("r1-distill-qwen-7b", 7_615_616_512, 15_231_233_024),
+        ("qwen3-8b", 8_190_735_360, 16_381_470_720),
+        ("qwen3-30b-a3b", 30_532_122_624, 61_064_245_248),
+        ("qwen3-235b-a22b", 235_093_634_560, 470_187_269_120),
+        ("deepseek-v2-lite", 15_706_484_224, 31_412_968_448),
+        ("deepseek-r1", 671_026_419_200, 1_342_052_838_400),  # published in FP8, and with a layer more
+        ("gpt2", 124_439_808, 248_879_616),  # published in F32
+        ("gpt2-xl", 1_557_611_200, 3_115_222_400),
+        ("llama-2-7b", 6_738_415_616, 13_476_831_232),
+        ("llama-3.1-8b", 8_030_261_248, 16_060_522_496),
         ("smollm2-135m", 134_515_008, 269_030_016),
     ],
 )
@@ -37,6 +54,31 @@ def test_every_shape_says_what_it_is(name: str) -> None:
     shape = load_shape(name)
     assert shape.name == name
     assert plan_synthesis(shape, "hf").notes == ()
+
+
+@pytest.mark.parametrize("name", [name for name in shape_names() if name.endswith("-tiny")])
+@pytest.mark.parametrize("container", ["hf", "gguf"])
+def test_every_tiny_shape_is_made_and_opened(tmp_path: Path, name: str, container: str) -> None:
+    path = synthesize(
+        plan_synthesis(load_shape(name), container), tmp_path / ("made.gguf" if container == "gguf" else "made")
+    )
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.architecture.model_type == load_shape(name).config["model_type"]
+        specs = {spec.name: spec for spec in checkpoint.architecture.tensors()}
+        assert sum(spec.size for spec in specs.values()) >= sum(
+            entry.spec.size for entry in plan_synthesis(load_shape(name), container).entries
+        )
+
+
+def test_what_the_hub_holds_of_published_shapes() -> None:
+    """Two bytes a parameter, but for GPT-2 (F32, with a mask a layer) and R1 (FP8 in blocks, with a layer more)."""
+    for name, entry in published().items():
+        shape = load_shape(name)
+        nbytes = plan_synthesis(shape, "hf").nbytes
+        if name.startswith("gpt2"):
+            nbytes = 2 * nbytes + 4 * 1024 * 1024 * shape.config["n_layer"]
+        if name != "deepseek-r1":
+            assert entry.nbytes == nbytes, name
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -123,7 +165,7 @@ def test_a_bad_config_is_refused_in_one_line(content: str, message: str, tmp_pat
 
 
 def test_an_unknown_shape_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(BadCheckpoint, match="there are gpt-oss-120b, gpt-oss-20b"):
+    with pytest.raises(BadCheckpoint, match=r"there are .*gpt-oss-120b, gpt-oss-20b"):
         load_shape("gpt-6")
 
 

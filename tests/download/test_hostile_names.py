@@ -1,6 +1,8 @@
 """Names and folders that attack: files that would lie in one place, our own files, links out of the folder; messages."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +152,55 @@ def test_a_folder_that_is_a_link_out_of_the_target_is_not_written_through(
     assert untouched(outside)
 
 
-@pytest.mark.parametrize("name", [".oss-tools-download", "oss-tools-download.json"])
 @pytest.mark.parametrize("target", ["", "new", "precious"])
-def test_links_in_the_place_of_our_own_files_are_refused(
-    name: str, target: str, hub: Hub, run: Run, tmp_path: Path, outside: Path
+def test_a_link_in_the_place_of_incomplete_files_is_refused(
+    target: str, hub: Hub, run: Run, tmp_path: Path, outside: Path
 ) -> None:
     hub.add(REPO, {CONFIG: b"{}", TENSORS: bytes(100)})
     here = tmp_path / "here"
     here.mkdir()
-    (here / name).symlink_to(outside / target)
+    (here / ".oss-tools-download").symlink_to(outside / target)
     done = run("download", REPO, "--to", "here")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert untouched(outside)
+
+
+@pytest.mark.parametrize("target", ["", "new", "precious"])
+def test_a_link_in_the_place_of_the_manifest_is_replaced(
+    target: str, hub: Hub, run: Run, tmp_path: Path, outside: Path
+) -> None:
+    hub.add(REPO, {CONFIG: b"{}", TENSORS: bytes(100)})
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / manifest.NAME).symlink_to(outside / target)
+    assert run("download", REPO, "--to", "here").returncode == 0
+    assert set(manifest.read(here)) == {CONFIG, TENSORS}
+    assert untouched(outside)
+
+
+def test_a_manifest_that_another_program_fetched_vouches_for_nothing(
+    hub: Hub, run: Run, environment: dict[str, str]
+) -> None:
+    ghost = {"path": "ghost.json", "bytes": 5, "sha256": "0" * 64, "verified_by": "sha256", "url": ""}
+    planted = json.dumps({"schema": 1, "source": "x; echo owned", "files": [ghost]}).encode()
+    hub.add(REPO, {CONFIG: b"{}", TENSORS: bytes(9000), manifest.NAME: planted})
+    code = "import sys; from huggingface_hub import snapshot_download as s; print(s(sys.argv[1]))"
+    theirs = subprocess.run([sys.executable, "-c", code, REPO], env=environment, capture_output=True, text=True, check=True)
+    snapshot = Path(theirs.stdout.strip())
+    assert (snapshot / manifest.NAME).read_bytes() == planted
+    assert "ghost" not in run("verify", "--checksums", snapshot).stdout
+    assert run("download", REPO).returncode == 0
+    assert set(manifest.read(snapshot)) == {CONFIG, TENSORS}
+    assert planted in [blob.read_bytes() for blob in (snapshot.parents[1] / "blobs").iterdir()]
+
+
+@pytest.mark.parametrize("source", ["x; echo owned", "$(echo owned)", "a b", "a\nb", "`x`", "x' y", 7, None, "\x1b[2J"])
+def test_what_a_manifest_says_is_not_offered_as_a_command(source: object, run: Run, tmp_path: Path) -> None:
+    (tmp_path / manifest.NAME).write_text(json.dumps({"schema": 1, "source": source, "files": []}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    done = run("inspect", tmp_path)
+    assert f"`oss-tools download SOURCE --to {tmp_path}` goes on with it" in done.stderr
 
 
 @pytest.mark.parametrize("ending", [".incomplete", ".progress"])
@@ -209,6 +247,7 @@ def test_revisions_that_lead_out_of_the_cache_are_refused(name: str, revision: s
         ("https://me:SECRET@hub.example/a?sig=SECRET", "https://hub.example/a"),
         ("//SECRET@hub.example", "//hub.example"),
         ("https://hub.example#token=SECRET", "https://hub.example"),
+        ("https://hub.example/\x1b[2J\x9b2J\n\ud800", r"https://hub.example/\x1b[2J\x9b2J\n\ud800"),
         ("https://me:SECRET/@[::1", "https://me:SECRET/@[::1"),  # the name of a file, if it is anything
     ],
 )

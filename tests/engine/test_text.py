@@ -132,10 +132,20 @@ def test_a_panic_of_the_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         def encode(self, text: str, add_special_tokens: bool) -> None:
             raise PanicException("index out of bounds:\nthe len is 3")
 
+        def decode(self, tokens: list[int], skip_special_tokens: bool) -> None:
+            raise PanicException("a decoder's")
+
     text = Text(Metadata({}, tokenizer=TOKENIZER.content))
     monkeypatch.setattr(text, "_tokenizer", Panics())
     with pytest.raises(BadCheckpoint, match=r"tokenizer\.json cannot encode this text: index out of bounds: the len is 3\Z"):
         text.encode("a")
+    words = Text(
+        Metadata({}, tokenizer=TOKENIZER.content | {"decoder": {"type": "WordPiece", "prefix": "#", "cleanup": True}})
+    )
+    monkeypatch.setattr(words._detokenizer, "tokenizer", Panics())
+    for read in (words.decode, lambda tokens: words.stream().add(tokens[0])):
+        with pytest.raises(BadCheckpoint, match=r"tokenizer\.json cannot decode these tokens: a decoder's"):
+            read([5])
 
 
 def test_an_unread_vocabulary_is_named() -> None:

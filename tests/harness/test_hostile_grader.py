@@ -138,6 +138,17 @@ def test_an_error_that_echoes_the_key_is_told_without_it(echo: str, form: str) -
     assert BLOT in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "body", ['{"detail": "KEY"}', '["KEY"]', '{"error": {"code": "KEY"}}', '{"error": ["KEY"]}', '"KEY"']
+)
+def test_escapes_of_json_hide_no_key(body: str) -> None:
+    for escaped in (KEY.replace("/", "\\/"), "".join(f"\\u{ord(c):04x}" for c in KEY)):
+        with pytest.raises(BadSource, match="answers 400") as refused:
+            graded(sending(body.replace("KEY", escaped).encode(), 400))
+        assert BLOT in str(refused.value)
+        assert escaped not in str(refused.value)
+
+
 def test_a_key_at_the_edge_of_what_is_shown_is_not_cut_into_half() -> None:
     with pytest.raises(BadSource) as refused:
         graded(sending(("x" * 190 + KEY).encode(), 403))

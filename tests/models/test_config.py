@@ -277,6 +277,7 @@ LLAMA_RAW = Llama(LLAMA).hf_config()
         (GPT_OSS_RAW, {"rope_scaling": {**GPT_OSS_RAW["rope_scaling"], "factor": "x"}}, "rope_scaling: factor is 'x'"),
         (GPT_OSS_RAW, {"rope_scaling": {**GPT_OSS_RAW["rope_scaling"], "truncate": 1}}, "truncate is 1, expected true"),
         (GPT_OSS_RAW, {"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+        (GPT_OSS_RAW, {"rope_theta": 1.0}, "rope_theta is 1: YaRN needs one above 1"),
         (GPT_OSS_RAW, {"layer_types": [FULL] * 23}, "layer_types has 23 entries, for 24 layers"),
         (GPT_OSS_RAW, {"layer_types": ["chunked_attention"] * 24}, "layer_types"),
         (GPT_OSS_RAW, {"sliding_window": None}, "sliding_window is null, but layer_types has sliding_attention"),
@@ -310,5 +311,5 @@ def test_of_two_names_of_the_experts_per_token_transformers_one_counts() -> None
 
 def test_unknown_architectures_are_named_with_those_there_are() -> None:
     assert {"gpt_oss", "llama"} <= set(architectures())
-    with pytest.raises(BadCheckpoint, match=r"'gemma' is not supported; supported: gpt2, gpt_oss"):
+    with pytest.raises(BadCheckpoint, match=r"'gemma' is not supported; supported: deepseek_v2, deepseek_v3"):
         architecture_of("gemma")

@@ -20,7 +20,7 @@ if sys.argv[1:]:
     pathlib.Path.home = classmethod(none)
 import numba_kernels
 place = pathlib.Path(os.environ["NUMBA_CACHE_DIR"])
-print(place, oct(place.stat().st_mode & 0o777))
+print(place, oct(place.stat().st_mode & 0o777), numba_kernels.NOT_KEPT)
 """
 
 
@@ -34,7 +34,8 @@ def chosen(*without_home: Path, **variables: str) -> tuple[Path, str]:
         text=True,
         check=True,
     )
-    place, mode = run.stdout.split()
+    place, mode, *reason = run.stdout.split()
+    assert bool(reason) == Path(place).name.startswith("kernels-"), "a fresh folder is explained"
     return Path(place), mode
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from oss_tools.chat.tools.base import Tool, ToolError
+from oss_tools.chat.written_calls import syntax_of
 
 MAX_LENGTH = 400  # characters
 MAX_BITS = 4096  # of an integer
@@ -56,7 +57,7 @@ def evaluate(expression: str) -> Number:
         raise ToolError(f"the expression has {len(expression)} characters, at most {MAX_LENGTH} are allowed")
     text = expression.translate(SPELLINGS).strip()
     try:
-        return _value(ast.parse(text, mode="eval").body)
+        return _value(syntax_of(text))
     except (SyntaxError, RecursionError, MemoryError):
         raise ToolError(f"{expression!r} is no arithmetic expression") from None
     except ZeroDivisionError:

@@ -23,17 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.chat.tools.base import Tool, ToolError
-from oss_tools.chat.tools.program_text import program_text
+from oss_tools.chat.tools.program_text import program_on_stdin, program_text
 from oss_tools.chat.tools.supervised import run_supervised
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.errors import BadRequest
 
 TIMEOUT, LONGEST = 10.0, 3600.0  # seconds
+MAX_PARTS = 256  # of a command
 NAME = re.compile(r"(browser\.)?[A-Za-z_][A-Za-z0-9_-]{0,63}")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 FIELDS = {"name", "description", "parameters", "command", "timeout", "environment"}
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-USUAL = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "TERM"}  # and LC_*
+USUAL = "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TEMP TMP TERM LD_LIBRARY_PATH"  # variables, beside LC_*
 
 
 class CommandTool(Tool):
@@ -71,7 +72,9 @@ class CommandTool(Tool):
 
 def environment(named: frozenset[str] = frozenset()) -> dict[str, str]:
     """The variables that a command is given: the usual ones and those named, as far as they are set. No tokens of the user's."""
-    return {name: value for name, value in os.environ.items() if name in USUAL | named or name.startswith("LC_")}
+    return {
+        name: value for name, value in os.environ.items() if name in named.union(USUAL.split()) or name.startswith("LC_")
+    }
 
 
 def _written(value: Any) -> str:
@@ -93,12 +96,14 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
     name, command, timeout = entry.get("name"), entry.get("command"), entry.get("timeout", TIMEOUT)
     description, parameters = entry.get("description", ""), entry.get("parameters", {"type": "object", "properties": {}})
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise BadRequest(f"{where}: `name` must be letters, digits and underscores, not {name!r}")
+        raise BadRequest(f"{where}: `name` must be letters, digits and underscores, not {ascii(name)[:60]}")
     where = f"{where} ({name})"
     if not isinstance(description, str):
         raise BadRequest(f"{where}: `description` must be a text")
     if not isinstance(command, list) or not command or not all(isinstance(part, str) and part for part in command):
         raise BadRequest(f"{where}: `command` must be a list of texts, the program first")
+    if len(command) > MAX_PARTS:
+        raise BadRequest(f"{where}: `command` has {len(command)} parts, more than {MAX_PARTS}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= LONGEST:
         raise BadRequest(f"{where}: `timeout` must be seconds, at most {LONGEST:g}")
     properties = parameters.get("properties", {}) if isinstance(parameters, Mapping) else None
@@ -113,12 +118,16 @@ def _tool(entry: Any, where: str, folder: Path) -> Tool:
             f"{where}: a value would become program text of {program} in {text[:60]!r}; pass it as an argument, as in "
             """[sh, -c, 'echo "$1"', sh, "{name}"], or leave out all placeholders and read JSON from stdin"""
         )
+    if not any(map(PLACEHOLDER.search, command)) and (reader := program_on_stdin(command)):
+        raise BadRequest(
+            f"{where}: {reader} would take the arguments on its stdin for a program; name a script that reads them"
+        )
     variables = entry.get("environment", [])
     if not isinstance(variables, list) or not all(isinstance(v, str) and VARIABLE.fullmatch(v) for v in variables):
         raise BadRequest(f"{where}: `environment` must be a list of names of variables, without values")
     schema = {"name": name, "description": description, "parameters": parameters}
     try:
-        json.dumps(schema)
+        json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise BadRequest(f"{where}: `parameters` must be JSON") from None
     return CommandTool(schema, command, float(timeout), folder, variables)

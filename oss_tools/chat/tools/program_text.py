@@ -6,91 +6,26 @@ a script of one's own does with its arguments is for its author to decide.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+
+from oss_tools.chat.tools.interpreters import (
+    ANYWHERE,
+    CHOOSES_A_PROGRAM,
+    EXECUTE,
+    KNOWN,
+    MODULES,
+    REACH,
+    REPLACE,
+    RUN_ANOTHER,
+    RUN_THE_NEXT,
+    STDIN,
+    Interpreter,
+)
 
 Held = Callable[[str], bool]  # whether a part of the command holds a placeholder
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    """How a program is given program text.
-
-    Attributes:
-        letters: short options before text, alone or in a group (`-c`, `-lc`, `-pe`, `-cTEXT`).
-        words: long options before text (`--eval TEXT`, `--eval=TEXT`), and words and short options that are not grouped.
-        valued: short options with a value that is no text.
-        first: what the first argument is that is no option: "script" (the name of one), "text", or "" (an argument like others).
-        rest: whether all that follows the first argument is text.
-        later: whether options may stand behind arguments.
-        behind_options: whether the text is not the value of its option, but the first argument: so in shells.
-        ends: whether all that follows the text is arguments.
-    """
-
-    letters: str = ""
-    words: tuple[str, ...] = ()
-    valued: str = ""
-    first: str = "script"
-    rest: bool = False
-    later: bool = False
-    behind_options: bool = False
-    ends: bool = False
-
-
-SHELL = Interpreter("c", ("--command", "--commands", "--init-command"), "oO", behind_options=True)
-NODE = Interpreter("eprC", ("--eval", "--print", "--import", "--require", "--loader", "--experimental-loader"))
-SPOKEN_TO = Interpreter("ecx", ("--eval", "--expr", "-eval", "--execute", "--load", "--funcall", "--batch-string"), first="")
-EVERYTHING = Interpreter(first="text", rest=True)
-USUAL = {  # looked for anywhere in a command, since any program may run them
-    "sh bash dash ash hush zsh ksh ksh93 mksh oksh pdksh yash fish csh tcsh rbash xonsh": SHELL,
-    "python pythonw pypy ipython bpython micropython jython graalpy": Interpreter("cm", valued="WX", ends=True),
-    "perl": Interpreter("eEmM", valued="I"),
-    "ruby jruby truffleruby": Interpreter("er", valued="IEC"),
-    "node nodejs bun ts-node tsx": NODE,
-    "deno": Interpreter("e", ("eval", "--eval", "run"), first=""),
-    "php": Interpreter("rBREd", ("--run", "--process-begin", "--process-code", "--process-end", "--define"), "cgStz"),
-    "lua luajit texlua": Interpreter("el"),
-    "Rscript littler": Interpreter("e", later=True),
-    "julia": Interpreter("eEL", ("--eval", "--print", "--load"), "CJpt"),
-    "osascript": Interpreter("e", valued="l", later=True),
-    "awk gawk mawk nawk original-awk goawk": Interpreter("efi", ("--source", "--file", "--include"), "vF", first="text"),
-    "sed gsed": Interpreter("ef", ("--expression", "--file"), first="text", later=True),
-    "pwsh powershell": EVERYTHING,  # see _powershell
-}
-OTHERS = {  # looked for where a command begins
-    "es rc elvish nu osh ysh": SHELL,
-    "R r electron": Interpreter("e", ("--import", "--require"), later=True),
-    "groovy scala kotlin raku swift elixir iex escript janet racket guile ghc clojure clj sbcl ecl clisp emacs": SPOKEN_TO,
-    "gnuplot octave maxima dc nc ncat": SPOKEN_TO,
-    "matlab erl": Interpreter(words=("-r", "-batch", "-eval", "-run", "-s"), first=""),
-    "tclsh wish expect m4": Interpreter("c"),
-    "cmd eval watch parallel rush tmux screen socat make gmake": EVERYTHING,
-    "ssh rsh autossh dbclient": Interpreter("oF", valued="BbcDEeIiJlLmOpQRSWw", first="", rest=True),
-    "su runuser script flock": Interpreter("cS", ("--command", "--session-command"), first="", later=True),
-    "gdb lldb": Interpreter("o", ("-ex", "--ex", "-eval-command", "--eval-command", "--one-line"), first="", later=True),
-    "vim vi nvim ex view": Interpreter("cS", ("--cmd",), first="", later=True),
-    "rsync": Interpreter("e", ("--rsh", "--rsync-path"), first="", later=True),
-    "tar gtar bsdtar": Interpreter(
-        "IF", ("--to-command", "--checkpoint-action", "--use-compress-program"), first="", later=True
-    ),
-    "git": Interpreter("c", ("--exec-path", "--config-env"), "C", first=""),
-}
-KNOWN = {name: it for table in (USUAL, OTHERS) for names, it in table.items() for name in names.split()}
-ANYWHERE = {name for names in USUAL for name in names.split()}
-AT_ONCE = "env nice nohup sudo doas setsid stdbuf time xargs npx bunx uvx exec command busybox toybox unbuffer"
-BEHIND_MORE = (
-    "timeout gtimeout ionice chrt taskset uv poetry conda mamba pipenv hatch firejail bwrap unshare nsenter chroot systemd-run "
-    "strace ltrace sshpass caffeinate arch chronic entr dbus-run-session xvfb-run faketime proot fakeroot"
-)
-RUN_THE_NEXT = frozenset(AT_ONCE.split())  # their first argument is a program
-RUN_ANOTHER = RUN_THE_NEXT | frozenset(BEHIND_MORE.split())  # one of their arguments is
-EXECUTE = ("-exec", "-execdir", "-ok", "-okdir")  # of find: a program follows
-CHOOSES_A_PROGRAM = re.compile(  # variables from which interpreters and the linker take programs
-    r"(LD|DYLD|PYTHON|PERL5?|RUBY|NODE|LUA|R|JAVA|JDK|GIT|PHP)_?\w*|(BASH_)?ENV|PATH|IFS|PS4|SHELLOPTS|BASHOPTS|PROMPT_COMMAND"
-    r"|EDITOR|VISUAL|PAGER|SHELL|_JAVA_OPTIONS"
-)
 
 
 def program_text(command: Sequence[str], held: Held) -> tuple[str, str] | None:
@@ -113,6 +48,60 @@ def program_text(command: Sequence[str], held: Held) -> tuple[str, str] | None:
         if (text := next(filter(held, found), None)) is not None:
             return name, text
     return None
+
+
+def program_on_stdin(command: Sequence[str]) -> str | None:
+    """The program of a command that would take its stdin for program text (a shell without a script); None where none does."""
+    parts, _ = _taken_apart(command)
+    for place, part in enumerate(parts):
+        name, behind = _name(part), parts[place + 1 :]
+        if place and _name(parts[0]) not in RUN_ANOTHER | REACH:
+            return None
+        if name == "xargs":
+            return _from_xargs(parts, behind)
+        if name in KNOWN and (name not in REACH or len(_arguments(KNOWN[name], behind)[0]) < 2):
+            return name if name in REACH or _reads_program(name, KNOWN[name], behind) else None
+    return None
+
+
+def _from_xargs(parts: Sequence[str], behind: list[str]) -> str | None:
+    """xargs makes words of stdin, which stand behind the command, or in it in the place of a word (-I)."""
+    options = [(place, matched[1]) for place, part in enumerate(behind) if (matched := REPLACE.match(part))]
+    if not options:
+        text = program_text([*parts, "\0"], lambda part: "\0" in part)
+    else:
+        place, word = options[0]
+        apart = not word and behind[place] == "-I"  # -I WORD
+        word = word or ("".join(behind[place + 1 : place + 2]) if apart else "{}")
+        text = program_text(["xargs", *behind[:place], *behind[place + 1 + apart :]], lambda part: word in part)
+    return text[0] if text else None
+
+
+def _reads_program(name: str, it: Interpreter, parts: Sequence[str]) -> bool:
+    """Whether an interpreter is given its program in no other way than on stdin."""
+    if name in ("parallel", "rush"):
+        return True
+    if name in ("make", "gmake"):
+        return bool({"-f-", "--file=-"} & set(parts)) or ("-f", "-") in itertools.pairwise(parts)
+    if it.first != "script":
+        return False
+    arguments, text_given = _arguments(it, parts)
+    options = parts[: len(parts) - len(arguments)]
+    if it.behind_options and any(re.fullmatch(r"-[a-z]*s[a-z]*", part) for part in options):  # sh -s
+        return True
+    return not text_given and (not arguments or arguments[0] in STDIN)
+
+
+def _arguments(it: Interpreter, parts: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """What stands behind an interpreter's options, and whether one of these gave it a program."""
+    text_given, place = False, 0
+    while place < len(parts):
+        kind, value = _option(parts[place], it)
+        if kind == "":
+            return parts[place:], text_given
+        text_given = text_given or kind == "text"
+        place += 2 if value is None and (kind == "value" or (kind == "text" and not it.behind_options)) else 1
+    return [], text_given
 
 
 def _name(part: str) -> str:
@@ -182,7 +171,7 @@ def _texts(it: Interpreter, parts: Sequence[str], held: Held, positional: bool) 
         if kind == "":  # an argument
             if (it.behind_options and text_given) or (positional and it.first and not text_given):
                 yield part
-            if it.rest:
+            if it.rest or (it.behind_options and text_given and re.search(r"\beval\b", part)):
                 yield from parts[place:]
             if not it.later:
                 return
@@ -199,6 +188,8 @@ def _texts(it: Interpreter, parts: Sequence[str], held: Held, positional: bool) 
                 yield value
                 text_given = True
                 if it.ends:
+                    if value in MODULES:
+                        yield from parts[place:]
                     return
             elif kind == "value" and held(part.partition("=")[0]) and part.startswith("--"):
                 yield part

@@ -2,18 +2,21 @@
 
 Oniguruma, which carries them out, tries every way to match. How many there are grows beyond all bounds where a repetition, or a
 choice, stands within a repetition, and something behind it may fail: `(a+)+$`. It grows as a power of the text's length where
-several repetitions stand before what may fail: `a*a*a*$`. Published tokenizers have neither: what they repeat in a repetition
-stands at the end, where nothing fails (`(?:\\p{L}\\p{M}*)+`), and no more than one repetition comes before what may fail.
+several repetitions stand before what may fail: `a*a*a*$`. Many choices in a row are a repetition spelled out: `a?a?a?…b`.
+Published tokenizers have none of these: what they repeat in a repetition stands at the end, where nothing fails
+(`(?:\\p{L}\\p{M}*)+`), and no more than one repetition comes before what may fail.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
 MAX_DEPTH = 32  # of groups in groups
 MANY = 16  # times: a repetition that may go on for more counts as one without end
 MOST = 1  # repetitions before what may fail
+BITS = 16  # the logarithm of the number of ways in which choices before what may fail can be made
 MAX_LENGTH = 1 << 15  # characters; the longest published ones have some 5,000
 COUNT = re.compile(r"\{(\d{0,9})(?:(,)(\d{0,9}))?\}")
 UNBOUNDED = 1 << 30
@@ -44,6 +47,14 @@ class Atom:
     def inner_varies(self) -> bool:
         return not self.contained and (len(self.branches) > 1 or any(atom.varies for b in self.branches for atom in b))
 
+    @property
+    def bits(self) -> float:
+        """The logarithm of the number of ways in which it may match, endless repetitions left out."""
+        if self.contained:
+            return 0.0
+        inner = math.log2(len(self.branches)) + max(sum(a.bits for a in b) for b in self.branches) if self.branches else 0.0
+        return math.log2(min(self.most - self.least, MANY) + 1) + min(self.most, MANY) * inner
+
 
 def fault_of(expression: str) -> str | None:
     """What is wrong with an expression; None if it ends soon, or is none at all (as the library then says)."""
@@ -54,7 +65,7 @@ def fault_of(expression: str) -> str | None:
     except _Unread as error:
         return str(error) or None
     try:
-        _check(branches, repetitions=0, times=1, tail=True)
+        _check(branches, Before(), times=1, tail=True)
     except _Endless as error:
         return str(error)
     return None
@@ -68,30 +79,41 @@ class _Unread(Exception):
     """With words: refused; without: no regular expression."""
 
 
-def _check(branches: list[list[Atom]], repetitions: int, times: int, tail: bool) -> int:
+@dataclass(frozen=True)
+class Before:
+    """What comes before a place in an expression: endless repetitions, and choices as bits."""
+
+    repetitions: int = 0
+    bits: float = 0.0
+
+
+def _check(branches: list[list[Atom]], outside: Before, times: int, tail: bool) -> int:
     """Raises _Endless; returns how many repetitions there are up to the end, at most.
 
-    `repetitions`: those before; `times`: how often the whole may come; `tail`: whether nothing that may fail is behind it.
+    `times`: how often the whole may come; `tail`: whether nothing that may fail is behind it.
     """
-    highest = repetitions
+    highest = outside.repetitions
     for branch in branches:
-        before = repetitions
+        repetitions, bits = outside.repetitions, outside.bits
         final = max((place for place, atom in enumerate(branch) if atom.may_fail), default=-1)
         for place, atom in enumerate(branch):
             last = tail and place >= final
-            if atom.may_fail and before > MOST:
+            if atom.may_fail and repetitions > MOST:
                 raise _Endless(f"more than {MOST} repetition before what may fail, as in a*a*b")
-            all_times = times * atom.most
+            if atom.may_fail and bits > BITS:
+                raise _Endless("very many choices before what may fail, as in a?a?a?b")
+            all_times = min(times * atom.most, UNBOUNDED)
             if atom.inner_varies and all_times > MANY and not last:
                 raise _Endless("a repetition or a choice within a repetition before what may fail, as in (a+)+b")
             if atom.contained:
-                _check(atom.branches, 0, 1, tail=True)
+                _check(atom.branches, Before(), 1, tail=True)
             elif atom.branches:
-                inner = _check(atom.branches, before if atom.may_fail else 0, min(all_times, UNBOUNDED), last)
-                before = max(before, inner)
+                inside = Before(repetitions, bits) if atom.may_fail else Before()
+                repetitions = max(repetitions, _check(atom.branches, inside, all_times, last))
+            bits += atom.bits
             if atom.most - atom.least > MANY:
-                before += 1
-        highest = max(highest, before)
+                repetitions += 1
+        highest = max(highest, repetitions)
     return highest
 
 
@@ -190,6 +212,7 @@ class _Parser:
 
     def _repeated(self, atom: Atom) -> Atom:
         """The atom with the repetitions behind it, one of a repetition as a group around it."""
+        around = 0
         while self._at < len(self._text):
             letter = self._text[self._at]
             count = COUNT.match(self._text, self._at)
@@ -205,6 +228,9 @@ class _Parser:
             kept = letter != "{" and self._text.startswith("+", self._at)  # possessive
             self._at += kept or self._text.startswith("?", self._at)
             if (atom.least, atom.most) != (1, 1):
+                around += 1
+                if around > MAX_DEPTH:
+                    raise _Unread("repetitions of repetitions")
                 atom = Atom([[atom]])
             atom.least, atom.most = least, most
             if kept:
