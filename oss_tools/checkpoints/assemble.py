@@ -8,7 +8,7 @@ a weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def assemble(
         del raw[name]
     layouts: dict[str, Layout] = {}
     used: dict[str, str] = {}
-    declared = Declared(_declares_groups(config), _declares_blocks(config))
+    declared = _declared(config)
     for tensor in raw.values():
         if 0 in tensor.shape:
             raise BadCheckpoint(f"{where}: tensor {tensor.name} is empty: shape {list(tensor.shape)}; {EMPTY}")
@@ -184,28 +184,19 @@ def _blocks(tensor: RawTensor, scale: RawTensor, where: str) -> Layout:
     return Layout(layout.tensor, (*layout.pieces, piece))
 
 
-def _declares_blocks(config: Mapping[str, Any]) -> bool:
-    """Whether compressed-tensors' weights have a scale for each block of rows and columns, by the configuration."""
-    return any(weights.get("strategy") == "block" for weights in _declared_weights(config))
-
-
-def _declares_groups(config: Mapping[str, Any]) -> bool:
-    """Whether all int8 weights are in groups, by the configuration: it decides where a row is just one group long."""
+def _declared(config: Mapping[str, Any]) -> Declared:
     quantization = config.get("quantization_config")
-    if isinstance(quantization, dict) and quantization.get("quant_method") == "oss-tools":
+    if not isinstance(quantization, dict):
+        return Declared(in_groups=False, in_blocks=False)
+    if quantization.get("quant_method") == "oss-tools":
         kinds = quantization.get("formats")
-        return isinstance(kinds, dict) and "int8" not in kinds
-    strategies = [weights.get("strategy") for weights in _declared_weights(config) if weights.get("num_bits") == 8]
-    return bool(strategies) and all(strategy == "group" for strategy in strategies)
-
-
-def _declared_weights(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """How compressed-tensors' groups of layers have their weights."""
-    quantization = config.get("quantization_config")
-    groups = quantization.get("config_groups") if isinstance(quantization, dict) else None
-    for group in groups.values() if isinstance(groups, dict) else ():
-        if isinstance(group, dict) and isinstance(group.get("weights"), dict):
-            yield group["weights"]
+        return Declared(in_groups=isinstance(kinds, dict) and "int8" not in kinds, in_blocks=False)
+    groups = quantization.get("config_groups")
+    listed = list(groups.values()) if isinstance(groups, dict) else []
+    weights = [w for g in listed if isinstance(g, dict) and isinstance(w := g.get("weights"), dict)]
+    int8 = [w.get("strategy") for w in weights if w.get("num_bits") == 8]
+    in_groups = bool(int8) and all(strategy == "group" for strategy in int8)
+    return Declared(in_groups, in_blocks=any(w.get("strategy") == "block" for w in weights))
 
 
 def _layout(name: str, kind: str, shape: tuple[int, ...], *planes: tuple[str, RawTensor]) -> Layout:

@@ -118,11 +118,11 @@ def _not_understood(name: str, known: dict[str, Published]) -> str:
     guess = f"; did you mean {near}?" if near else ""
     if OLLAMA.fullmatch(name):
         return (
-            f"{shown(name)!r} is a name of Ollama's, whose registry is not read{guess or '; name the repository, owner/name'} "
+            f"'{shown(name)}' is a name of Ollama's, whose registry is not read{guess or '; name the repository, owner/name'} "
             f"(`ollama show {name.removeprefix('ollama://')} --modelfile` says in FROM where Ollama keeps the file: its path "
             "is a MODEL here)"
         )
-    return f"{shown(name)!r} is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}{guess}"
+    return f"'{shown(name)}' is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}{guess}"
 
 
 def near_names(name: str, known: list[str]) -> str:

@@ -35,7 +35,7 @@ from oss_tools.models import open_checkpoint
         ("qwen3-30b-a3b", 30_532_122_624, 61_064_245_248),
         ("qwen3-235b-a22b", 235_093_634_560, 470_187_269_120),
         ("deepseek-v2-lite", 15_706_484_224, 31_412_968_448),
-        ("deepseek-r1", 671_026_419_200, 1_342_052_838_400),  # published in FP8, and with a layer more
+        ("deepseek-r1", 671_026_419_200, 673_150_582_112),  # FP8; 688,574,839,360 with the layer of multi-token prediction
         ("gpt2", 124_439_808, 248_879_616),  # published in F32
         ("gpt2-xl", 1_557_611_200, 3_115_222_400),
         ("llama-2-7b", 6_738_415_616, 13_476_831_232),

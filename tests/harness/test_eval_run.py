@@ -170,7 +170,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_llama: Path, tmp_path:
         assert done.stdout == ""
     (tmp_path / "file").touch()
     done = oss_tools("eval", tiny_llama, option, "math", "--dry-run", "--output", tmp_path / "file" / "x", status=2)
-    assert f"--output {tmp_path}/file/x: {tmp_path}/file is a file, not a folder" in done.stderr
+    assert f"{tmp_path}/file/x: {tmp_path}/file is a file, not a folder" in done.stderr
 
 
 def test_a_part_of_a_set_is_told_and_a_missing_one_left_out(tiny_llama: Path, tmp_path: Path) -> None:
