@@ -28,7 +28,7 @@ def check_endpoint(url: str) -> None:
     """Raises BadSource unless it is the address of a hub."""
     parts = split(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise BadSource(f"{shown(url)!r} is no hub's address (HF_ENDPOINT, --endpoint); it is like https://huggingface.co")
+        raise BadSource(f"'{shown(url)}' is no hub's address (HF_ENDPOINT, --endpoint); it is like https://huggingface.co")
     check_address(url)
 
 
@@ -45,7 +45,7 @@ def joined(base: str, target: str) -> str:
     try:
         return urljoin(base, target)
     except ValueError:
-        raise BadSource(f"{shown(base)}: redirects to what is no address: {shown(target)!r}") from None
+        raise BadSource(f"{shown(base)}: redirects to what is no address: '{shown(target)}'") from None
 
 
 def same_origin(a: str, b: str) -> bool:

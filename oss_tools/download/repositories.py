@@ -80,6 +80,6 @@ def _next_query(link: str, where: str) -> str:
     query = found[1].partition("?")[2].partition("#")[0]
     if not query or not query.isascii() or not query.isprintable() or " " in query:
         raise BadSource(
-            f"{where}: the hub's listing goes on at {shown(found[1])!r}, which is no page of it; nothing is fetched"
+            f"{where}: the hub's listing goes on at '{shown(found[1])}', which is no page of it; nothing is fetched"
         )
     return query

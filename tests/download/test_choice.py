@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from hub_server import Hub
 
 from oss_tools.download.names import understand
@@ -14,6 +13,7 @@ from oss_tools.download.select import choose
 from oss_tools.download.transfer import RemoteFile
 from oss_tools.errors import BadSource
 from oss_tools.models import open_checkpoint
+from tests.download.conftest import Run
 
 
 def offer(*paths: str, size: int = 5000) -> list[RemoteFile]:

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from hub_server import COMMIT, Content, Fault, Hub
+
+from tests.download.conftest import Run
 
 REPO = "openai/gpt-oss-20b"
 

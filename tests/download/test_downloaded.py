@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from hub_server import COMMIT, Hub
 
 from oss_tools.download.contents import opened, snapshot
 from oss_tools.download.layout import name_of
 from oss_tools.errors import BadSource
+from tests.download.conftest import Run
 
 REPO = "someone/tiny-llama"
 FETCH = "import sys; from huggingface_hub import snapshot_download as s; s(sys.argv[1], allow_patterns=sys.argv[2:] or None)"

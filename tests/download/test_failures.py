@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from hub_server import Fault, Hub
 
 from oss_tools.download import failures
@@ -17,6 +16,7 @@ from oss_tools.download.places import Cache, Folder
 from oss_tools.download.transfer import RemoteFile
 from oss_tools.download.web import Web, retry_after
 from oss_tools.errors import BadRequest, BadSource, Unreachable
+from tests.download.conftest import Run
 
 REPO = "someone/model"
 

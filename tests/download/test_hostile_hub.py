@@ -14,7 +14,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from conftest import Run
 from hub_server import COMMIT, LARGE, Content, Fault, Handler, Hub
 
 from oss_tools.download import bodies, failures, headers, library, repositories, transfer, web
@@ -24,6 +23,7 @@ from oss_tools.download.repositories import MAX_FILES
 from oss_tools.download.sources import Source, look_up
 from oss_tools.download.web import MAX_DOCUMENT, Web, retry_after
 from oss_tools.errors import BadCheckpoint, BadSource, OssToolsError, Unreachable
+from tests.download.conftest import Run
 
 REPO = "someone/model"
 TOKEN = "hf_secret"

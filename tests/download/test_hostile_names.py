@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
 from hub_server import COMMIT, Fault, Hub
 
 from oss_tools.download import manifest
@@ -18,6 +17,7 @@ from oss_tools.download.places import Cache, Folder
 from oss_tools.download.select import choose
 from oss_tools.download.transfer import Partial, RemoteFile
 from oss_tools.errors import BadRequest, BadSource
+from tests.download.conftest import Run
 
 REPO = "someone/model"
 CONFIG, TENSORS = "config.json", "model.safetensors"
