@@ -91,7 +91,7 @@ def test_the_same_bits_in_any_pieces(
 
 
 def assert_formats_are_used_as_they_are(config: dict[str, Any], container: str, recipe: Recipe) -> None:
-    """To float32's rounding with float32 activations, and nearly with others."""
+    """To float32's rounding with float32 activations, and nearly with others, unless rounding may choose another expert."""
     tokens = np.random.default_rng(0).integers(0, config["vocab_size"], 30).tolist()
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint(config, Path(folder) / ("model.gguf" if container == "gguf" else "model"), recipe, container)
@@ -102,7 +102,8 @@ def assert_formats_are_used_as_they_are(config: dict[str, Any], container: str, 
     wanted, exact, rounded = logits.values()
     largest = np.abs(wanted).max()
     assert np.abs(exact - wanted).max() <= TOLERANCE * largest
-    assert np.abs(rounded - wanted).mean() <= 0.1 * largest
+    if config.get("num_experts_per_tok") == config.get("num_local_experts"):
+        assert np.abs(rounded - wanted).mean() <= 0.1 * largest
 
 
 @FEW
