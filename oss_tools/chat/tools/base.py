@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import selectors
-import signal
-import subprocess
-import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 MAX_OUTPUT = 4000  # characters of a tool's answer
@@ -99,68 +92,3 @@ class Ended:
     status: int
     output: str
     timed_out: bool
-
-
-def run_program(
-    command: Sequence[str],
-    given: str = "",
-    *,
-    timeout: float,
-    limit: int = MAX_OUTPUT,
-    folder: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Ended:
-    """Runs a program, without a shell, in a session of its own, of which nothing survives its end.
-
-    Args:
-        given: its stdin.
-        timeout: seconds after which it is killed.
-        limit: characters of stdout and stderr that are kept; a program that writes much more is killed.
-
-    Raises OSError if it cannot be started.
-    """
-    with tempfile.TemporaryFile() as stdin:
-        stdin.write(given.encode("utf-8", "replace"))
-        stdin.seek(0)
-        with subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env=None if environment is None else dict(environment),
-            start_new_session=True,
-        ) as process:
-            try:
-                output, timed_out = _read(process, time.monotonic() + timeout, 4 * limit + READ_BYTES)
-            finally:
-                _kill_session(process)
-    return Ended(process.returncode, shortened(output.decode("utf-8", "replace").strip(), limit), timed_out)
-
-
-def _read(process: subprocess.Popen[bytes], deadline: float, limit: int) -> tuple[bytes, bool]:
-    """The output up to `limit` bytes, and whether the deadline passed before the program ended."""
-    assert process.stdout
-    output = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while len(output) < limit:
-            left = deadline - time.monotonic()
-            if left <= 0 or not selector.select(left):
-                return bytes(output), True
-            part = os.read(process.stdout.fileno(), READ_BYTES)
-            if not part:
-                break
-            output += part
-    try:
-        process.wait(max(deadline - time.monotonic(), 0.01) if len(output) < limit else 0)
-    except subprocess.TimeoutExpired:
-        return bytes(output), len(output) < limit
-    return bytes(output), False
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # all of it has ended; macOS says so in its own way
-        process.kill()
