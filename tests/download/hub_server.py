@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+POLL = 0.02  # seconds in which a server notes that it is to end
 LARGE = 4096  # bytes from which a file is in LFS, and so on the CDN
 
 
@@ -301,7 +302,7 @@ def serving() -> Iterator[Hub]:
         handler = type("Bound", (Handler,), {"hub": hub, "name": name})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(POLL,), daemon=True).start()
         servers.append(server)
     hub.url, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
     try:

@@ -146,7 +146,7 @@ def serving(grader: ScriptedGrader) -> Iterator[ScriptedGrader]:
             """Clients break off, or are killed."""
 
     server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     grader.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:

@@ -57,7 +57,7 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Server
             """Clients break off."""
 
     running = Quiet(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
     server.url = f"http://127.0.0.1:{running.server_port}/v1"
     try:
         yield server
