@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 from oss_tools.escapes import json_text
 
+LEFTOVER = re.compile(r"\.oss-tools-([0-9]{1,10})-[0-9a-f]{8}")  # of replace_file: its process, and a number
 MAX_NAME = 255  # bytes of a file's name
 MAX_JSON = 128 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
@@ -228,6 +230,24 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
         raise
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes what `replace_file` left in a folder when its process was killed."""
+    for file in folder.glob(".oss-tools-*"):
+        found = LEFTOVER.fullmatch(file.name)
+        if found and not _is_running(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def is_stream(path: Path) -> bool:

@@ -9,7 +9,7 @@ import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from oss_tools.checkpoints.files import replace_file
+from oss_tools.checkpoints.files import clear_leftovers, replace_file
 from oss_tools.download.layout import HIDDEN, SNAPSHOTS, cached_repository
 from oss_tools.download.transfer import Job, RemoteFile
 from oss_tools.errors import BadRequest, NoRoom
@@ -113,6 +113,7 @@ class Folder(Place):
         """Nothing: the final place is under `root`."""
 
     def finish(self) -> None:
+        clear_leftovers(self.root)
         with contextlib.suppress(OSError):  # another download's incomplete files keep it
             self._hidden.rmdir()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from oss_tools.checkpoints.files import check_folder, check_place, read_json, read_text, replace_file
+from oss_tools.checkpoints.files import check_folder, check_place, clear_leftovers, read_json, read_text, replace_file
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 
 
@@ -173,3 +173,13 @@ def test_the_copy_of_a_private_file_is_private_before_it_is_in_place(
     (tmp_path / "secret").touch(0o600)
     replace_file(tmp_path / "secret", "x")
     assert seen == ["0o600"]
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    kept = {f".oss-tools-{os.getpid()}-0123abcd", ".oss-tools-download", f".oss-tools-{ended.pid}-notes", "a"}
+    for name in (*kept, f".oss-tools-{ended.pid}-0123abcd", f".oss-tools-{'9' * 10}-0123abcd"):
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == kept

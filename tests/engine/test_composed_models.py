@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from drawn import parts
 from oss_tools.engine.backend import Options
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.numba_backend import NumbaBackend
-from oss_tools.errors import BadRequest, Unsupported
-from oss_tools.models.operations import Heads, Latent, Router
+from oss_tools.errors import BadRequest
+from oss_tools.models.operations import Heads, Latent
 
 FEW = settings(deadline=None, max_examples=12)
 MANY = settings(deadline=None, max_examples=100)
@@ -130,37 +129,6 @@ def test_a_table_of_positions_shorter_than_the_context_is_refused() -> None:
     checkpoint.entries["places.weight"] = replace(entry, spec=replace(entry.spec, shape=(CONTEXT - 1, 16)))
     with pytest.raises(BadRequest, match=f"has {CONTEXT - 1} positions; the context has {CONTEXT}"):
         Engine.load(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("model", "lacking"),
-    [
-        (Parts(64, 32, 50, 1, Latent(0, 2, 16, 16, 16, 32), pairs=8), "latent attention"),
-        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16)), "learned positions"),
-        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, head_norms=True), "normalization of heads"),
-        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=4), "rotation of a part of a head"),
-        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, layer_norms=True), "layer normalization"),
-        (Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, mlp="gelu"), "GELU"),
-        (
-            Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, mlp="experts", router=Router(4, 2)),
-            "experts with this activation",
-        ),
-        (
-            Parts(64, 32, 50, 1, Heads(0, 2, 2, 16), pairs=8, mlp="experts", router=Router(4, 2, "sigmoid")),
-            "this model's choice of experts",
-        ),
-    ],
-)
-def test_a_gpu_refuses_what_it_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch, model: Parts, lacking: str) -> None:
-    pytest.importorskip("numba_cuda")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
-    from emulated_device import EmulatedDevice
-
-    from oss_tools.engine import cuda_backend
-
-    monkeypatch.setattr(cuda_backend, "open_device", EmulatedDevice)
-    with pytest.raises(Unsupported, match=f"the CUDA backend has no .*{lacking}.* yet: use --device cpu"):
-        Engine.load(InMemory(Composed(model)), backend="cuda")
 
 
 @pytest.mark.slow
