@@ -24,8 +24,10 @@ from numba_kernels.cuda.elements import (
     write_f32,
 )
 from numba_kernels.cuda.intrinsics import (
+    let_next_begin,
     load_fresh,
     shuffle_xor,
+    wait_for_launch_before,
     warp_barrier,
     warp_max,
     warp_sum,
@@ -251,6 +253,8 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     sums = cuda.shared.array(HEAD_SIZE, types.float32, 16)
     last = cuda.shared.array(1, types.int32, 16)
     thread, kv, split = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
+    wait_for_launch_before()
+    let_next_begin()
     position = np.int64(state[0])
     first: Any = max(position - WINDOW + 1, 0) if WINDOW else 0
     first_page, pages = first // PAGE, position // PAGE - first // PAGE + 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.intrinsics import prefetch
+from numba_kernels.cuda.intrinsics import let_next_begin, wait_for_launch_before
 from numba_kernels.cuda.matvec import row_constants, silu
 from numba_kernels.cuda.seam import (
     FLOAT,
@@ -29,17 +29,20 @@ from numba_kernels.cuda.vectors import RESERVED
 
 WARPS = 8
 FORMAT = KIND = ""  # in the kernel's name
-COLUMNS = WORDS_PER_ROW = 0
+COLUMNS = 0
 X_SIZE = S_SIZE = QUADS = 1
 X_TYPE: Any = None
 SCALES: Any = None
-GAIN: Any = None
 FILL: Any = None
+PREPARE: Any = None
+ASK_FOR_WEIGHT: Any = None
+ASK_FOR_ROWS: Any = None
 PAIR: Any = None
 CHOOSE: Any = None
 CHOICE = ""  # in the kernel's name
 HELD = GROUPS = 1  # of the shared arrays that the choice needs
-NORM = BIAS = GATE = 0
+NORM = BIAS = GATE = ALIGNED = 0
+MOST = 4096  # bytes of its first rows that a warp asks for
 TOP = 1
 EXPERTS = 1
 SLOTS = 1  # vectors in shared memory at once
@@ -71,21 +74,22 @@ def route(  # type: ignore[no-untyped-def]
     last = cuda.shared.array(1, types.int32, 16)
     thread, token = cuda.threadIdx.x, cuda.blockIdx.y
     at, first = token * stride, token * EXPERTS
-    gain = ONE
-    if NORM:
-        gain = GAIN(source, at, epsilon, sums)
-    FILL(source, at, gain, weight, 0, x, x_scales)
+    row = 2 * (cuda.blockIdx.x * WARPS + thread // WARP)
+    if row < EXPERTS:
+        ASK_FOR_ROWS(codes, scales, row, min(EXPERTS - row, 2), MOST, thread % WARP)
+    ASK_FOR_WEIGHT(weight)
+    wait_for_launch_before()
+    let_next_begin()
+    gain = PREPARE(source, at, weight, epsilon, x, x_scales, sums)
     if cuda.blockIdx.x == 0:
         for i in range(thread, COLUMNS, WARPS * WARP):
             normed[at + i] = source[at + i] * gain * weight[i] if NORM else source[at + i]
-    cuda.syncthreads()
-    row = 2 * (cuda.blockIdx.x * WARPS + thread // WARP)
     while row < EXPERTS:
         other = min(row + 1, EXPERTS - 1)
         a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
         if thread % WARP == 0:
-            logits[first + row] = a + bias[row] if BIAS else a
-            logits[first + other] = b + bias[other] if BIAS else b
+            logits[first + row] = a * gain + bias[row] if BIAS else a * gain
+            logits[first + other] = b * gain + bias[other] if BIAS else b * gain
         row += 2 * cuda.gridDim.x * WARPS
     cuda.threadfence()
     cuda.syncthreads()
@@ -104,10 +108,10 @@ def route(  # type: ignore[no-untyped-def]
             counter[token] = 0
 
 
-def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps: int = 8) -> Kernel:
-    """The kernel for a router of this shape [experts, columns]. Raises NoKernel if so many experts do not fit into shared
-    memory beside the vector."""
-    rows = row_constants(shape, norm, warps)
+def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps: int = 8, aligned: bool = True) -> Kernel:
+    """The kernel for a router of this shape [experts, columns]; aligned: whether vectors begin at multiples of four values.
+    Raises NoKernel if so many experts do not fit into shared memory beside the vector."""
+    rows = row_constants(shape, norm, warps, aligned=aligned)
     scales = rows["S_SIZE"] if shape.quantized else 0
     words = rows["X_SIZE"] + scales + RESERVED + choice.top + 2 * choice.held + choice.groups
     require_shared(4 * words, f"{choice.experts} experts and vectors of {shape.columns} values")
@@ -135,10 +139,11 @@ def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
     lane, pair = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
+    wait_for_launch_before()
+    let_next_begin()
     if pair < TOP * inner:
-        row = 2 * (ids[pair // inner] * inner + pair % inner) + (lane >> 4)
-        prefetch(codes, row * WORDS_PER_ROW + min(32 * (lane & 15), WORDS_PER_ROW - 1))
-    FILL(source, 0, ONE, source, 0, x, x_scales)
+        ASK_FOR_ROWS(codes, scales, 2 * (ids[pair // inner] * inner + pair % inner), 2, MOST, lane)
+    FILL(source, 0, 0, 1, source, x, x_scales)
     cuda.syncthreads()
     while pair < TOP * inner:
         slot, i = pair // inner, pair % inner
@@ -161,18 +166,19 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
     lane, first = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
+    wait_for_launch_before()
+    let_next_begin()
     if first < rows:
-        row = ids[min(lane >> 3, TOP - 1)] * rows + first
-        prefetch(codes, row * WORDS_PER_ROW + min(32 * (lane & 7), WORDS_PER_ROW - 1))
+        for k in range(TOP):
+            ASK_FOR_ROWS(codes, scales, ids[k] * rows + first, 1, MOST, lane)
     for held in range(0, TOP, SLOTS):
-        cuda.syncthreads()  # the vectors before are done with
-        for slot in range(SLOTS):
-            if held + slot < TOP:
-                FILL(source, (held + slot) * stride, ONE, source, slot * QUADS, x, x_scales)
+        if held > 0:
+            cuda.syncthreads()  # the vectors before are done with
+        FILL(source, held * stride, stride, min(TOP - held, SLOTS), source, x, x_scales)
         cuda.syncthreads()
         n = first
         while n < rows:
-            total = np.float32(0)
+            total = out[n]
             for slot in range(0, SLOTS, 2):
                 if held + slot < TOP:
                     k, other = held + slot, min(held + slot + 1, TOP - 1)
@@ -185,7 +191,7 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
                     if other > k:
                         total += shares[other] * b
             if lane == 0:
-                out[n] += total
+                out[n] = total
             n += cuda.gridDim.x * WARPS
 
 

@@ -53,7 +53,11 @@ class OneToken(AttentionRecorder):
         if shape.layout.is_float and not norm and finish in (STORE, ADD) and not fits_shared(shape, norm):
             self._products(stack, 1, x, 0, out, 0, add=finish == ADD)
             return
-        kernel = self._kernel(matvec_kernel(shape, norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS))
+        kernel = self._kernel(
+            matvec_kernel(
+                shape, norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS, aligned=x.start % 4 == 0
+            )
+        )
         bias = x.array if stack.bias is None else stack.bias
         blocks = self._blocks(-(-stack.rows // 2), kernel)
         arguments = (stack.codes, stack.scales, bias, x.view, weight, epsilon, stack.rows, out.view)

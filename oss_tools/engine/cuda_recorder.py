@@ -194,7 +194,14 @@ class Recorder(Operations[Value]):
             router.groups, router.groups_chosen, {"top2": 2, "max": 1}[router.group_score],
         )  # fmt: skip
         kernel = self._kernel(
-            route_kernel(self.model.shape(stack), choice, norm=norm, bias=stack.bias is not None, warps=WARPS)
+            route_kernel(
+                self.model.shape(stack),
+                choice,
+                norm=norm,
+                bias=stack.bias is not None,
+                warps=WARPS,
+                aligned=not (source.start % 4 or source.stride % 4),
+            )
         )
         logits, normed = self._floats("router", stack.rows), self._floats("normed", stack.columns)
         ids, shares = self._ints("ids", self.tokens * chosen), self._floats("shares", chosen).array
