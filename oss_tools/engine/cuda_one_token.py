@@ -19,7 +19,7 @@ from oss_tools.engine.cuda_values import WARPS, Floats, Pending, Routing, Value
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
 
-SPLITS = 2 if SIMULATED else 32  # blocks, at most, among which a head's positions are divided
+SPLITS = 2 if SIMULATED else 64  # blocks, at most, among which a head's positions are divided
 
 
 def splits(shape: Attention) -> int:
