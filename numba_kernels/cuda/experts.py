@@ -55,6 +55,7 @@ MEET_EIGHT: Any = None
 STORE_EIGHT: Any = None
 LOGITS: Any = None
 CHUNKS = WORDS_PER_ROW = EACH = 1
+RESIDENT = 3  # blocks of a multiprocessor
 SUMS = 1  # 3 · WARPS
 SPREAD = 0  # whether a block has two rows of the router, rather than a warp
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -251,7 +252,15 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
         }
         numbers_of = {"WARPS": warps, "COLUMNS": shape.columns, "EACH": each(shape, warps)}
         logits = device(logits_by_blocks, **numbers, **numbers_of, **functions)
-        rows = {"WARPS": warps, "SCALES": rows["SCALES"], "ALIGNED": 1, "X_TYPE": types.float32, "X_SIZE": 4, "S_SIZE": 4}
+        rows = {
+            "WARPS": warps,
+            "SCALES": rows["SCALES"],
+            "ALIGNED": 1,
+            "X_TYPE": types.float32,
+            "X_SIZE": 4,
+            "S_SIZE": 4,
+            "RESIDENT": 3,
+        }
         spread = 1
     else:
         names_of = ("PAIR", "PREPARE", "ASK_FOR_ROWS", "ASK_FOR_WEIGHT", "WARPS")
@@ -368,4 +377,7 @@ def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel
     slots = top + top % 2 if shape.quantized and shape.quads * top <= 2048 else 2
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads}
-    return down.bind(**constants, **row_constants(shape, False, warps, slots))
+    rows = row_constants(shape, False, warps, slots)
+    if shape.layout.is_float:
+        rows["RESIDENT"] = 2
+    return down.bind(**constants, **rows)

@@ -39,6 +39,7 @@ ASK_FOR_WEIGHT: Any = None
 ASK_FOR_ROWS: Any = None
 PAIR: Any = None
 NORM = BIAS = ALIGNED = 0
+RESIDENT = 3  # blocks of a multiprocessor
 SCALED = 0  # whether rows have scales
 AHEAD = 16384  # bytes of its first rows that a warp asks for at most, if it has no others
 AHEAD_OF_MANY = 4096  # and if it has
@@ -167,6 +168,7 @@ def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *
     return {
         **vectors.constants(shape, norm, warps, vectors_held, aligned=aligned),
         "WARPS": warps,
+        "RESIDENT": 2 if layout.bits == 8 or (shape.quantized and norm) else 3,
         "SCALES": BYTES if layout.scale == "e8m0" else HALVES,
         "PAIR": device(pair_sums, **rows),
         "ASK_FOR_ROWS": device(ask_for_rows, **asked, SCALED=int(not layout.is_float)),

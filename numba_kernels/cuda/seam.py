@@ -162,9 +162,18 @@ class Kernel:
         signature = types.void(*self.parameters)
         with _pretended(architecture):
             text, _ = cuda.compile(self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx")
+        text = self._bounded(str(text))
         if architecture < DEPENDENT:
-            return re.sub(r"^.*(griddepcontrol|cp\.async\.bulk\.prefetch)\..*\n", "", str(text), flags=re.M)
-        return str(text)
+            return re.sub(r"^.*(griddepcontrol|cp\.async\.bulk\.prefetch)\..*\n", "", text, flags=re.M)
+        return text
+
+    def _bounded(self, text: str) -> str:
+        """With RESIDENT, the assembler is told the threads of a block, and the blocks that a multiprocessor is to hold: it may
+        use the registers that this leaves, to have more loads under way. Else it counts with blocks of 1024 threads."""
+        if "RESIDENT" not in self.constants:
+            return text
+        bounds = f")\n.maxntid {self.threads}, 1, 1\n.minnctapersm {self.constants['RESIDENT']}\n"
+        return re.sub(r"^\)\n", bounds, text, count=1, flags=re.M)
 
     @cached_property
     def compiled(self) -> Any:
