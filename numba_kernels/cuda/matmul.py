@@ -38,6 +38,7 @@ from numba_kernels.cuda.intrinsics import (
     multiply_pairs,
     pack_bf16,
     stream_words,
+    wait_for_launch_before,
 )
 from numba_kernels.cuda.matvec import gelu, no_scale, scale_of_chunk, silu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
@@ -185,6 +186,7 @@ def matmul(  # type: ignore[no-untyped-def]
     of x. out_stride in elements of what is written.
     """
     held = cuda.shared.array(X_SIZE, types.uint32, 16)
+    wait_for_launch_before()
     thread, tile = cuda.threadIdx.x, cuda.blockIdx.x
     warp, g, t = thread // WARP, thread % WARP // 4, thread % 4
     matrix, first, count = 0, tile * TOKENS, min(total - tile * TOKENS, TOKENS)

@@ -171,7 +171,7 @@ class Kernel:
         with _pretended(architecture):
             text, _ = cuda.compile(self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx")
         if architecture < DEPENDENT:
-            return re.sub(r"^.*griddepcontrol\..*\n", "", str(text), flags=re.M)
+            return re.sub(r"^.*(griddepcontrol|cp\.async\.bulk\.prefetch)\..*\n", "", str(text), flags=re.M)
         return str(text)
 
     @cached_property
