@@ -150,6 +150,12 @@ class Kernel:
         """Threads of a block."""
         return WARP * int(self.constants.get("WARPS", self.function.__globals__.get("WARPS", 1)))
 
+    @property
+    def _bounds(self) -> tuple[int, int] | None:
+        """Threads of a block, and how many blocks are to share a multiprocessor: the assembler takes no more registers."""
+        resident = self.constants.get("RESIDENT")
+        return (self.threads, int(resident)) if resident else None
+
     @cached_property
     def _specialized(self) -> Any:
         return specialize(self.function, self.name, **self.constants)
@@ -158,7 +164,10 @@ class Kernel:
         """The PTX for a compute capability. Needs no device."""
         signature = types.void(*self.parameters)
         with _pretended(architecture):
-            text, _ = cuda.compile(self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx")
+            text, _ = cuda.compile(
+                self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx",
+                launch_bounds=self._bounds,
+            )  # fmt: skip
         return str(text)
 
     @cached_property
@@ -167,7 +176,7 @@ class Kernel:
         if SIMULATED:
             return cuda.jit(self._specialized)
         # Without link-time optimization, what runs is the PTX that the tests look at.
-        return cuda.jit(types.void(*self.parameters), cache=True, lto=False)(self._specialized)
+        return cuda.jit(types.void(*self.parameters), cache=True, lto=False, launch_bounds=self._bounds)(self._specialized)
 
     @cached_property
     def resident(self) -> int:
