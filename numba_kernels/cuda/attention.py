@@ -24,8 +24,14 @@ from numba_kernels.cuda.elements import (
     write_f32,
 )
 from numba_kernels.cuda.intrinsics import (
-    load_fresh,
+    let_next_begin,
+    load_floats,
+    load_words,
+    prefetch_span,
     shuffle_xor,
+    store_floats,
+    store_words,
+    wait_for_launch_before,
     warp_barrier,
     warp_max,
     warp_sum,
@@ -34,6 +40,7 @@ from numba_kernels.cuda.seam import (
     FLOAT,
     FLOATS,
     INTS,
+    SHARED,
     WARP,
     WORDS,
     Kernel,
@@ -63,6 +70,10 @@ VALUE_WORDS = SIZE // 2
 PAGE_WORDS = 2 * KV * PAGE * SIZE // 2
 HEAD_SIZE = 1  # of the query heads that share one: HEADS · SIZE
 WEIGHTS = STATS = 1  # HEADS · PAGE, 3 · HEADS
+PART = 1  # of what a block leaves: sums, then two numbers of each head
+STAGED = 0  # whether values pass through shared memory, of which a page takes HELD words, CHUNKS times four for each thread
+HELD = CHUNKS = 1
+EIGHTS = 1
 TURNED = 1
 STORES = 1
 KEY_STEP = VALUES_AT = 1  # words from a head's keys to the next head's, and to its values
@@ -72,6 +83,7 @@ WRITE: Any = None
 TURN: Any = None
 ZERO, ONE = np.float32(0), np.float32(1)
 LOWEST = np.float32(-math.inf)
+NOTHING = np.uint32(0)
 
 
 @dataclass(frozen=True)
@@ -156,42 +168,85 @@ def store(qkv, cos, sin, cache, words, kv, position):  # type: ignore[no-untyped
         WRITE(cache, values, i, qkv[value + 2 * i], qkv[value + 2 * i + 1])
 
 
+def meet(k, queries, q):  # type: ignore[no-untyped-def]
+    """Eight values of a key · a query."""
+    x, y = load_floats(queries, q), load_floats(queries, q + 4)
+    low = k[0] * x[0] + k[1] * x[1] + k[2] * x[2] + k[3] * x[3]
+    return low + (k[4] * y[0] + k[5] * y[1] + k[6] * y[2] + k[7] * y[3])
+
+
+def meet_all(k0, k1, k2, k3, queries, q):  # type: ignore[no-untyped-def]
+    """What a thread has of a key · a query, in every thread that shares the key."""
+    total = MEET(k0, queries, q)
+    if EIGHTS > 1:
+        total += MEET(k1, queries, q + 8)
+    if EIGHTS > 2:
+        total += MEET(k2, queries, q + 16)
+    if EIGHTS > 3:
+        total += MEET(k3, queries, q + 24)
+    for step in range(LANES_LOG):
+        total += shuffle_xor(total, 1 << step)
+    return total
+
+
 def scores(cache, keys, base, first, position, queries, weights):  # type: ignore[no-untyped-def]
-    """weights[g · PAGE + slot] = query g · key, −∞ where a position is not seen; LANES threads share a key."""
+    """weights[g · PAGE + slot] = query g · key, −∞ where a position is not seen; LANES threads share a key, of which each holds
+    EIGHTS · 8 values in registers while all heads meet them, two at a time."""
     slot, part = cuda.threadIdx.x // LANES, cuda.threadIdx.x % LANES
     at = keys + slot * VALUE_WORDS + part * WIDTH * VALUE_WORDS // SIZE
     seen = first <= base + slot <= position
-    for g in range(HEADS):
-        total = ZERO
-        for i in range(0, WIDTH, 8):
-            k = EIGHT(cache, at + i * VALUE_WORDS // SIZE)
-            q = g * SIZE + part * WIDTH + i
-            for j in range(8):
-                total += k[j] * queries[q + j]
-        for step in range(LANES_LOG):
-            total += shuffle_xor(total, 1 << step)
-        if part == 0:
-            weights[g * PAGE + slot] = total if seen else LOWEST
+    for i in range(0, WIDTH, 8 * EIGHTS):
+        k0 = EIGHT(cache, at + i * VALUE_WORDS // SIZE)
+        k1, k2, k3 = k0, k0, k0
+        if EIGHTS > 1:
+            k1 = EIGHT(cache, at + (i + 8) * VALUE_WORDS // SIZE)
+        if EIGHTS > 2:
+            k2 = EIGHT(cache, at + (i + 16) * VALUE_WORDS // SIZE)
+        if EIGHTS > 3:
+            k3 = EIGHT(cache, at + (i + 24) * VALUE_WORDS // SIZE)
+        for g in range(0, HEADS, 2):
+            h = min(g + 1, HEADS - 1)
+            a = MEET_ALL(k0, k1, k2, k3, queries, g * SIZE + part * WIDTH + i)
+            b = MEET_ALL(k0, k1, k2, k3, queries, h * SIZE + part * WIDTH + i) if HEADS > 1 else a
+            if part == 0:
+                if i > 0:
+                    a += weights[g * PAGE + slot]
+                    b += weights[h * PAGE + slot]
+                weights[g * PAGE + slot] = a if seen else LOWEST
+                if h > g:
+                    weights[h * PAGE + slot] = b if seen else LOWEST
 
 
 def soften(weights, stats):  # type: ignore[no-untyped-def]
-    """From a page's scores to weights beside the largest score so far; a warp has a head. stats [HEADS, 3] are the largest, the
-    sum of weights, and the factor for what was summed before."""
+    """From a page's scores to weights beside the largest score so far; a warp has a head, or two at a time. stats [HEADS, 3] are
+    the largest, the sum of weights, and the factor for what was summed before."""
     lane = cuda.threadIdx.x % WARP
-    for g in range(cuda.threadIdx.x // WARP, HEADS, WARPS):
+    for g in range(cuda.threadIdx.x // WARP, HEADS, 2 * WARPS):
+        h = g + WARPS if g + WARPS < HEADS else g
         a, b = weights[g * PAGE + lane], weights[g * PAGE + WARP + lane]
-        before = stats[3 * g]
-        top = max(warp_max(max(a, b)), before)
+        c, d = weights[h * PAGE + lane], weights[h * PAGE + WARP + lane]
+        before, h_before = stats[3 * g], stats[3 * h]
+        total_before, h_total_before = stats[3 * g + 1], stats[3 * h + 1]
+        top, h_top = max(a, b), max(c, d)
+        for mask in (16, 8, 4, 2, 1):
+            top, h_top = max(top, shuffle_xor(top, mask)), max(h_top, shuffle_xor(h_top, mask))
+        top, h_top = max(top, before), max(h_top, h_before)
         a, b = np.float32(math.exp(a - top)), np.float32(math.exp(b - top))
-        total = warp_sum(a + b)
+        c, d = np.float32(math.exp(c - h_top)), np.float32(math.exp(d - h_top))
+        total, h_total = a + b, c + d
+        for mask in (16, 8, 4, 2, 1):
+            total, h_total = total + shuffle_xor(total, mask), h_total + shuffle_xor(h_total, mask)
         weights[g * PAGE + lane] = a
         weights[g * PAGE + WARP + lane] = b
+        if h > g:
+            weights[h * PAGE + lane] = c
+            weights[h * PAGE + WARP + lane] = d
         warp_barrier()  # every lane has read stats
         if lane == 0:
-            factor = np.float32(math.exp(before - top))
-            stats[3 * g] = top
-            stats[3 * g + 1] = stats[3 * g + 1] * factor + total
-            stats[3 * g + 2] = factor
+            factor, h_factor = np.float32(math.exp(before - top)), np.float32(math.exp(h_before - h_top))
+            stats[3 * g], stats[3 * g + 1], stats[3 * g + 2] = top, total_before * factor + total, factor
+            if h > g:
+                stats[3 * h], stats[3 * h + 1], stats[3 * h + 2] = h_top, h_total_before * h_factor + h_total, h_factor
 
 
 def gather(cache, values, low, high, weights, stats, sums):  # type: ignore[no-untyped-def]
@@ -211,29 +266,90 @@ def gather(cache, values, low, high, weights, stats, sums):  # type: ignore[no-u
         sums[4 * quad], sums[4 * quad + 1], sums[4 * quad + 2], sums[4 * quad + 3] = a, b, c, e
 
 
-def finish(kv, active, partial, sinks, out):  # type: ignore[no-untyped-def]
-    """out of the heads of `kv`, from the parts [active, HEADS · (SIZE + 2)] that begin at partial's own place."""
-    for i in range(cuda.threadIdx.x, HEAD_SIZE, WARPS * WARP):
-        g = i // SIZE
-        first = kv * SPLITS * (HEAD_SIZE + 2 * HEADS)
-        top = sinks[kv * HEADS + g] if SINKS else LOWEST
-        for s in range(active):
-            top = max(top, load_fresh(partial, first + s * (HEAD_SIZE + 2 * HEADS) + HEAD_SIZE + 2 * g))
-        total = np.float32(math.exp(sinks[kv * HEADS + g] - top)) if SINKS else ZERO
-        value = ZERO
-        for s in range(active):
-            at = first + s * (HEAD_SIZE + 2 * HEADS)
-            factor = np.float32(math.exp(load_fresh(partial, at + HEAD_SIZE + 2 * g) - top))
-            total += factor * load_fresh(partial, at + HEAD_SIZE + 2 * g + 1)
-            value += factor * load_fresh(partial, at + i)
-        out[kv * HEAD_SIZE + i] = value / total
+def chunk_of_values(cache, values, low, high, r):  # type: ignore[no-untyped-def]
+    """The thread's r-th four words of a page's values; zeros of slots that are not seen."""
+    c = r * WARPS * WARP + cuda.threadIdx.x
+    if low <= c // (VALUE_WORDS // 4) < high:
+        return load_words(cache, values + 4 * c)
+    return NOTHING, NOTHING, NOTHING, NOTHING
+
+
+def keep_values(held, chunk, r):  # type: ignore[no-untyped-def]
+    store_words(held, 4 * (r * WARPS * WARP + cuda.threadIdx.x), chunk[0], chunk[1], chunk[2], chunk[3])
+
+
+def gather_held(held, weights, stats, sums):  # type: ignore[no-untyped-def]
+    """The same as `gather` for a page's values in shared memory."""
+    for quad in range(cuda.threadIdx.x, HEAD_SIZE // 4, WARPS * WARP):
+        g = quad // (SIZE // 4)
+        at, factor = 4 * (quad % (SIZE // 4)) * VALUE_WORDS // SIZE, stats[3 * g + 2]
+        before = load_floats(sums, 4 * quad)
+        a, b, c, e = before[0] * factor, before[1] * factor, before[2] * factor, before[3] * factor
+        for slot in range(0, PAGE, 4):
+            w = load_floats(weights, g * PAGE + slot)
+            for i in range(4):
+                v = FOUR(held, at + (slot + i) * VALUE_WORDS)
+                a += w[i] * v[0]
+                b += w[i] * v[1]
+                c += w[i] * v[2]
+                e += w[i] * v[3]
+        store_floats(sums, 4 * quad, a, b, c, e)
+
+
+def finish(kv, active, partial, sinks, factors, out):  # type: ignore[no-untyped-def]
+    """out of the heads of `kv`, from `active` parts [PART] that begin at partial's own place; factors [HEADS, PAGE] is shared."""
+    lane, first = cuda.threadIdx.x % WARP, kv * SPLITS * PART
+    for g in range(cuda.threadIdx.x // WARP, HEADS, WARPS):
+        stats = first + HEAD_SIZE + 2 * g
+        low_at, high_at = stats + lane * PART, stats + (lane + WARP) * PART
+        low = high = LOWEST
+        low_total = high_total = ZERO
+        if lane < active:
+            low, low_total = partial[low_at], partial[low_at + 1]
+        if lane + WARP < active:
+            high, high_total = partial[high_at], partial[high_at + 1]
+        top = warp_max(max(low, high))
+        if SINKS:
+            top = max(top, sinks[kv * HEADS + g])
+        low, high = np.float32(math.exp(low - top)), np.float32(math.exp(high - top))
+        total = warp_sum(low * low_total + high * high_total)
+        if SINKS:
+            total += np.float32(math.exp(sinks[kv * HEADS + g] - top))
+        factors[g * PAGE + lane], factors[g * PAGE + WARP + lane] = low / total, high / total
+    cuda.syncthreads()
+    for quad in range(cuda.threadIdx.x, HEAD_SIZE // 4, WARPS * WARP):
+        row, at = quad // (SIZE // 4) * PAGE, first + 4 * quad
+        a = b = c = e = ZERO
+        for s in range(0, active, 8):  # loads first, so that they are under way together; factors beyond the last are 0
+            v0, v1 = load_floats(partial, at + s * PART), load_floats(partial, at + min(s + 1, active - 1) * PART)
+            v2 = load_floats(partial, at + min(s + 2, active - 1) * PART)
+            v3 = load_floats(partial, at + min(s + 3, active - 1) * PART)
+            v4 = load_floats(partial, at + min(s + 4, active - 1) * PART)
+            v5 = load_floats(partial, at + min(s + 5, active - 1) * PART)
+            v6 = load_floats(partial, at + min(s + 6, active - 1) * PART)
+            v7 = load_floats(partial, at + min(s + 7, active - 1) * PART)
+            f, h = load_floats(factors, row + s), load_floats(factors, row + s + 4)
+            a += f[0] * v0[0] + f[1] * v1[0] + f[2] * v2[0] + f[3] * v3[0]
+            b += f[0] * v0[1] + f[1] * v1[1] + f[2] * v2[1] + f[3] * v3[1]
+            c += f[0] * v0[2] + f[1] * v1[2] + f[2] * v2[2] + f[3] * v3[2]
+            e += f[0] * v0[3] + f[1] * v1[3] + f[2] * v2[3] + f[3] * v3[3]
+            a += h[0] * v4[0] + h[1] * v5[0] + h[2] * v6[0] + h[3] * v7[0]
+            b += h[0] * v4[1] + h[1] * v5[1] + h[2] * v6[1] + h[3] * v7[1]
+            c += h[0] * v4[2] + h[1] * v5[2] + h[2] * v6[2] + h[3] * v7[2]
+            e += h[0] * v4[3] + h[1] * v5[3] + h[2] * v6[3] + h[3] * v7[3]
+        store_floats(out, kv * HEAD_SIZE + 4 * quad, a, b, c, e)
 
 
 LANES_LOG = 1
 STORE: Any = None
 SCORES: Any = None
 SOFTEN: Any = None
+MEET: Any = None
+MEET_ALL: Any = None
 GATHER: Any = None
+GATHER_HELD: Any = None
+CHUNK_OF_VALUES: Any = None
+KEEP_VALUES: Any = None
 FINISH: Any = None
 
 
@@ -243,14 +359,17 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     TURNED is rotated already; what does not STORE has been stored.
 
     A grid of (KV, SPLITS). qkv [(KV · HEADS + 2 · KV) · SIZE]; cos, sin [context, SIZE / 2]; table [RING] page numbers; state[0]
-    the position; partial [KV, SPLITS, HEADS · (SIZE + 2)]; counters [KV] are 0 before and after.
+    the position; partial [KV, SPLITS, PART]; counters [KV] are 0 before and after.
     """
     queries = cuda.shared.array(HEAD_SIZE, types.float32, 16)
     weights = cuda.shared.array(WEIGHTS, types.float32, 16)
     stats = cuda.shared.array(STATS, types.float32, 16)
     sums = cuda.shared.array(HEAD_SIZE, types.float32, 16)
+    held = cuda.shared.array(HELD, types.uint32, 16)
     last = cuda.shared.array(1, types.int32, 16)
     thread, kv, split = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
+    wait_for_launch_before()
+    let_next_begin()
     position = np.int64(state[0])
     first: Any = max(position - WINDOW + 1, 0) if WINDOW else 0
     first_page, pages = first // PAGE, position // PAGE - first // PAGE + 1
@@ -259,26 +378,70 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     if split >= active:
         return
     start, stop = first_page + split * each, first_page + min((split + 1) * each, pages)
-    for i in range(thread, HEAD_SIZE, WARPS * WARP):
-        g, d = i // SIZE, i % SIZE
-        queries[i] = TURN(qkv, (kv * HEADS + g) * SIZE, d, HALF, cos, sin, position * HALF) * scale
-        sums[i] = ZERO
+    for i in range(thread, HEAD_SIZE, 4 * WARPS * WARP):
+        j, k, m = i + WARPS * WARP, i + 2 * WARPS * WARP, i + 3 * WARPS * WARP
+        at, angle = kv * HEAD_SIZE, position * HALF
+        a = TURN(qkv, at + i // SIZE * SIZE, i % SIZE, HALF, cos, sin, angle)
+        b = c = e = a
+        if j < HEAD_SIZE:
+            b = TURN(qkv, at + j // SIZE * SIZE, j % SIZE, HALF, cos, sin, angle)
+        if k < HEAD_SIZE:
+            c = TURN(qkv, at + k // SIZE * SIZE, k % SIZE, HALF, cos, sin, angle)
+        if m < HEAD_SIZE:
+            e = TURN(qkv, at + m // SIZE * SIZE, m % SIZE, HALF, cos, sin, angle)
+        queries[i], sums[i] = a * scale, ZERO
+        if j < HEAD_SIZE:
+            queries[j], sums[j] = b * scale, ZERO
+        if k < HEAD_SIZE:
+            queries[k], sums[k] = c * scale, ZERO
+        if m < HEAD_SIZE:
+            queries[m], sums[m] = e * scale, ZERO
     for i in range(thread, HEADS, WARPS * WARP):
         stats[3 * i], stats[3 * i + 1], stats[3 * i + 2] = LOWEST, ZERO, ONE
     if STORES and stop == first_page + pages:
         STORE(qkv, cos, sin, cache, np.int64(table[position // PAGE % RING]) * PAGE_WORDS, kv, position)
+    number = table[start % RING]
     cuda.syncthreads()
     for page in range(start, stop):
-        words = np.int64(table[page % RING]) * PAGE_WORDS
+        words = np.int64(number) * PAGE_WORDS
         keys = words + kv * KEY_STEP
-        SCORES(cache, keys, page * PAGE, first, position, queries, weights)
+        low, high = max(first - page * PAGE, 0), min(position - page * PAGE + 1, PAGE)
+        number = table[min(page + 1, stop - 1) % RING]
+        if STAGED:  # values are on their way while keys are met
+            v0 = CHUNK_OF_VALUES(cache, keys + VALUES_AT, low, high, 0)
+            v1, v2, v3 = v0, v0, v0
+            if CHUNKS > 1:
+                v1 = CHUNK_OF_VALUES(cache, keys + VALUES_AT, low, high, 1)
+            if CHUNKS > 2:
+                v2 = CHUNK_OF_VALUES(cache, keys + VALUES_AT, low, high, 2)
+            if CHUNKS > 3:
+                v3 = CHUNK_OF_VALUES(cache, keys + VALUES_AT, low, high, 3)
+            SCORES(cache, keys, page * PAGE, first, position, queries, weights)
+            KEEP_VALUES(held, v0, 0)
+            if CHUNKS > 1:
+                KEEP_VALUES(held, v1, 1)
+            if CHUNKS > 2:
+                KEEP_VALUES(held, v2, 2)
+            if CHUNKS > 3:
+                KEEP_VALUES(held, v3, 3)
+            for r in range(4, CHUNKS):
+                KEEP_VALUES(held, CHUNK_OF_VALUES(cache, keys + VALUES_AT, low, high, r), r)
+        else:
+            SCORES(cache, keys, page * PAGE, first, position, queries, weights)
+        if page + 1 < stop and thread == 0:
+            after = np.int64(number) * PAGE_WORDS + kv * KEY_STEP
+            prefetch_span(cache, after, np.uint32(4 * PAGE * VALUE_WORDS))
+            if STORES:
+                prefetch_span(cache, after + VALUES_AT, np.uint32(4 * PAGE * VALUE_WORDS))
         cuda.syncthreads()
         SOFTEN(weights, stats)
         cuda.syncthreads()
-        low, high = max(first - page * PAGE, 0), min(position - page * PAGE + 1, PAGE)
-        GATHER(cache, keys + VALUES_AT, low, high, weights, stats, sums)
+        if STAGED:
+            GATHER_HELD(held, weights, stats, sums)
+        else:
+            GATHER(cache, keys + VALUES_AT, low, high, weights, stats, sums)
         cuda.syncthreads()
-    at = (kv * SPLITS + split) * (HEAD_SIZE + 2 * HEADS)
+    at = (kv * SPLITS + split) * PART
     for i in range(thread, HEAD_SIZE, WARPS * WARP):
         partial[at + i] = sums[i]
     for i in range(thread, HEADS, WARPS * WARP):
@@ -292,7 +455,7 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     cuda.syncthreads()
     if last[0] == active - 1:
         cuda.threadfence()
-        FINISH(kv, active, partial, sinks, out)
+        FINISH(kv, active, partial, sinks, weights, out)
         if thread == 0:
             counters[kv] = 0
 
@@ -302,9 +465,15 @@ def attend_constants(shape: Attention, splits: int, warps: int) -> dict[str, Any
     lanes = WARP * warps // PAGE
     if lanes * PAGE != WARP * warps or shape.size // lanes % 8:
         raise NoKernel(f"{warps} warps do not divide a page of heads of {shape.size} values")
+    if splits > PAGE:
+        raise NoKernel(f"positions cannot be divided among {splits} blocks")
+    eights = next(n for n in (4, 3, 2, 1) if shape.size // lanes // 8 % n == 0)
+    group, page = shape.queries // shape.keys, PAGE * shape.value_words
+    staged = attend_shared(group, shape.size) + 4 * page <= SHARED
     numbers = {
         **shape.constants(), "WARPS": warps, "SPLITS": splits, "LANES": lanes, "LANES_LOG": lanes.bit_length() - 1,
-        "WIDTH": shape.size // lanes,
+        "WIDTH": shape.size // lanes, "EIGHTS": eights, "STAGED": int(staged), "HELD": page if staged else 4,
+        "CHUNKS": page // (4 * WARP * warps), "PART": part_size(group, shape.size),
     }  # fmt: skip
     is_bf16 = shape.element == "bf16"
     functions = {
@@ -313,7 +482,10 @@ def attend_constants(shape: Attention, splits: int, warps: int) -> dict[str, Any
         "WRITE": write_bf16 if is_bf16 else write_f32,
         "TURN": shape.turn,
     }
-    made = {f.__name__.upper(): device(f, **numbers, **functions) for f in (store, scores, soften, gather, finish)}
+    functions["MEET"] = device(meet)
+    functions["MEET_ALL"] = device(meet_all, **numbers, MEET=functions["MEET"])
+    kinds = (store, scores, soften, gather, gather_held, chunk_of_values, keep_values, finish)
+    made = {f.__name__.upper(): device(f, **numbers, **functions) for f in kinds}
     return {**numbers, "TURN": shape.turn, **made}
 
 
@@ -332,6 +504,11 @@ def attend_shared(group: int, size: int) -> int:
     return 4 * (2 * group * size + group * (PAGE + 3) + 1)
 
 
+def part_size(group: int, size: int) -> int:
+    """float32 that a block leaves: a multiple of four."""
+    return group * size + -(-2 * group // 4) * 4
+
+
 def partial_size(shape: Attention, splits: int) -> int:
     """float32 that `attend` needs for its parts."""
-    return shape.keys * splits * (shape.queries // shape.keys) * (shape.size + 2)
+    return shape.keys * splits * part_size(shape.queries // shape.keys, shape.size)

@@ -66,7 +66,7 @@ def one_token() -> Iterator[Example]:
         heads = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
         yield Example(
-            f"attention {element}, window {window}", attend_kernel(heads, 3 if window else 32), (wide, "atom.global.add.u32")
+            f"attention {element}, window {window}", attend_kernel(heads, 3 if window else 64), (wide, "atom.global.add.u32")
         )
     for format in ("bf16", "q8_0", "mxfp4"):
         yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
@@ -119,7 +119,7 @@ def other_families() -> Iterator[Example]:
     yield Example("GPT-2 positions", embed_kernel("f32", 768, add=True))
     yield Example("GPT-2 norm", layer_norm_kernel(1600))
     heads = Attention(12, 12, 64, None, 16, "bf16", turned=False)
-    yield Example("GPT-2 attention", attend_kernel(heads, 32), ("ld.global.v4.u32", "atom.global.add.u32"))
+    yield Example("GPT-2 attention", attend_kernel(heads, 64), ("ld.global.v4.u32", "atom.global.add.u32"))
     yield Example("GPT-2 store of many tokens", store_many_kernel(heads))
     yield Example("gated shared expert", add_rows_kernel(3584, gated=True, add=True))
     turn = turn_heads_kernel(32, 4, 128, norms=(True, True), pairs=64, interleaved=False)
@@ -129,7 +129,7 @@ def other_families() -> Iterator[Example]:
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
         store = store_latents_kernel(latents, 512, 64, nope, pairs=32, interleaved=True, norm=True)
         yield Example(f"DeepSeek latents, {what}", store)
-        yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 32), (wide, "atom.global.add.u32"))
+        yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 64), (wide, "atom.global.add.u32"))
         yield Example(
             f"DeepSeek queries to latents, {what}", products_kernel(element, queries, 512, nope, aligned=True), (WIDE,)
         )

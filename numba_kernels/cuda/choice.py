@@ -17,7 +17,6 @@ SLICES = 1  # of EXPERTS by lanes
 SIGMOID = RENORMALIZED = CORRECTED = 0
 GROUPS = GROUPS_CHOSEN = GROUP_BEST = 1
 GROUP_SIZE = 1
-READ: Any = None
 PICK: Any = None
 ZERO, ONE = np.float32(0), np.float32(1)
 LOWEST = np.float32(-math.inf)
@@ -60,15 +59,15 @@ class Choice:
     @property
     def held(self) -> int:
         """Scores in shared memory."""
-        return 1 if self.is_plain else self.experts
+        return self.experts
 
     def function(self) -> Any:
         """The device function."""
         slices = -(-self.experts // WARP)
         sizes = {"EXPERTS": self.experts, "TOP": self.top, "SLICES": slices}
-        picker = device(pick, **sizes, READ=load_fresh if self.is_plain else held_value)
+        picker = device(pick, **sizes)
         if self.is_plain:
-            return device(choose_by_logit, TOP=self.top, PICK=picker)
+            return device(choose_by_logit, **sizes, PICK=picker)
         return device(
             choose_by_score, **sizes, SIGMOID=int(self.sigmoid), RENORMALIZED=int(self.renormalized),
             CORRECTED=int(self.corrected), GROUPS=self.groups, GROUPS_CHOSEN=self.groups_chosen,
@@ -76,13 +75,8 @@ class Choice:
         )  # fmt: skip
 
 
-@device
-def held_value(values: Any, i: Any) -> Any:
-    return values[i]
-
-
-def pick(values, first, chosen):  # type: ignore[no-untyped-def]
-    """The largest of EXPERTS values from `first` on that is not among those chosen, the lower number of equals; by one warp."""
+def pick(values, chosen):  # type: ignore[no-untyped-def]
+    """The largest of EXPERTS values that is not among those chosen, the lower number of equals; by one warp."""
     best, number = LOWEST, EXPERTS
     for i in range(SLICES):
         expert = i * WARP + cuda.threadIdx.x % WARP
@@ -90,7 +84,7 @@ def pick(values, first, chosen):  # type: ignore[no-untyped-def]
             taken = False
             for k in range(TOP):
                 taken = taken or chosen[k] == expert
-            value = READ(values, first + expert)
+            value = values[expert]
             if not taken and (number == EXPERTS or value > best):
                 best, number = value, expert
     for mask in (16, 8, 4, 2, 1):
@@ -103,23 +97,27 @@ def pick(values, first, chosen):  # type: ignore[no-untyped-def]
 def choose_by_logit(  # type: ignore[no-untyped-def]
     logits, first, correction, scores, merits, groups, chosen, share_scale, share_epsilon, ids, shares, at
 ):
-    """The TOP largest logits from `first` on and the softmax of them, times share_scale; written from `at` on."""
-    total, top = ZERO, ZERO
+    """The TOP largest logits from `first` on and the softmax of them, times share_scale; written from `at` on. scores and merits
+    [EXPERTS] are shared: the logits, and the numerators of what is written."""
+    lane, total, top = cuda.threadIdx.x % WARP, ZERO, ZERO
+    for i in range(SLICES):
+        if i * WARP + lane < EXPERTS:
+            scores[i * WARP + lane] = load_fresh(logits, first + i * WARP + lane)
+    warp_barrier()
     for k in range(TOP):
-        value, number = PICK(logits, first, chosen)
+        value, number = PICK(scores, chosen)
         if k == 0:
             top = value
         share = np.float32(math.exp(value - top))
         total += share
         warp_barrier()
-        if cuda.threadIdx.x == 0:
+        if lane == 0:
             chosen[k] = number
-            ids[at + k] = number
-            shares[at + k] = share
+            merits[k] = share
         warp_barrier()
-    if cuda.threadIdx.x == 0:
-        for k in range(TOP):
-            shares[at + k] = shares[at + k] / total * share_scale
+    for k in range(lane, TOP, WARP):
+        ids[at + k] = chosen[k]
+        shares[at + k] = merits[k] / total * share_scale
 
 
 def choose_by_score(  # type: ignore[no-untyped-def]
@@ -173,7 +171,7 @@ def choose_by_score(  # type: ignore[no-untyped-def]
                     merits[expert] = LOWEST
         warp_barrier()
     for k in range(TOP):
-        _, number = PICK(merits, 0, chosen)
+        _, number = PICK(merits, chosen)
         warp_barrier()
         if cuda.threadIdx.x == 0:
             chosen[k] = number

@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.intrinsics import warp_barrier, warp_sum
+from numba_kernels.cuda.intrinsics import (
+    let_next_begin,
+    wait_for_launch_before,
+    warp_barrier,
+    warp_sum,
+)
 from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, Kernel, cuda, kernel
 
 WARPS = 4
@@ -29,6 +34,8 @@ def turn_heads(x, stride, weights, epsilon, cos, sin, positions):  # type: ignor
     lane, head = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
     if head >= HEADS:
         return
+    wait_for_launch_before()
+    let_next_begin()
     token = cuda.blockIdx.y
     at = token * stride + head * SIZE
     if NORM_QUERIES or NORM_KEYS:

@@ -14,6 +14,7 @@ U32, I32, U16, F32 = types.uint32, types.int32, types.uint16, types.float32
 FOUR_WORDS, FOUR_FLOATS = types.UniTuple(U32, 4), types.UniTuple(F32, 4)
 REGISTER = {U32: "r", I32: "r", U16: "h", F32: "f"}
 ALL = 0xFFFFFFFF  # threads of a warp
+PREFETCH_SPAN = "cp.async.bulk.prefetch.L2.global [$0], $1;"
 PACK_BF16 = "cvt.rn.bf16x2.f32 $0, $2, $1;"
 MULTIPLY_TILES = (
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
@@ -21,16 +22,17 @@ MULTIPLY_TILES = (
 
 
 def _instruction(
-    assembly: str, result: Any, *parameters: Any, asm_result: Any = None, convergent: bool = False, effect: bool = False
+    assembly: str, result: Any, *parameters: Any, convergent: bool = False, effect: bool = False, memory: bool = False
 ) -> Any:
     """An intrinsic that is one inline PTX instruction on registers: $0… are the results, then the parameters.
 
     A pure one may be moved, merged and dropped by the compiler; one with an `effect` may not; a `convergent` one stays where
-    all threads of a warp meet.
+    all threads of a warp meet. No access to memory is moved over one that concerns `memory`.
     """
     many = isinstance(result, types.BaseTuple)
     results = tuple(result) if many else (() if result == types.none else (result,))
-    constraints = ",".join(["=" + REGISTER[t] for t in results] + [REGISTER[t] for t in parameters])
+    clobbered = ["~{memory}"] if memory else []
+    constraints = ",".join(["=" + REGISTER[t] for t in results] + [REGISTER[t] for t in parameters] + clobbered)
 
     def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
         kinds = [context.get_value_type(t) for t in results]
@@ -88,6 +90,21 @@ def _pointer_instruction(assembly: str, result: Any, effect: bool) -> Any:
     return intrinsic(typing)
 
 
+def _prefetch_span() -> Any:
+    """An intrinsic (array, index, bytes): both multiples of 16 bytes."""
+
+    def typing(typing_context: Any, array: Any, index: Any, size: Any) -> Any:
+        def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            address = b.ptrtoint(_address(context, b, array, *args[:2]), ir.IntType(64))
+            kind = ir.FunctionType(ir.VoidType(), [address.type, args[2].type])
+            b.call(ir.InlineAsm(kind, PREFETCH_SPAN, "l,r", side_effect=True), [address, args[2]])
+            return context.get_dummy_value()
+
+        return types.none(array, types.int64, U32), lower
+
+    return intrinsic(typing)
+
+
 def _vector_load(result: Any) -> Any:
     """An intrinsic (array, index) -> several elements, one load from whatever memory the array is in."""
 
@@ -121,22 +138,23 @@ def _volatile_load() -> Any:
     return intrinsic(typing)
 
 
-def _vector_store() -> Any:
+def _vector_store(element: Any) -> Any:
     def typing(typing_context: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            word = ir.IntType(32)
-            four = ir.Constant(ir.VectorType(word, 4), ir.Undefined)
+            four = ir.Constant(ir.VectorType(context.get_value_type(element), 4), ir.Undefined)
             for i, value in enumerate(args[2:]):
-                four = builder.insert_element(four, value, word(i))
+                four = builder.insert_element(four, value, ir.IntType(32)(i))
             address = _address(context, builder, array, args[0], args[1])
             builder.store(four, builder.bitcast(address, four.type.as_pointer())).align = 16
             return context.get_dummy_value()
 
-        return types.none(array, types.int64, U32, U32, U32, U32), lower
+        return types.none(array, types.int64, element, element, element, element), lower
 
     return intrinsic(typing)
 
 
+wait_for_launch_before = _instruction("griddepcontrol.wait;", types.none, effect=True, memory=True)
+let_next_begin = _instruction("griddepcontrol.launch_dependents;", types.none, effect=True, memory=True)
 dp4a = _instruction("dp4a.s32.s32 $0, $1, $2, $3;", I32, U32, U32, I32)
 byte_permute = _instruction("prmt.b32 $0, $1, $2, $3;", U32, U32, U32, U32)
 bits_as_float = _bitcast(F32, U32)
@@ -148,9 +166,11 @@ multiply_pairs = _instruction("fma.rn.bf16x2 $0, $1, $2, $3;", U32, U32, U32, U3
 power_of_two = _instruction("ex2.approx.ftz.f32 $0, $1;", F32, F32)
 round_to_int = _instruction("cvt.rni.s32.f32 $0, $1;", I32, F32)
 stream_words = _pointer_instruction("ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=False)
-load_words, load_floats, store_words = _vector_load(FOUR_WORDS), _vector_load(FOUR_FLOATS), _vector_store()
+load_words, load_floats = _vector_load(FOUR_WORDS), _vector_load(FOUR_FLOATS)
+store_words, store_floats = _vector_store(U32), _vector_store(F32)
 load_pair = _vector_load(types.UniTuple(U32, 2))
 load_fresh = _volatile_load()
+prefetch_span = _prefetch_span()
 prefetch = _pointer_instruction("prefetch.global.L2 [$0];", types.none, effect=True)
 multiply_tiles = _instruction(
     MULTIPLY_TILES, FOUR_FLOATS, U32, U32, U32, U32, U32, U32, F32, F32, F32, F32, convergent=True,

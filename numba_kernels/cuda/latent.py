@@ -20,6 +20,7 @@ from numba_kernels.cuda.attention import (
     attend_shared,
 )
 from numba_kernels.cuda.elements import write_bf16, write_f32
+from numba_kernels.cuda.intrinsics import let_next_begin, wait_for_launch_before
 from numba_kernels.cuda.seam import (
     FLOAT,
     FLOATS,
@@ -107,6 +108,8 @@ def store_latents(  # type: ignore[no-untyped-def]
     cos, sin [context, PAIRS]; tables [sequences, RING]; positions, sequences [tokens].
     """
     sums = cuda.shared.array(WARPS, types.float32, 16)
+    wait_for_launch_before()
+    let_next_begin()
     thread, token = cuda.threadIdx.x, cuda.blockIdx.x
     at, gain = token * latent_stride, ONE
     if NORM:
@@ -153,6 +156,8 @@ def attend_latents(absorbed, scale, cache, tables, positions, sequences, out):  
     weights = cuda.shared.array(WEIGHTS, types.float32, 16)
     stats = cuda.shared.array(STATS, types.float32, 16)
     sums = cuda.shared.array(HEAD_SIZE, types.float32, 16)
+    wait_for_launch_before()
+    let_next_begin()
     thread, token = cuda.threadIdx.x, cuda.blockIdx.y
     position, table = np.int64(positions[token]), np.int64(sequences[token]) * RING
     at = (token * KV + cuda.blockIdx.x) * HEAD_SIZE

@@ -27,6 +27,7 @@ from numba_kernels.cuda.intrinsics import (
     multiply_pairs,
     pack_bf16,
     stream_words,
+    wait_for_launch_before,
     warp_barrier,
 )
 from numba_kernels.cuda.matvec import gelu, silu
@@ -326,6 +327,7 @@ def matmul(  # type: ignore[no-untyped-def]
     held = cuda.shared.array(X_SIZE, types.uint32, 16)
     starts = cuda.shared.array(NUMBERS, types.int32, 16)  # of the tokens in x, and the tile: kept out of registers
     tile = cuda.blockIdx.x
+    wait_for_launch_before()
     matrix, first, count = 0, tile * TOKENS, min(total - tile * TOKENS, TOKENS)
     if GROUPED:
         if tile >= tile_count[0]:

@@ -1,7 +1,8 @@
 """Matrix × vector, at the speed of the memory that the matrix lies in: every byte of it is read once, 16 at a time.
 
-A warp takes two rows at a time; blocks stay and go on to further rows. The vector is normalized and quantized by every
-block for itself, while the first rows are on their way to the second cache.
+A warp takes two rows at a time; blocks stay and go on to further rows. The first are asked for, into the second cache, while the
+launch before still runs. Every block puts the vector into shared memory, quantized, for itself; the factor that normalizes it
+meets the sums.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import numpy as np
 
 from numba_kernels.cuda import vectors
 from numba_kernels.cuda.blocks import Shape
-from numba_kernels.cuda.intrinsics import prefetch, stream_words, warp_sum
+from numba_kernels.cuda.intrinsics import (
+    let_next_begin,
+    prefetch,
+    prefetch_span,
+    stream_words,
+    wait_for_launch_before,
+    warp_sum,
+)
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, WARP, WORDS, Kernel, cuda, device, kernel, types
 
 WARPS = 8
@@ -25,10 +33,15 @@ X_TYPE: Any = None
 SCALES: Any = None
 SCALE: Any = None
 DOT: Any = None
-GAIN: Any = None
 FILL: Any = None
+PREPARE: Any = None
+ASK_FOR_WEIGHT: Any = None
+ASK_FOR_ROWS: Any = None
 PAIR: Any = None
-NORM = BIAS = 0
+NORM = BIAS = ALIGNED = 0
+SCALED = 0  # whether rows have scales
+AHEAD = 16384  # bytes of its first rows that a warp asks for at most, if it has no others
+AHEAD_OF_MANY = 4096  # and if it has
 STORE, ADD, SILU, GELU = 0, 1, 2, 4
 FINISH = STORE
 ONE = np.float32(1)
@@ -73,6 +86,15 @@ def pair_sums(codes, scales, row, other, x_row, x_other, x, x_scales):  # type: 
     return warp_sum(a), warp_sum(b)
 
 
+def ask_for_rows(codes, scales, row, count, most, lane):  # type: ignore[no-untyped-def]
+    """Has `count` rows from one on, `most` bytes of their codes and 8 lines of their scales, brought into the second cache; by a
+    warp."""
+    if lane == 0:
+        prefetch_span(codes, row * WORDS_PER_ROW, np.uint32(min(4 * count * WORDS_PER_ROW, most)))
+    elif SCALED and lane <= 8:
+        prefetch(scales, row * SCALES_PER_ROW + (lane - 1) * (count * SCALES_PER_ROW - 1) // 7)
+
+
 def scale_of_chunk(scales, first, c):  # type: ignore[no-untyped-def]
     return scales[first + (c >> SCALE_SHIFT)]
 
@@ -106,26 +128,27 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
     lane, pair = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
     pairs = (rows + 1) // 2
     if pair < pairs:
-        prefetch(codes, min(2 * pair + (lane >> 4), rows - 1) * WORDS_PER_ROW + min(32 * (lane & 15), WORDS_PER_ROW - 1))
-    gain = ONE
-    if NORM:
-        gain = GAIN(source, 0, epsilon, sums)
-    FILL(source, 0, gain, weight, 0, x, x_scales)
-    cuda.syncthreads()
+        most = AHEAD if cuda.gridDim.x * WARPS >= pairs else AHEAD_OF_MANY
+        ASK_FOR_ROWS(codes, scales, 2 * pair, min(rows - 2 * pair, 2), most, lane)
+    ASK_FOR_WEIGHT(weight)
+    wait_for_launch_before()
+    let_next_begin()
+    gain = PREPARE(source, 0, weight, epsilon, x, x_scales, sums)
     while pair < pairs:
         row = 2 * pair
         other = min(row + 1, rows - 1)
-        a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
+        first = second = np.float32(0)
         if BIAS:
-            a += bias[row]
-            b += bias[other]
+            first += bias[row]
+            second += bias[other]
+        if FINISH == ADD:
+            first += out[row]
+            second += out[other]
+        a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
+        a, b = a * gain + first, b * gain + second
         if lane == 0:
             if FINISH == SILU:
                 out[pair] = silu(a, b)
-            elif FINISH == ADD:
-                out[row] += a
-                if other > row:
-                    out[other] += b
             else:
                 out[row] = gelu(a) if FINISH == GELU else a
                 if other > row:
@@ -133,26 +156,28 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
         pair += cuda.gridDim.x * WARPS
 
 
-def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1) -> dict[str, Any]:
-    """What kernels need that multiply rows of this shape: PAIR, and all of `vectors.constants`."""
+def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *, aligned: bool = True) -> dict[str, Any]:
+    """What kernels need that multiply rows of this shape: PAIR, ASK_FOR_ROWS, and all of `vectors.constants`."""
     layout = shape.layout
     per_scale = layout.group or shape.columns
     shift = 62 if not layout.group else 0 if layout.is_float else int(math.log2(per_scale // layout.per_chunk))
     scale = device(no_scale) if layout.is_float else device(scale_of_chunk, SCALE_SHIFT=shift)
     rows = {**shape.constants(), "SCALE": scale}
+    asked = {name: rows[name] for name in ("WORDS_PER_ROW", "SCALES_PER_ROW")}
     return {
-        **vectors.constants(shape, norm, warps, vectors_held),
+        **vectors.constants(shape, norm, warps, vectors_held, aligned=aligned),
         "WARPS": warps,
-        "WORDS_PER_ROW": rows["WORDS_PER_ROW"],
         "SCALES": BYTES if layout.scale == "e8m0" else HALVES,
         "PAIR": device(pair_sums, **rows),
+        "ASK_FOR_ROWS": device(ask_for_rows, **asked, SCALED=int(not layout.is_float)),
     }
 
 
-def matvec_kernel(shape: Shape, *, norm: bool, bias: bool, finish: int, warps: int = 8) -> Kernel:
-    """The kernel for rows of this shape."""
+def matvec_kernel(shape: Shape, *, norm: bool, bias: bool, finish: int, warps: int = 8, aligned: bool = True) -> Kernel:
+    """The kernel for rows of this shape; aligned: whether the vector begins at a multiple of four values."""
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    return matvec.bind(**names, NORM=int(norm), BIAS=int(bias), FINISH=finish, **row_constants(shape, norm, warps))
+    rows = row_constants(shape, norm, warps, aligned=aligned)
+    return matvec.bind(**names, NORM=int(norm), BIAS=int(bias), FINISH=finish, **rows)
 
 
 __all__ = ["ADD", "GELU", "SILU", "STORE", "gelu", "matvec_kernel", "row_constants", "silu"]

@@ -144,10 +144,36 @@ def store_words(array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> None:
         array[at + i] = _word(word)
 
 
+def store_floats(array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> None:
+    """Stores four float32, 16 bytes at once."""
+    at = _four(array, index)
+    for i, value in enumerate((a, b, c, d)):
+        array[at + i] = value
+
+
 def prefetch(array: Any, index: Any) -> None:
     """Asks for the line of memory that holds an element to be brought into the second cache. The element must exist."""
     if not 0 <= int(index) < len(array):
         raise IndexError(f"prefetch of element {index} of {len(array)}")
+
+
+def prefetch_span(array: Any, index: Any, size: Any) -> None:
+    """The same for `size` bytes from an element on; it lies at a multiple of 16 bytes, and the size is one."""
+    at, size = int(index) * array.itemsize, int(size)
+    if at % 16 or size % 16 or not (size > 0 and 0 <= at <= array.nbytes - size):
+        raise IndexError(f"prefetch of {size} bytes from byte {at} of {array.nbytes}")
+
+
+# ---- launches that overlap -------------------------------------------------------------------------------------------
+
+
+def wait_for_launch_before() -> None:
+    """Waits until the launch before this one is done and what it wrote is seen. The device may begin a launch while the one
+    before it still runs: until here a kernel touches nothing but weights, which nothing writes."""
+
+
+def let_next_begin() -> None:
+    """Allows the next launch to begin as soon as all blocks of this one have come here, or have ended."""
 
 
 # ---- what a warp does together -----------------------------------------------------------------------

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention
-from numba_kernels.cuda.intrinsics import load_words, pack_bf16, power_of_two, shuffle_xor, store_words
+from numba_kernels.cuda.intrinsics import (
+    load_words,
+    pack_bf16,
+    power_of_two,
+    shuffle_xor,
+    store_words,
+    wait_for_launch_before,
+)
 from numba_kernels.cuda.seam import (
     FLOAT,
     FLOATS,
@@ -57,6 +64,7 @@ def round_rows(source, stride, weight, epsilon, out, out_stride):  # type: ignor
     """Rows of COLUMNS float32, with NORM normalized, as bfloat16: out [rows, out_stride words], zeros beyond the last column. A
     block has a row."""
     sums = cuda.shared.array(WARPS, types.float32, 16)
+    wait_for_launch_before()
     at, gain = cuda.blockIdx.x * stride, ONE
     if NORM:
         gain = GAIN(source, at, epsilon, sums)
@@ -78,6 +86,7 @@ def round_kernel(columns: int, *, norm: bool, warps: int = 4) -> Kernel:
 @kernel(FLOATS, INT, FLOATS, INTS, FLOATS, INT)
 def combine(parts, stride, shares, place, out, out_stride):  # type: ignore[no-untyped-def]
     """out[token] += Σ over k of shares[token, k] · parts[place[token, k]]; a grid of (parts of a row, tokens)."""
+    wait_for_launch_before()
     column, token = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x, cuda.blockIdx.y
     if column < COLUMNS:
         total = ZERO
@@ -102,6 +111,7 @@ def group(ids, pairs, order, place, tiles, tile_count):  # type: ignore[no-untyp
     """
     counts = cuda.shared.array(EXPERTS, types.int32, 16)
     places = cuda.shared.array(EXPERTS, types.int32, 16)  # where an expert's next pair goes
+    wait_for_launch_before()
     thread = cuda.threadIdx.x
     for expert in range(thread, EXPERTS, WARPS * WARP):
         counts[expert] = 0
@@ -168,6 +178,7 @@ def store_many(qkv, stride, cos, sin, scale, cache, tables, positions, sequences
     qkv [tokens, stride]; tables [sequences, RING]; positions, sequences [tokens]. queries [tokens, KV · HEADS · SIZE / 2 words]
     are bfloat16, scaled, times log2(e).
     """
+    wait_for_launch_before()
     token = cuda.blockIdx.x
     at, position = token * stride, np.int64(positions[token])
     angle, factor = position * HALF, scale * LOG2_E
@@ -209,6 +220,7 @@ def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-u
     """
     keys = cuda.shared.array(KEYS_SIZE, types.uint32, 16)
     values = cuda.shared.array(VALUES_SIZE, types.uint32, 16)
+    wait_for_launch_before()
     thread, kv, tile = cuda.threadIdx.x, cuda.blockIdx.y, 4 * cuda.blockIdx.x
     g, t = thread % WARP // 4, thread % 4
     first, count = np.int64(tiles[tile]), np.int64(tiles[tile + 1])

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.blocks import LAYOUTS, bf16_pair, f16_pair
-from numba_kernels.cuda.intrinsics import bits_as_float, load_floats, stream_words, warp_sum
+from numba_kernels.cuda.intrinsics import (
+    bits_as_float,
+    let_next_begin,
+    load_floats,
+    prefetch_span,
+    stream_words,
+    wait_for_launch_before,
+    warp_sum,
+)
 from numba_kernels.cuda.seam import FLOATS, INT, WARP, WORDS, Kernel, cuda, device, kernel
 
 WARPS = 8
@@ -61,6 +69,10 @@ def products(codes, bias, source, stride, step, out, out_stride, out_step):  # t
     number, token = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP, cuda.blockIdx.y
     if number >= HEADS * ROWS:
         return
+    if cuda.threadIdx.x % WARP == 0:
+        prefetch_span(codes, number * WORDS_PER_ROW, np.uint32(4 * WORDS_PER_ROW))
+    wait_for_launch_before()
+    let_next_begin()
     head, x = number // ROWS, token * stride + number // ROWS * step
     total = ZERO
     for chunk in range(cuda.threadIdx.x % WARP, CHUNKS, WARP):

@@ -12,8 +12,10 @@ from numba_kernels.cuda.intrinsics import (
     as_int,
     bits_as_float,
     half_as_float,
+    let_next_begin,
     load_fresh,
     shuffle_xor,
+    wait_for_launch_before,
     warp_sum,
 )
 from numba_kernels.cuda.seam import (
@@ -82,6 +84,8 @@ def float_element(codes, scales, words, first_scale, column):  # type: ignore[no
 def embed(codes, scales, tokens, vocabulary, stride, out):  # type: ignore[no-untyped-def]
     """out[t · stride …] = the row of token t, or added to out (ADD); a grid of (parts of a row, tokens). A token that does not
     exist is the last."""
+    wait_for_launch_before()
+    let_next_begin()
     column = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x
     token = min(max(tokens[cuda.blockIdx.y], 0), vocabulary - 1)
     if column < COLUMNS:
@@ -115,6 +119,8 @@ def embed_kernel(format: str, columns: int, warps: int = 4, *, add: bool = False
 def add_rows(source, stride, gates, out, out_stride):  # type: ignore[no-untyped-def]
     """out[t · out_stride …] = source[t · stride …], times σ(gates[t]) with GATED, or added to out (ADD); a grid of (parts of a
     row, tokens)."""
+    wait_for_launch_before()
+    let_next_begin()
     column, token = cuda.blockIdx.x * WARPS * WARP + cuda.threadIdx.x, cuda.blockIdx.y
     if column < COLUMNS:
         value = source[token * stride + column]
@@ -150,6 +156,8 @@ def layer_norm(source, stride, weight, bias, epsilon, out, out_stride):  # type:
     """out[t · out_stride …] = (x − mean) / √(variance + epsilon) · weight + bias for x = source[t · stride …]; a block has a
     row."""
     sums = cuda.shared.array(WARPS, types.float32, 16)
+    wait_for_launch_before()
+    let_next_begin()
     at, to = cuda.blockIdx.x * stride, cuda.blockIdx.x * out_stride
     total = np.float32(0)
     for i in range(cuda.threadIdx.x, COLUMNS, WARPS * WARP):
@@ -231,6 +239,8 @@ def choose(logits, count, state, settings, best, numbers, counter, tokens, histo
     indices = cuda.shared.array(WARPS, types.int32, 16)
     last = cuda.shared.array(1, types.int32, 16)
     thread = cuda.threadIdx.x
+    wait_for_launch_before()
+    let_next_begin()
     inverse = settings[0]
     value, number = np.float32(-math.inf), -1
     for i in range(cuda.blockIdx.x * WARPS * WARP + thread, count, cuda.gridDim.x * WARPS * WARP):

@@ -7,6 +7,7 @@ and the intrinsics take their plain forms. Compiling to PTX needs neither a GPU 
 from __future__ import annotations
 
 import hashlib
+import re
 import types as python_types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ OLDEST = (8, 0)  # bf16 matrix instructions
 WARP = 32
 SHARED = 48 << 10  # bytes of a block's shared arrays, at most
 REGISTERS, REGISTER_UNIT = 65536, 8  # of a multiprocessor; how many a thread gets at a time
+
+DEPENDENT = (9, 0)  # the oldest that lets a launch begin while the one before it still runs
 
 BYTES, HALVES, WORDS, INTS, FLOATS = (
     t[::1] for t in (types.uint8, types.uint16, types.uint32, types.int32, types.float32)
@@ -168,6 +171,8 @@ class Kernel:
                 self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx",
                 launch_bounds=self._bounds,
             )  # fmt: skip
+        if architecture < DEPENDENT:
+            return re.sub(r"^.*(griddepcontrol|cp\.async\.bulk\.prefetch)\..*\n", "", str(text), flags=re.M)
         return str(text)
 
     @cached_property

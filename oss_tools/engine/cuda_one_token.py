@@ -19,7 +19,7 @@ from oss_tools.engine.cuda_values import WARPS, Floats, Pending, Routing, Value
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
 
-SPLITS = 2 if SIMULATED else 32  # blocks, at most, among which a head's positions are divided
+SPLITS = 2 if SIMULATED else 64  # blocks, at most, among which a head's positions are divided
 
 
 def splits(shape: Attention) -> int:
@@ -53,7 +53,11 @@ class OneToken(AttentionRecorder):
         if shape.layout.is_float and not norm and finish in (STORE, ADD) and not fits_shared(shape, norm):
             self._products(stack, 1, x, 0, out, 0, add=finish == ADD)
             return
-        kernel = self._kernel(matvec_kernel(shape, norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS))
+        kernel = self._kernel(
+            matvec_kernel(
+                shape, norm=norm, bias=stack.bias is not None, finish=finish, warps=WARPS, aligned=x.start % 4 == 0
+            )
+        )
         bias = x.array if stack.bias is None else stack.bias
         blocks = self._blocks(-(-stack.rows // 2), kernel)
         arguments = (stack.codes, stack.scales, bias, x.view, weight, epsilon, stack.rows, out.view)

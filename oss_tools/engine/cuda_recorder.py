@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.experts import route_kernel
+from numba_kernels.cuda.experts import route_blocks, route_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, STORE
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import Kernel
@@ -194,14 +194,21 @@ class Recorder(Operations[Value]):
             router.groups, router.groups_chosen, {"top2": 2, "max": 1}[router.group_score],
         )  # fmt: skip
         kernel = self._kernel(
-            route_kernel(self.model.shape(stack), choice, norm=norm, bias=stack.bias is not None, warps=WARPS)
+            route_kernel(
+                self.model.shape(stack),
+                choice,
+                norm=norm,
+                bias=stack.bias is not None,
+                warps=WARPS,
+                aligned=not (source.start % 4 or source.stride % 4),
+            )
         )
         logits, normed = self._floats("router", stack.rows), self._floats("normed", stack.columns)
         ids, shares = self._ints("ids", self.tokens * chosen), self._floats("shares", chosen).array
         counters = self._ints("counters", self.tokens)
         bias = source.array if stack.bias is None else stack.bias
         correction = self.model.weights.vector(router.correction) if router.correction else source.array
-        blocks = self._blocks(-(-stack.rows // 2), kernel)
+        blocks = self._blocks(route_blocks(kernel, WARPS), kernel)
         self._add(
             kernel, lambda tokens: (blocks(), tokens), stack.codes, stack.scales, bias, source.view, source.stride, weight,
             epsilon, logits.view, counters, normed.view, ids, shares, correction, np.float32(router.scale),

@@ -678,7 +678,23 @@ class Machine:
         self._set(i.operands[0], lanes, old)
 
     def _prefetch(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
-        self.memory.place(self._address(i.operands[0], lanes) & ~np.uint64(3), 4)
+        self.memory.place(self._address(i.operands[0], lanes), 1)
+
+    def _cp(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
+        """Of copies, what only asks for memory to be brought into the second cache."""
+        if i.code[:4] != ("cp", "async", "bulk", "prefetch"):
+            raise Fault("this instruction is not known here")
+        for address, size in zip(
+            self._address(i.operands[0], lanes), self._value(i.operands[1], "u32", lanes).tolist(), strict=True
+        ):
+            if int(address) % 16 or size % 16 or not size:
+                raise Fault(f"{size} bytes from address {int(address):x}: no multiples of 16")
+            first, last = (self.memory.place(np.array([a], np.uint64), 16) for a in (int(address), int(address) + size - 16))
+            if first[0] != last[0]:
+                raise Fault("the end is not in the array")
+
+    def _griddepcontrol(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
+        """One launch follows another here."""
 
     def _membar(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
         """Memory is seen at once here."""

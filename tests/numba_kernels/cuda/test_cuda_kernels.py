@@ -95,13 +95,31 @@ def test_the_least_scale_of_mxfp4(rng: np.random.Generator) -> None:
 # ---- experts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("experts", "top", "grid"), rest_slow([(5, 3, 2), (40, 4, 3), (2, 2, 1)], (40, 4, 3)))
-def test_route(experts: int, top: int, grid: int, rng: np.random.Generator) -> None:
-    kernel = route_kernel(Shape("bf16", 72, "int8"), Choice(experts, top), norm=True, bias=True, warps=WARPS)
-    m, x, weight, bias = matrix("bf16", experts, 72, rng), floats(rng, 72), floats(rng, 72), floats(rng, experts)
-    logits, normed, ids, shares = poison(experts), poison(72), poison(top, dtype=np.int32), poison(top)
+ROUTERS = [
+    ("bf16", 72, 40, 4, 3),
+    ("bf16", 1060, 5, 3, 2),
+    ("q8_0", 96, 21, 3, 2),
+    ("bf16", 72, 2, 2, 3),
+    ("f16", 520, 7, 2, 4),
+    ("bf16", 2040, 6, 1, 1),
+    ("bf16", 2056, 6, 2, 1),
+    ("f16", 70, 4, 2, 2),
+]
+
+
+@pytest.mark.parametrize(("format", "columns", "experts", "top", "grid"), rest_slow(ROUTERS, *ROUTERS[:3]))
+def test_route(format: str, columns: int, experts: int, top: int, grid: int, rng: np.random.Generator) -> None:
+    """Rows taken by a warp, or by a block, with 1 to 4 chunks for each thread; more blocks than rows, and fewer."""
+    kernel = route_kernel(Shape(format, columns, "f32"), Choice(experts, top), norm=True, bias=True, warps=WARPS)
+    m, x, weight, bias = (
+        matrix(format, experts, columns, rng),
+        floats(rng, columns),
+        floats(rng, columns),
+        floats(rng, experts),
+    )
+    logits, normed, ids, shares = poison(experts), poison(columns), poison(top, dtype=np.int32), poison(top)
     counter = np.zeros(1, np.int32)
-    run(kernel, grid, m.codes, m.scales, bias, x, 72, weight, EPSILON, logits, counter, normed, ids, shares, *NO_MORE)
+    run(kernel, grid, m.codes, m.scales, bias, x, columns, weight, EPSILON, logits, counter, normed, ids, shares, *NO_MORE)
     wanted = ops.rms_norm(x[None], weight, EPSILON)
     wanted_ids, wanted_shares = ops.route(ops.linear(wanted, m.values, bias), top)
     assert ids.tolist() == wanted_ids[0].tolist()

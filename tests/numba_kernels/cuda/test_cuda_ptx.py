@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from numba_kernels.cuda.attention import Attention, attend_kernel
@@ -10,7 +12,7 @@ from numba_kernels.cuda.catalogue import Example, examples
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import attend_many_kernel
 from numba_kernels.cuda.ptx import assemble, instructions
-from numba_kernels.cuda.seam import ARCHITECTURES, SHARED, SIMULATED, NoKernel
+from numba_kernels.cuda.seam import ARCHITECTURES, DEPENDENT, SHARED, SIMULATED, NoKernel
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="needs PTX")
 EXAMPLES = [] if SIMULATED else list(examples())
@@ -22,11 +24,23 @@ QUICK = [
 HOPPER = [pytest.param(e, marks=() if e.name in QUICK else pytest.mark.slow, id=e.name) for e in EXAMPLES]
 
 
+def assert_waits(text: str) -> None:
+    """A launch may begin while the one before it still runs: until it waits for that, it touches nothing but weights."""
+    lines = [line.strip() for line in text.splitlines()]
+    (wait,) = (n for n, line in enumerate(lines) if line == "griddepcontrol.wait;")
+    touching = re.compile(r"(@!?%p\d+\s+)?(ld\.(volatile\.)?global(?!\.nc)|st\.(volatile\.)?global|atom|red)\b")
+    assert wait < min(n for n, line in enumerate(lines) if touching.match(line))
+
+
 def check(example: Example, architecture: tuple[int, int]) -> None:
     text = example.kernel.ptx(architecture)
     found = instructions(text)
     assert ".local" not in text  # no thread's memory, whose traffic would go through the caches
     assert ".func" not in text  # all calls are taken in
+    if architecture >= DEPENDENT:
+        assert_waits(text)
+    else:
+        assert "griddepcontrol" not in text
     assert not [name for name in found if ".f64" in name]  # no double precision by accident
     assert not [name for name in example.contains if name not in found]
     resources = assemble(text, architecture)
