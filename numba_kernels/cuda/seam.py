@@ -161,6 +161,12 @@ class Kernel:
         """Bytes of shared memory that a block is given at its launch, beside its own arrays."""
         return int(self.constants.get("SHARED_BYTES", 0))
 
+    @property
+    def _bounds(self) -> tuple[int, int] | None:
+        """Threads of a block, and how many blocks are to share a multiprocessor: the assembler takes no more registers."""
+        resident = self.constants.get("RESIDENT")
+        return (self.threads, int(resident)) if resident else None
+
     @cached_property
     def _specialized(self) -> Any:
         return specialize(self.function, self.name, **self.constants)
@@ -169,7 +175,10 @@ class Kernel:
         """The PTX for a compute capability. Needs no device."""
         signature = types.void(*self.parameters)
         with _pretended(architecture):
-            text, _ = cuda.compile(self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx")
+            text, _ = cuda.compile(
+                self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx",
+                launch_bounds=self._bounds,
+            )  # fmt: skip
         if architecture < DEPENDENT:
             return re.sub(r"^.*(griddepcontrol|cp\.async\.bulk\.prefetch)\..*\n", "", str(text), flags=re.M)
         return str(text)
