@@ -1,11 +1,12 @@
 """Matrix × many tokens on the tensor cores: weights are decoded to bfloat16 in registers, on their way to the instruction.
 
-A block has ROWS rows of the matrix (16 for each warp) and TOKENS tokens. Which columns meet in a step of the matrix instruction
-is free as long as both sides agree; so every thread takes 16 bytes of its rows as they lie, and the tokens' values are put
-into shared memory in the order in which they are then asked for.
+A block has ROWS rows of the matrix (32 for each warp) and TOKENS tokens. Which columns meet in a step of the matrix instruction
+is free as long as both sides agree; so every thread takes 16 bytes of its rows as they lie, and asks shared memory for the
+tokens' values of the same columns. Those come by asynchronous copies, SLAB columns at a time: while a warp works on one slab, the
+next is on its way.
 
 Tokens lie in rows of bfloat16, padded with zeros to 8 columns. Experts: tokens are sorted by expert, and tiles do not cross from
-one to the next; `group` says which tile is whose.
+one to the next; `group` says which tile is whose. A tile with fewer tokens takes a way through the kernel that does less.
 """
 
 from __future__ import annotations
@@ -15,19 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.blocks import (
-    EIGHTS,
-    FOUR,
-    NIBBLES,
-    ORDER,
-    SEVENS,
-    SIXTEEN,
-    Shape,
-    bf16,
-    byte_floats,
-    e8m0,
-    f16_pair,
-)
+from numba_kernels.cuda.blocks import NIBBLES, SIXTEEN, Shape, bf16, byte_floats, e8m0, f16_pair
 from numba_kernels.cuda.experts import swiglu
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
@@ -39,64 +28,72 @@ from numba_kernels.cuda.intrinsics import (
     pack_bf16,
     stream_words,
     wait_for_launch_before,
+    warp_barrier,
 )
-from numba_kernels.cuda.matvec import gelu, no_scale, scale_of_chunk, silu
+from numba_kernels.cuda.matvec import gelu, silu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
-from numba_kernels.cuda.tiles import multiply_rows, store_tile, zero_tile
+from numba_kernels.cuda.tiles import anew, commit_copies, copy_words, multiply_unit, store_part, wait_for_copies, zero_tile
 
-WARPS = 8
+WARPS = 4
 FORMAT = ""  # in the kernel's name
 COLUMNS = CHUNKS = WORDS_PER_ROW = SCALES_PER_ROW = 0
-TILES = 8  # of 8 tokens
-TOKENS = 64
-ROWS = 128
-SLAB = 2  # groups of four chunks that are in shared memory at once
-SLAB_COLUMNS = 256
-STEPS = 8  # of 16 columns in four chunks
-STRIDE = 136  # words from a token to the next in shared memory: threads of half a warp hit different banks
-X_SIZE = TOKENS * STRIDE
+TOKENS, ROWS = 64, 128  # of a block
+SLAB = 128  # columns that are in shared memory at once
+PLACES = 16  # of 8 columns in a slab
+SLABS = FOURS = UNITS = 1  # slabs of a row; groups of four chunks in a slab; places that a chunk fills
+STRIDE = 80  # words from a token to the next in shared memory: neighbours are in different banks
+ROW_STRIDE = 36  # likewise of sums
+BUFFER = X_SIZE = NUMBERS = 0
+PART = 32  # tokens whose sums are in shared memory at once
+MATRIX, FIRST, COUNT = 0, 1, 2  # places of a tile's numbers
+RESIDENT = 3  # blocks that share a multiprocessor
+SIZES = 3  # ways through the kernel
 STORE, ADD, SILU, SWIGLU, GELU = 0, 1, 2, 3, 4
 FINISH = STORE
-GROUPED = INDEXED = BIAS = PAIRED = 0
+GROUPED = INDEXED = BIAS = 0
+ZERO = np.float32(0)
 SCALES: Any = None
 SCALE: Any = None
-DECODE: Any = None
+FACTOR: Any = None
+FETCH: Any = None
+DECODE_0: Any = None
+DECODE_1: Any = None
+DECODE_2: Any = None
+DECODE_LAST: Any = None
 ZEROS: Any = None
-SCALE_VALUE: Any = None
+MULTIPLY: Any = None
 FILL: Any = None
-HALF = np.float32(0.5)
+STORE_FIRST: Any = None
+STORE_SECOND: Any = None
+WRITE: Any = None
+GATE: Any = None
+WHOLE: Any = None
+HALF: Any = None
+QUARTER: Any = None
 
 
-# ---- 16 bytes of codes as pairs of bfloat16: two words for each step ------------------------------------------------
+# ---- 16 bytes of codes as pairs of bfloat16: a unit is 8 columns, four words ----------------------------------------
 
 HIGH_POSITIVE, HIGH_POSITIVE_2 = np.uint32(0x3F3F3F00), np.uint32(0x40404040)  # upper bytes of FP4's values in bfloat16
 HIGH_NEGATIVE, HIGH_NEGATIVE_2 = np.uint32(0xBFBFBF80), np.uint32(0xC0C0C0C0)
 LOW, LOW_2 = np.uint32(0xC0800000), np.uint32(0xC0804000)  # lower bytes
+SEVENS, FOURS_OF_SIGNS, ORDER = np.uint32(0x77777777), np.uint32(0x44444444), np.uint32(0x32103210)
 MINUS_ZEROS = np.uint32(0x80008000)
 FIRST_PAIR, SECOND_PAIR = np.uint32(0x5140), np.uint32(0x7362)
+UNIT = 0  # which of a chunk
+SHIFT = np.uint32(0)
+SCALE_SHIFT = 0
 
 
 @device
-def fp4_pairs(codes: Any, scale: Any) -> Any:
-    """The values of the four codes in the low half of a word, times a pair of equal bfloat16."""
-    index = np.uint32(codes & SEVENS)
+def fp4_pairs(index: Any, signs: Any, scale: Any) -> Any:
+    """The values of four codes, given their numbers without signs and selectors of positive or negative bytes, times a pair of
+    equal bfloat16."""
     positive = byte_permute(HIGH_POSITIVE, HIGH_POSITIVE_2, index)
     negative = byte_permute(HIGH_NEGATIVE, HIGH_NEGATIVE_2, index)
-    high = byte_permute(positive, negative, np.uint32((codes & EIGHTS) >> np.uint32(1) | ORDER))
-    low = byte_permute(LOW, LOW_2, index)
+    high, low = byte_permute(positive, negative, signs), byte_permute(LOW, LOW_2, index)
     first, second = byte_permute(low, high, FIRST_PAIR), byte_permute(low, high, SECOND_PAIR)
     return multiply_pairs(first, scale, MINUS_ZEROS), multiply_pairs(second, scale, MINUS_ZEROS)
-
-
-@device
-def decode_mxfp4(chunk: Any, scale: Any) -> Any:
-    factor = e8m0(scale)
-    pair = pack_bf16(factor, factor)
-    a, b = fp4_pairs(chunk[0], pair), fp4_pairs(np.uint32(chunk[0] >> SIXTEEN), pair)
-    c, d = fp4_pairs(chunk[1], pair), fp4_pairs(np.uint32(chunk[1] >> SIXTEEN), pair)
-    e, f = fp4_pairs(chunk[2], pair), fp4_pairs(np.uint32(chunk[2] >> SIXTEEN), pair)
-    g, h = fp4_pairs(chunk[3], pair), fp4_pairs(np.uint32(chunk[3] >> SIXTEEN), pair)
-    return (*a, *b, *c, *d, *e, *f, *g, *h)
 
 
 @device
@@ -109,69 +106,211 @@ def byte_pairs(word: Any, scale: Any, offset: Any) -> Any:
     )
 
 
-@device
-def decode_q4_0(chunk: Any, scale: Any) -> Any:
-    s, eight = half_as_float(scale), np.float32(8)
-    a, b = byte_pairs(np.uint32(chunk[0] & NIBBLES), s, eight), byte_pairs(np.uint32(chunk[1] & NIBBLES), s, eight)
-    c, d = byte_pairs(np.uint32(chunk[2] & NIBBLES), s, eight), byte_pairs(np.uint32(chunk[3] & NIBBLES), s, eight)
-    e = byte_pairs(np.uint32(chunk[0] >> FOUR & NIBBLES), s, eight)
-    f = byte_pairs(np.uint32(chunk[1] >> FOUR & NIBBLES), s, eight)
-    g = byte_pairs(np.uint32(chunk[2] >> FOUR & NIBBLES), s, eight)
-    h = byte_pairs(np.uint32(chunk[3] >> FOUR & NIBBLES), s, eight)
-    return (*a, *b, *c, *d, *e, *f, *g, *h)
+def unit_mxfp4(chunk, factor):  # type: ignore[no-untyped-def]
+    index, signs = np.uint32(chunk[UNIT] & SEVENS), np.uint32(chunk[UNIT] >> np.uint32(1) & FOURS_OF_SIGNS | ORDER)
+    a, b = fp4_pairs(index, signs, factor), fp4_pairs(np.uint32(index >> SIXTEEN), np.uint32(signs >> SIXTEEN), factor)
+    return (*a, *b)
 
 
-def decode_bytes(chunk, scale):  # type: ignore[no-untyped-def]
-    s, none = SCALE_VALUE(scale), np.float32(0)
-    a, b = byte_pairs(chunk[0], s, none), byte_pairs(chunk[1], s, none)
-    c, d = byte_pairs(chunk[2], s, none), byte_pairs(chunk[3], s, none)
-    return (*a, *b, *c, *d)
+def unit_q4_0(chunk, factor):  # type: ignore[no-untyped-def]
+    """Low nibbles are columns 0 to 15, high ones the others."""
+    eight = np.float32(8)
+    a = byte_pairs(np.uint32(chunk[2 * UNIT % 4] >> SHIFT & NIBBLES), factor, eight)
+    b = byte_pairs(np.uint32(chunk[2 * UNIT % 4 + 1] >> SHIFT & NIBBLES), factor, eight)
+    return (*a, *b)
 
 
-@device
-def decode_bf16(chunk: Any, scale: Any) -> Any:
+def unit_bytes(chunk, factor):  # type: ignore[no-untyped-def]
+    none = np.float32(0)
+    a, b = byte_pairs(chunk[2 * UNIT], factor, none), byte_pairs(chunk[2 * UNIT + 1], factor, none)
+    return (*a, *b)
+
+
+def unit_bf16(chunk, factor):  # type: ignore[no-untyped-def]
     return chunk
 
 
-@device
-def decode_f16(chunk: Any, scale: Any) -> Any:
+def unit_f16(chunk, factor):  # type: ignore[no-untyped-def]
     (a, b), (c, d) = f16_pair(chunk[0]), f16_pair(chunk[1])
     (e, f), (g, h) = f16_pair(chunk[2]), f16_pair(chunk[3])
     return pack_bf16(a, b), pack_bf16(c, d), pack_bf16(e, f), pack_bf16(g, h)
 
 
-@device
-def decode_f32(chunk: Any, scale: Any) -> Any:
+def unit_f32(chunk, factor):  # type: ignore[no-untyped-def]
     return (
         pack_bf16(bits_as_float(chunk[0]), bits_as_float(chunk[1])),
         pack_bf16(bits_as_float(chunk[2]), bits_as_float(chunk[3])),
+        pack_bf16(bits_as_float(chunk[4]), bits_as_float(chunk[5])),
+        pack_bf16(bits_as_float(chunk[6]), bits_as_float(chunk[7])),
     )
 
 
-def _decoder(format: str, shape: Shape) -> Any:
-    layout = shape.layout
-    if layout.bits == 8:
-        return device(decode_bytes, SCALE_VALUE=half_as_float if layout.scale == "f16" else bf16)
-    return globals()[f"decode_{format}"]
+@device
+def pair_of_e8m0(scale: Any) -> Any:
+    factor = e8m0(scale)
+    return pack_bf16(factor, factor)
+
+
+@device
+def no_factor(scale: Any) -> Any:
+    return scale
+
+
+def fetch_chunk(codes, matrix, row, c):  # type: ignore[no-untyped-def]
+    """Chunk c of the row that begins at word `row` of a matrix: offsets of 32 bits take half of the registers."""
+    return stream_words(codes, matrix + np.int64(np.int32(row + 4 * c)))
+
+
+def fetch_two(codes, matrix, row, c):  # type: ignore[no-untyped-def]
+    """32 bytes of float32, so that there are 8 columns; the last four may be others where the row has ended."""
+    a = stream_words(codes, matrix + np.int64(np.int32(row + 8 * c)))
+    b = stream_words(codes, matrix + np.int64(np.int32(row + min(8 * c + 4, WORDS_PER_ROW - 4))))
+    return (*a, *b)
+
+
+def scale_of(scales, matrix, row, c):  # type: ignore[no-untyped-def]
+    return scales[matrix + np.int64(np.int32(row + (c >> SCALE_SHIFT)))]
+
+
+def no_scale(scales, matrix, row, c):  # type: ignore[no-untyped-def]
+    return scales[0]
+
+
+def _decoders(shape: Shape) -> dict[str, Any]:
+    """What reads and decodes rows of a shape."""
+    layout, name = shape.layout, shape.format if shape.layout.bits != 8 else "bytes"
+    columns = max(layout.per_chunk, 8)  # that a thread takes at a time
+    units = columns // 8
+    function = globals()[f"unit_{name}"]
+    per_scale = layout.group or shape.columns
+    shift = 62 if not layout.group else 0 if layout.is_float else int(math.log2(per_scale // layout.per_chunk))
+    factor = {"none": no_factor, "e8m0": pair_of_e8m0, "f16": half_as_float, "bf16": bf16}[layout.scale]
+    decoders = [device(function, UNIT=u, SHIFT=np.uint32(4 * (u // 2))) for u in range(units)]
+    return {
+        "UNITS": units, "CHUNKS": -(-shape.columns // columns), "WORDS_PER_ROW": layout.row_words(shape.columns),
+        "SCALES_PER_ROW": layout.row_scales(shape.columns), "FACTOR": factor,
+        "FETCH": device(fetch_two, WORDS_PER_ROW=layout.row_words(shape.columns)) if layout.bits == 32 else device(fetch_chunk),
+        "SCALE": device(no_scale) if layout.is_float else device(scale_of, SCALE_SHIFT=shift),
+        "DECODE_LAST": decoders[-1],
+        **{f"DECODE_{u}": decoders[min(u, units - 1)] for u in range(3)},
+    }  # fmt: skip
 
 
 # ---- the kernel -----------------------------------------------------------------------------------------------------
 
 
-def fill_slab(x, stride, index, first, count, column, held):  # type: ignore[no-untyped-def]
-    """Columns [column, column + SLAB_COLUMNS) of TOKENS tokens into shared memory, zeros where there are none: 8 at a time."""
-    for i in range(cuda.threadIdx.x, TOKENS * (SLAB_COLUMNS // 8), WARPS * WARP):
-        token, place = i // (SLAB_COLUMNS // 8), 8 * (i % (SLAB_COLUMNS // 8))
-        a = b = c = d = np.uint32(0)
-        if token < count and column + place < 2 * stride:
-            row = index[first + token] if INDEXED else first + token
-            a, b, c, d = load_words(x, row * stride + (column + place) // 2)
-        for half in range(2):
-            unit = place // 4 + half  # four columns: two words
-            chunk, step = unit // STEPS, unit % STEPS
-            at = token * STRIDE + ((chunk // 4 * STEPS + step) * 4 + chunk % 4) * 2
-            held[at] = c if half else a
-            held[at + 1] = d if half else b
+def fill_slab(x, x_stride, starts, slab, held):  # type: ignore[no-untyped-def]
+    """Asks for SLAB columns of the tokens: copies that go on beside the work. Columns beyond the last become zero; tokens
+    beyond the last are left as they are, as no other's sums depend on them.
+
+    In shared memory, unit u of chunk t of four chunks is at place 4u + t: a warp reads, and writes, different banks.
+    """
+    thread = anew(cuda.threadIdx.x)
+    place = thread % PLACES
+    four, unit, t = place // 4 // UNITS, place // 4 % UNITS, place % 4
+    word = slab * (SLAB // 2) + 4 * (four * 4 * UNITS + t * UNITS + unit)
+    at = slab % 2 * BUFFER + 4 * place
+    for token in range(thread // PLACES, min(starts[COUNT], TOKENS), WARPS * WARP // PLACES):
+        copy_words(held, at + token * STRIDE, x, starts[3 + token] + word, word < x_stride)
+    commit_copies()
+
+
+def sweep(  # type: ignore[no-untyped-def]
+    codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride
+):
+    """The work of a block on at most TOKENS tokens."""
+    lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+    g, t = lane // 4, lane % 4
+    base = cuda.blockIdx.y * ROWS + 32 * warp
+    row, last = base + 4 * g, rows - 1
+    codes_at, scales_at = starts[MATRIX] * rows * WORDS_PER_ROW, starts[MATRIX] * rows * SCALES_PER_ROW
+    row_0, row_1, row_2, row_3 = min(row, last), min(row + 1, last), min(row + 2, last), min(row + 3, last)
+    words_0, words_1 = np.int32(row_0 * WORDS_PER_ROW), np.int32(row_1 * WORDS_PER_ROW)
+    words_2, words_3 = np.int32(row_2 * WORDS_PER_ROW), np.int32(row_3 * WORDS_PER_ROW)
+    scales_0, scales_1 = np.int32(row_0 * SCALES_PER_ROW), np.int32(row_1 * SCALES_PER_ROW)
+    scales_2, scales_3 = np.int32(row_2 * SCALES_PER_ROW), np.int32(row_3 * SCALES_PER_ROW)
+    c = min(t, CHUNKS - 1)
+    a, b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
+    d, e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
+    h, i = SCALE(scales, scales_at, scales_0, c), SCALE(scales, scales_at, scales_1, c)
+    j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
+    sums = ZEROS()
+    FILL(x, x_stride, starts, 0, held)
+    for slab in range(SLABS):
+        wait_for_copies()
+        cuda.syncthreads()  # all see the slab, and are done with the one before
+        if slab + 1 < SLABS:
+            FILL(x, x_stride, starts, slab + 1, held)
+        if base < rows:
+            for four in range(slab * FOURS, min(slab * FOURS + FOURS, (CHUNKS + 3) // 4)):
+                at = slab % 2 * BUFFER + g * STRIDE + (four - slab * FOURS) * UNITS * 16 + 4 * t
+                p, q, r, s = FACTOR(h), FACTOR(i), FACTOR(j), FACTOR(k)
+                if UNITS > 1:
+                    sums = MULTIPLY(DECODE_0(a, p), DECODE_0(b, q), DECODE_0(d, r), DECODE_0(e, s), held, at, sums)
+                if UNITS > 2:
+                    sums = MULTIPLY(DECODE_1(a, p), DECODE_1(b, q), DECODE_1(d, r), DECODE_1(e, s), held, at + 16, sums)
+                    sums = MULTIPLY(DECODE_2(a, p), DECODE_2(b, q), DECODE_2(d, r), DECODE_2(e, s), held, at + 32, sums)
+                u, v, w, z = DECODE_LAST(a, p), DECODE_LAST(b, q), DECODE_LAST(d, r), DECODE_LAST(e, s)
+                c = min(
+                    4 * four + 4 + t, CHUNKS - 1
+                )  # asked for as soon as there are registers, and before the last products
+                a, b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
+                d, e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
+                h, i = SCALE(scales, scales_at, scales_0, c), SCALE(scales, scales_at, scales_1, c)
+                j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
+                sums = MULTIPLY(u, v, w, z, held, at + 16 * (UNITS - 1), sums)
+    cuda.syncthreads()
+    thread = anew(cuda.threadIdx.x)
+    g, t, own = thread % WARP // 4, thread % 4, thread // WARP * PART * ROW_STRIDE
+    STORE_FIRST(sums, held, own + 2 * t * ROW_STRIDE + 4 * g, ROW_STRIDE)
+    warp_barrier()
+    WRITE(held, own, bias, starts, 0, rows, limit, alpha, out, out_words, out_stride)
+    if PART < TOKENS:
+        warp_barrier()
+        STORE_SECOND(sums, held, own + 2 * t * ROW_STRIDE + 4 * g, ROW_STRIDE)
+        warp_barrier()
+        WRITE(held, own, bias, starts, PART, rows, limit, alpha, out, out_words, out_stride)
+
+
+def write_rows(held, own, bias, starts, done, rows, limit, alpha, out, out_words, out_stride):  # type: ignore[no-untyped-def]
+    """32 rows of at most PART tokens: a token after the other, a row for each thread."""
+    thread = anew(cuda.threadIdx.x)
+    row = cuda.blockIdx.y * ROWS + thread
+    if row < rows:
+        first, count = starts[FIRST] + done, min(starts[COUNT] - done, PART)
+        added = bias[starts[MATRIX] * rows + row] if BIAS else ZERO
+        for token in range(count):
+            value = bits_as_float(held[own + token * ROW_STRIDE + thread % WARP]) + added
+            at = (first + token) * out_stride + row
+            if FINISH == GELU:
+                value = gelu(value)
+            if FINISH == ADD:
+                value += out[at]
+            out[at] = value
+
+
+def write_gated(held, own, bias, starts, done, rows, limit, alpha, out, out_words, out_stride):  # type: ignore[no-untyped-def]
+    """Likewise rows in pairs of gate and up: a word of two results for each thread, four tokens at a time."""
+    thread = anew(cuda.threadIdx.x)
+    lane = thread % WARP
+    row = cuda.blockIdx.y * ROWS + thread // WARP * 32 + 4 * (lane % 8)
+    if row < rows:
+        first, count, bias_at = starts[FIRST] + done, min(starts[COUNT] - done, PART), starts[MATRIX] * rows
+        for token in range(lane // 8, count, 4):
+            v = load_words(held, own + token * ROW_STRIDE + 4 * (lane % 8))
+            value, other = GATE(v[0], v[1], bias, bias_at + row, limit, alpha), ZERO
+            if row + 2 < rows:
+                other = GATE(v[2], v[3], bias, bias_at + row + 2, limit, alpha)
+            out_words[(first + token) * out_stride + row // 4] = pack_bf16(value, other)
+
+
+def gate(value, up, bias, bias_at, limit, alpha):  # type: ignore[no-untyped-def]
+    """Of the sums of a row and the next one."""
+    value, up = bits_as_float(value), bits_as_float(up)
+    if BIAS:
+        value += bias[bias_at]
+        up += bias[bias_at + 1]
+    return swiglu(value, up, limit, alpha) if FINISH == SWIGLU else silu(value, up)
 
 
 @kernel(WORDS, "SCALES", FLOATS, WORDS, INT, INTS, INTS, INTS, INT, INT, FLOAT, FLOAT, FLOATS, WORDS, INT)
@@ -186,96 +325,56 @@ def matmul(  # type: ignore[no-untyped-def]
     of x. out_stride in elements of what is written.
     """
     held = cuda.shared.array(X_SIZE, types.uint32, 16)
+    starts = cuda.shared.array(NUMBERS, types.int32, 16)  # of the tokens in x, and the tile: kept out of registers
+    tile = cuda.blockIdx.x
     wait_for_launch_before()
-    thread, tile = cuda.threadIdx.x, cuda.blockIdx.x
-    warp, g, t = thread // WARP, thread % WARP // 4, thread % 4
     matrix, first, count = 0, tile * TOKENS, min(total - tile * TOKENS, TOKENS)
     if GROUPED:
         if tile >= tile_count[0]:
             return
         matrix, first, count = tiles[3 * tile], tiles[3 * tile + 1], tiles[3 * tile + 2]
-    base = cuda.blockIdx.y * ROWS + 16 * warp
-    low, high = base + g, base + g + 8
-    if PAIRED:
-        low, high = base + 2 * g, base + 2 * g + 1
-    low_row, high_row = matrix * rows + min(low, rows - 1), matrix * rows + min(high, rows - 1)
-    low_words, high_words = low_row * WORDS_PER_ROW, high_row * WORDS_PER_ROW
-    low_scales, high_scales = low_row * SCALES_PER_ROW, high_row * SCALES_PER_ROW
-    sums = ZEROS()
-    c = min(t, CHUNKS - 1)
-    a, b = stream_words(codes, low_words + 4 * c), stream_words(codes, high_words + 4 * c)
-    for slab in range(0, (CHUNKS + 3) // 4, SLAB):
-        cuda.syncthreads()
-        FILL(x, x_stride, index, first, count, slab // SLAB * SLAB_COLUMNS, held)
-        cuda.syncthreads()
-        for four in range(slab, min(slab + SLAB, (CHUNKS + 3) // 4)):
-            following = min(4 * (four + 1) + t, CHUNKS - 1)  # asked for before the present ones are worked on
-            next_a, next_b = stream_words(codes, low_words + 4 * following), stream_words(codes, high_words + 4 * following)
-            pairs_a = DECODE(a, SCALE(scales, low_scales, c))
-            pairs_b = DECODE(b, SCALE(scales, high_scales, c))
-            sums = multiply_rows(pairs_a, pairs_b, held, g * STRIDE + (four - slab) * STEPS * 8 + 2 * t, STRIDE, sums)
-            a, b, c = next_a, next_b, following
+    for i in range(cuda.threadIdx.x, count, WARPS * WARP):
+        starts[3 + i] = (index[first + i] if INDEXED else first + i) * x_stride
+    if cuda.threadIdx.x == 0:
+        starts[MATRIX], starts[FIRST], starts[COUNT] = matrix, first, count
     cuda.syncthreads()
-    store_tile(sums, held, 2 * t * STRIDE + 16 * warp + g, STRIDE, 8)
-    cuda.syncthreads()
-    if PAIRED:
-        for i in range(thread, TOKENS * (ROWS // 4), WARPS * WARP):
-            token, word = i // (ROWS // 4), i % (ROWS // 4)
-            pair = cuda.blockIdx.y * (ROWS // 2) + 2 * word
-            if token < count and 2 * pair < rows:
-                at = token * STRIDE + 16 * (word // 4) + 2 * word % 8
-                value = GATE(held, at, bias, matrix * rows, pair, rows, limit, alpha)
-                other = GATE(held, at + 1, bias, matrix * rows, pair + 1, rows, limit, alpha)
-                out_words[(first + token) * out_stride + pair // 2] = pack_bf16(value, other)
+    if SIZES > 2 and count <= TOKENS // 4:
+        QUARTER(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
+    elif SIZES > 1 and count <= TOKENS // 2:
+        HALF(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
     else:
-        for i in range(thread, TOKENS * ROWS, WARPS * WARP):
-            token, row = i // ROWS, cuda.blockIdx.y * ROWS + i % ROWS
-            if token < count and row < rows:
-                value = bits_as_float(held[token * STRIDE + i % ROWS])
-                if BIAS:
-                    value += bias[matrix * rows + row]
-                at = (first + token) * out_stride + row
-                if FINISH == GELU:
-                    value = gelu(value)
-                if FINISH == ADD:
-                    value += out[at]
-                out[at] = value
+        WHOLE(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
 
 
-GATE: Any = None
-
-
-def gate(held, at, bias, bias_at, pair, rows, limit, alpha):  # type: ignore[no-untyped-def]
-    """Of rows 2 · pair and 2 · pair + 1; zero beyond the last."""
-    if 2 * pair >= rows:
-        return np.float32(0)
-    value, up = bits_as_float(held[at]), bits_as_float(held[at + 8])
-    if BIAS:
-        value += bias[bias_at + 2 * pair]
-        up += bias[bias_at + 2 * pair + 1]
-    return swiglu(value, up, limit, alpha) if FINISH == SWIGLU else silu(value, up)
+def _sweep(shape: Shape, tokens: int, warps: int, finish: int, bias: bool) -> Any:
+    """`sweep` for at most so many tokens."""
+    part = max(tokens // 2, 8)
+    numbers = {"WARPS": warps, "TOKENS": tokens, "BUFFER": tokens * STRIDE}
+    decoders = _decoders(shape)
+    columns = 8 * decoders["UNITS"]
+    write = write_gated if finish in (SILU, SWIGLU) else write_rows
+    ending = {"PART": part, "BIAS": int(bias), "FINISH": finish, "ROWS": 32 * warps}
+    return device(
+        sweep, FORMAT=shape.format, COLUMNS=shape.columns, **numbers, **decoders, **ending, SLABS=-(-shape.columns // SLAB),
+        FOURS=SLAB // (4 * columns), ZEROS=zero_tile(tokens), MULTIPLY=multiply_unit(STRIDE),
+        FILL=device(fill_slab, **numbers, UNITS=decoders["UNITS"]),
+        WRITE=device(write, **ending, GATE=device(gate, BIAS=int(bias), FINISH=finish)),
+        STORE_FIRST=store_part(0, part // 8), STORE_SECOND=store_part((tokens - part) // 8, part // 8),
+    )  # fmt: skip
 
 
 def matmul_kernel(
-    shape: Shape, *, finish: int, bias: bool, tokens: int = 64, grouped: bool = False, indexed: bool = False, warps: int = 8
+    shape: Shape, *, finish: int, bias: bool, tokens: int = 64, grouped: bool = False, indexed: bool = False, warps: int = 4
 ) -> Kernel:
-    """The kernel for rows of this shape and tiles of `tokens` (a multiple of 8). The shape's activations do not matter."""
+    """The kernel for rows of this shape and tiles of `tokens` (8 times a power of two). The shape's activations do not matter."""
     layout = shape.layout
-    per_chunk, tiles = layout.per_chunk, tokens // 8
-    slab = 256 // (4 * per_chunk)
-    per_scale = layout.group or shape.columns
-    shift = 62 if not layout.group else 0 if layout.is_float else int(math.log2(per_scale // per_chunk))
-    paired = finish in (SILU, SWIGLU)
-    numbers = {
-        "WARPS": warps, "TOKENS": tokens, "SLAB_COLUMNS": 256, "STEPS": per_chunk // 4, "STRIDE": 136, "INDEXED": int(indexed),
-    }  # fmt: skip
+    sizes = min(3, int(math.log2(tokens // 8)) + 1)
+    ways = [_sweep(shape, max(tokens >> i, 8), warps, finish, bias) for i in range(3)]
     return matmul.bind(
-        FORMAT=shape.format, COLUMNS=shape.columns, **numbers, FINISH=finish, BIAS=int(bias), GROUPED=int(grouped),
-        PAIRED=int(paired), TILES=tiles, ROWS=16 * warps, SLAB=slab, X_SIZE=136 * tokens, CHUNKS=shape.chunks,
-        WORDS_PER_ROW=layout.row_words(shape.columns), SCALES_PER_ROW=layout.row_scales(shape.columns),
-        SCALES=BYTES if layout.scale == "e8m0" else HALVES, DECODE=_decoder(shape.format, shape), ZEROS=zero_tile(4 * tiles),
-        SCALE=device(no_scale) if layout.is_float else device(scale_of_chunk, SCALE_SHIFT=shift),
-        FILL=device(fill_slab, **numbers), GATE=device(gate, BIAS=int(bias), FINISH=finish),
+        FORMAT=shape.format, COLUMNS=shape.columns, WARPS=warps, TOKENS=tokens, INDEXED=int(indexed), GROUPED=int(grouped),
+        FINISH=finish, BIAS=int(bias), ROWS=32 * warps, X_SIZE=max(2 * tokens * STRIDE, warps * max(tokens // 2, 8) * ROW_STRIDE),
+        SCALES=BYTES if layout.scale == "e8m0" else HALVES, NUMBERS=tokens + 3, SIZES=sizes,
+        RESIDENT=max(12 // warps, 1), WHOLE=ways[0], HALF=ways[1], QUARTER=ways[2],
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.plain import float_as_bits, load_pair, multiply_tiles, pack_bf16
+from numba_kernels.cuda.plain import float_as_bits, load_pair, load_words, multiply_tiles, pack_bf16, store_words
 
 F32 = np.float32
 
@@ -31,6 +31,41 @@ def multiply_rows(low: Any, high: Any, x: Any, at: Any, stride: Any, tile: Any) 
             b = load_pair(x, at + 8 * step + 8 * n * stride)
             out[4 * n : 4 * n + 4] = multiply_tiles(*a, *b, *out[4 * n : 4 * n + 4])
     return tuple(out)
+
+
+def multiply_unit(stride: int) -> Callable[..., tuple[Any, ...]]:
+    """(four rows of A, x, at, tile) -> tile + A · Bᵀ over 8 columns of every one of the four threads, bfloat16.
+
+    A thread's rows are 4g … 4g + 3 of 32, four words of each. Row n of B begins at word n · stride; `at` points to this thread's
+    four words of row g. The tile is [32, 8 · n]: numbers 8n … 8n + 7 are rows 4g, 4g + 1, 4g + 2, 4g + 3, of each columns
+    8n + 2t and 8n + 2t + 1.
+    """
+
+    def multiply(a: Any, b: Any, c: Any, d: Any, x: Any, at: Any, tile: Any) -> tuple[Any, ...]:
+        out = list(tile)
+        for n in range(len(tile) // 8):
+            words = load_words(x, at + 8 * n * stride)
+            for i, (low, high) in enumerate(((a, b), (c, d))):
+                to = 8 * n + 4 * i
+                for s in (0, 2):
+                    given = low[s], high[s], low[s + 1], high[s + 1]
+                    out[to : to + 4] = multiply_tiles(*given, *words[s : s + 2], *out[to : to + 4])
+        return tuple(out)
+
+    return multiply
+
+
+def store_part(first: int, count: int) -> Callable[..., None]:
+    """(tile as above, array, at, stride): puts columns 8 · first … 8 · (first + count) into an array as words: four rows
+    next to each other, a column every `stride`; `at` is where row 4g of column 2t, counted from the first, goes."""
+
+    def store(tile: Any, array: Any, at: Any, stride: Any) -> None:
+        for n in range(count):
+            for odd in (0, 1):
+                numbers = (tile[8 * (first + n) + 2 * i + odd] for i in range(4))
+                store_words(array, at + (8 * n + odd) * stride, *map(float_as_bits, numbers))
+
+    return store
 
 
 def load_row(steps: int) -> Callable[[Any, Any], tuple[Any, ...]]:
@@ -96,12 +131,6 @@ def scaled_tile(tile: Any, factor: Any, other_factor: Any) -> tuple[Any, ...]:
     return tuple(F32(v * (factor if i % 4 < 2 else other_factor)) for i, v in enumerate(tile))
 
 
-def store_tile(tile: Any, array: Any, at: Any, stride: Any, further: Any) -> None:
-    """Puts the numbers as words into an array: column c of row g at at + (c − 2t) · stride, of row g + 8 `further` on."""
-    for i, value in enumerate(tile):
-        array[at + (8 * (i // 4) + i % 2) * stride + (further if i % 4 > 1 else 0)] = float_as_bits(value)
-
-
 def store_rows(tile: Any, array: Any, at: Any, other: Any, valid: Any, other_valid: Any) -> None:
     """What `multiply_columns` made, as bfloat16: of row g, where it is valid, two words at `at`, 8 words further those of
     the next 16 columns; of row g + 8 likewise at `other`."""
@@ -111,3 +140,23 @@ def store_rows(tile: Any, array: Any, at: Any, other: Any, valid: Any, other_val
                 a, b, c, d = (tile[8 * p + 2 * row + i] for i in (0, 4, 1, 5))
                 array[place + 8 * p] = pack_bf16(a, b)
                 array[place + 8 * p + 1] = pack_bf16(c, d)
+
+
+def copy_words(array: Any, at: Any, source: Any, source_at: Any, wanted: Any) -> None:
+    """Begins to copy four words of global memory into shared memory; zeros, where they are not wanted. They are there when the
+    thread has committed and waited; for others, after a barrier."""
+    store_words(array, at, *(load_words(source, source_at) if wanted else (0, 0, 0, 0)))
+
+
+def commit_copies() -> None:
+    """Ends a group of copies."""
+
+
+def wait_for_copies() -> None:
+    """Waits until all of the thread's groups are there."""
+
+
+def anew(number: Any) -> Any:
+    """The same number. The compiler does not know that, so that what follows from it is computed here, and takes no registers of
+    loops before."""
+    return number

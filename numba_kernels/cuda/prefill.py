@@ -104,43 +104,40 @@ def combine_kernel(columns: int, top: int, warps: int = 4) -> Kernel:
 
 @kernel(INTS, INT, INTS, INTS, INTS, INTS)
 def group(ids, pairs, order, place, tiles, tile_count):  # type: ignore[no-untyped-def]
-    """Sorts pairs of token and chosen expert by expert; one block, whose threads have an expert each.
+    """Sorts pairs of token and chosen expert by expert, in any order within an expert; one block.
 
     order[i] is the token of the i-th pair, place[p] where pair p went. tiles [.., 3] are (expert, first, pairs) of tiles of at
     most TOKENS, tile_count [1] how many.
     """
     counts = cuda.shared.array(EXPERTS, types.int32, 16)
-    starts = cuda.shared.array(EXPERTS, types.int32, 16)
-    first_tiles = cuda.shared.array(EXPERTS, types.int32, 16)
+    places = cuda.shared.array(EXPERTS, types.int32, 16)  # where an expert's next pair goes
     wait_for_launch_before()
     thread = cuda.threadIdx.x
     for expert in range(thread, EXPERTS, WARPS * WARP):
-        count = 0
-        for p in range(pairs):
-            if ids[p] == expert:
-                count += 1
-        counts[expert] = count
+        counts[expert] = 0
     cuda.syncthreads()
-    if thread == 0:
-        start = tile = 0
-        for expert in range(EXPERTS):
-            starts[expert], first_tiles[expert] = start, tile
-            start += counts[expert]
-            tile += (counts[expert] + TOKENS - 1) // TOKENS
-        tile_count[0] = tile
+    for p in range(thread, pairs, WARPS * WARP):
+        cuda.atomic.add(counts, ids[p], 1)
     cuda.syncthreads()
     for expert in range(thread, EXPERTS, WARPS * WARP):
-        at = np.int64(starts[expert])
-        for p in range(pairs):
-            if ids[p] == expert:
-                order[at] = p // TOP
-                place[p] = at
-                at += 1
-        for i in range((counts[expert] + TOKENS - 1) // TOKENS):
-            tile = 3 * (first_tiles[expert] + i)
-            tiles[tile] = expert
-            tiles[tile + 1] = starts[expert] + i * TOKENS
-            tiles[tile + 2] = min(counts[expert] - i * TOKENS, TOKENS)
+        start, tile = np.int32(0), np.int32(0)
+        for before in range(expert):
+            start += counts[before]
+            tile += (counts[before] + TOKENS - 1) // TOKENS
+        places[expert] = start
+        own = (counts[expert] + TOKENS - 1) // TOKENS
+        for i in range(own):
+            at = 3 * (tile + i)
+            tiles[at] = expert
+            tiles[at + 1] = start + i * TOKENS
+            tiles[at + 2] = min(counts[expert] - i * TOKENS, TOKENS)
+        if expert == EXPERTS - 1:
+            tile_count[0] = tile + own
+    cuda.syncthreads()
+    for p in range(thread, pairs, WARPS * WARP):
+        at = cuda.atomic.add(places, ids[p], 1)
+        order[at] = p // TOP
+        place[p] = at
 
 
 def group_kernel(experts: int, top: int, tokens: int, warps: int = 4) -> Kernel:

@@ -49,6 +49,20 @@ class Emit:
         loaded.align = 8
         return [self.b.extract_element(loaded, WORD(i)) for i in range(2)]
 
+    def four(self, kind: Any, array: Any, index: Any) -> list[Any]:
+        """Four words, by one load."""
+        vector = ir.VectorType(WORD, 4)
+        loaded = self.b.load(self.b.bitcast(self.element(kind, array, index), vector.as_pointer()))
+        loaded.align = 16
+        return [self.b.extract_element(loaded, WORD(i)) for i in range(4)]
+
+    def store_four(self, kind: Any, array: Any, index: Any, words: list[Any]) -> None:
+        """Four words, by one store."""
+        vector: Any = ir.Constant(ir.VectorType(WORD, 4), ir.Undefined)
+        for i, word in enumerate(words):
+            vector = self.b.insert_element(vector, word, WORD(i))
+        self.b.store(vector, self.b.bitcast(self.element(kind, array, index), vector.type.as_pointer())).align = 16
+
     def multiply(self, a: list[Any], b: list[Any], c: list[Any]) -> list[Any]:
         """mma.m16n8k16 on single registers."""
         result = ir.LiteralStructType([FLOAT] * 4)
@@ -100,6 +114,38 @@ def _typed_as(count: int, positions: dict[int, Any], result: Callable[..., Any],
 def zero_tile(count: int) -> Any:
     kind = types.UniTuple(F32, count)
     return _typed_as(0, {}, lambda *_: kind, lambda e, _, __: e.tuple(kind, [ir.Constant(FLOAT, 0.0)] * count))
+
+
+@cache
+def multiply_unit(stride: int) -> Any:
+    def emit(e: Emit, kinds: Any, args: Any) -> Any:
+        rows = [e.parts(args[i], 4) for i in range(4)]
+        x, at, out = args[4], args[5], e.parts(args[6], len(kinds[6]))
+        tiles = len(out) // 8
+        for first in range(0, tiles, 2):
+            some = range(first, min(first + 2, tiles))
+            words = {n: e.four(kinds[4], x, e.plus(at, 8 * stride * n)) for n in some}
+            for step in (0, 2):
+                for n in some:
+                    for i in (0, 1):
+                        low, high, to = rows[2 * i], rows[2 * i + 1], 8 * n + 4 * i
+                        a = [low[step], high[step], low[step + 1], high[step + 1]]
+                        out[to : to + 4] = e.multiply(a, words[n][step : step + 2], out[to : to + 4])
+        return e.tuple(kinds[6], out)
+
+    return _typed_as(7, {5: INT}, lambda *given: given[6], emit)
+
+
+@cache
+def store_part(first: int, count: int) -> Any:
+    def emit(e: Emit, kinds: Any, args: Any) -> None:
+        numbers, (array, at, stride) = e.parts(args[0], len(kinds[0])), args[1:]
+        for n in range(count):
+            for odd in (0, 1):
+                four = [e.b.bitcast(numbers[8 * (first + n) + 2 * i + odd], WORD) for i in range(4)]
+                e.store_four(kinds[1], array, e.plus(at, 8 * n + odd, stride), four)
+
+    return _typed_as(4, {2: INT, 3: INT}, lambda *_: types.none, emit)
 
 
 @cache
@@ -168,14 +214,6 @@ def _map(e: Emit, kinds: Any, args: Any, function: Callable[[Any, Any], Any]) ->
     return e.tuple(kinds[0], [function(v, args[1] if i % 4 < 2 else args[2]) for i, v in enumerate(numbers)])
 
 
-def _store_tile(e: Emit, kinds: Any, args: Any) -> None:
-    array, at, stride, further = args[1:]
-    for i, value in enumerate(e.parts(args[0], len(kinds[0]))):
-        index = e.plus(at, 8 * (i // 4) + i % 2, stride)
-        index = e.b.add(index, further) if i % 4 > 1 else index
-        e.b.store(e.b.bitcast(value, WORD), e.element(kinds[1], array, index))
-
-
 def _store_rows(e: Emit, kinds: Any, args: Any) -> None:
     numbers, array = e.parts(args[0], len(kinds[0])), args[1]
     for row, (place, valid) in enumerate(((args[2], args[4]), (args[3], args[5]))):
@@ -199,7 +237,43 @@ powers_of_two = _typed_as(
     3, {1: F32, 2: F32}, _same, lambda e, k, a: _map(e, k, a, lambda v, top: e.power_of_two(e.b.fsub(v, top)))
 )  # fmt: skip
 scaled_tile = _typed_as(3, {1: F32, 2: F32}, _same, lambda e, k, a: _map(e, k, a, e.b.fmul))
-store_tile = _typed_as(5, {2: INT, 3: INT, 4: INT}, lambda *_: types.none, _store_tile)
 store_rows = _typed_as(
     6, {2: INT, 3: INT, 4: types.boolean, 5: types.boolean}, lambda *_: types.none, _store_rows
 )  # fmt: skip
+
+
+# ---- copies into shared memory that go on beside the work -----------------------------------------------------------
+
+
+def _copy_words(e: Emit, kinds: Any, args: Any) -> None:
+    shared = e.b.addrspacecast(e.element(kinds[0], args[0], args[1]), WORD.as_pointer(3))
+    source = e.b.ptrtoint(e.element(kinds[2], args[2], args[3]), LONG)
+    size = e.b.select(args[4], WORD(16), WORD(0))
+    kind = ir.FunctionType(ir.VoidType(), [LONG, LONG, WORD])
+    text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
+    e.b.call(ir.InlineAsm(kind, text, "l,l,r,~{memory}", side_effect=True), [e.b.ptrtoint(shared, LONG), source, size])
+
+
+def _plain(text: str) -> Any:
+    """An instruction without operands."""
+
+    def emit(e: Emit, kinds: Any, args: Any) -> None:
+        e.b.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), text, "~{memory}", side_effect=True), [])
+
+    return _typed_as(0, {}, lambda *_: types.none, emit)
+
+
+copy_words = _typed_as(5, {1: INT, 3: INT, 4: types.boolean}, lambda *_: types.none, _copy_words)
+commit_copies = _plain("cp.async.commit_group;")
+wait_for_copies = _plain("cp.async.wait_group 0;")
+
+
+# ---- registers ------------------------------------------------------------------------------------------------------
+
+
+def _anew(e: Emit, kinds: Any, args: Any) -> Any:
+    kind = ir.FunctionType(WORD, [WORD])
+    return e.b.call(ir.InlineAsm(kind, "mov.u32 $0, $1;", "=r,r", side_effect=True), [args[0]])
+
+
+anew = _typed_as(1, {0: types.int32}, lambda *_: types.int32, _anew)

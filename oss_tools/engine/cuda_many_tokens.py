@@ -16,12 +16,15 @@ from numba_kernels.cuda.prefill import (
     round_kernel,
     store_many_kernel,
 )
+from numba_kernels.cuda.seam import SIMULATED
 from oss_tools.engine.cuda_attention import AttentionRecorder
 from oss_tools.engine.cuda_values import WARPS, Floats, Launch, Model, Pending, Routing, Value, Words
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
 
 FEW, MANY = 16, 64  # tokens in a tile of the tensor cores
+SORT_WARPS = 2 if SIMULATED else 32
+TILE_WARPS = {FEW: 2, MANY: 2 if SIMULATED else 4}
 NO_LIMIT, NO_ALPHA = np.float32(0), np.float32(0)
 
 
@@ -79,7 +82,7 @@ class ManyTokens(AttentionRecorder):
                     bias=bias,
                     tokens=n,
                     indexed=self._selected is not None,
-                    warps=WARPS,
+                    warps=TILE_WARPS[n],
                 )
             )
             for n in (FEW, MANY)
@@ -144,7 +147,7 @@ class ManyTokens(AttentionRecorder):
         between = Words(self.model.buffer("many expert inner", pairs * stride, np.uint32), inner, stride)
         parts = self._floats("parts", top * second.rows)
         order, place = self._ints("order", pairs), self._ints("place", pairs)
-        tiles = self._ints("expert tiles", 3 * most_tiles(pairs, routing.experts, FEW))
+        tiles = self._ints("expert tiles", 3 * most_tiles(pairs, routing.experts, MANY))
         count = self._ints("expert tile count", 1)
         self._group(routing, order, place, tiles, count)
         given, finish = self.words(x), {"silu": SILU, "swiglu_oai": SWIGLU}[gate.form]
@@ -153,35 +156,23 @@ class ManyTokens(AttentionRecorder):
         self._expert_matmul(second, routing, between, STORE, None, tiles, count, gate, parts.array, nothing, second.rows)
         return Pending("experts", second.rows, lambda out, add: self._combine(parts, second.rows, routing, place, out, add))
 
-    def _tile(self, tokens: int, routing: Routing) -> int:
-        """Tokens in a tile of the experts: small ones where an expert has few."""
-        return FEW if tokens * routing.chosen <= 2 * FEW * routing.experts else MANY
-
     def _group(self, routing: Routing, order: Any, place: Any, tiles: Any, count: Any) -> None:
-        kernels = {
-            n: self._kernel(group_kernel(routing.experts, routing.chosen, n)) for n in (FEW, MANY)
-        }  # fmt: skip
-
-        def launch(tokens: int) -> Launch:
-            kernel = kernels[self._tile(tokens, routing)]
-            return kernel, 1, (routing.ids, tokens * routing.chosen, order, place, tiles, count)
-
-        self.launches.append(launch)
+        kernel = self._kernel(group_kernel(routing.experts, routing.chosen, MANY, SORT_WARPS))
+        self.launches.append(
+            lambda tokens: (kernel, 1, (routing.ids, tokens * routing.chosen, order, place, tiles, count))
+        )  # fmt: skip
 
     def _expert_matmul(
         self, stack: Stack, routing: Routing, x: Words, finish: int, order: Any, tiles: Any, count: Any, gate: Gate,
         out: Any, words: Any, stride: int,
     ) -> None:  # fmt: skip
         bias = stack.bias is not None
-        kernels = {
-            n: self._kernel(
-                matmul_kernel(
-                    self.model.shape(stack), finish=finish, bias=bias, tokens=n, grouped=True, indexed=order is not None,
-                    warps=WARPS,
-                )
+        kernel = self._kernel(
+            matmul_kernel(
+                self.model.shape(stack), finish=finish, bias=bias, tokens=MANY, grouped=True, indexed=order is not None,
+                warps=TILE_WARPS[MANY],
             )
-            for n in (FEW, MANY)
-        }  # fmt: skip
+        )  # fmt: skip
         arguments = (
             stack.codes, stack.scales, stack.bias if bias else self._anything, x.array, x.stride,
             count if order is None else order, tiles, count, 0, stack.rows, np.float32(gate.limit), np.float32(gate.alpha), out,
@@ -189,9 +180,8 @@ class ManyTokens(AttentionRecorder):
         )  # fmt: skip
 
         def launch(tokens: int) -> Launch:
-            size = self._tile(tokens, routing)
-            most = most_tiles(tokens * routing.chosen, routing.experts, size)
-            return kernels[size], matmul_grid(kernels[size], most, stack.rows), arguments
+            most = most_tiles(tokens * routing.chosen, routing.experts, MANY)
+            return kernel, matmul_grid(kernel, most, stack.rows), arguments
 
         self.launches.append(launch)
 

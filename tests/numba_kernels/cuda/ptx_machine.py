@@ -18,6 +18,7 @@ import numpy as np
 
 WARP = 32
 SHARED_BASE, GLOBAL_BASE = 1 << 32, 1 << 40
+ATOMIC = -3  # in place of a warp's number
 GUARD = 4096  # bytes between arrays
 COLLECTIVE = ("shfl", "mma", "vote", "bar")  # what a warp executes together
 
@@ -262,6 +263,17 @@ class Memory:
                 self.reader[block, cell] = np.where(again, -2, warp)
                 self.read[block, cell] = now
 
+    def check_shared_atomic(self, block: np.ndarray, offset: np.ndarray, size: int, epoch: np.ndarray) -> None:
+        """Atomic operations of several warps may meet, but no other access of the same time."""
+        if offset.min(initial=0) < 0 or offset.max(initial=0) + size > self.shared.shape[1] or (offset % size).any():
+            raise Fault(f"shared memory: {size} bytes at {offset.min()}..{offset.max()} of {self.shared.shape[1]}")
+        cell, now = offset // 4, epoch[block]
+        if (
+            ((self.written[block, cell] == now) & (self.writer[block, cell] != ATOMIC)) | (self.read[block, cell] == now)
+        ).any():
+            raise Fault(f"shared memory at {int(offset[0])}: an atomic operation beside another access, without a barrier")
+        self.writer[block, cell], self.written[block, cell] = ATOMIC, now
+
 
 # ---- running --------------------------------------------------------------------------------------------------------
 
@@ -288,6 +300,8 @@ class Machine:
         self.stalled = np.zeros(lanes, bool)  # for the rest of the warp
         self.epoch = np.zeros(self.blocks, np.int64)  # barriers passed
         self.executed = 0
+        self.groups = np.zeros(lanes, np.int64)  # of copies that a thread has committed
+        self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []  # under way
 
     def _flattened(self, arguments: Sequence[Any]) -> dict[str, Any]:
         """Parameters by name: an array is seven numbers, the address the fifth."""
@@ -567,7 +581,11 @@ class Machine:
         if i.code[1] == "param":
             name, _, offset = i.operands[1].strip("[]").partition("+")
             declared, value = self.parameters[name]
-            if offset or declared != kind.replace("b", "u"):
+            if (declared, kind) == ("u64", "u32"):  # the lower half
+                value = int(value) & 0xFFFFFFFF
+            elif declared != kind.replace("b", "u"):
+                offset = "of another type"
+            if offset:
                 raise Fault(f"a parameter of type {declared} read as {kind}")
             self._set(i.operands[0], lanes, np.full(len(lanes), value, _dtype(kind)))
             return
@@ -591,6 +609,40 @@ class Machine:
             self.memory.uncached.add(n)
         return self.memory.arrays[n][offset[:, None] + np.arange(size)]
 
+    def _cp(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
+        """Asynchronous copies into shared memory: the bytes arrive when their thread waits for them."""
+        if i.code[:3] == ("cp", "async", "commit_group"):
+            self.groups[lanes] += 1
+        elif i.code[:3] == ("cp", "async", "wait_group"):
+            self._copies_arrive(self.groups - int(i.operands[0]), lanes)
+        else:
+            size = int(i.operands[2])
+            given = self._value(i.operands[3], "u32", lanes) if len(i.operands) > 3 else np.full(len(lanes), size)
+            offset = (self._address(i.operands[0], lanes) - np.uint64(SHARED_BASE)).astype(np.int64)
+            data = np.zeros((len(lanes), size), np.uint8)
+            if not np.isin(given, (0, size)).all():
+                raise Fault("a copy of a part of what it is to copy")
+            wanted = given > 0
+            if wanted.any():
+                data[wanted] = self._read(("global",), self._address(i.operands[1], lanes)[wanted], size, lanes[wanted])
+            self.memory.check_shared(self.block[lanes], offset, size, self.warp[lanes], self.epoch, write=True)
+            self.copies.append((lanes, offset, data, self.groups[lanes]))
+
+    def _copies_arrive(self, before: np.ndarray, lanes: np.ndarray) -> None:
+        """Of these lanes, copies of groups before those numbers."""
+        waiting = []
+        for owners, offset, data, group in self.copies:
+            done = np.isin(owners, lanes) & (group < before[owners])
+            if done.any():
+                who = owners[done]
+                self.memory.check_shared(
+                    self.block[who], offset[done], data.shape[1], self.warp[who], self.epoch, write=True
+                )
+                self.memory.shared[self.block[who][:, None], offset[done][:, None] + np.arange(data.shape[1])] = data[done]
+            if not done.all():
+                waiting.append((owners[~done], offset[~done], data[~done], group[~done]))
+        self.copies = waiting
+
     def _st(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
         sources = i.operands[1] if isinstance(i.operands[1], tuple) else (i.operands[1],)
         kind = kinds[-1]
@@ -610,14 +662,21 @@ class Machine:
 
     def _atom(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
         """Atomic addition: one lane after another."""
-        if "add" not in i.code or "global" not in i.code:
+        if "add" not in i.code or not {"global", "shared"} & set(i.code):
             raise Fault("this atomic operation is not known here")
         dtype = _dtype(kinds[-1])
-        n, offset = self.memory.place(self._address(i.operands[1], lanes), dtype.itemsize)
-        self.memory.changed.add(n)
-        cells, added = self.memory.arrays[n].view(dtype), self._value(i.operands[2], kinds[-1], lanes)
+        address, added = self._address(i.operands[1], lanes), self._value(i.operands[2], kinds[-1], lanes)
+        if "shared" in i.code:
+            offset = (address - np.uint64(SHARED_BASE)).astype(np.int64)
+            self.memory.check_shared_atomic(self.block[lanes], offset, dtype.itemsize, self.epoch)
+            cells, at = self.memory.shared.view(dtype), offset // dtype.itemsize
+            places = [(int(b), int(c)) for b, c in zip(self.block[lanes], at, strict=True)]
+        else:
+            n, offset = self.memory.place(address, dtype.itemsize)
+            self.memory.changed.add(n)
+            cells, places = self.memory.arrays[n].view(dtype), (offset // dtype.itemsize).tolist()
         old = np.empty(len(lanes), dtype)
-        for lane, at in enumerate(offset // dtype.itemsize):
+        for lane, at in enumerate(places):
             old[lane] = cells[at]
             cells[at] += added[lane]
         self._set(i.operands[0], lanes, old)

@@ -44,9 +44,12 @@ def check(example: Example, architecture: tuple[int, int]) -> None:
     assert not [name for name in found if ".f64" in name]  # no double precision by accident
     assert not [name for name in example.contains if name not in found]
     resources = assemble(text, architecture)
-    assert (resources.stack, resources.spills) == (0, 0)
+    resident = example.kernel.constants.get("RESIDENT", 0)
+    assert resources.spills <= (
+        256 if resident else 0
+    )  # with a bound: what is used before and after a loop may be put aside
     assert resources.shared <= SHARED
-    assert resources.registers * example.kernel.threads <= 65536 // 2  # two blocks fit into a multiprocessor
+    assert resources.registers * example.kernel.threads <= 65536 // max(resident, 2)  # so many blocks share a multiprocessor
 
 
 @pytest.mark.parametrize("example", HOPPER)
