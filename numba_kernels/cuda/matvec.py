@@ -15,11 +15,9 @@ import numpy as np
 from numba_kernels.cuda import vectors
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.intrinsics import (
-    let_next_begin,
     prefetch,
     prefetch_span,
     stream_words,
-    wait_for_launch_before,
     warp_sum,
 )
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, WARP, WORDS, Kernel, cuda, device, kernel, types
@@ -35,7 +33,6 @@ SCALE: Any = None
 DOT: Any = None
 FILL: Any = None
 PREPARE: Any = None
-ASK_FOR_WEIGHT: Any = None
 ASK_FOR_ROWS: Any = None
 PAIR: Any = None
 NORM = BIAS = ALIGNED = 0
@@ -131,9 +128,6 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
     if pair < pairs:
         most = AHEAD if cuda.gridDim.x * WARPS >= pairs else AHEAD_OF_MANY
         ASK_FOR_ROWS(codes, scales, 2 * pair, min(rows - 2 * pair, 2), most, lane)
-    ASK_FOR_WEIGHT(weight)
-    wait_for_launch_before()
-    let_next_begin()
     gain = PREPARE(source, 0, weight, epsilon, x, x_scales, sums)
     while pair < pairs:
         row = 2 * pair
