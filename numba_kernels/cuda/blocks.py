@@ -111,9 +111,11 @@ class Shape:
 
     @property
     def unroll(self) -> int:
-        """Chunks of a row that a thread asks for before it works on the first: 2 to 4, whichever wastes least."""
+        """Chunks of a row that a thread asks for before it works on the first: 2 to 4, whichever wastes least. Of several, what
+        leaves registers for more blocks."""
         steps = -(-self.chunks // WARP)
-        return 1 if steps == 1 else min((4, 3, 2), key=lambda u: -steps % u)
+        order = {8: (2, 3, 4), 4: (4, 3, 2)}.get(self.layout.bits, (3, 4, 2))
+        return 1 if steps == 1 else min(order, key=lambda u: -steps % u)
 
     @property
     def steps(self) -> int:

@@ -20,6 +20,7 @@ from numba_kernels.cuda.rows import add_rows_kernel, choose_kernel, embed_kernel
 from numba_kernels.cuda.seam import Kernel
 
 HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
+EARLY = "ld.global.L1::no_allocate.v4.u32"
 WIDE = "ld.global.nc.L1::no_allocate.v4.u32"
 MATRIX = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
@@ -47,21 +48,21 @@ def one_token() -> Iterator[Example]:
         for activations in ("f32",) if layout.is_float else ("int8", "f32"):
             dots = ("dp4a.s32.s32",) if activations == "int8" else ()
             kernel = matvec_kernel(Shape(format, columns, activations), norm=True, bias=True, finish=STORE)
-            yield Example(f"matvec {format} × {activations}", kernel, (WIDE, *dots))
+            yield Example(f"matvec {format} × {activations}", kernel, (EARLY, *dots))
     attention = Shape("bf16", QUERIES * SIZE, "f32")
-    yield Example("attention output", matvec_kernel(attention, norm=False, bias=True, finish=ADD), (WIDE,))
+    yield Example("attention output", matvec_kernel(attention, norm=False, bias=True, finish=ADD), (EARLY,))
     gated = matvec_kernel(Shape("q8_0", 576, "int8"), norm=True, bias=False, finish=SILU)
-    yield Example("Llama gate and up", gated, (WIDE, "dp4a.s32.s32"))
+    yield Example("Llama gate and up", gated, (EARLY, "dp4a.s32.s32"))
     router = Shape("bf16", HIDDEN, "f32")
     for experts in (32, 128):
         kernel = route_kernel(router, Choice(experts, TOP), norm=True, bias=True)
-        yield Example(f"router of {experts}", kernel, (WIDE, "atom.global.add.u32"))
+        yield Example(f"router of {experts}", kernel, (EARLY, "atom.global.add.u32"))
     for format, activations in (("mxfp4", "int8"), ("q8_0", "int8"), ("mxfp4", "f32"), ("bf16", "f32")):
         dots = ("dp4a.s32.s32",) if activations == "int8" else ()
         shape = Shape(format, INNER, activations)
         first, second = gate_up_kernel(shape, top=TOP, bias=True), down_kernel(shape, top=TOP, bias=True)
-        yield Example(f"gate and up {format} × {activations}", first, (WIDE, *dots))
-        yield Example(f"down {format} × {activations}", second, (WIDE, *dots))
+        yield Example(f"gate and up {format} × {activations}", first, (EARLY, *dots))
+        yield Example(f"down {format} × {activations}", second, (EARLY, *dots))
     for window, element in ((WINDOW, "bf16"), (None, "bf16"), (None, "f32")):
         heads = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
@@ -107,14 +108,14 @@ def other_families() -> Iterator[Example]:
     """What gpt-oss and Llama do not need."""
     for name, (hidden, choice) in CHOICES.items():
         router = route_kernel(Shape("bf16", hidden, "int8"), choice, norm=True, bias=False)
-        yield Example(f"router of {name}", router, (WIDE, "atom.global.add.u32"))
+        yield Example(f"router of {name}", router, (EARLY, "atom.global.add.u32"))
     for format in ("q4_0", "bf16"):
         shape, dots = Shape(format, 2048, "int8"), () if format == "bf16" else ("dp4a.s32.s32",)
-        yield Example(f"SiLU experts {format}", gate_up_kernel(shape, top=8, bias=False, gate=SILU_GATE), (WIDE, *dots))
+        yield Example(f"SiLU experts {format}", gate_up_kernel(shape, top=8, bias=False, gate=SILU_GATE), (EARLY, *dots))
         many = matmul_kernel(shape, finish=SILU, bias=False, grouped=True, indexed=True)
         yield Example(f"SiLU experts {format}, many tokens", many, (WIDE, MATRIX))
     shape = Shape("bf16", 768, "int8")
-    yield Example("GPT-2 up", matvec_kernel(shape, norm=False, bias=True, finish=GELU), (WIDE,))
+    yield Example("GPT-2 up", matvec_kernel(shape, norm=False, bias=True, finish=GELU), (EARLY,))
     yield Example("GPT-2 up, many tokens", matmul_kernel(shape, finish=GELU, bias=True), (WIDE, MATRIX))
     yield Example("GPT-2 positions", embed_kernel("f32", 768, add=True))
     yield Example("GPT-2 norm", layer_norm_kernel(1600))

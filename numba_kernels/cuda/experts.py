@@ -9,7 +9,7 @@ import numpy as np
 
 from numba_kernels.cuda.blocks import Shape, bf16_pair, f16_pair
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.intrinsics import let_next_begin, store_floats, stream_words, wait_for_launch_before, warp_sum
+from numba_kernels.cuda.intrinsics import early_words, let_next_begin, store_floats, wait_for_launch_before, warp_sum
 from numba_kernels.cuda.matvec import row_constants, silu
 from numba_kernels.cuda.seam import (
     FLOAT,
@@ -50,6 +50,8 @@ SILU, SWIGLU = 0, 1
 FOUR: Any = None
 VALUES: Any = None
 CHUNKS_OF: Any = None
+ROUTER_CHUNKS: Any = None
+SLOT_OF: Any = None
 EIGHT_OF: Any = None
 MEET_EIGHT: Any = None
 STORE_EIGHT: Any = None
@@ -72,32 +74,37 @@ def logits_by_warps(  # type: ignore[no-untyped-def]
     row = 2 * (cuda.blockIdx.x * WARPS + thread // WARP)
     if row < EXPERTS:
         ASK_FOR_ROWS(codes, scales, row, min(EXPERTS - row, 2), MOST, thread % WARP)
+    other = min(row + 1, EXPERTS - 1)
+    a_first, b_first = CHUNKS_OF(codes, scales, min(row, EXPERTS - 1), 0), CHUNKS_OF(codes, scales, other, 0)
     gain = PREPARE(source, at, weight, epsilon, x, x_scales, sums)
     if cuda.blockIdx.x == 0:
         for i in range(thread, COLUMNS, WARPS * WARP):
             normed[at + i] = source[at + i] * gain * weight[i] if NORM else source[at + i]
     while row < EXPERTS:
-        other = min(row + 1, EXPERTS - 1)
-        a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
+        a, b = PAIR(codes, scales, row, other, a_first, b_first, 0, 0, x, x_scales)
+        a, b = warp_sum(a), warp_sum(b)
         if thread % WARP == 0:
             logits[first + row] = a * gain + bias[row] if BIAS else a * gain
             logits[first + other] = b * gain + bias[other] if BIAS else b * gain
         row += 2 * cuda.gridDim.x * WARPS
+        other = min(row + 1, EXPERTS - 1)
+        if row < EXPERTS:
+            a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, other, 0)
     cuda.threadfence()
     cuda.syncthreads()
 
 
-def chunks_of(codes, row):  # type: ignore[no-untyped-def]
+def router_chunks(codes, row):  # type: ignore[no-untyped-def]
     """A thread's EACH chunks of a row. Beyond the last one that is read again, and the vector is zero."""
     thread, size, at = cuda.threadIdx.x, WARPS * WARP, row * WORDS_PER_ROW
-    a = stream_words(codes, at + 4 * min(thread, CHUNKS - 1))
+    a = early_words(codes, at + 4 * min(thread, CHUNKS - 1))
     b, c, d = a, a, a
     if EACH > 1:
-        b = stream_words(codes, at + 4 * min(thread + size, CHUNKS - 1))
+        b = early_words(codes, at + 4 * min(thread + size, CHUNKS - 1))
     if EACH > 2:
-        c = stream_words(codes, at + 4 * min(thread + 2 * size, CHUNKS - 1))
+        c = early_words(codes, at + 4 * min(thread + 2 * size, CHUNKS - 1))
     if EACH > 3:
-        d = stream_words(codes, at + 4 * min(thread + 3 * size, CHUNKS - 1))
+        d = early_words(codes, at + 4 * min(thread + 3 * size, CHUNKS - 1))
     return a, b, c, d
 
 
@@ -135,7 +142,7 @@ def logits_by_blocks(  # type: ignore[no-untyped-def]
     thread, size = cuda.threadIdx.x, WARPS * WARP
     c0, c1, c2, c3 = thread, thread + size, thread + 2 * size, thread + 3 * size
     row = min(2 * cuda.blockIdx.x, EXPERTS - 1)  # a block too many does what another does
-    (a0, a1, a2, a3), (b0, b1, b2, b3) = CHUNKS_OF(codes, row), CHUNKS_OF(codes, min(row + 1, EXPERTS - 1))
+    (a0, a1, a2, a3), (b0, b1, b2, b3) = ROUTER_CHUNKS(codes, row), ROUTER_CHUNKS(codes, min(row + 1, EXPERTS - 1))
     ASK_FOR_WEIGHT(weight)
     wait_for_launch_before()
     let_next_begin()
@@ -189,7 +196,7 @@ def logits_by_blocks(  # type: ignore[no-untyped-def]
                 STORE_EIGHT(normed, at, c3, gain, v3, w3)
         row += 2 * cuda.gridDim.x
         if row < EXPERTS:
-            (a0, a1, a2, a3), (b0, b1, b2, b3) = CHUNKS_OF(codes, row), CHUNKS_OF(codes, min(row + 1, EXPERTS - 1))
+            (a0, a1, a2, a3), (b0, b1, b2, b3) = ROUTER_CHUNKS(codes, row), ROUTER_CHUNKS(codes, min(row + 1, EXPERTS - 1))
             cuda.syncthreads()  # sums may be used again
 
 
@@ -241,7 +248,7 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
         sizes = {"COLUMNS": shape.columns, "NORM": int(norm), "FOUR": four}
         row = {"CHUNKS": shape.chunks, "EACH": each(shape, warps), "WORDS_PER_ROW": shape.layout.row_words(shape.columns)}
         functions = {
-            "CHUNKS_OF": device(chunks_of, **row, WARPS=warps),
+            "ROUTER_CHUNKS": device(router_chunks, **row, WARPS=warps),
             "EIGHT_OF": device(eight_of, **sizes),
             "MEET_EIGHT": device(meet_eight, VALUES=bf16_pair if shape.format == "bf16" else f16_pair),
             "STORE_EIGHT": device(store_eight, COLUMNS=shape.columns),
@@ -260,7 +267,7 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
         }
         spread = 1
     else:
-        functions = {name: rows.pop(name) for name in ("PAIR", "PREPARE", "ASK_FOR_ROWS", "WARPS")}
+        functions = {name: rows.pop(name) for name in ("PAIR", "CHUNKS_OF", "PREPARE", "ASK_FOR_ROWS", "WARPS")}
         rows.pop("FILL")
         logits = device(logits_by_warps, **numbers, **functions, COLUMNS=shape.columns)
         rows["WARPS"] = warps
@@ -299,6 +306,14 @@ def swiglu(gate: Any, up: Any, limit: Any, alpha: Any) -> Any:
     return gate / (ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
 
 
+def slot_of(pair, inner):  # type: ignore[no-untyped-def]
+    """pair // inner, which is below TOP, without a division."""
+    slot = 0
+    for k in range(1, TOP):
+        slot += 1 if pair >= k * inner else 0
+    return slot
+
+
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, INTS, INT, INT, FLOAT, FLOAT, FLOATS)
 def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):  # type: ignore[no-untyped-def]
     """out[k · stride + i] = swiglu, or silu, of rows 2i and 2i + 1 of expert ids[k] with source [COLUMNS]; bias [EXPERTS,
@@ -308,20 +323,29 @@ def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):
     lane, pair = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
     wait_for_launch_before()
     let_next_begin()
-    if pair < TOP * inner:
-        ASK_FOR_ROWS(codes, scales, 2 * (ids[pair // inner] * inner + pair % inner), 2, MOST, lane)
+    some = min(pair, TOP * inner - 1)
+    slot = SLOT_OF(some, inner)
+    i = some - slot * inner
+    row = 2 * (ids[slot] * inner + i)
+    a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
     FILL(source, 0, 0, 1, x, x_scales)
     cuda.syncthreads()
     while pair < TOP * inner:
-        slot, i = pair // inner, pair % inner
-        row = 2 * (ids[slot] * inner + i)
-        a, b = PAIR(codes, scales, row, row + 1, 0, 0, x, x_scales)
+        at = slot * stride + i
+        first = second = np.float32(0)
         if BIAS:
-            a += bias[row]
-            b += bias[row + 1]
-        if lane == 0:
-            out[slot * stride + i] = swiglu(a, b, limit, alpha) if GATE == SWIGLU else silu(a, b)
+            first += bias[row]
+            second += bias[row + 1]
+        a, b = PAIR(codes, scales, row, row + 1, a_first, b_first, 0, 0, x, x_scales)
         pair += cuda.gridDim.x * WARPS
+        a, b = warp_sum(a) + first, warp_sum(b) + second
+        if lane == 0:
+            out[at] = swiglu(a, b, limit, alpha) if GATE == SWIGLU else silu(a, b)
+        if pair < TOP * inner:
+            slot = SLOT_OF(pair, inner)
+            i = pair - slot * inner
+            row = 2 * (ids[slot] * inner + i)
+            a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
 
 
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, INT, INTS, FLOATS, INT, FLOATS)
@@ -335,10 +359,10 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
     lane, first = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
     wait_for_launch_before()
     let_next_begin()
-    if first < rows:
-        for k in range(TOP):
-            ASK_FOR_ROWS(codes, scales, ids[k] * rows + first, 1, MOST, lane)
     for held in range(0, TOP, SLOTS):
+        n, k, other = min(first, rows - 1), held, min(held + 1, TOP - 1)
+        row, next_row = ids[k] * rows + n, ids[other] * rows + n
+        a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, next_row, 0)
         if held > 0:
             cuda.syncthreads()  # the vectors before are done with
         FILL(source, held * stride, stride, min(TOP - held, SLOTS), x, x_scales)
@@ -349,14 +373,21 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
             for slot in range(0, SLOTS, 2):
                 if held + slot < TOP:
                     k, other = held + slot, min(held + slot + 1, TOP - 1)
-                    row, next_row = ids[k] * rows + n, ids[other] * rows + n
-                    a, b = PAIR(codes, scales, row, next_row, slot * QUADS, (other - held) * QUADS, x, x_scales)
+                    share, other_share = shares[k], shares[other]
+                    if other == k:
+                        other_share = np.float32(0)
                     if BIAS:
-                        a += bias[row]
-                        b += bias[next_row]
-                    total += shares[k] * a
-                    if other > k:
-                        total += shares[other] * b
+                        total += share * bias[row] + other_share * bias[next_row]
+                    a, b = PAIR(
+                        codes, scales, row, next_row, a_first, b_first, slot * QUADS, (other - held) * QUADS, x, x_scales
+                    )
+                    total += share * warp_sum(a) + other_share * warp_sum(b)
+                    m, k, other = n, held + slot + 2, min(held + slot + 3, TOP - 1)
+                    if slot + 2 >= SLOTS or k >= TOP:  # on to the next row
+                        m, k, other = n + cuda.gridDim.x * WARPS, held, min(held + 1, TOP - 1)
+                    if m < rows:
+                        row, next_row = ids[k] * rows + m, ids[other] * rows + m
+                        a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, next_row, 0)
             if lane == 0:
                 out[n] = total
             n += cuda.gridDim.x * WARPS
@@ -365,7 +396,8 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
 def gate_up_kernel(shape: Shape, *, top: int, bias: bool, gate: int = SWIGLU, warps: int = 8) -> Kernel:
     """The first projection of the chosen experts: rows of this shape, gate and up in turn."""
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    return gate_up.bind(**names, TOP=top, BIAS=int(bias), GATE=gate, **row_constants(shape, False, warps))
+    choice = {"TOP": top, "SLOT_OF": device(slot_of, TOP=top)}
+    return gate_up.bind(**names, **choice, BIAS=int(bias), GATE=gate, **row_constants(shape, False, warps))
 
 
 def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel:
@@ -374,6 +406,6 @@ def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads}
     rows = row_constants(shape, False, warps, slots)
-    if shape.layout.is_float:
+    if not shape.quantized:
         rows["RESIDENT"] = 2
     return down.bind(**constants, **rows)

@@ -121,6 +121,24 @@ def _vector_load(result: Any) -> Any:
     return intrinsic(typing)
 
 
+def _scale_load() -> Any:
+    """An intrinsic (array, index) -> a scale of 8 or 16 bits."""
+
+    def typing(typing_context: Any, array: Any, index: Any) -> Any:
+        kind = f"u{array.dtype.bitwidth}"
+
+        def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
+            address = b.ptrtoint(_address(context, b, array, *args), ir.IntType(64))
+            function = ir.FunctionType(ir.IntType(16), [address.type])
+            return b.call(
+                ir.InlineAsm(function, f"ld.global.L1::no_allocate.{kind} $0, [$1];", "=h,l", side_effect=True), [address]
+            )
+
+        return U16(array, types.int64), lower
+
+    return intrinsic(typing)
+
+
 def _volatile_load() -> Any:
     """An intrinsic (array, index) -> element that is read from where all blocks see it."""
 
@@ -164,9 +182,12 @@ half_as_float = _instruction("cvt.f32.f16 $0, $1;", F32, U16)
 pack_bf16 = _instruction(PACK_BF16, U32, F32, F32)
 multiply_pairs = _instruction("fma.rn.bf16x2 $0, $1, $2, $3;", U32, U32, U32, U32)
 power_of_two = _instruction("ex2.approx.ftz.f32 $0, $1;", F32, F32)
+reciprocal = _instruction("rcp.approx.ftz.f32 $0, $1;", F32, F32)
 round_to_int = _instruction("cvt.rni.s32.f32 $0, $1;", I32, F32)
 stream_words = _pointer_instruction("ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=False)
-stream_floats = _pointer_instruction("ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];", FOUR_FLOATS, effect=False)
+early_words = _pointer_instruction("ld.global.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=True)
+early_floats = _pointer_instruction("ld.global.L1::no_allocate.v4.f32 {$0, $1, $2, $3}, [$4];", FOUR_FLOATS, effect=True)
+early_scale = _scale_load()
 load_words, load_floats = _vector_load(FOUR_WORDS), _vector_load(FOUR_FLOATS)
 store_words, store_floats = _vector_store(U32), _vector_store(F32)
 load_pair = _vector_load(types.UniTuple(U32, 2))

@@ -15,6 +15,8 @@ import numpy as np
 from numba_kernels.cuda import vectors
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.intrinsics import (
+    early_scale,
+    early_words,
     prefetch,
     prefetch_span,
     stream_words,
@@ -24,7 +26,7 @@ from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, WARP, WOR
 
 WARPS = 8
 FORMAT = KIND = ""  # in the kernel's name
-COLUMNS = CHUNKS = STEPS = WORDS_PER_ROW = SCALES_PER_ROW = SCALE_SHIFT = 0
+COLUMNS = LAST = STEPS = WORDS_PER_ROW = SCALES_PER_ROW = SCALE_SHIFT = 0
 UNROLL = 1
 X_SIZE = S_SIZE = 1
 X_TYPE: Any = None
@@ -34,7 +36,12 @@ DOT: Any = None
 FILL: Any = None
 PREPARE: Any = None
 ASK_FOR_ROWS: Any = None
+READ: Any = None
+CHUNKS_OF: Any = None
+MORE_CHUNKS: Any = None
+MEET: Any = None
 PAIR: Any = None
+NO_SCALE = np.uint16(0)
 NORM = BIAS = ALIGNED = 0
 RESIDENT = 3  # blocks of a multiprocessor
 SCALED = 0  # whether rows have scales
@@ -47,41 +54,59 @@ GELU_FACTOR, GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.04
 MOST_EXPONENT = np.float32(80)
 
 
-def pair_sums(codes, scales, row, other, x_row, x_other, x, x_scales):  # type: ignore[no-untyped-def]
-    """The products of two rows with the vectors that begin at quads x_row and x_other, in every thread of the warp. Beyond a
+def chunks_of(codes, scales, row, step):  # type: ignore[no-untyped-def]
+    """A thread's UNROLL chunks of a row from a step on, and their scales, so that all loads are under way together. Beyond a
     row's last chunk the vectors are zero, and the last chunk is read again."""
-    lane = cuda.threadIdx.x % WARP
-    a_words, b_words = row * WORDS_PER_ROW, other * WORDS_PER_ROW
-    a_scales, b_scales = row * SCALES_PER_ROW, other * SCALES_PER_ROW
-    a = b = np.float32(0)
-    for step in range(0, STEPS, UNROLL):  # all loads first, so that they are under way together
-        p0 = step * WARP + lane
-        c0 = min(p0, CHUNKS - 1)
-        a0, b0 = stream_words(codes, a_words + 4 * c0), stream_words(codes, b_words + 4 * c0)
-        if UNROLL > 1:
-            p1 = p0 + WARP
-            c1 = min(p1, CHUNKS - 1)
-            a1, b1 = stream_words(codes, a_words + 4 * c1), stream_words(codes, b_words + 4 * c1)
-        if UNROLL > 2:
-            p2 = p0 + 2 * WARP
-            c2 = min(p2, CHUNKS - 1)
-            a2, b2 = stream_words(codes, a_words + 4 * c2), stream_words(codes, b_words + 4 * c2)
-        if UNROLL > 3:
-            p3 = p0 + 3 * WARP
-            c3 = min(p3, CHUNKS - 1)
-            a3, b3 = stream_words(codes, a_words + 4 * c3), stream_words(codes, b_words + 4 * c3)
-        a += DOT(a0, SCALE(scales, a_scales, c0), x_row + p0, x, x_scales)
-        b += DOT(b0, SCALE(scales, b_scales, c0), x_other + p0, x, x_scales)
-        if UNROLL > 1:
-            a += DOT(a1, SCALE(scales, a_scales, c1), x_row + p1, x, x_scales)
-            b += DOT(b1, SCALE(scales, b_scales, c1), x_other + p1, x, x_scales)
-        if UNROLL > 2:
-            a += DOT(a2, SCALE(scales, a_scales, c2), x_row + p2, x, x_scales)
-            b += DOT(b2, SCALE(scales, b_scales, c2), x_other + p2, x, x_scales)
-        if UNROLL > 3:
-            a += DOT(a3, SCALE(scales, a_scales, c3), x_row + p3, x, x_scales)
-            b += DOT(b3, SCALE(scales, b_scales, c3), x_other + p3, x, x_scales)
-    return warp_sum(a), warp_sum(b)
+    p, words, first = step * WARP + cuda.threadIdx.x % WARP, row * WORDS_PER_ROW, row * SCALES_PER_ROW
+    c0, c1, c2, c3 = min(p, LAST), min(p + WARP, LAST), min(p + 2 * WARP, LAST), min(p + 3 * WARP, LAST)
+    a = READ(codes, words + 4 * c0)
+    b, c, d = a, a, a
+    if UNROLL > 1:
+        b = READ(codes, words + 4 * c1)
+    if UNROLL > 2:
+        c = READ(codes, words + 4 * c2)
+    if UNROLL > 3:
+        d = READ(codes, words + 4 * c3)
+    s = SCALE(scales, first, c0)
+    t, u, v = s, s, s
+    if UNROLL > 1:
+        t = SCALE(scales, first, c1)
+    if UNROLL > 2:
+        u = SCALE(scales, first, c2)
+    if UNROLL > 3:
+        v = SCALE(scales, first, c3)
+    return (a, b, c, d), (s, t, u, v)
+
+
+def meet(a, b, x_row, x_other, step, x, x_scales):  # type: ignore[no-untyped-def]
+    """The products of two rows' chunks with the vectors that begin at quads x_row and x_other."""
+    p = step * WARP + cuda.threadIdx.x % WARP
+    m, n = DOT(a[0][0], a[1][0], x_row + p, x, x_scales), DOT(b[0][0], b[1][0], x_other + p, x, x_scales)
+    if UNROLL > 1:
+        p += WARP
+        m += DOT(a[0][1], a[1][1], x_row + p, x, x_scales)
+        n += DOT(b[0][1], b[1][1], x_other + p, x, x_scales)
+    if UNROLL > 2:
+        p += WARP
+        m += DOT(a[0][2], a[1][2], x_row + p, x, x_scales)
+        n += DOT(b[0][2], b[1][2], x_other + p, x, x_scales)
+    if UNROLL > 3:
+        p += WARP
+        m += DOT(a[0][3], a[1][3], x_row + p, x, x_scales)
+        n += DOT(b[0][3], b[1][3], x_other + p, x, x_scales)
+    return m, n
+
+
+def pair_sums(codes, scales, row, other, a, b, x_row, x_other, x, x_scales):  # type: ignore[no-untyped-def]
+    """A thread's part of the products of two rows with two vectors; a and b are the rows' first chunks."""
+    m, n = MEET(a, b, x_row, x_other, 0, x, x_scales)
+    for step in range(UNROLL, STEPS, UNROLL):
+        more, others = MEET(
+            MORE_CHUNKS(codes, scales, row, step), MORE_CHUNKS(codes, scales, other, step), x_row, x_other, step, x, x_scales
+        )
+        m += more
+        n += others
+    return m, n
 
 
 def ask_for_rows(codes, scales, row, count, most, lane):  # type: ignore[no-untyped-def]
@@ -94,11 +119,11 @@ def ask_for_rows(codes, scales, row, count, most, lane):  # type: ignore[no-unty
 
 
 def scale_of_chunk(scales, first, c):  # type: ignore[no-untyped-def]
-    return scales[first + (c >> SCALE_SHIFT)]
+    return early_scale(scales, first + (c >> SCALE_SHIFT))
 
 
 def no_scale(scales, first, c):  # type: ignore[no-untyped-def]
-    return scales[0]
+    return NO_SCALE
 
 
 @device
@@ -128,10 +153,10 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
     if pair < pairs:
         most = AHEAD if cuda.gridDim.x * WARPS >= pairs else AHEAD_OF_MANY
         ASK_FOR_ROWS(codes, scales, 2 * pair, min(rows - 2 * pair, 2), most, lane)
+    row, other = min(2 * pair, rows - 1), min(2 * pair + 1, rows - 1)
+    a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, other, 0)
     gain = PREPARE(source, 0, weight, epsilon, x, x_scales, sums)
     while pair < pairs:
-        row = 2 * pair
-        other = min(row + 1, rows - 1)
         first = second = np.float32(0)
         if BIAS:
             first += bias[row]
@@ -139,16 +164,19 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
         if FINISH == ADD:
             first += out[row]
             second += out[other]
-        a, b = PAIR(codes, scales, row, other, 0, 0, x, x_scales)
-        a, b = a * gain + first, b * gain + second
+        a, b = PAIR(codes, scales, row, other, a_first, b_first, 0, 0, x, x_scales)
+        pair += cuda.gridDim.x * WARPS
+        a, b = warp_sum(a) * gain + first, warp_sum(b) * gain + second
         if lane == 0:
             if FINISH == SILU:
-                out[pair] = silu(a, b)
+                out[row // 2] = silu(a, b)
             else:
                 out[row] = gelu(a) if FINISH == GELU else a
                 if other > row:
                     out[other] = gelu(b) if FINISH == GELU else b
-        pair += cuda.gridDim.x * WARPS
+        row, other = 2 * pair, min(2 * pair + 1, rows - 1)
+        if pair < pairs:
+            a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, other, 0)
 
 
 def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *, aligned: bool = True) -> dict[str, Any]:
@@ -158,13 +186,17 @@ def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *
     shift = 62 if not layout.group else 0 if layout.is_float else int(math.log2(per_scale // layout.per_chunk))
     scale = device(no_scale) if layout.is_float else device(scale_of_chunk, SCALE_SHIFT=shift)
     rows = {**shape.constants(), "SCALE": scale}
+    dot, chunks = rows.pop("DOT"), rows.pop("CHUNKS")
     asked = {name: rows[name] for name in ("WORDS_PER_ROW", "SCALES_PER_ROW")}
+    first, more = (device(chunks_of, **rows, LAST=chunks - 1, READ=read) for read in (early_words, stream_words))
+    sums = {"STEPS": rows["STEPS"], "UNROLL": rows["UNROLL"], "MORE_CHUNKS": more}
     return {
         **vectors.constants(shape, norm, warps, vectors_held, aligned=aligned),
         "WARPS": warps,
-        "RESIDENT": 2 if layout.bits == 8 or (shape.quantized and norm) else 3,
+        "RESIDENT": 2 if shape.unroll == 4 or (shape.quantized and (norm or layout.bits == 8)) else 3,
         "SCALES": BYTES if layout.scale == "e8m0" else HALVES,
-        "PAIR": device(pair_sums, **rows),
+        "CHUNKS_OF": first,
+        "PAIR": device(pair_sums, **sums, MEET=device(meet, UNROLL=rows["UNROLL"], DOT=dot)),
         "ASK_FOR_ROWS": device(ask_for_rows, **asked, SCALED=int(not layout.is_float)),
     }
 

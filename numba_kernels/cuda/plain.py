@@ -104,16 +104,35 @@ def power_of_two(x: Any) -> np.float32:
     return np.float32(np.exp2(np.float32(x)))
 
 
+def reciprocal(x: Any) -> np.float32:
+    """1 / x, to one unit in the last place."""
+    with np.errstate(divide="ignore"):
+        return np.float32(1) / np.float32(x)
+
+
 def stream_words(array: Any, index: Any) -> tuple[Any, ...]:
     """Four words of memory that nothing writes during the kernel and that is read once: 16 bytes, past the first cache."""
     at = _four(array, index)
     return tuple(array[at + i] for i in range(4))
 
 
-def stream_floats(array: Any, index: Any) -> tuple[Any, ...]:
-    """Four float32 of memory that nothing writes during the kernel: 16 bytes at once."""
+def early_words(array: Any, index: Any) -> tuple[Any, ...]:
+    """As `stream_words`, of memory that nothing writes at all: a load that stays where it stands, before a kernel waits for the
+    launch before it. (The assembler moves loads of what is constant in a kernel behind that.)"""
+    return stream_words(array, index)
+
+
+def early_floats(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four float32, alike."""
     at = _four(array, index)
     return tuple(array[at + i] for i in range(4))
+
+
+def early_scale(array: Any, index: Any) -> np.uint16:
+    """A scale of 8 or 16 bits, alike."""
+    if not 0 <= int(index) < len(array):
+        raise IndexError(f"element {index} of {len(array)}")
+    return np.uint16(array[int(index)])
 
 
 def load_words(array: Any, index: Any) -> tuple[Any, ...]:

@@ -9,13 +9,15 @@ import numpy as np
 
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.intrinsics import (
+    byte_permute,
+    early_floats,
     let_next_begin,
     load_floats,
     prefetch_span,
+    reciprocal,
     round_to_int,
     shuffle_xor,
     store_floats,
-    stream_floats,
     wait_for_launch_before,
     warp_sum,
 )
@@ -35,8 +37,8 @@ PUT: Any = None
 PUT_ONE: Any = None
 WEIGHTS_OF: Any = None
 ZERO, ONE = np.float32(0), np.float32(1)
-CODE_MAX = np.float32(127)
-BYTE = np.uint32(0xFF)
+CODE_MAX, CODE_UNIT = np.float32(127), np.float32(1 / 127)
+PAIR_OF_BYTES, TWO_PAIRS = np.uint32(0x0040), np.uint32(0x5410)  # the low bytes of two words; the low halves of two words
 MOST_AT_ONCE = 4  # loads of a thread
 RESERVED = 32  # words of shared memory for what kernels that normalize hold beside vectors
 
@@ -79,7 +81,7 @@ def put_f32(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
 
 @device
 def code(value: Any, inverse: Any) -> Any:
-    return np.uint32(round_to_int(value * inverse)) & BYTE
+    return np.uint32(round_to_int(value * inverse))
 
 
 def put_int8(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
@@ -89,13 +91,13 @@ def put_int8(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
     top += (v[0] - v[0]) + (v[1] - v[1]) + (v[2] - v[2]) + (v[3] - v[3])  # 0, or NaN
     top = larger_or_nan(top, shuffle_xor(top, 1))
     top = larger_or_nan(top, shuffle_xor(top, 2))
-    inverse = CODE_MAX / top if top > ZERO else ZERO
-    low = np.uint32(code(v[0], inverse) | code(v[1], inverse) << np.uint32(8))
-    high = np.uint32(code(v[2], inverse) | code(v[3], inverse) << np.uint32(8))
+    inverse = CODE_MAX * reciprocal(top) if top > ZERO else ZERO
+    low = byte_permute(code(v[0], inverse), code(v[1], inverse), PAIR_OF_BYTES)
+    high = byte_permute(code(v[2], inverse), code(v[3], inverse), PAIR_OF_BYTES)
     quad = first + i // 4 % PARTS * PADDED + i // 4 // PARTS
-    x[4 * quad + i % 4] = np.uint32(low | high << np.uint32(16))
+    x[4 * quad + i % 4] = byte_permute(low, high, TWO_PAIRS)
     if i % 4 == 0:
-        x_scales[quad] = top / CODE_MAX
+        x_scales[quad] = top * CODE_UNIT
 
 
 @device
@@ -138,7 +140,7 @@ def put_one(v, w, i, first, x, x_scales):  # type: ignore[no-untyped-def]
 def weights_of(weight, i):  # type: ignore[no-untyped-def]
     """The norm's weights of values 4i …, which nothing writes; whatever there is beyond the last."""
     if ALIGNED:
-        return stream_floats(weight, min(4 * i, COLUMNS - 4))
+        return early_floats(weight, min(4 * i, COLUMNS - 4))
     last = COLUMNS - 1
     return weight[min(4 * i, last)], weight[min(4 * i + 1, last)], weight[min(4 * i + 2, last)], weight[min(4 * i + 3, last)]
 
