@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
+import os
 import weakref
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from cuda.bindings import driver as cu
 
-from numba_kernels.cuda.seam import OLDEST, SIMULATED, WARP, CudaMissing, Kernel, cuda
+from numba_kernels.cuda.driver import Array, Context, Event, Memory, Pinned, checked, find_gpu
+from numba_kernels.cuda.machine_code import MachineCode, machine_code
+from numba_kernels.cuda.seam import FLOAT, INT, WARP, CudaMissing, Kernel
 
 COPIED = 1 << 29  # bytes: more than caches hold
 BLOCKS = 4  # that a multiprocessor is given to work on at once, if there is work for so many
+BLOCKING = "CUDA_LAUNCH_BLOCKING"  # 1: every launch is waited for, so that a failure is named after the kernel that failed
+
+Grid = int | tuple[int, ...]
 
 
 class Graph:
@@ -22,62 +26,78 @@ class Graph:
 
     def __init__(self, device: Device, work: Callable[[], None]) -> None:
         """Runs `work` once, so that its kernels are compiled and loaded, then records it without running it."""
-        self._device, self._work = device, work
+        self._device = device
         work()
         device.synchronize()
-        if not SIMULATED:
-            self._record()
-
-    def _record(self) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
-        stream = driver.CUstream(self._device.stream_handle)
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED  # Numba may free memory meanwhile
-        _checked(driver.cuStreamBeginCapture(stream, mode))
+        mode = cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED  # memory may be freed meanwhile
+        checked("cuStreamBeginCapture", cu.cuStreamBeginCapture(device.stream, mode))
+        device.capturing = True
         try:
-            self._work()
+            work()
+        except BaseException:
+            cu.cuStreamEndCapture(device.stream)
+            raise
         finally:
-            graph = _checked(driver.cuStreamEndCapture(stream))
-        self._executable = _checked(driver.cuGraphInstantiate(graph, 0))
-        _checked(driver.cuGraphDestroy(graph))
-        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable)
+            device.capturing = False
+        graph = checked("cuStreamEndCapture", cu.cuStreamEndCapture(device.stream))
+        self._executable = checked("cuGraphInstantiate", cu.cuGraphInstantiate(graph, 0))
+        checked("cuGraphDestroy", cu.cuGraphDestroy(graph))
+        weakref.finalize(self, cu.cuGraphExecDestroy, self._executable).atexit = False
 
     def replay(self) -> None:
         """Puts the launches on the stream."""
-        if SIMULATED:
-            self._work()
-        else:
-            _checked(self._driver.cuGraphLaunch(self._executable, self._driver.CUstream(self._device.stream_handle)))
+        self._device.context.use()
+        checked("cuGraphLaunch", cu.cuGraphLaunch(self._executable, self._device.stream))
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a call of the driver. Raises CudaMissing if it failed."""
-    error, *values = result
-    if int(error) != 0:
-        raise CudaMissing(f"the CUDA driver reports {error.name}")
-    return values[0] if values else None
+class Launch:
+    """A kernel with its arguments, packed once: [grid] puts it on the stream.
 
+    Numba's kernels take an array as seven words: two objects that are none, its length, the size of an element, its address, its
+    shape and its strides.
+    """
 
-def find_gpu() -> Any:
-    """Numba's description of the first GPU; takes none of its memory. Raises CudaMissing, in one line, if there is no driver, no
-    GPU, or none that these kernels run on."""
-    try:
-        driver = cuda.cudadrv.driver.driver
-        gpu = driver.get_device(0) if driver.get_device_count() else None
-    except Exception as error:  # Numba's errors of drivers and devices have no common base
-        lines = [line.strip() for line in str(error).splitlines() if line.strip(" :")]
-        raise CudaMissing(f"no NVIDIA driver can be used here: {' '.join(lines)}") from None
-    if gpu is None:
-        raise CudaMissing("this machine has an NVIDIA driver but no GPU")
-    if tuple(gpu.compute_capability) < OLDEST:
-        have, need = (".".join(map(str, a)) for a in (gpu.compute_capability, OLDEST))
-        raise CudaMissing(f"{_text(gpu.name)} has compute capability {have}, the kernels need {need} (Ampere) or later")
-    return gpu
+    def __init__(self, device: Device, kernel: Kernel, arguments: Sequence[Any]) -> None:
+        if len(arguments) != len(kernel.parameters):
+            raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, not {len(arguments)}")
+        self._device, self._kernel, self._kept = device, kernel, tuple(arguments)
+        self._function, code = device.function(kernel)
+        words: list[int] = []
+        for kind, value in zip(kernel.parameters, arguments, strict=True):
+            if kind == INT:
+                words.append(int(value))
+            elif kind == FLOAT:
+                words.append(int(np.float32(value).view(np.uint32)))
+            else:
+                size = value.dtype.itemsize
+                words += [0, 0, value.size, size, value.address, value.size, size]
+        self._words = np.array(words, np.int64)
+        self._places = self._words.ctypes.data + 8 * np.arange(len(words), dtype=np.uint64)
+        self._parameters = int(self._places.ctypes.data)
+        self._config = cu.CUlaunchConfig()
+        self._config.blockDimX, self._config.blockDimY, self._config.blockDimZ = kernel.threads, 1, 1
+        self._config.sharedMemBytes = kernel.dynamic
+        self._config.hStream = device.stream
+        if code.waits:
+            dependent = cu.CUlaunchAttribute()
+            dependent.id = cu.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            dependent.value.programmaticStreamSerializationAllowed = 1
+            self._config.attrs, self._config.numAttrs = [dependent], 1
 
+    def __call__(self, grid: Grid) -> None:
+        """A grid of no blocks is not launched."""
+        x, y = (grid, 1) if isinstance(grid, int) else (*grid, 1)[:2]
+        if x * y == 0:
+            return
+        self._config.gridDimX, self._config.gridDimY, self._config.gridDimZ = x, y, 1
+        result = cu.cuLaunchKernelEx(self._config, self._function, self._parameters, 0)
+        if int(result[0]) != 0 or self._device.is_blocking:
+            self._look(result, grid)
 
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+    def _look(self, result: tuple[Any, ...], grid: Grid) -> None:
+        checked(f"the launch of {self._kernel.name}, {grid} blocks", result)
+        if not self._device.capturing:
+            checked(f"the run of {self._kernel.name}, {grid} blocks", cu.cuStreamSynchronize(self._device.stream))
 
 
 class Device:
@@ -89,64 +109,55 @@ class Device:
         driver: the driver's version, and the version of CUDA that it serves.
         multiprocessors: of the GPU.
         allocated, peak: bytes that `empty` gave out and that are alive, now and at most.
+        stream: the driver's handle.
+        capturing: whether a graph is being recorded.
+        is_blocking: whether each launch is waited for.
     """
 
     def __init__(self) -> None:
         """Raises CudaMissing as `find_gpu` does."""
         self.allocated = self.peak = 0
-        self._copies: dict[int, Any] = {}
-        if SIMULATED:
-            self.name, self.architecture, self.driver, self.multiprocessors = "simulator", OLDEST, "none", 1
-        else:
-            self._find()
-        self.stream = cuda.stream()
-
-    def _find(self) -> None:
         gpu = find_gpu()
-        self.name = _text(gpu.name)
-        self.architecture = tuple(gpu.compute_capability)
-        version = cuda.cudadrv.driver.driver.get_version()
-        self.driver = f"{_driver_version()} (CUDA {version[0]}.{version[1]})"
-        self.multiprocessors = int(gpu.MULTIPROCESSOR_COUNT)
-
-    @property
-    def stream_handle(self) -> int:
-        """The stream, for the driver."""
-        handle = self.stream.handle
-        return int(getattr(handle, "value", handle) or 0)
+        self.name, self.architecture, self.driver = gpu.name, gpu.architecture, gpu.driver
+        self.multiprocessors = gpu.multiprocessors
+        self.context = Context(gpu)
+        self.context.use()
+        self.stream = checked("cuStreamCreate", cu.cuStreamCreate(cu.CUstream_flags.CU_STREAM_NON_BLOCKING.value))
+        self.capturing, self.is_blocking = False, os.environ.get(BLOCKING) == "1"
+        self._functions: dict[str, tuple[Any, MachineCode]] = {}
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def memory(self) -> tuple[int, int]:
         """Bytes that the driver says are free, and all of the GPU's."""
-        if SIMULATED:
-            return 1 << 34, 1 << 34
-        free, total = cuda.current_context().get_memory_info()
+        self.context.use()
+        error, free, total = cu.cuMemGetInfo()
+        checked("cuMemGetInfo", (error,))
         return int(free), int(total)
 
     def empty(self, count: int, dtype: Any) -> Any:
         """An array of the device, of at least one element, with whatever was in the memory before."""
-        array = cuda.device_array(max(int(count), 1), dtype)
-        if SIMULATED:
-            array.view(np.uint8)[:] = 0xA5
-        size = int(array.nbytes)
+        dtype, count = np.dtype(dtype), max(int(count), 1)
+        memory = Memory(self.context, count * dtype.itemsize)
+        self._count(memory, count * dtype.itemsize)
+        return Array(memory.address, count, dtype, memory)
+
+    def _count(self, memory: Any, size: int) -> None:
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
-        weakref.finalize(array, self._gone, size)
-        return array
+        weakref.finalize(memory, self._gone, size).atexit = False
 
     def _gone(self, size: int) -> None:
         self.allocated -= size
 
-    def give_back(self) -> None:
-        """Returns memory that nothing uses any more to the driver, which Numba keeps for a while else."""
-        if not SIMULATED:
-            cuda.current_context().memory_manager.deallocations.clear()
-
     def zeros(self, count: int, dtype: Any) -> Any:
         array = self.empty(count, dtype)
-        self.upload(array, np.zeros(max(int(count), 1), dtype))
+        checked("cuMemsetD8", cu.cuMemsetD8Async(array.address, 0, array.nbytes, self.stream))
         return array
+
+    def words(self, array: Any) -> Any:
+        """The same memory as whole words of 32 bits."""
+        return Array(array.address, array.nbytes // 4, np.dtype(np.uint32), array.memory)
 
     def array(self, values: np.ndarray) -> Any:
         """A copy of an array on the device."""
@@ -155,35 +166,48 @@ class Device:
             self.upload(array, values.reshape(-1))
         return array
 
-    def part(self, array: Any, start: int, stop: int) -> Any:
-        """A view of elements [start, stop)."""
-        return array[start:stop]
-
     def upload(self, target: Any, values: np.ndarray, start: int = 0) -> None:
         """Copies values into target[start …]; done when it returns."""
-        target[start : start + values.size].copy_to_device(np.ascontiguousarray(values).reshape(-1), stream=self.stream)
-        self.stream.synchronize()
+        self._send(target, np.ascontiguousarray(values).reshape(-1), start)
+        self.synchronize()
 
     def upload_soon(self, target: Any, pinned: np.ndarray, start: int = 0) -> None:
         """The same from pinned memory, which is not to be changed until the stream has come so far."""
-        part = target if pinned.size == target.size else target[start : start + pinned.size]
-        part.copy_to_device(pinned, stream=self.stream)
+        self._send(target, pinned, start)
+
+    def _send(self, target: Any, values: np.ndarray, start: int) -> None:
+        part = target[start : start + values.size]
+        if part.dtype != values.dtype or part.size != values.size:
+            raise ValueError(
+                f"{values.size} × {values.dtype} do not fit into {target.size} × {target.dtype} from {start} on"
+            )
+        self.context.use()
+        address = values.ctypes.data
+        checked("a copy to the device", cu.cuMemcpyHtoDAsync(part.address, address, values.nbytes, self.stream))
 
     def download(self, source: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A copy of elements [start, stop), when all work before it is done."""
-        part = source[start : len(source) if stop is None else stop]
+        part = source[start:stop]
         values = np.empty(len(part), source.dtype)
-        part.copy_to_host(values, stream=self.stream)
-        self.stream.synchronize()
+        self.context.use()
+        address = values.ctypes.data
+        checked("a copy from the device", cu.cuMemcpyDtoHAsync(address, part.address, values.nbytes, self.stream))
+        self.synchronize()
         return values
 
     def copy(self, target: Any, source: Any, start: int = 0) -> None:
         """From the device to the device: target[start …] = source."""
-        target[start : start + len(source)].copy_to_device(source, stream=self.stream)
+        part = target[start : start + len(source)]
+        if part.dtype != source.dtype or part.size != source.size:
+            raise ValueError(
+                f"{source.size} × {source.dtype} do not fit into {target.size} × {target.dtype} from {start} on"
+            )
+        self.context.use()
+        checked("a copy on the device", cu.cuMemcpyDtoDAsync(part.address, source.address, source.nbytes, self.stream))
 
     def pinned(self, count: int, dtype: Any) -> np.ndarray:
         """Memory of the host that the device reads directly."""
-        return cuda.pinned_array(count, dtype)
+        return np.asarray(Pinned(self.context, count, dtype))
 
     # ---- work -------------------------------------------------------------------------------------------------------
 
@@ -193,34 +217,63 @@ class Device:
         return max(min(wanted, min(BLOCKS, self.resident(kernel)) * self.multiprocessors), 1)
 
     def resident(self, kernel: Kernel) -> int:
-        """Blocks of a kernel for which a multiprocessor has registers at once: with more, the last would run alone."""
-        return BLOCKS if SIMULATED else kernel.resident
+        """Blocks of a kernel that a multiprocessor has room for at once: with more, the last would run alone."""
+        function, _ = self.function(kernel)
+        found = cu.cuOccupancyMaxActiveBlocksPerMultiprocessor(function, kernel.threads, kernel.dynamic)
+        return max(int(checked(f"the occupancy of {kernel.name}", found)), 1)
 
     def prepare(self, kernel: Kernel) -> None:
-        """Has a kernel compiled, or taken from the cache."""
-        if kernel.compiled is None:
-            raise RuntimeError(f"{kernel.name} was not compiled")
+        """Has a kernel compiled, or taken from the cache, and loaded."""
+        self.function(kernel)
 
-    def launch(self, kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
-        kernel.launch(grid, self.stream, *arguments)
+    def function(self, kernel: Kernel) -> tuple[Any, MachineCode]:
+        """A kernel as the driver has it, and its code."""
+        if kernel.name not in self._functions:
+            self.context.use()
+            code = machine_code(kernel, self.architecture)
+            module = checked(f"loading {kernel.name}", cu.cuModuleLoadData(code.code))
+            function = checked(f"finding {kernel.name}", cu.cuModuleGetFunction(module, code.entry.encode()))
+            if kernel.dynamic:
+                attribute = cu.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                allowed = cu.cuFuncSetAttribute(function, attribute, kernel.dynamic)
+                checked(f"{kernel.dynamic} bytes of shared memory for {kernel.name}", allowed)
+            self._functions[kernel.name] = function, code
+        return self._functions[kernel.name]
 
-    def graph(self, work: Callable[[], None]) -> Graph:
+    def bound(self, kernel: Kernel, arguments: Sequence[Any]) -> Callable[[Grid], None]:
+        """A launch whose arguments are the same each time."""
+        return Launch(self, kernel, arguments)
+
+    def launch(self, kernel: Kernel, grid: Grid, *arguments: Any) -> None:
+        """Puts one run on the stream. A grid of no blocks is not launched."""
+        self.context.use()
+        self.bound(kernel, arguments)(grid)
+
+    def graph(self, work: Callable[[], None]) -> Any:
         """The launches of `work`, recorded."""
+        self.context.use()
         return Graph(self, work)
 
     def synchronize(self) -> None:
         """Waits until all work is done."""
-        self.stream.synchronize()
+        self.context.use()
+        checked("the end of the work before", cu.cuStreamSynchronize(self.stream))
 
     def event(self) -> Any:
         """A mark in the stream, made now."""
-        event = cuda.event()
+        event = Event(self.context)
         self.mark(event)
         return event
 
     def mark(self, event: Any) -> None:
         """Moves a mark here."""
-        event.record(self.stream)
+        self.context.use()
+        checked("cuEventRecord", cu.cuEventRecord(event.handle, self.stream))
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """Between two marks, by the device's clock."""
+        last.synchronize()
+        return float(checked("cuEventElapsedTime", cu.cuEventElapsedTime(first.handle, last.handle))) / 1000
 
     def copy_bandwidth(self, size: int = COPIED, rounds: int = 5) -> float:
         """Bytes per second, read and written, of a copy from the device to itself; less is copied if less is free. What that
@@ -234,28 +287,7 @@ class Device:
             seconds.append(self.seconds(began, self.event()))
         del source, target
         self.peak = peak
-        self.give_back()
         return 2 * size / sorted(seconds[1:])[rounds // 2]
 
-    def seconds(self, first: Any, last: Any) -> float:
-        """Between two marks, by the device's clock."""
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1000
 
-
-def _told_by(*command: str) -> str:
-    """What a command prints; nothing where it cannot be run."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _driver_version() -> str:
-    """As the kernel module gives it, or NVIDIA's tool where that cannot be read, as in some containers."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        text = _told_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", text)
-    return found[1] if found else "unknown"
+__all__ = ["Array", "CudaMissing", "Device", "Graph", "find_gpu"]

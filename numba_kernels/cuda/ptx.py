@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,14 @@ class Resources:
         registers: of a thread.
         stack, spills: bytes of a thread's local memory, and bytes that are stored to and loaded from it for want of registers.
         shared: bytes of a block.
+        code: the machine code, an ELF file.
     """
 
     registers: int
     stack: int
     spills: int
     shared: int
+    code: bytes = field(repr=False, default=b"")
 
 
 def instructions(ptx: str) -> Counter[str]:
@@ -40,12 +42,14 @@ def assemble(ptx: str, architecture: tuple[int, int]) -> Resources:
     except nvjitlink.nvJitLinkError as error:
         raise RuntimeError(f"{error}: {_log(nvjitlink, handle, 'error')}") from None
     log = _log(nvjitlink, handle, "info")
+    code = bytearray(nvjitlink.get_linked_cubin_size(handle))
+    nvjitlink.get_linked_cubin(handle, code)
     nvjitlink.destroy(handle)
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", log)]
     used = re.search(r"info\s+: used (\d+) registers.*?(\d+) stack(?:, (\d+) bytes smem)?.*?, (\d+) bytes lmem", log)
     if not spills or used is None:
         raise RuntimeError(f"the assembler's report cannot be read: {log}")
-    return Resources(int(used[1]), int(used[2]) + int(used[4]), sum(spills), int(used[3] or 0))
+    return Resources(int(used[1]), int(used[2]) + int(used[4]), sum(spills), int(used[3] or 0), bytes(code))
 
 
 def _log(nvjitlink: object, handle: int, kind: str) -> str:

@@ -1,7 +1,8 @@
-"""The one place that imports the CUDA target of Numba: kernels, devices, streams, events and graphs are had from here.
+"""The one place that imports the CUDA target of Numba: kernels, and their PTX, are had from here.
 
 `NUMBA_ENABLE_CUDASIM=1` puts Numba's simulator in the device's place (`SIMULATED`): every thread is a Python thread then,
-and the intrinsics take their plain forms. Compiling to PTX needs neither a GPU nor a driver.
+and the intrinsics take their plain forms. Compiling to PTX needs neither a GPU nor a driver; `machine_code` assembles it, and
+`device` runs it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numba_cuda  # noqa: F401  (the CUDA target is this package, not the one that Numba had)
 import numpy as np
+
+if not hasattr(np, "row_stack"):  # NumPy 2.5 took it away, and Numba's CUDA target asks for it while it compiles
+    np.vstack = np.vstack  # type: ignore[attr-defined]
+
+import _numba_cuda_redirector  # noqa: F401  (numba.cuda is the package numba-cuda, wherever it is installed)
 from numba import cuda
 from numba.cuda import types
 from numba.cuda.core import config
@@ -32,8 +37,6 @@ ARCHITECTURES = ((8, 0), (9, 0), (10, 0))  # what the kernels are compiled for i
 OLDEST = (8, 0)  # bf16 matrix instructions
 WARP = 32
 SHARED = 48 << 10  # bytes of a block's shared arrays, at most
-REGISTERS, REGISTER_UNIT = 65536, 8  # of a multiprocessor; how many a thread gets at a time
-
 DEPENDENT = (9, 0)  # the oldest that lets a launch begin while the one before it still runs
 
 BYTES, HALVES, WORDS, INTS, FLOATS = (
@@ -74,7 +77,7 @@ def require_shared(nbytes: int, what: str) -> None:
 
 
 @cache
-def _sources() -> str:
+def sources() -> str:
     """A digest of all code that kernels are made of: Numba's cache looks at one file only."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
@@ -85,7 +88,7 @@ def _sources() -> str:
 def specialize(function: Callable[..., Any], name: str, **constants: Any) -> Any:
     """A copy of a function whose module globals have other values, under a name that says so."""
     copy = python_types.FunctionType(function.__code__, {**function.__globals__, **constants}, name)
-    copy.__qualname__ = f"{name}_{_sources()}"  # Numba's cache tells functions of one line apart by this
+    copy.__qualname__ = f"{name}_{sources()}"  # Numba's cache tells functions of one line apart by this
     copy.__module__ = function.__module__
     return copy
 
@@ -154,6 +157,11 @@ class Kernel:
         return WARP * int(self.constants.get("WARPS", self.function.__globals__.get("WARPS", 1)))
 
     @property
+    def dynamic(self) -> int:
+        """Bytes of shared memory that a block is given at its launch, beside its own arrays."""
+        return int(self.constants.get("SHARED_BYTES", 0))
+
+    @property
     def _bounds(self) -> tuple[int, int] | None:
         """Threads of a block, and how many blocks are to share a multiprocessor: the assembler takes no more registers."""
         resident = self.constants.get("RESIDENT")
@@ -176,26 +184,9 @@ class Kernel:
         return str(text)
 
     @cached_property
-    def compiled(self) -> Any:
-        """The dispatcher, for the device of this process. Takes a second or so when it is not in the cache."""
-        if SIMULATED:
-            return cuda.jit(self._specialized)
-        # Without link-time optimization, what runs is the PTX that the tests look at.
-        return cuda.jit(types.void(*self.parameters), cache=True, lto=False, launch_bounds=self._bounds)(self._specialized)
-
-    @cached_property
-    def resident(self) -> int:
-        """Blocks for which a multiprocessor has registers at once, on the device of this process."""
-        (compiled,) = self.compiled.overloads.values()
-        registers = -(-max(int(compiled.regs_per_thread), 1) // REGISTER_UNIT) * REGISTER_UNIT
-        return max(REGISTERS // (registers * self.threads), 1)
-
-    def launch(self, grid: int | tuple[int, ...], stream: Any, *arguments: Any) -> None:
-        """Puts one run on the stream. A grid of no blocks is not launched."""
-        if len(arguments) != len(self.parameters):
-            raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, not {len(arguments)}")
-        if np.prod(grid) > 0:
-            self.compiled[grid, self.threads, stream](*arguments)
+    def simulated(self) -> Any:
+        """The kernel in Numba's simulator: [grid, threads](*arguments) runs it."""
+        return cuda.jit(self._specialized)
 
 
 def kernel(*parameters: Any, **constants: Any) -> Callable[[Callable[..., Any]], Kernel]:

@@ -22,10 +22,11 @@ from oss_tools.sizes import format_size
 try:
     from numba_kernels.cuda.attention import PAGE, attend_kernel
     from numba_kernels.cuda.blocks import Shape
-    from numba_kernels.cuda.device import Device, Graph, find_gpu
+    from numba_kernels.cuda.device import Device, find_gpu
     from numba_kernels.cuda.prefill import attend_many_kernel, tile_tokens
     from numba_kernels.cuda.rows import choose_kernel
     from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel, NoKernel
+    from numba_kernels.cuda.simulated import SimulatedDevice
 except ImportError as error:
     raise MissingPackage(f"the GPU needs the package numba-cuda: pip install 'oss-tools[cuda]' ({error})") from None
 
@@ -49,7 +50,7 @@ POSITION, SEED, TOKEN, TABLES = 0, 1, 4, 8  # places in `Step.numbers`
 def open_device() -> Device:
     """The GPU. Raises Unsupported, in one line, if there is none that the kernels run on."""
     try:
-        return Device()
+        return SimulatedDevice() if SIMULATED else Device()
     except CudaMissing as error:
         raise Unsupported(str(error)) from None
 
@@ -212,6 +213,7 @@ class CudaBackend(Backend):
     rows = OUTPUTS
     sequences = SEQUENCES
     recent = CHUNK
+    weights_class = CudaWeights
 
     def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
         self.options, self.context = options, options.context
@@ -221,10 +223,10 @@ class CudaBackend(Backend):
             raise BadRequest(f"activations {options.activations!r}: there are int8 and f32")
         self.element = "f32" if options.activations == "f32" else "bf16"  # of the KV cache
         self.device = open_device()
-        self.weights = CudaWeights(self.device, checkpoint, progress, options.say)
+        self.weights = self.weights_class(self.device, checkpoint, progress, options.say)
         self._buffers: dict[tuple[str, int, str], Any] = {}
         self._ropes: dict[int, tuple[Rope, tuple[Any, Any]]] = {}
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, Any] = {}
         self._kernels: dict[str, Kernel] = {}
         self._recorded = False
         self.pools = self._pools()
@@ -367,7 +369,7 @@ class CudaBackend(Backend):
                 at += 1
         self._last = rows
 
-    def _graph(self, name: str, work: Callable[[], None]) -> Graph:
+    def _graph(self, name: str, work: Callable[[], None]) -> Any:
         if name not in self._graphs:
             self._graphs[name] = self.device.graph(work)
         return self._graphs[name]
@@ -515,6 +517,23 @@ class CudaBackend(Backend):
     def _read_weights(self) -> None:
         self._one.play(only=READERS)
         self._head.play(only=READERS)
+
+    def profile(self, tokens: int) -> list[dict[str, Any]]:
+        """Where the time of a step, or of the last pass of so many tokens, goes: for each kernel its launches, by themselves, and
+        their seconds together; the longest first."""
+        recorders = [("", self._one), ("head ", self._head)] if tokens == 1 else [("", self._many), ("head ", self._heads)]
+        found = []
+        for prefix, recorder in recorders:
+            many = tokens if recorder is not getattr(self, "_heads", None) else 1
+            kernels: dict[str, tuple[Kernel, int]] = {}
+            for launch in recorder.launches:
+                kernel = launch(many)[0]
+                kernels[kernel.name] = kernel, kernels.get(kernel.name, (kernel, 0))[1] + 1
+            for name, (_, count) in kernels.items():
+                graph = self.device.graph(partial(recorder.play, many, named=name))
+                seconds = statistics.median(self._seconds(graph.replay) for _ in range(CEILING_ROUNDS))
+                found.append({"kernel": prefix + name, "launches": count, "seconds": seconds})
+        return sorted(found, key=lambda f: -f["seconds"])
 
     def _seconds(self, work: Callable[[], Any]) -> float:
         watch = self.stopwatch()

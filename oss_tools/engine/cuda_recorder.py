@@ -31,13 +31,22 @@ class Recorder(Operations[Value]):
         self.model = model
         self.launches: list[Callable[[int], Launch]] = []
         self.kernels: dict[str, Kernel] = {}
+        self._packed: dict[int, tuple[Kernel, tuple[Any, ...], Callable[[Any], None]]] = {}
 
-    def play(self, tokens: int = 1, only: tuple[str, ...] = ()) -> None:
-        """Puts the launches for so many tokens on the device's stream; all of them, or those of the named kernels."""
-        for launch in self.launches:
+    def play(self, tokens: int = 1, only: tuple[str, ...] = (), named: str = "") -> None:
+        """Puts the launches for so many tokens on the device's stream; all of them, or those of kernels made of the functions
+        `only`, or of the one kernel of this name."""
+        for number, launch in enumerate(self.launches):
             kernel, grid, arguments = launch(tokens)
-            if not only or kernel.function.__name__ in only:
-                self.model.device.launch(kernel, grid, *arguments)
+            if (not only or kernel.function.__name__ in only) and named in ("", kernel.name):
+                self._bound(number, kernel, arguments)(grid)
+
+    def _bound(self, number: int, kernel: Kernel, arguments: tuple[Any, ...]) -> Callable[[Any], None]:
+        """A launch with its arguments as the device takes them, made anew only when they are others."""
+        held = self._packed.get(number)
+        if held is None or held[0] is not kernel or held[1] is not arguments:
+            held = self._packed[number] = kernel, arguments, self.model.device.bound(kernel, arguments)
+        return held[2]
 
     def _kernel(self, kernel: Kernel) -> Kernel:
         """The kernel, or the one like it that there already is."""

@@ -171,10 +171,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=10, help="how long all of it may take [10]")
     parser.add_argument("--only", default="", help=f"some of the parts: {','.join(PARTS)}")
+    parser.add_argument("--compile", action="store_true", help="compile the parts' kernels for sm_90 and end; needs no GPU")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.part:
         return serve(PARTS[given.part])
+    if given.compile:
+        importlib.import_module("oss_tools.measure.cuda_code").compile_parts(print)
+        return 0
     names = [name.strip() for name in given.only.split(",") if name.strip()] or list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"no part named {unknown[0]!r}; there are {', '.join(PARTS)}")

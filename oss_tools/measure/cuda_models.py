@@ -15,6 +15,7 @@ from oss_tools.convert.synth import Shape, load_shape, shape_names
 from oss_tools.engine.engine import Engine, Request
 from oss_tools.engine.sampling import log_softmax
 from oss_tools.errors import BadRequest
+from oss_tools.measure.cuda_drawn import drawn_engine
 from oss_tools.measure.fidelity import measure_rows
 from oss_tools.measure.peak import own_peak
 from oss_tools.measure.synthetic import SyntheticCheckpoint
@@ -155,7 +156,7 @@ def compare_shape(shape: Shape, recipe: str, lengths: Lengths) -> dict[str, Any]
     """One random model: float32 token by token, a prompt through the tensor cores, and steps after it."""
     seed = time.time_ns() % (1 << 31)
     checkpoint, rng = SyntheticCheckpoint(shape, recipe, seed), np.random.default_rng(seed)
-    context = min(lengths.whole + lengths.steps + 64, checkpoint.architecture.context)
+    context = context_of(checkpoint, lengths)
     exact = load(checkpoint, "numba", context, "f32")
     tokens = rng.integers(0, exact.backend.vocabulary, lengths.whole + lengths.steps).tolist()
     wanted = exact.logits(tokens)
@@ -174,6 +175,11 @@ def compare_shape(shape: Shape, recipe: str, lengths: Lengths) -> dict[str, Any]
         "greedy_same": same_beginning(*greedy),
         "passed": bool(exactly and is_near(prompt) and steps["mean_kld"] <= NEAR_KLD),
     }  # fmt: skip
+
+
+def context_of(checkpoint: Checkpoint, lengths: Lengths) -> int:
+    """Positions that a comparison needs, as far as the model was made for so many."""
+    return min(lengths.whole + lengths.steps + 64, checkpoint.architecture.context)
 
 
 def greedy_tokens(engine: Engine, prompt: list[int], count: int) -> list[int]:
@@ -204,36 +210,42 @@ def is_near(found: dict[str, Any]) -> bool:
 # ---- how fast -------------------------------------------------------------------------------------------------------
 
 ROUNDS = 3
+BATCH_DEPTH, BATCH_STEPS = 16, 32  # tokens that sequences of a batch begin with, and steps that are timed
 TARGETS = {  # on an H100
-    "gpt-oss-20b": {"decode_tokens_per_second": 450, "prompt_tokens_per_second": 5000},
-    "gpt-oss-120b": {"decode_tokens_per_second": 330, "device_bytes": 78 << 30},
+    "gpt-oss-20b": {"decode_tokens_per_second": 450, "prompt_tokens_per_second": 11000},
+    "gpt-oss-20b mxfp4-q8": {"decode_tokens_per_second": 520, "prompt_tokens_per_second": 11000},
+    "gpt-oss-120b": {"decode_tokens_per_second": 330, "prompt_tokens_per_second": 5000, "device_bytes": 78 << 30},
 }
+TIMED = (("gpt-oss-20b", ""), ("gpt-oss-20b", "mxfp4-q8"), ("gpt-oss-120b", ""))  # (shape, recipe) of the parts
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: prompts of so many tokens, and generation behind so many others, so many tokens a round."""
+    """What is timed: prompts of so many tokens, generation behind so many others, so many tokens a round, and of so many
+    sequences at once."""
 
     prompts: tuple[int, ...] = (512, 2048)
-    depths: tuple[int, ...] = (0, 4096)
+    depths: tuple[int, ...] = (0, 4096, 32768)
+    batches: tuple[int, ...] = (8, 32)
     generate: int = 64
 
     @property
     def context(self) -> int:
-        return max(*self.prompts, max(self.depths) + 1 + (2 * ROUNDS + 2) * self.generate)
+        return max(*self.prompts, max(self.depths) + 1 + (2 * ROUNDS + 2) * self.generate, BATCH_DEPTH + BATCH_STEPS + 1)
 
 
 WORK = Work()
 
 
 def speed(shape: str | Shape, recipe: str = "", work: Work = WORK) -> Findings:
-    """Synthetic weights of a published shape, drawn by the host while they are loaded: generation, prompts, memory. Raises NoRoom
-    where they do not fit."""
+    """Weights of noise in a published shape, drawn on the device: generation, prompts, batches, memory, and where a step's and a
+    pass's time goes. Raises NoRoom where they do not fit."""
     checkpoint = SyntheticCheckpoint(load_shape(shape) if isinstance(shape, str) else shape, recipe)
     began = time.perf_counter()
-    engine = load(checkpoint, "cuda", work.context)
-    loaded = time.perf_counter() - began
+    engine = drawn_engine(checkpoint, work.context)
     backend: Any = engine.backend
+    backend.device.synchronize()
+    loaded = time.perf_counter() - began
     facts = backend.facts()
     yield {
         "facts": facts, "parameters": checkpoint.parameters, "stored_bytes": checkpoint.nbytes, "load_seconds": loaded,
@@ -241,25 +253,32 @@ def speed(shape: str | Shape, recipe: str = "", work: Work = WORK) -> Findings:
     }  # fmt: skip
     copy = backend.ceilings()
     yield {"copy_bytes_per_second": copy["read"], "matrix_vector_bytes_per_second": copy["multiply"]}
-    generation, prompts = [], []
-    for depth in work.depths:
+    generation, prompts, batches = [], [], []
+    for depth in work.depths[:1]:
         generation.append(timed_generation(engine, depth, work.generate, copy["read"]))
-        yield {"generation": generation}
+        yield {"generation": generation, "step": backend.profile(1)}
     for length in work.prompts:
         prompts.append(timed_prompt(engine, length))
         yield {"prompts": prompts}
+    yield {"pass": backend.profile(min(work.prompts[0], backend.chunk))}
+    for depth in work.depths[1:]:
+        generation.append(timed_generation(engine, depth, work.generate, copy["read"]))
+        yield {"generation": generation}
+    for count in work.batches:
+        batches.append(timed_batch(engine, count))
+        yield {"batches": batches}
     memory = backend.device_memory()
     first, last = generation[0], prompts[-1]
     reached = {
         "decode_tokens_per_second": first["tokens_per_second"],
-        "prompt_tokens_per_second": last["tokens_per_second"],
+        "prompt_tokens_per_second": min(p["tokens_per_second"] for p in prompts),
         "device_bytes": memory["used"],
     }
     yield {
         "device_memory": memory,
         "targets_on_an_h100": {
             name: {"wanted": wanted, "reached": reached[name]}
-            for name, wanted in TARGETS.get(checkpoint.path.name, {}).items()
+            for name, wanted in TARGETS.get(f"{checkpoint.path.name} {recipe}".strip(), {}).items()
         },
         "summary": f"{facts['device']}: {first['tokens_per_second']:.0f} tokens/s, {first['share_of_copy']:.0%} of the copy's "
         f"bandwidth; prompt {last['tokens_per_second']:.0f} tokens/s; {format_size(memory['used'])} of its memory",
@@ -313,6 +332,19 @@ def timed_prompt(engine: Engine, length: int) -> dict[str, Any]:
         seconds.append(passed())
     median = statistics.median(seconds[1:])
     return {"tokens": length, "tokens_per_second": length / median, "time_to_first_token": median, "rounds": seconds[1:]}
+
+
+def timed_batch(engine: Engine, count: int, steps: int = BATCH_STEPS) -> dict[str, Any]:
+    """Tokens per second of so many sequences that generate together, greedily."""
+    sequences = [filled(engine, BATCH_DEPTH, steps + 1) for _ in range(count)]
+    tokens = some_tokens(engine, count)
+    seconds = []
+    for _ in range(steps):
+        passed = engine.backend.stopwatch()
+        tokens = engine.likeliest(sequences, tokens).tolist()
+        seconds.append(passed())
+    median = statistics.median(seconds[4:])
+    return {"sequences": count, "tokens_per_second": count / median, "step_seconds_p50": median}
 
 
 def filled(engine: Engine, depth: int, room: int) -> Any:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import ptx_machine
 
-from numba_kernels.cuda.seam import SIMULATED, Kernel, cuda
+from numba_kernels.cuda.device import Device
+from numba_kernels.cuda.driver import find_gpu
+from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel
+from numba_kernels.cuda.simulated import SimulatedDevice
 
 ARCHITECTURE = (9, 0)
 
@@ -18,7 +21,17 @@ def where() -> str:
     """device, simulator or interpreter."""
     if SIMULATED:
         return "simulator"
-    return "device" if cuda.is_available() else "interpreter"
+    try:
+        find_gpu()
+    except CudaMissing:
+        return "interpreter"
+    return "device"
+
+
+@lru_cache
+def device() -> Device:
+    """The GPU, or the simulator."""
+    return SimulatedDevice() if SIMULATED else Device()
 
 
 _texts: dict[str, str] = {}
@@ -37,12 +50,11 @@ def run(kernel: Kernel, grid: int | tuple[int, ...], *arguments: Any) -> None:
     if where() == "interpreter":
         ptx_machine.launch(ptx(kernel), grid, kernel.threads, arguments)
         return
-    held = [cuda.to_device(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    kernel.launch(grid, cuda.stream(), *held)
-    cuda.synchronize()
+    held = [device().array(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    device().launch(kernel, grid, *held)
     for array, copy in zip(arguments, held, strict=True):
         if isinstance(array, np.ndarray):
-            array[:] = copy.copy_to_host()
+            array[:] = device().download(copy, 0, array.size).reshape(array.shape)
 
 
 def poison(*shape: int, dtype: type = np.float32) -> np.ndarray:

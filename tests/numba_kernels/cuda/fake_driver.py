@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ptx_machine
 
-from numba_kernels.cuda.seam import BYTES, FLOATS, HALVES, INT, INTS, WORDS, Kernel, _sources
+from numba_kernels.cuda.seam import BYTES, FLOATS, HALVES, INT, INTS, WORDS, Kernel, sources
 
 DTYPES = {BYTES: np.uint8, HALVES: np.uint16, WORDS: np.uint32, INTS: np.int32, FLOATS: np.float32}
 THREE = ctypes.POINTER(ctypes.c_uint)
@@ -27,7 +27,7 @@ _make = Kernel.__init__
 
 def _remember(self: Kernel, *arguments: Any, **named: Any) -> None:
     _make(self, *arguments, **named)
-    kernels[f"{self.name}_{_sources()}"] = self
+    kernels[f"{self.name}_{sources()}"] = self
 
 
 Kernel.__init__ = _remember  # type: ignore[method-assign]
@@ -72,8 +72,7 @@ def _on_execute(number: int) -> None:
     kernel, grid, arguments = launches[number]
     try:
         if kernel.name not in _texts:
-            (overload,) = kernel.compiled.overloads.values()
-            _texts[kernel.name] = overload._codelibrary.get_asm_str(cc=(9, 0))
+            _texts[kernel.name] = kernel.ptx((9, 0))
         ptx_machine.launch(_texts[kernel.name], grid[:2], kernel.threads, arguments)
     except Exception as error:
         traceback.print_exc()

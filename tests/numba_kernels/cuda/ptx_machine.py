@@ -581,7 +581,11 @@ class Machine:
         if i.code[1] == "param":
             name, _, offset = i.operands[1].strip("[]").partition("+")
             declared, value = self.parameters[name]
-            if offset or declared != kind.replace("b", "u"):
+            if (declared, kind) == ("u64", "u32"):  # the lower half
+                value = int(value) & 0xFFFFFFFF
+            elif declared != kind.replace("b", "u"):
+                offset = "of another type"
+            if offset:
                 raise Fault(f"a parameter of type {declared} read as {kind}")
             self._set(i.operands[0], lanes, np.full(len(lanes), value, _dtype(kind)))
             return
