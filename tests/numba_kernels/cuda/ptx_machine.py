@@ -611,7 +611,11 @@ class Machine:
 
     def _cp(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
         """Asynchronous copies into shared memory: the bytes arrive when their thread waits for them."""
-        if i.code[:3] == ("cp", "async", "commit_group"):
+        if i.code[:4] == ("cp", "async", "bulk", "prefetch"):
+            self._prefetch_bulk(i, lanes)
+        elif "bulk" in i.code:
+            raise Fault("this instruction is not known here")
+        elif i.code[:3] == ("cp", "async", "commit_group"):
             self.groups[lanes] += 1
         elif i.code[:3] == ("cp", "async", "wait_group"):
             self._copies_arrive(self.groups - int(i.operands[0]), lanes)
@@ -684,10 +688,8 @@ class Machine:
     def _prefetch(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
         self.memory.place(self._address(i.operands[0], lanes), 1)
 
-    def _cp(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
-        """Of copies, what only asks for memory to be brought into the second cache."""
-        if i.code[:4] != ("cp", "async", "bulk", "prefetch"):
-            raise Fault("this instruction is not known here")
+    def _prefetch_bulk(self, i: Instruction, lanes: np.ndarray) -> None:
+        """Memory is to be brought into the second cache."""
         for address, size in zip(
             self._address(i.operands[0], lanes), self._value(i.operands[1], "u32", lanes).tolist(), strict=True
         ):
