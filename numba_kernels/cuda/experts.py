@@ -37,6 +37,7 @@ FILL: Any = None
 PREPARE: Any = None
 ASK_FOR_WEIGHT: Any = None
 ASK_FOR_ROWS: Any = None
+ASK_FOR_TWO: Any = None
 PAIR: Any = None
 CHOOSE: Any = None
 CHOICE = ""  # in the kernel's name
@@ -269,6 +270,7 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
     else:
         functions = {name: rows.pop(name) for name in ("PAIR", "CHUNKS_OF", "PREPARE", "ASK_FOR_ROWS", "WARPS")}
         rows.pop("FILL")
+        rows.pop("ASK_FOR_TWO")
         logits = device(logits_by_warps, **numbers, **functions, COLUMNS=shape.columns)
         rows["WARPS"] = warps
         spread = 0
@@ -363,6 +365,8 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
         n, k, other = min(first, rows - 1), held, min(held + 1, TOP - 1)
         row, next_row = ids[k] * rows + n, ids[other] * rows + n
         a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, next_row, 0)
+        if SLOTS > 2 and held + 2 < TOP:  # the next two are asked for
+            ASK_FOR_TWO(codes, ids[held + 2] * rows + n, ids[min(held + 3, TOP - 1)] * rows + n, lane)
         if held > 0:
             cuda.syncthreads()  # the vectors before are done with
         FILL(source, held * stride, stride, min(TOP - held, SLOTS), x, x_scales)

@@ -36,6 +36,7 @@ DOT: Any = None
 FILL: Any = None
 PREPARE: Any = None
 ASK_FOR_ROWS: Any = None
+ASK_FOR_TWO: Any = None
 READ: Any = None
 CHUNKS_OF: Any = None
 MORE_CHUNKS: Any = None
@@ -118,6 +119,12 @@ def ask_for_rows(codes, scales, row, count, most, lane):  # type: ignore[no-unty
         prefetch(scales, row * SCALES_PER_ROW + (lane - 1) * (count * SCALES_PER_ROW - 1) // 7)
 
 
+def ask_for_two(codes, row, other, lane):  # type: ignore[no-untyped-def]
+    """Has the first 16 lines of two rows' codes brought into the second cache; by a warp."""
+    which = row if lane < WARP // 2 else other
+    prefetch(codes, which * WORDS_PER_ROW + min(32 * (lane % (WARP // 2)), WORDS_PER_ROW - 1))
+
+
 def scale_of_chunk(scales, first, c):  # type: ignore[no-untyped-def]
     return early_scale(scales, first + (c >> SCALE_SHIFT))
 
@@ -197,6 +204,7 @@ def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *
         "SCALES": BYTES if layout.scale == "e8m0" else HALVES,
         "CHUNKS_OF": first,
         "PAIR": device(pair_sums, **sums, MEET=device(meet, UNROLL=rows["UNROLL"], DOT=dot)),
+        "ASK_FOR_TWO": device(ask_for_two, WORDS_PER_ROW=rows["WORDS_PER_ROW"]),
         "ASK_FOR_ROWS": device(ask_for_rows, **asked, SCALED=int(not layout.is_float)),
     }
 
