@@ -15,8 +15,10 @@ import numpy as np
 
 from numba_kernels.cuda.elements import (
     as_it_is,
+    eight_as_they_are,
     eight_bf16,
     eight_f32,
+    eight_rotated,
     four_bf16,
     four_f32,
     rotated,
@@ -157,15 +159,34 @@ class Attention:
 
 
 def store(qkv, cos, sin, cache, words, kv, position):  # type: ignore[no-untyped-def]
-    """Puts the token's rotated key and its value into its page, which begins at `words`; by the threads of a block."""
+    """Puts the token's rotated key and its value into its page, which begins at `words`; by the last threads of a block first, as
+    the first ones have queries to rotate."""
     slot, angle = position % PAGE, position * HALF
     key, value = (HEADS * KV + kv) * SIZE, (HEADS * KV + KV + kv) * SIZE
     keys = words + (kv * PAGE + slot) * VALUE_WORDS
     values = keys + KV * PAGE * VALUE_WORDS
-    for i in range(cuda.threadIdx.x, HALF, WARPS * WARP):
-        first = TURN(qkv, key, 2 * i, HALF, cos, sin, angle)
-        WRITE(cache, keys, i, first, TURN(qkv, key, 2 * i + 1, HALF, cos, sin, angle))
-        WRITE(cache, values, i, qkv[value + 2 * i], qkv[value + 2 * i + 1])
+    for i in range(WARPS * WARP - 1 - cuda.threadIdx.x, HALF // 4, WARPS * WARP):
+        k = TURN(qkv, key, 4 * i, HALF, cos, sin, angle)
+        low, high = load_floats(qkv, value + 4 * i), load_floats(qkv, value + HALF + 4 * i)
+        WRITE(cache, keys, 2 * i, k[0], k[1])
+        WRITE(cache, keys, 2 * i + 1, k[2], k[3])
+        WRITE(cache, keys, HALF // 2 + 2 * i, k[4], k[5])
+        WRITE(cache, keys, HALF // 2 + 2 * i + 1, k[6], k[7])
+        WRITE(cache, values, 2 * i, low[0], low[1])
+        WRITE(cache, values, 2 * i + 1, low[2], low[3])
+        WRITE(cache, values, HALF // 2 + 2 * i, high[0], high[1])
+        WRITE(cache, values, HALF // 2 + 2 * i + 1, high[2], high[3])
+
+
+def rotate(qkv, cos, sin, scale, kv, position, queries, sums):  # type: ignore[no-untyped-def]
+    """The queries of `kv`, rotated, times scale; and zeros in sums, which is alike. A thread has eight values of a head."""
+    for i in range(cuda.threadIdx.x, HEAD_SIZE // 8, WARPS * WARP):
+        at, d = i // (HALF // 4) * SIZE, 4 * (i % (HALF // 4))
+        q = TURN(qkv, kv * HEAD_SIZE + at, d, HALF, cos, sin, position * HALF)
+        store_floats(queries, at + d, q[0] * scale, q[1] * scale, q[2] * scale, q[3] * scale)
+        store_floats(queries, at + HALF + d, q[4] * scale, q[5] * scale, q[6] * scale, q[7] * scale)
+        store_floats(sums, at + d, ZERO, ZERO, ZERO, ZERO)
+        store_floats(sums, at + HALF + d, ZERO, ZERO, ZERO, ZERO)
 
 
 def meet(k, queries, q):  # type: ignore[no-untyped-def]
@@ -342,6 +363,7 @@ def finish(kv, active, partial, sinks, factors, out):  # type: ignore[no-untyped
 
 LANES_LOG = 1
 STORE: Any = None
+ROTATE: Any = None
 SCORES: Any = None
 SOFTEN: Any = None
 MEET: Any = None
@@ -378,24 +400,7 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     if split >= active:
         return
     start, stop = first_page + split * each, first_page + min((split + 1) * each, pages)
-    for i in range(thread, HEAD_SIZE, 4 * WARPS * WARP):
-        j, k, m = i + WARPS * WARP, i + 2 * WARPS * WARP, i + 3 * WARPS * WARP
-        at, angle = kv * HEAD_SIZE, position * HALF
-        a = TURN(qkv, at + i // SIZE * SIZE, i % SIZE, HALF, cos, sin, angle)
-        b = c = e = a
-        if j < HEAD_SIZE:
-            b = TURN(qkv, at + j // SIZE * SIZE, j % SIZE, HALF, cos, sin, angle)
-        if k < HEAD_SIZE:
-            c = TURN(qkv, at + k // SIZE * SIZE, k % SIZE, HALF, cos, sin, angle)
-        if m < HEAD_SIZE:
-            e = TURN(qkv, at + m // SIZE * SIZE, m % SIZE, HALF, cos, sin, angle)
-        queries[i], sums[i] = a * scale, ZERO
-        if j < HEAD_SIZE:
-            queries[j], sums[j] = b * scale, ZERO
-        if k < HEAD_SIZE:
-            queries[k], sums[k] = c * scale, ZERO
-        if m < HEAD_SIZE:
-            queries[m], sums[m] = e * scale, ZERO
+    ROTATE(qkv, cos, sin, scale, kv, position, queries, sums)
     for i in range(thread, HEADS, WARPS * WARP):
         stats[3 * i], stats[3 * i + 1], stats[3 * i + 2] = LOWEST, ZERO, ONE
     if STORES and stop == first_page + pages:
@@ -480,13 +485,13 @@ def attend_constants(shape: Attention, splits: int, warps: int) -> dict[str, Any
         "EIGHT": eight_bf16 if is_bf16 else eight_f32,
         "FOUR": four_bf16 if is_bf16 else four_f32,
         "WRITE": write_bf16 if is_bf16 else write_f32,
-        "TURN": shape.turn,
+        "TURN": eight_rotated if shape.turned else eight_as_they_are,
     }
     functions["MEET"] = device(meet)
     functions["MEET_ALL"] = device(meet_all, **numbers, MEET=functions["MEET"])
-    kinds = (store, scores, soften, gather, gather_held, chunk_of_values, keep_values, finish)
+    kinds = (store, rotate, scores, soften, gather, gather_held, chunk_of_values, keep_values, finish)
     made = {f.__name__.upper(): device(f, **numbers, **functions) for f in kinds}
-    return {**numbers, "TURN": shape.turn, **made}
+    return {**numbers, **made}
 
 
 def attend_kernel(shape: Attention, splits: int, warps: int = 4) -> Kernel:

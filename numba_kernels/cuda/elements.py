@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba_kernels.cuda.blocks import bf16_pair
-from numba_kernels.cuda.intrinsics import bits_as_float, float_as_bits, load_pair, load_words, pack_bf16
+from numba_kernels.cuda.intrinsics import bits_as_float, float_as_bits, load_floats, load_pair, load_words, pack_bf16
 from numba_kernels.cuda.seam import device
 
 
@@ -53,12 +53,30 @@ def write_f32(cache: Any, at: Any, i: Any, a: Any, b: Any) -> None:
 def rotated(row: Any, at: Any, d: Any, half: Any, cos: Any, sin: Any, angle: Any) -> Any:
     """Value d of the head that begins at `at`, rotated; dimension i turns with i + half. `angle` is where the position's cosines
     begin."""
-    if d < half:
-        return row[at + d] * cos[angle + d] - row[at + d + half] * sin[angle + d]
-    return row[at + d] * cos[angle + d - half] + row[at + d - half] * sin[angle + d - half]
+    low = d < half
+    other, t = (d + half, d) if low else (d - half, d - half)  # no branches, so that all loads are under way together
+    x, y, c, s = row[at + d], row[at + other], cos[angle + t], sin[angle + t]
+    return x * c - y * s if low else x * c + y * s
 
 
 @device
 def as_it_is(row: Any, at: Any, d: Any, half: Any, cos: Any, sin: Any, angle: Any) -> Any:
     """Value d of the head that begins at `at`."""
     return row[at + d]
+
+
+@device
+def eight_rotated(row: Any, at: Any, d: Any, half: Any, cos: Any, sin: Any, angle: Any) -> Any:
+    """Values d … d + 3 and d + half … of the head that begins at `at`, rotated against each other; all at multiples of 4."""
+    x, y = load_floats(row, at + d), load_floats(row, at + half + d)
+    c, s = load_floats(cos, angle + d), load_floats(sin, angle + d)
+    return (
+        x[0] * c[0] - y[0] * s[0], x[1] * c[1] - y[1] * s[1], x[2] * c[2] - y[2] * s[2], x[3] * c[3] - y[3] * s[3],
+        y[0] * c[0] + x[0] * s[0], y[1] * c[1] + x[1] * s[1], y[2] * c[2] + x[2] * s[2], y[3] * c[3] + x[3] * s[3],
+    )  # fmt: skip
+
+
+@device
+def eight_as_they_are(row: Any, at: Any, d: Any, half: Any, cos: Any, sin: Any, angle: Any) -> Any:
+    """Values d … d + 3 and d + half … of the head that begins at `at`."""
+    return (*load_floats(row, at + d), *load_floats(row, at + half + d))

@@ -25,7 +25,7 @@ from numba_kernels.cuda.seam import (
     require_shared,
     types,
 )
-from numba_kernels.cuda.vectors import RESERVED, four_at
+from numba_kernels.cuda.vectors import RESERVED, ask_for_weight, four_at
 
 WARPS = 8
 FORMAT = KIND = ""  # in the kernel's name
@@ -55,6 +55,7 @@ MEET_EIGHT: Any = None
 STORE_EIGHT: Any = None
 LOGITS: Any = None
 CHUNKS = WORDS_PER_ROW = EACH = 1
+RESIDENT = 3  # blocks of a multiprocessor
 SUMS = 1  # 3 · WARPS
 SPREAD = 0  # whether a block has two rows of the router, rather than a warp
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -71,9 +72,6 @@ def logits_by_warps(  # type: ignore[no-untyped-def]
     row = 2 * (cuda.blockIdx.x * WARPS + thread // WARP)
     if row < EXPERTS:
         ASK_FOR_ROWS(codes, scales, row, min(EXPERTS - row, 2), MOST, thread % WARP)
-    ASK_FOR_WEIGHT(weight)
-    wait_for_launch_before()
-    let_next_begin()
     gain = PREPARE(source, at, weight, epsilon, x, x_scales, sums)
     if cuda.blockIdx.x == 0:
         for i in range(thread, COLUMNS, WARPS * WARP):
@@ -247,15 +245,22 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
             "EIGHT_OF": device(eight_of, **sizes),
             "MEET_EIGHT": device(meet_eight, VALUES=bf16_pair if shape.format == "bf16" else f16_pair),
             "STORE_EIGHT": device(store_eight, COLUMNS=shape.columns),
-            "ASK_FOR_WEIGHT": rows["ASK_FOR_WEIGHT"],
+            "ASK_FOR_WEIGHT": device(ask_for_weight, COLUMNS=shape.columns, NORM=int(norm)),
         }
         numbers_of = {"WARPS": warps, "COLUMNS": shape.columns, "EACH": each(shape, warps)}
         logits = device(logits_by_blocks, **numbers, **numbers_of, **functions)
-        rows = {"WARPS": warps, "SCALES": rows["SCALES"], "ALIGNED": 1, "X_TYPE": types.float32, "X_SIZE": 4, "S_SIZE": 4}
+        rows = {
+            "WARPS": warps,
+            "SCALES": rows["SCALES"],
+            "ALIGNED": 1,
+            "X_TYPE": types.float32,
+            "X_SIZE": 4,
+            "S_SIZE": 4,
+            "RESIDENT": 3 if each(shape, warps) <= 2 else 2,
+        }
         spread = 1
     else:
-        names_of = ("PAIR", "PREPARE", "ASK_FOR_ROWS", "ASK_FOR_WEIGHT", "WARPS")
-        functions = {name: rows.pop(name) for name in names_of}
+        functions = {name: rows.pop(name) for name in ("PAIR", "PREPARE", "ASK_FOR_ROWS", "WARPS")}
         rows.pop("FILL")
         logits = device(logits_by_warps, **numbers, **functions, COLUMNS=shape.columns)
         rows["WARPS"] = warps
@@ -305,7 +310,7 @@ def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):
     let_next_begin()
     if pair < TOP * inner:
         ASK_FOR_ROWS(codes, scales, 2 * (ids[pair // inner] * inner + pair % inner), 2, MOST, lane)
-    FILL(source, 0, 0, 1, source, x, x_scales)
+    FILL(source, 0, 0, 1, x, x_scales)
     cuda.syncthreads()
     while pair < TOP * inner:
         slot, i = pair // inner, pair % inner
@@ -336,7 +341,7 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
     for held in range(0, TOP, SLOTS):
         if held > 0:
             cuda.syncthreads()  # the vectors before are done with
-        FILL(source, held * stride, stride, min(TOP - held, SLOTS), source, x, x_scales)
+        FILL(source, held * stride, stride, min(TOP - held, SLOTS), x, x_scales)
         cuda.syncthreads()
         n = first
         while n < rows:
@@ -368,4 +373,7 @@ def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel
     slots = top + top % 2 if shape.quantized and shape.quads * top <= 2048 else 2
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads}
-    return down.bind(**constants, **row_constants(shape, False, warps, slots))
+    rows = row_constants(shape, False, warps, slots)
+    if shape.layout.is_float:
+        rows["RESIDENT"] = 2
+    return down.bind(**constants, **rows)

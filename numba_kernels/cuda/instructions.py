@@ -166,6 +166,7 @@ multiply_pairs = _instruction("fma.rn.bf16x2 $0, $1, $2, $3;", U32, U32, U32, U3
 power_of_two = _instruction("ex2.approx.ftz.f32 $0, $1;", F32, F32)
 round_to_int = _instruction("cvt.rni.s32.f32 $0, $1;", I32, F32)
 stream_words = _pointer_instruction("ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=False)
+stream_floats = _pointer_instruction("ld.global.nc.v4.f32 {$0, $1, $2, $3}, [$4];", FOUR_FLOATS, effect=False)
 load_words, load_floats = _vector_load(FOUR_WORDS), _vector_load(FOUR_FLOATS)
 store_words, store_floats = _vector_store(U32), _vector_store(F32)
 load_pair = _vector_load(types.UniTuple(U32, 2))

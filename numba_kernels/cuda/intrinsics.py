@@ -28,6 +28,7 @@ round_to_int = _forms.round_to_int
 shuffle_xor = _forms.shuffle_xor
 store_floats = _forms.store_floats
 store_words = _forms.store_words
+stream_floats = _forms.stream_floats
 stream_words = _forms.stream_words
 wait_for_launch_before = _forms.wait_for_launch_before
 warp_barrier = _forms.warp_barrier

@@ -15,11 +15,9 @@ import numpy as np
 from numba_kernels.cuda import vectors
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.intrinsics import (
-    let_next_begin,
     prefetch,
     prefetch_span,
     stream_words,
-    wait_for_launch_before,
     warp_sum,
 )
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, WARP, WORDS, Kernel, cuda, device, kernel, types
@@ -35,10 +33,10 @@ SCALE: Any = None
 DOT: Any = None
 FILL: Any = None
 PREPARE: Any = None
-ASK_FOR_WEIGHT: Any = None
 ASK_FOR_ROWS: Any = None
 PAIR: Any = None
 NORM = BIAS = ALIGNED = 0
+RESIDENT = 3  # blocks of a multiprocessor
 SCALED = 0  # whether rows have scales
 AHEAD = 16384  # bytes of its first rows that a warp asks for at most, if it has no others
 AHEAD_OF_MANY = 4096  # and if it has
@@ -130,9 +128,6 @@ def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ig
     if pair < pairs:
         most = AHEAD if cuda.gridDim.x * WARPS >= pairs else AHEAD_OF_MANY
         ASK_FOR_ROWS(codes, scales, 2 * pair, min(rows - 2 * pair, 2), most, lane)
-    ASK_FOR_WEIGHT(weight)
-    wait_for_launch_before()
-    let_next_begin()
     gain = PREPARE(source, 0, weight, epsilon, x, x_scales, sums)
     while pair < pairs:
         row = 2 * pair
@@ -167,6 +162,7 @@ def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *
     return {
         **vectors.constants(shape, norm, warps, vectors_held, aligned=aligned),
         "WARPS": warps,
+        "RESIDENT": 2 if layout.bits == 8 or (shape.quantized and norm) else 3,
         "SCALES": BYTES if layout.scale == "e8m0" else HALVES,
         "PAIR": device(pair_sums, **rows),
         "ASK_FOR_ROWS": device(ask_for_rows, **asked, SCALED=int(not layout.is_float)),

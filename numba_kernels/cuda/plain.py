@@ -110,6 +110,12 @@ def stream_words(array: Any, index: Any) -> tuple[Any, ...]:
     return tuple(array[at + i] for i in range(4))
 
 
+def stream_floats(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four float32 of memory that nothing writes during the kernel: 16 bytes at once."""
+    at = _four(array, index)
+    return tuple(array[at + i] for i in range(4))
+
+
 def load_words(array: Any, index: Any) -> tuple[Any, ...]:
     """Four words, 16 bytes at once."""
     at = _four(array, index)

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.blocks import Shape
-from numba_kernels.cuda.intrinsics import load_floats, prefetch_span, round_to_int, shuffle_xor, store_floats, warp_sum
+from numba_kernels.cuda.intrinsics import (
+    let_next_begin,
+    load_floats,
+    prefetch_span,
+    round_to_int,
+    shuffle_xor,
+    store_floats,
+    stream_floats,
+    wait_for_launch_before,
+    warp_sum,
+)
 from numba_kernels.cuda.seam import SHARED, WARP, cuda, device, require_shared, types
 
 WARPS = 1
@@ -23,7 +33,7 @@ NORM = ALIGNED = 0
 FOUR: Any = None
 PUT: Any = None
 PUT_ONE: Any = None
-FILL: Any = None
+WEIGHTS_OF: Any = None
 ZERO, ONE = np.float32(0), np.float32(1)
 CODE_MAX = np.float32(127)
 BYTE = np.uint32(0xFF)
@@ -62,11 +72,6 @@ def four_at(values, at, column):  # type: ignore[no-untyped-def]
     )
 
 
-@device
-def squares(v: Any) -> Any:
-    return v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3]
-
-
 def put_f32(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
     """Values 4i … of a vector as a quad; the vector's quads begin at `first`."""
     store_floats(x, 4 * (first + i % PARTS * PADDED + i // PARTS), v[0], v[1], v[2], v[3])
@@ -98,51 +103,88 @@ def larger_or_nan(a: Any, b: Any) -> Any:
     return max(a, b) + ((a - a) + (b - b))
 
 
-def fill(source, at, stride, count, weight, x, x_scales):  # type: ignore[no-untyped-def]
-    """Puts `count` vectors, `stride` values apart, into shared memory, with NORM times the weight. Returns the thread's part of
-    the sum of squares. Consecutive threads read consecutive 16 bytes; BATCH of them are under way together."""
-    thread, total, all_units = cuda.threadIdx.x, ZERO, count * UNITS
-    for begun in range(0, all_units, BATCH * WARPS * WARP):
-        if begun + thread // WARP * WARP < all_units:  # UNITS is a multiple of 32: whole warps go on
-            u0 = begun + thread
-            i0 = u0 % UNITS
-            v0 = FOUR(source, at + u0 // UNITS * stride, 4 * i0)
-            u1, i1, v1 = u0 + WARPS * WARP, i0, v0
-            u2, i2, v2 = u0 + 2 * WARPS * WARP, i0, v0
-            u3, i3, v3 = u0 + 3 * WARPS * WARP, i0, v0
-            if BATCH > 1 and u1 < all_units:
-                i1 = u1 % UNITS
-                v1 = FOUR(source, at + u1 // UNITS * stride, 4 * i1)
-            if BATCH > 2 and u2 < all_units:
-                i2 = u2 % UNITS
-                v2 = FOUR(source, at + u2 // UNITS * stride, 4 * i2)
-            if BATCH > 3 and u3 < all_units:
-                i3 = u3 % UNITS
-                v3 = FOUR(source, at + u3 // UNITS * stride, 4 * i3)
-            total += PUT_ONE(v0, u0, i0, weight, x, x_scales)
-            if BATCH > 1 and u1 < all_units:
-                total += PUT_ONE(v1, u1, i1, weight, x, x_scales)
-            if BATCH > 2 and u2 < all_units:
-                total += PUT_ONE(v2, u2, i2, weight, x, x_scales)
-            if BATCH > 3 and u3 < all_units:
-                total += PUT_ONE(v3, u3, i3, weight, x, x_scales)
-    return total
+def fill(source, at, stride, count, x, x_scales):  # type: ignore[no-untyped-def]
+    """Puts `count` vectors, `stride` values apart, into shared memory. Consecutive threads read consecutive 16 bytes, of
+    which BATCH are under way together."""
+    thread, all_units, none = cuda.threadIdx.x, count * UNITS, (ZERO, ZERO, ZERO, ZERO)
+    for u0 in range(thread, all_units, BATCH * WARPS * WARP):  # UNITS is a multiple of 32: whole warps go on
+        u1, u2, u3 = u0 + WARPS * WARP, u0 + 2 * WARPS * WARP, u0 + 3 * WARPS * WARP
+        v0 = FOUR(source, at + u0 // UNITS * stride, 4 * (u0 % UNITS))
+        v1, v2, v3 = v0, v0, v0
+        if BATCH > 1 and u1 < all_units:
+            v1 = FOUR(source, at + u1 // UNITS * stride, 4 * (u1 % UNITS))
+        if BATCH > 2 and u2 < all_units:
+            v2 = FOUR(source, at + u2 // UNITS * stride, 4 * (u2 % UNITS))
+        if BATCH > 3 and u3 < all_units:
+            v3 = FOUR(source, at + u3 // UNITS * stride, 4 * (u3 % UNITS))
+        PUT_ONE(v0, none, u0 % UNITS, u0 // UNITS * QUADS, x, x_scales)
+        if BATCH > 1 and u1 < all_units:
+            PUT_ONE(v1, none, u1 % UNITS, u1 // UNITS * QUADS, x, x_scales)
+        if BATCH > 2 and u2 < all_units:
+            PUT_ONE(v2, none, u2 % UNITS, u2 // UNITS * QUADS, x, x_scales)
+        if BATCH > 3 and u3 < all_units:
+            PUT_ONE(v3, none, u3 % UNITS, u3 // UNITS * QUADS, x, x_scales)
 
 
-def put_one(v, u, i, weight, x, x_scales):  # type: ignore[no-untyped-def]
-    """Puts four values into place; the sum of their squares."""
+def put_one(v, w, i, first, x, x_scales):  # type: ignore[no-untyped-def]
+    """Puts four values into place, with NORM times a weight; the sum of their squares."""
     if NORM:
-        w = FOUR(weight, 0, 4 * i)
-        PUT((v[0] * w[0], v[1] * w[1], v[2] * w[2], v[3] * w[3]), i, u // UNITS * QUADS, x, x_scales)
-        return squares(v)
-    PUT(v, i, u // UNITS * QUADS, x, x_scales)
+        PUT((v[0] * w[0], v[1] * w[1], v[2] * w[2], v[3] * w[3]), i, first, x, x_scales)
+        return v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3]
+    PUT(v, i, first, x, x_scales)
     return ZERO
 
 
+def weights_of(weight, i):  # type: ignore[no-untyped-def]
+    """The norm's weights of values 4i …, which nothing writes; whatever there is beyond the last."""
+    if ALIGNED:
+        return stream_floats(weight, min(4 * i, COLUMNS - 4))
+    last = COLUMNS - 1
+    return weight[min(4 * i, last)], weight[min(4 * i + 1, last)], weight[min(4 * i + 2, last)], weight[min(4 * i + 3, last)]
+
+
 def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-untyped-def]
-    """Puts one vector into shared memory and waits until it is there. With NORM, what products with it are to be multiplied with,
-    so that the vector counts as normalized: 1 / √(mean of squares + epsilon); sums is shared, [WARPS]."""
-    total = FILL(source, at, 0, 1, weight, x, x_scales)
+    """Waits for the launch before, puts one vector into shared memory, and waits until it is there. Returns what products with it
+    are to be multiplied with so that the vector counts as normalized, 1 / √(mean of squares + epsilon), or 1 without NORM; sums
+    is shared, [WARPS]."""
+    i0, size = cuda.threadIdx.x, WARPS * WARP
+    i1, i2, i3 = i0 + size, i0 + 2 * size, i0 + 3 * size
+    if not (NORM and ALIGNED):
+        wait_for_launch_before()
+    w0 = w1 = w2 = w3 = (ZERO, ZERO, ZERO, ZERO)
+    if NORM:
+        w0 = WEIGHTS_OF(weight, i0)
+        if BATCH > 1:
+            w1 = WEIGHTS_OF(weight, i1)
+        if BATCH > 2:
+            w2 = WEIGHTS_OF(weight, i2)
+        if BATCH > 3:
+            w3 = WEIGHTS_OF(weight, i3)
+    if NORM and ALIGNED:
+        wait_for_launch_before()
+    let_next_begin()
+    v0 = FOUR(source, at, 4 * i0)
+    v1, v2, v3 = v0, v0, v0
+    if BATCH > 1:
+        v1 = FOUR(source, at, 4 * i1)
+    if BATCH > 2:
+        v2 = FOUR(source, at, 4 * i2)
+    if BATCH > 3:
+        v3 = FOUR(source, at, 4 * i3)
+    total = ZERO
+    if i0 < UNITS:  # a multiple of 32: whole warps
+        total += PUT_ONE(v0, w0, i0, 0, x, x_scales)
+    if BATCH > 1 and i1 < UNITS:
+        total += PUT_ONE(v1, w1, i1, 0, x, x_scales)
+    if BATCH > 2 and i2 < UNITS:
+        total += PUT_ONE(v2, w2, i2, 0, x, x_scales)
+    if BATCH > 3 and i3 < UNITS:
+        total += PUT_ONE(v3, w3, i3, 0, x, x_scales)
+    for i in range(i0 + BATCH * size, UNITS, size):
+        v, w = FOUR(source, at, 4 * i), w0
+        if NORM:
+            w = WEIGHTS_OF(weight, i)
+        total += PUT_ONE(v, w, i, 0, x, x_scales)
     if NORM:
         total = warp_sum(total)
         if cuda.threadIdx.x % WARP == 0:
@@ -157,8 +199,8 @@ def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-
 
 
 def ask_for_weight(weight):  # type: ignore[no-untyped-def]
-    """Has the norm's weight brought into the second cache, by some blocks."""
-    if NORM and ALIGNED and cuda.blockIdx.x < ASKING and cuda.threadIdx.x == 0:
+    """Has a norm's weight brought into the second cache, by some blocks. Its size is a multiple of 16 bytes."""
+    if NORM and cuda.blockIdx.x < ASKING and cuda.threadIdx.x == 0:
         prefetch_span(weight, 0, np.uint32(4 * COLUMNS))
 
 
@@ -177,30 +219,27 @@ def fits_shared(shape: Shape, norm: bool) -> bool:
 
 
 def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1, *, aligned: bool = True) -> dict[str, Any]:
-    """What a kernel needs to hold such vectors: X_TYPE, X_SIZE and S_SIZE of the shared arrays, QUADS of one, FILL, PREPARE and
-    ASK_FOR_WEIGHT; ALIGNED, whether what it reads begins at multiples of four values, as `aligned` says of the vectors."""
+    """What a kernel needs to hold such vectors: X_TYPE, X_SIZE and S_SIZE of the shared arrays, QUADS of one, FILL and PREPARE;
+    ALIGNED, whether what it reads begins at multiples of four values, as `aligned` says of the vectors."""
     size, scales = _sizes(shape, vectors)
     what = f"{vectors} vectors of {shape.columns} values" if vectors > 1 else f"vectors of {shape.columns} values"
     require_shared(_bytes(shape, norm, vectors), what if shape.quantized else f"{what} in float32")
     units = shape.quads * (4 if shape.quantized else 1)
-    numbers = {
-        "WARPS": warps,
-        "COLUMNS": shape.columns,
-        "NORM": int(norm),
-        "ALIGNED": int(aligned and shape.columns % 4 == 0),
-    }
+    numbers = {"COLUMNS": shape.columns, "NORM": int(norm), "ALIGNED": int(aligned and shape.columns % 4 == 0)}
     sizes = {"PADDED": shape.steps * WARP, "PARTS": shape.parts, "QUADS": shape.quads, "UNITS": units}
     four = device(four_at, COLUMNS=shape.columns, ALIGNED=numbers["ALIGNED"])
     put = device(put_int8 if shape.quantized else put_f32, **sizes)
-    put_one_of = device(put_one, **sizes, NORM=int(norm), FOUR=four, PUT=put)
-    batch = min(-(-units * vectors // (warps * WARP)), MOST_AT_ONCE)
-    filled = device(fill, **sizes, WARPS=warps, BATCH=batch, FOUR=four, PUT_ONE=put_one_of)
+    batch = {"WARPS": warps, "BATCH": min(-(-units * vectors // (warps * WARP)), MOST_AT_ONCE), "FOUR": four}
+    filled = device(fill, **sizes, **batch, PUT_ONE=device(put_one, NORM=0, PUT=put))
+    prepared = device(
+        prepare, **numbers, **batch, UNITS=units, PUT_ONE=device(put_one, NORM=int(norm), PUT=put),
+        WEIGHTS_OF=device(weights_of, COLUMNS=shape.columns, ALIGNED=numbers["ALIGNED"]),
+    )  # fmt: skip
     return {
         "X_TYPE": types.uint32 if shape.quantized else types.float32,
         "X_SIZE": size,
         "S_SIZE": max(scales, 1),
         "ALIGNED": numbers["ALIGNED"],
         "FILL": filled,
-        "PREPARE": device(prepare, **numbers, FILL=filled),
-        "ASK_FOR_WEIGHT": device(ask_for_weight, **numbers),
+        "PREPARE": prepared,
     }

@@ -40,6 +40,7 @@ from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
 CHUNK = 512  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one call
 SEQUENCES = 64  # in one pass
+GRAPHED, PASSES = 64, 64  # tokens of a pass that is worth a graph, and graphs of passes that are kept
 CHOOSERS = 2 if SIMULATED else 64  # blocks that look for the largest logit
 READERS = ("matvec", "route", "gate_up", "down", "products")  # kernels that read weights
 CEILING_ROUNDS = 5
@@ -227,6 +228,8 @@ class CudaBackend(Backend):
         self._buffers: dict[tuple[str, int, str], Any] = {}
         self._ropes: dict[int, tuple[Rope, tuple[Any, Any]]] = {}
         self._graphs: dict[str, Any] = {}
+        self._passes: dict[tuple[Any, ...], Any] = {}
+        self._seen: set[tuple[Any, ...]] = set()
         self._kernels: dict[str, Kernel] = {}
         self._recorded = False
         self.pools = self._pools()
@@ -254,8 +257,14 @@ class CudaBackend(Backend):
     def _moved(self) -> None:
         """Pages are elsewhere: what was recorded points to memory that is gone."""
         if self._recorded:
-            self._graphs.clear()
+            self._forget()
             self._record()
+
+    def _forget(self) -> None:
+        """Drops what was recorded in graphs."""
+        self._graphs.clear()
+        self._passes.clear()
+        self._seen.clear()
 
     def _record(self) -> None:
         """Writes down the passes of one token and of many: to the hidden states, and from them to the logits."""
@@ -354,8 +363,24 @@ class CudaBackend(Backend):
             self._run_singly(runs, rows)
         else:
             self.batch.fill(runs)
-            self._many.play(rows)
+            counts = tuple(self.batch.tile_count(window) for window in self.pools)
+            self._play(("pass", rows, *counts), rows, partial(self._many.play, rows))
             self._last = 0
+
+    def _play(self, launches: tuple[Any, ...], tokens: int, work: Callable[[], None]) -> None:
+        """A pass over so many tokens, whose launches are the same whenever `launches` is: few tokens leave the device waiting for
+        launches, so the second time they are recorded, and from then on they are one."""
+        if tokens > GRAPHED:
+            work()
+        elif graph := self._passes.get(launches):
+            graph.replay()
+        elif launches in self._seen:
+            self._passes[launches] = self.device.graph(work)  # which carries it out
+            if len(self._passes) > PASSES:
+                del self._passes[next(iter(self._passes))]
+        else:
+            self._seen.add(launches)
+            work()
 
     def _run_singly(self, runs: list[Run], rows: int) -> None:
         """Token by token; what becomes of each is kept if there are several."""
@@ -398,10 +423,14 @@ class CudaBackend(Backend):
         self.device.upload(states, np.array([(d.position, d.seed) for d in draws], np.int64).astype(np.int32).reshape(-1))
         inverse = [1 / d.temperature if d.temperature > 0 else 0 for d in draws]
         self.device.upload(settings, np.array(inverse, np.float32))
-        for i in range(len(rows)):
-            row = logits[i * self.vocabulary : (i + 1) * self.vocabulary]
-            state, place = states[2 * i : 2 * i + 2], self._choices[i : i + 1]
-            self._launch_choice(row, state, settings[i : i + 1], place, self._unused)
+
+        def choose() -> None:
+            for i in range(len(rows)):
+                row = logits[i * self.vocabulary : (i + 1) * self.vocabulary]
+                state, place = states[2 * i : 2 * i + 2], self._choices[i : i + 1]
+                self._launch_choice(row, state, settings[i : i + 1], place, self._unused)
+
+        self._play(("choices", len(rows), id(logits)), len(rows), choose)
         return self.device.download(self._choices, 0, len(rows))
 
     def _choose_likeliest(self) -> None:
@@ -430,7 +459,7 @@ class CudaBackend(Backend):
         """Logits of these rows of the last pass, on the device, one row behind another."""
         if len(rows) > 1 and not self._last:
             self.batch.select(rows)
-            self._heads.play(len(rows))
+            self._play(("heads", len(rows), self.batch.rows), self.batch.rows, partial(self._heads.play, len(rows)))
             return self._rows_logits.array
         for i, row in enumerate(rows.tolist()):
             graph = self._graph("head", self._head.play)
@@ -541,4 +570,4 @@ class CudaBackend(Backend):
         return watch()
 
     def close(self) -> None:
-        self._graphs.clear()
+        self._forget()

@@ -176,12 +176,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.part:
         return serve(PARTS[given.part])
-    if given.compile:
-        importlib.import_module("oss_tools.measure.cuda_code").compile_parts(print)
-        return 0
     names = [name.strip() for name in given.only.split(",") if name.strip()] or list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"no part named {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if given.compile:
+        importlib.import_module("oss_tools.measure.cuda_code").compile_parts(names, print)
+        return 0
     try:
         importlib.import_module("oss_tools.engine.cuda_backend").check_device()
     except OssToolsError as error:

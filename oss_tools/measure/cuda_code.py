@@ -9,8 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 
 from numba_kernels.cuda.machine_code import machine_code
 from numba_kernels.cuda.planned import PlannedDevice
@@ -38,36 +39,63 @@ def planned(architecture: tuple[int, int]) -> Iterator[PlannedDevice]:
         cuda_backend.open_device = opened
 
 
-def kernels_of_parts(architecture: tuple[int, int] = HOPPER) -> list[Kernel]:
-    """All kernels that the parts launch."""
+def kernels_of(parts: Collection[str], architecture: tuple[int, int] = HOPPER) -> list[Kernel]:
+    """All kernels that these parts of the run launch."""
     with planned(architecture) as device:
-        for shape, recipe in cuda_models.TIMED:
-            work = cuda_models.WORK
-            engine = drawn_engine(SyntheticCheckpoint(load_shape(shape), recipe), work.context)
-            cuda_models.timed_prompt(engine, 2)
-        for _ in cuda_kernels.kernel_speeds():
-            pass
-        for activations in ("f32", "int8"):
-            with open_checkpoint(resource("tiny/checkpoint")) as checkpoint:
-                drawn_engine(checkpoint, cuda_models.CONTEXT, activations)
-            for changes, recipe in cuda_models.SHAPES.values():
-                _compared(SyntheticCheckpoint(cuda_models.shape_like(changes), recipe), cuda_models.LENGTHS, activations)
-            for name in shape_names():
-                if name.endswith("-tiny"):
-                    _compared(SyntheticCheckpoint(load_shape(name)), cuda_models.SHORT, activations)
+        for part in parts:
+            PLANS.get(part, lambda: None)()
         return list(device.kernels.values())
 
 
-def _compared(checkpoint: SyntheticCheckpoint, lengths: cuda_models.Lengths, activations: str) -> None:
-    try:
-        drawn_engine(checkpoint, cuda_models.context_of(checkpoint, lengths), activations)
-    except BadRequest:
-        return  # the part says so
+def _timed(shape: str, recipe: str = "") -> None:
+    engine = drawn_engine(SyntheticCheckpoint(load_shape(shape), recipe), cuda_models.WORK.context)
+    cuda_models.timed_prompt(engine, 2)
 
 
-def compile_parts(say: Callable[[str], None], architecture: tuple[int, int] = HOPPER, processes: int = 0) -> None:
-    """Compiles them, in so many processes, or one for each core."""
-    kernels, count = kernels_of_parts(architecture), processes or len(os.sched_getaffinity(0))
+def _kernels() -> None:
+    for _ in cuda_kernels.kernel_speeds():
+        continue  # problems are made and launched one by one
+
+
+def _embedded() -> None:
+    with open_checkpoint(resource("tiny/checkpoint")) as checkpoint:
+        for activations in ("f32", "int8"):
+            drawn_engine(checkpoint, cuda_models.CONTEXT, activations)
+
+
+def _shapes() -> None:
+    for changes, recipe in cuda_models.SHAPES.values():
+        _compared(SyntheticCheckpoint(cuda_models.shape_like(changes), recipe), cuda_models.LENGTHS)
+
+
+def _families() -> None:
+    for name in shape_names():
+        if name.endswith("-tiny"):
+            _compared(SyntheticCheckpoint(load_shape(name)), cuda_models.SHORT)
+
+
+def _compared(checkpoint: SyntheticCheckpoint, lengths: cuda_models.Lengths) -> None:
+    with suppress(BadRequest):  # the part says so
+        for activations in ("f32", "int8"):
+            drawn_engine(checkpoint, cuda_models.context_of(checkpoint, lengths), activations)
+
+
+PLANS: dict[str, Callable[[], None]] = {
+    "tiny": _embedded,
+    "shapes": _shapes,
+    "families": _families,
+    "kernels": _kernels,
+    "gpt-oss-20b": partial(_timed, "gpt-oss-20b"),
+    "gpt-oss-20b-q8": partial(_timed, "gpt-oss-20b", "mxfp4-q8"),
+    "gpt-oss-120b": partial(_timed, "gpt-oss-120b"),
+}
+
+
+def compile_parts(
+    parts: Collection[str], say: Callable[[str], None], architecture: tuple[int, int] = HOPPER, processes: int = 0
+) -> None:
+    """Compiles them, in so many processes, or one for each core. Raises RuntimeError where one of these fails."""
+    kernels, count = kernels_of(parts, architecture), processes or len(os.sched_getaffinity(0))
     began = time.monotonic()
     context = multiprocessing.get_context("fork")  # the kernels' closures cannot be sent
     workers = [context.Process(target=_compile, args=(kernels[i::count], architecture)) for i in range(count)]
