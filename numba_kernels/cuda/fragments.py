@@ -76,12 +76,12 @@ def unit_bytes(chunk, factor):  # type: ignore[no-untyped-def]
 
 
 def unit_bf16(chunk, factor):  # type: ignore[no-untyped-def]
-    return chunk
+    return chunk[4 * UNIT], chunk[4 * UNIT + 1], chunk[4 * UNIT + 2], chunk[4 * UNIT + 3]
 
 
 def unit_f16(chunk, factor):  # type: ignore[no-untyped-def]
-    (a, b), (c, d) = f16_pair(chunk[0]), f16_pair(chunk[1])
-    (e, f), (g, h) = f16_pair(chunk[2]), f16_pair(chunk[3])
+    (a, b), (c, d) = f16_pair(chunk[4 * UNIT]), f16_pair(chunk[4 * UNIT + 1])
+    (e, f), (g, h) = f16_pair(chunk[4 * UNIT + 2]), f16_pair(chunk[4 * UNIT + 3])
     return pack_bf16(a, b), pack_bf16(c, d), pack_bf16(e, f), pack_bf16(g, h)
 
 
@@ -117,6 +117,14 @@ def fetch_two(codes, matrix, row, c):  # type: ignore[no-untyped-def]
     return (*a, *b)
 
 
+def fetch_pair(codes, matrix, row, c):  # type: ignore[no-untyped-def]
+    """Of groups of eight chunks, the thread's two: floats of 16 bits fill a step so fast that more has to be on its way."""
+    first = 4 * (c - c % 4) * 2 + 4 * (c % 4)
+    a = stream_words(codes, matrix + np.int64(np.int32(row + min(first, WORDS_PER_ROW - 4))))
+    b = stream_words(codes, matrix + np.int64(np.int32(row + min(first + 16, WORDS_PER_ROW - 4))))
+    return (*a, *b)
+
+
 def scale_of(scales, matrix, row, c):  # type: ignore[no-untyped-def]
     return scales[matrix + np.int64(np.int32(row + (c >> SCALE_SHIFT)))]
 
@@ -126,9 +134,14 @@ def no_scale(scales, matrix, row, c):  # type: ignore[no-untyped-def]
 
 
 def decoders(shape: Shape) -> dict[str, Any]:
-    """Constants of kernels that read rows of a shape."""
+    """Constants of kernels that read rows of a shape, four chunks of so many UNITS at a time.
+
+    UNIT_WORDS and THREAD_WORDS: from a unit of a chunk, and from a thread's chunk, to the next in a token's words. GROUP_WORDS:
+    words of a row that four threads take at a time.
+    """
     layout, name = shape.layout, shape.format if shape.layout.bits != 8 else "bytes"
-    columns = max(layout.per_chunk, 8)  # that a thread takes at a time
+    pair = layout.bits == 16
+    columns = 16 if pair else max(layout.per_chunk, 8)  # that a thread takes at a time
     units = columns // 8
     function = globals()[f"unit_{name}"]
     per_scale = layout.group or shape.columns
@@ -136,9 +149,12 @@ def decoders(shape: Shape) -> dict[str, Any]:
     factor = {"none": no_factor, "e8m0": pair_of_e8m0, "f16": half_as_float, "bf16": bf16}[layout.scale]
     units_of = [device(function, UNIT=u, SHIFT=np.uint32(4 * (u // 2))) for u in range(units)]
     return {
-        "UNITS": units, "CHUNKS": -(-shape.columns // columns), "WORDS_PER_ROW": layout.row_words(shape.columns),
-        "SCALES_PER_ROW": layout.row_scales(shape.columns), "FACTOR": factor,
-        "FETCH": device(fetch_two, WORDS_PER_ROW=layout.row_words(shape.columns)) if layout.bits == 32 else device(fetch_chunk),
+        "UNITS": units, "CHUNKS": -(-shape.columns // (4 * columns)) * 4 if pair else -(-shape.columns // columns),
+        "WORDS_PER_ROW": layout.row_words(shape.columns), "SCALES_PER_ROW": layout.row_scales(shape.columns), "FACTOR": factor,
+        "UNIT_WORDS": 16 if pair else 4, "THREAD_WORDS": 4 if pair else 4 * units, "GROUP_WORDS": columns * layout.bits // 8,
+        "FETCH": device(
+            {16: fetch_pair, 32: fetch_two}.get(layout.bits, fetch_chunk), WORDS_PER_ROW=layout.row_words(shape.columns)
+        ),
         "SCALE": device(no_scale) if layout.is_float else device(scale_of, SCALE_SHIFT=shift),
         "DECODE_LAST": units_of[-1],
         **{f"DECODE_{u}": units_of[min(u, units - 1)] for u in range(3)},

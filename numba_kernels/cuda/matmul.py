@@ -24,6 +24,7 @@ from numba_kernels.cuda.intrinsics import (
     float_as_bits,
     load_words,
     pack_bf16,
+    prefetch,
     wait_for_launch_before,
     warp_barrier,
 )
@@ -38,6 +39,8 @@ TOKENS, ROWS = 64, 128  # of a block
 SLAB = 128  # columns that are in shared memory at once
 PLACES = 16  # of 8 columns in a slab
 SLABS = FOURS = UNITS = 1  # slabs of a row; groups of four chunks in a slab; places that a chunk fills
+UNIT_WORDS = THREAD_WORDS = GROUP_WORDS = 4
+AHEAD = 3  # groups of chunks that are brought into the second cache beforehand
 STRIDE = 80  # words from a token to the next in shared memory: neighbours are in different banks
 ROW_STRIDE = 36  # likewise of sums
 BUFFER = X_SIZE = NUMBERS = 0
@@ -82,7 +85,7 @@ def fill_slab(x, x_stride, starts, slab, held):  # type: ignore[no-untyped-def]
     thread = anew(cuda.threadIdx.x)
     place = thread % PLACES
     four, unit, t = place // 4 // UNITS, place // 4 % UNITS, place % 4
-    word = slab * (SLAB // 2) + 4 * (four * 4 * UNITS + t * UNITS + unit)
+    word = slab * (SLAB // 2) + four * UNITS * 16 + t * THREAD_WORDS + unit * UNIT_WORDS
     at = slab % 2 * BUFFER + 4 * place
     for token in range(thread // PLACES, min(starts[COUNT], TOKENS), WARPS * WARP // PLACES):
         copy_words(held, at + token * STRIDE, x, starts[3 + token] + word, word < x_stride)
@@ -118,21 +121,25 @@ def sweep(  # type: ignore[no-untyped-def]
         if base < rows:
             for four in range(slab * FOURS, min(slab * FOURS + FOURS, (CHUNKS + 3) // 4)):
                 at = slab % 2 * BUFFER + g * STRIDE + (four - slab * FOURS) * UNITS * 16 + 4 * t
+                c = min(4 * four + 4 + t, CHUNKS - 1)  # asked for before the present ones are worked on
+                next_a, next_b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
+                next_d, next_e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
+                later = min(GROUP_WORDS * (four + AHEAD), WORDS_PER_ROW - 4)
+                prefetch(codes, codes_at + np.int64(np.int32(words_0 + later)))
+                prefetch(codes, codes_at + np.int64(np.int32(words_1 + later)))
+                prefetch(codes, codes_at + np.int64(np.int32(words_2 + later)))
+                prefetch(codes, codes_at + np.int64(np.int32(words_3 + later)))
                 p, q, r, s = FACTOR(h), FACTOR(i), FACTOR(j), FACTOR(k)
+                h, i = SCALE(scales, scales_at, scales_0, c), SCALE(scales, scales_at, scales_1, c)
+                j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
                 if UNITS > 1:
                     sums = MULTIPLY(DECODE_0(a, p), DECODE_0(b, q), DECODE_0(d, r), DECODE_0(e, s), held, at, sums)
                 if UNITS > 2:
                     sums = MULTIPLY(DECODE_1(a, p), DECODE_1(b, q), DECODE_1(d, r), DECODE_1(e, s), held, at + 16, sums)
                     sums = MULTIPLY(DECODE_2(a, p), DECODE_2(b, q), DECODE_2(d, r), DECODE_2(e, s), held, at + 32, sums)
                 u, v, w, z = DECODE_LAST(a, p), DECODE_LAST(b, q), DECODE_LAST(d, r), DECODE_LAST(e, s)
-                c = min(
-                    4 * four + 4 + t, CHUNKS - 1
-                )  # asked for as soon as there are registers, and before the last products
-                a, b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
-                d, e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
-                h, i = SCALE(scales, scales_at, scales_0, c), SCALE(scales, scales_at, scales_1, c)
-                j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
                 sums = MULTIPLY(u, v, w, z, held, at + 16 * (UNITS - 1), sums)
+                a, b, d, e = next_a, next_b, next_d, next_e
     cuda.syncthreads()
     thread = anew(cuda.threadIdx.x)
     g, t, own = thread % WARP // 4, thread % 4, thread // WARP * PART * ROW_STRIDE
@@ -239,7 +246,7 @@ def _sweep(shape: Shape, tokens: int, warps: int, finish: int, bias: bool) -> An
     return device(
         sweep, FORMAT=shape.format, COLUMNS=shape.columns, **numbers, **rows, **ending, SLABS=-(-shape.columns // SLAB),
         FOURS=SLAB // (4 * columns), ZEROS=zero_tile(tokens), MULTIPLY=multiply_unit(STRIDE),
-        FILL=device(fill_slab, **numbers, UNITS=rows["UNITS"]),
+        FILL=device(fill_slab, **numbers, **{name: rows[name] for name in ("UNITS", "UNIT_WORDS", "THREAD_WORDS")}),
         WRITE=device(write, **ending, GATE=device(gate, BIAS=int(bias), FINISH=finish)),
         STORE_FIRST=store_part(0, part // 8), STORE_SECOND=store_part((tokens - part) // 8, part // 8),
     )  # fmt: skip

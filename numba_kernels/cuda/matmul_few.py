@@ -14,7 +14,7 @@ import numpy as np
 
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.fragments import decoders
-from numba_kernels.cuda.intrinsics import pack_bf16, wait_for_launch_before
+from numba_kernels.cuda.intrinsics import pack_bf16, prefetch_span, wait_for_launch_before
 from numba_kernels.cuda.matmul import ADD, COUNT, FIRST, GELU, MATRIX, ROW_STRIDE, SILU, SWIGLU, gate, take_tile
 from numba_kernels.cuda.matvec import gelu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
@@ -25,6 +25,7 @@ FORMAT = ""  # in the kernel's name
 COLUMNS = CHUNKS = WORDS_PER_ROW = SCALES_PER_ROW = 0
 TOKENS, ROWS = 32, 32  # of a block
 UNITS = SIZES = RESIDENT = 1
+UNIT_WORDS = THREAD_WORDS = GROUP_WORDS = 4
 X_SIZE = NUMBERS = 0
 FINISH = GROUPED = INDEXED = BIAS = 0
 ZERO = np.float32(0)
@@ -64,7 +65,7 @@ def sweep(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, ou
     j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
     sums = ZEROS()
     for four in range(warp, (CHUNKS + 3) // 4, WARPS):
-        word = 4 * UNITS * (4 * four + t)  # of the tokens' values that the chunk meets
+        word = 16 * UNITS * four + THREAD_WORDS * t  # of the tokens' values that the chunk meets
         c = min(4 * (four + WARPS) + t, CHUNKS - 1)  # asked for before the present ones are worked on
         next_a, next_b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
         next_d, next_e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
@@ -76,11 +77,11 @@ def sweep(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, ou
             sums = multiply_far(u, v, w, z, x, starts, 3 + g, word, word < x_stride, sums)
         if UNITS > 2:
             u, v, w, z = DECODE_1(a, p), DECODE_1(b, q), DECODE_1(d, r), DECODE_1(e, s)
-            sums = multiply_far(u, v, w, z, x, starts, 3 + g, word + 4, word + 4 < x_stride, sums)
+            sums = multiply_far(u, v, w, z, x, starts, 3 + g, word + UNIT_WORDS, word + UNIT_WORDS < x_stride, sums)
             u, v, w, z = DECODE_2(a, p), DECODE_2(b, q), DECODE_2(d, r), DECODE_2(e, s)
-            sums = multiply_far(u, v, w, z, x, starts, 3 + g, word + 8, word + 8 < x_stride, sums)
+            sums = multiply_far(u, v, w, z, x, starts, 3 + g, word + 2 * UNIT_WORDS, word + 2 * UNIT_WORDS < x_stride, sums)
         u, v, w, z = DECODE_LAST(a, p), DECODE_LAST(b, q), DECODE_LAST(d, r), DECODE_LAST(e, s)
-        word += 4 * (UNITS - 1)
+        word += UNIT_WORDS * (UNITS - 1)
         sums = multiply_far(u, v, w, z, x, starts, 3 + g, word, word < x_stride, sums)
         a, b, d, e = next_a, next_b, next_d, next_e
     thread = anew(cuda.threadIdx.x)
@@ -138,9 +139,15 @@ def matmul_few(  # type: ignore[no-untyped-def]
     """What `matmul` computes, with the same arguments: another division of the work."""
     held = cuda.shared.array(X_SIZE, types.float32, 16)
     starts = cuda.shared.array(NUMBERS, types.int32, 16)
+    block = cuda.blockIdx.y * ROWS
+    span = np.uint32(4 * WORDS_PER_ROW * min(ROWS, rows - block))
+    if not GROUPED and cuda.threadIdx.x == 0:
+        prefetch_span(codes, block * WORDS_PER_ROW, span)
     wait_for_launch_before()
     count = TAKE(x_stride, index, tiles, tile_count, total, starts)
     if count > 0:
+        if GROUPED and cuda.threadIdx.x == 0:
+            prefetch_span(codes, (starts[MATRIX] * rows + block) * WORDS_PER_ROW, span)
         if SIZES > 2 and count <= TOKENS // 4:
             QUARTER(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
         elif SIZES > 1 and count <= TOKENS // 2:
@@ -169,6 +176,7 @@ def matmul_few_kernel(
         FORMAT=shape.format, COLUMNS=shape.columns, WARPS=warps, TOKENS=tokens, INDEXED=int(indexed), GROUPED=int(grouped),
         FINISH=finish, BIAS=int(bias), ROWS=ROWS, X_SIZE=warps * tokens * ROW_STRIDE, NUMBERS=tokens + 3,
         SCALES=BYTES if shape.layout.scale == "e8m0" else HALVES, SIZES=sizes, RESIDENT=max(16 // warps, 1),
+        WORDS_PER_ROW=shape.layout.row_words(shape.columns),
         TAKE=device(take_tile, WARPS=warps, TOKENS=tokens, INDEXED=int(indexed), GROUPED=int(grouped)),
         WHOLE=ways[0], HALF=ways[1], QUARTER=ways[2],
     )  # fmt: skip

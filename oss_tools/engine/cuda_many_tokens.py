@@ -91,11 +91,12 @@ class ManyTokens(AttentionRecorder):
         self.launches.append(launch)
 
     def _kernels(self, stack: Stack, **of: bool | int) -> Callable[[int], tuple[Kernel, int]]:
-        """How many tokens meet a matrix: the kernel, and the most tokens of a tile."""
-        shape = self.model.shape(stack)
+        """How many tokens meet a matrix: the kernel, and the most tokens of a tile. One matrix has too few rows to be
+        divided into large blocks; the chosen experts have many together."""
+        shape, most_few = self.model.shape(stack), FEW if of["grouped"] else 2 * FEW
         few = self._kernel(matmul_few_kernel(shape, tokens=FEW, warps=WARPS, **of))
         many = self._kernel(matmul_kernel(shape, tokens=MANY, warps=MANY_WARPS, **of))
-        return lambda tokens: (few, FEW) if tokens <= FEW else (many, MANY)
+        return lambda tokens: (few, FEW) if tokens <= most_few else (many, MANY)
 
     @property
     def _anything(self) -> Any:
