@@ -93,7 +93,7 @@ def many_tokens() -> Iterator[Example]:
     for window in (WINDOW, None):
         heads = Attention(QUERIES, KEYS, SIZE, window, 11 if window else 64, "bf16", sinks=True)
         yield Example(f"store of many tokens, window {window}", store_many_kernel(heads))
-        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(heads), ("ld.global.v4.u32", MATRIX))
+        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(heads), (COPY, MATRIX))
     yield Example("norm to bfloat16", round_kernel(HIDDEN, norm=True))
     yield Example("tokens by expert", group_kernel(128, TOP, 64))
     yield Example("experts put together", combine_kernel(HIDDEN, TOP))
