@@ -76,7 +76,7 @@ class ManyTokens(AttentionRecorder):
         """A dense layer, into float32 or words."""
         bias = stack.bias is not None
         indexed = self._selected is not None
-        kernel_of = self._kernels(stack, finish=finish, bias=bias, grouped=False, indexed=indexed)
+        kernel_of = self._kernels(stack, finish, grouped=False, indexed=indexed)
         index = self._ints("none", 1) if self._selected is None else self._selected
         none = self.model.buffer("nothing", 1, np.float32 if out is None else np.uint32)
 
@@ -90,12 +90,15 @@ class ManyTokens(AttentionRecorder):
 
         self.launches.append(launch)
 
-    def _kernels(self, stack: Stack, **of: bool | int) -> Callable[[int], tuple[Kernel, int]]:
+    def _kernels(self, stack: Stack, finish: int, *, grouped: bool, indexed: bool) -> Callable[[int], tuple[Kernel, int]]:
         """How many tokens meet a matrix: the kernel, and the most tokens of a tile. One matrix has too few rows to be
         divided into large blocks; the chosen experts have many together."""
-        shape, most_few = self.model.shape(stack), FEW if of["grouped"] else 2 * FEW
-        few = self._kernel(matmul_few_kernel(shape, tokens=FEW, warps=WARPS, **of))
-        many = self._kernel(matmul_kernel(shape, tokens=MANY, warps=MANY_WARPS, **of))
+        shape, most_few = self.model.shape(stack), FEW if grouped else 2 * FEW
+        bias = stack.bias is not None
+        few, many = (
+            self._kernel(make(shape, finish=finish, bias=bias, tokens=tokens, grouped=grouped, indexed=indexed, warps=warps))
+            for make, tokens, warps in ((matmul_few_kernel, FEW, WARPS), (matmul_kernel, MANY, MANY_WARPS))
+        )
         return lambda tokens: (few, FEW) if tokens <= most_few else (many, MANY)
 
     @property
@@ -169,7 +172,7 @@ class ManyTokens(AttentionRecorder):
         out: Any, words: Any, stride: int,
     ) -> None:  # fmt: skip
         bias = stack.bias is not None
-        kernel_of = self._kernels(stack, finish=finish, bias=bias, grouped=True, indexed=order is not None)
+        kernel_of = self._kernels(stack, finish, grouped=True, indexed=order is not None)
         arguments = (
             stack.codes, stack.scales, stack.bias if bias else self._anything, x.array, x.stride,
             count if order is None else order, tiles, count, 0, stack.rows, np.float32(gate.limit), np.float32(gate.alpha), out,
