@@ -13,6 +13,7 @@ from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
 from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
 from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
+from numba_kernels.cuda.matmul_few import matmul_few_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.prefill import attend_many_kernel, combine_kernel, group_kernel, round_kernel, store_many_kernel
 from numba_kernels.cuda.products import products_kernel
@@ -22,6 +23,7 @@ from numba_kernels.cuda.seam import Kernel
 HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
 EARLY = "ld.global.L1::no_allocate.v4.u32"
 WIDE = "ld.global.nc.L1::no_allocate.v4.u32"
+COPY = "cp.async.cg.shared.global"
 MATRIX = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 
 
@@ -78,9 +80,10 @@ def many_tokens() -> Iterator[Example]:
     """Of a prompt."""
     for format in LAYOUTS:
         columns = 2816 if format == "int8_g128" else HIDDEN
-        for tokens in (16, 64):
-            kernel = matmul_kernel(Shape(format, columns, "int8"), finish=STORE, bias=True, tokens=tokens)
-            yield Example(f"matmul {format} × {tokens} tokens", kernel, (WIDE, MATRIX))
+        shape = Shape(format, columns, "int8")
+        many = matmul_kernel(shape, finish=STORE, bias=True)
+        yield Example(f"matmul {format} × 64 tokens", many, (WIDE, MATRIX, COPY))
+        yield Example(f"matmul {format} × 32 tokens", matmul_few_kernel(shape, finish=STORE, bias=True), (WIDE, MATRIX))
     for format in ("mxfp4", "q8_0", "bf16"):
         shape = Shape(format, HIDDEN, "int8")
         first = matmul_kernel(shape, finish=SWIGLU, bias=True, grouped=True, indexed=True)
@@ -91,7 +94,7 @@ def many_tokens() -> Iterator[Example]:
     for window in (WINDOW, None):
         heads = Attention(QUERIES, KEYS, SIZE, window, 11 if window else 64, "bf16", sinks=True)
         yield Example(f"store of many tokens, window {window}", store_many_kernel(heads))
-        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(heads), ("ld.global.v4.u32", MATRIX))
+        yield Example(f"attention of many tokens, window {window}", attend_many_kernel(heads), (COPY, MATRIX))
     yield Example("norm to bfloat16", round_kernel(HIDDEN, norm=True))
     yield Example("tokens by expert", group_kernel(128, TOP, 64))
     yield Example("experts put together", combine_kernel(HIDDEN, TOP))

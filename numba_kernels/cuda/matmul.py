@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.blocks import NIBBLES, SIXTEEN, Shape, bf16, byte_floats, e8m0, f16_pair
+from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.experts import swiglu
+from numba_kernels.cuda.fragments import decoders
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
-    byte_permute,
     float_as_bits,
-    half_as_float,
     load_words,
-    multiply_pairs,
     pack_bf16,
-    stream_words,
+    prefetch,
     wait_for_launch_before,
     warp_barrier,
 )
@@ -41,6 +39,8 @@ TOKENS, ROWS = 64, 128  # of a block
 SLAB = 128  # columns that are in shared memory at once
 PLACES = 16  # of 8 columns in a slab
 SLABS = FOURS = UNITS = 1  # slabs of a row; groups of four chunks in a slab; places that a chunk fills
+UNIT_WORDS = THREAD_WORDS = GROUP_WORDS = 4
+AHEAD = 3  # groups of chunks that are brought into the second cache beforehand
 STRIDE = 80  # words from a token to the next in shared memory: neighbours are in different banks
 ROW_STRIDE = 36  # likewise of sums
 BUFFER = X_SIZE = NUMBERS = 0
@@ -67,133 +67,10 @@ STORE_FIRST: Any = None
 STORE_SECOND: Any = None
 WRITE: Any = None
 GATE: Any = None
+TAKE: Any = None
 WHOLE: Any = None
 HALF: Any = None
 QUARTER: Any = None
-
-
-# ---- 16 bytes of codes as pairs of bfloat16: a unit is 8 columns, four words ----------------------------------------
-
-HIGH_POSITIVE, HIGH_POSITIVE_2 = np.uint32(0x3F3F3F00), np.uint32(0x40404040)  # upper bytes of FP4's values in bfloat16
-HIGH_NEGATIVE, HIGH_NEGATIVE_2 = np.uint32(0xBFBFBF80), np.uint32(0xC0C0C0C0)
-LOW, LOW_2 = np.uint32(0xC0800000), np.uint32(0xC0804000)  # lower bytes
-SEVENS, FOURS_OF_SIGNS, ORDER = np.uint32(0x77777777), np.uint32(0x44444444), np.uint32(0x32103210)
-MINUS_ZEROS = np.uint32(0x80008000)
-FIRST_PAIR, SECOND_PAIR = np.uint32(0x5140), np.uint32(0x7362)
-UNIT = 0  # which of a chunk
-SHIFT = np.uint32(0)
-SCALE_SHIFT = 0
-
-
-@device
-def fp4_pairs(index: Any, signs: Any, scale: Any) -> Any:
-    """The values of four codes, given their numbers without signs and selectors of positive or negative bytes, times a pair of
-    equal bfloat16."""
-    positive = byte_permute(HIGH_POSITIVE, HIGH_POSITIVE_2, index)
-    negative = byte_permute(HIGH_NEGATIVE, HIGH_NEGATIVE_2, index)
-    high, low = byte_permute(positive, negative, signs), byte_permute(LOW, LOW_2, index)
-    first, second = byte_permute(low, high, FIRST_PAIR), byte_permute(low, high, SECOND_PAIR)
-    return multiply_pairs(first, scale, MINUS_ZEROS), multiply_pairs(second, scale, MINUS_ZEROS)
-
-
-@device
-def byte_pairs(word: Any, scale: Any, offset: Any) -> Any:
-    """Four signed bytes, less an offset, times a scale."""
-    v = byte_floats(word)
-    return (
-        pack_bf16((v[0] - offset) * scale, (v[1] - offset) * scale),
-        pack_bf16((v[2] - offset) * scale, (v[3] - offset) * scale),
-    )
-
-
-def unit_mxfp4(chunk, factor):  # type: ignore[no-untyped-def]
-    index, signs = np.uint32(chunk[UNIT] & SEVENS), np.uint32(chunk[UNIT] >> np.uint32(1) & FOURS_OF_SIGNS | ORDER)
-    a, b = fp4_pairs(index, signs, factor), fp4_pairs(np.uint32(index >> SIXTEEN), np.uint32(signs >> SIXTEEN), factor)
-    return (*a, *b)
-
-
-def unit_q4_0(chunk, factor):  # type: ignore[no-untyped-def]
-    """Low nibbles are columns 0 to 15, high ones the others."""
-    eight = np.float32(8)
-    a = byte_pairs(np.uint32(chunk[2 * UNIT % 4] >> SHIFT & NIBBLES), factor, eight)
-    b = byte_pairs(np.uint32(chunk[2 * UNIT % 4 + 1] >> SHIFT & NIBBLES), factor, eight)
-    return (*a, *b)
-
-
-def unit_bytes(chunk, factor):  # type: ignore[no-untyped-def]
-    none = np.float32(0)
-    a, b = byte_pairs(chunk[2 * UNIT], factor, none), byte_pairs(chunk[2 * UNIT + 1], factor, none)
-    return (*a, *b)
-
-
-def unit_bf16(chunk, factor):  # type: ignore[no-untyped-def]
-    return chunk
-
-
-def unit_f16(chunk, factor):  # type: ignore[no-untyped-def]
-    (a, b), (c, d) = f16_pair(chunk[0]), f16_pair(chunk[1])
-    (e, f), (g, h) = f16_pair(chunk[2]), f16_pair(chunk[3])
-    return pack_bf16(a, b), pack_bf16(c, d), pack_bf16(e, f), pack_bf16(g, h)
-
-
-def unit_f32(chunk, factor):  # type: ignore[no-untyped-def]
-    return (
-        pack_bf16(bits_as_float(chunk[0]), bits_as_float(chunk[1])),
-        pack_bf16(bits_as_float(chunk[2]), bits_as_float(chunk[3])),
-        pack_bf16(bits_as_float(chunk[4]), bits_as_float(chunk[5])),
-        pack_bf16(bits_as_float(chunk[6]), bits_as_float(chunk[7])),
-    )
-
-
-@device
-def pair_of_e8m0(scale: Any) -> Any:
-    factor = e8m0(scale)
-    return pack_bf16(factor, factor)
-
-
-@device
-def no_factor(scale: Any) -> Any:
-    return scale
-
-
-def fetch_chunk(codes, matrix, row, c):  # type: ignore[no-untyped-def]
-    """Chunk c of the row that begins at word `row` of a matrix: offsets of 32 bits take half of the registers."""
-    return stream_words(codes, matrix + np.int64(np.int32(row + 4 * c)))
-
-
-def fetch_two(codes, matrix, row, c):  # type: ignore[no-untyped-def]
-    """32 bytes of float32, so that there are 8 columns; the last four may be others where the row has ended."""
-    a = stream_words(codes, matrix + np.int64(np.int32(row + 8 * c)))
-    b = stream_words(codes, matrix + np.int64(np.int32(row + min(8 * c + 4, WORDS_PER_ROW - 4))))
-    return (*a, *b)
-
-
-def scale_of(scales, matrix, row, c):  # type: ignore[no-untyped-def]
-    return scales[matrix + np.int64(np.int32(row + (c >> SCALE_SHIFT)))]
-
-
-def no_scale(scales, matrix, row, c):  # type: ignore[no-untyped-def]
-    return scales[0]
-
-
-def _decoders(shape: Shape) -> dict[str, Any]:
-    """What reads and decodes rows of a shape."""
-    layout, name = shape.layout, shape.format if shape.layout.bits != 8 else "bytes"
-    columns = max(layout.per_chunk, 8)  # that a thread takes at a time
-    units = columns // 8
-    function = globals()[f"unit_{name}"]
-    per_scale = layout.group or shape.columns
-    shift = 62 if not layout.group else 0 if layout.is_float else int(math.log2(per_scale // layout.per_chunk))
-    factor = {"none": no_factor, "e8m0": pair_of_e8m0, "f16": half_as_float, "bf16": bf16}[layout.scale]
-    decoders = [device(function, UNIT=u, SHIFT=np.uint32(4 * (u // 2))) for u in range(units)]
-    return {
-        "UNITS": units, "CHUNKS": -(-shape.columns // columns), "WORDS_PER_ROW": layout.row_words(shape.columns),
-        "SCALES_PER_ROW": layout.row_scales(shape.columns), "FACTOR": factor,
-        "FETCH": device(fetch_two, WORDS_PER_ROW=layout.row_words(shape.columns)) if layout.bits == 32 else device(fetch_chunk),
-        "SCALE": device(no_scale) if layout.is_float else device(scale_of, SCALE_SHIFT=shift),
-        "DECODE_LAST": decoders[-1],
-        **{f"DECODE_{u}": decoders[min(u, units - 1)] for u in range(3)},
-    }  # fmt: skip
 
 
 # ---- the kernel -----------------------------------------------------------------------------------------------------
@@ -208,7 +85,7 @@ def fill_slab(x, x_stride, starts, slab, held):  # type: ignore[no-untyped-def]
     thread = anew(cuda.threadIdx.x)
     place = thread % PLACES
     four, unit, t = place // 4 // UNITS, place // 4 % UNITS, place % 4
-    word = slab * (SLAB // 2) + 4 * (four * 4 * UNITS + t * UNITS + unit)
+    word = slab * (SLAB // 2) + four * UNITS * 16 + t * THREAD_WORDS + unit * UNIT_WORDS
     at = slab % 2 * BUFFER + 4 * place
     for token in range(thread // PLACES, min(starts[COUNT], TOKENS), WARPS * WARP // PLACES):
         copy_words(held, at + token * STRIDE, x, starts[3 + token] + word, word < x_stride)
@@ -244,21 +121,25 @@ def sweep(  # type: ignore[no-untyped-def]
         if base < rows:
             for four in range(slab * FOURS, min(slab * FOURS + FOURS, (CHUNKS + 3) // 4)):
                 at = slab % 2 * BUFFER + g * STRIDE + (four - slab * FOURS) * UNITS * 16 + 4 * t
+                c = min(4 * four + 4 + t, CHUNKS - 1)  # asked for before the present ones are worked on
+                next_a, next_b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
+                next_d, next_e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
+                later = min(GROUP_WORDS * (four + AHEAD), WORDS_PER_ROW - 4)
+                prefetch(codes, codes_at + np.int64(np.int32(words_0 + later)))
+                prefetch(codes, codes_at + np.int64(np.int32(words_1 + later)))
+                prefetch(codes, codes_at + np.int64(np.int32(words_2 + later)))
+                prefetch(codes, codes_at + np.int64(np.int32(words_3 + later)))
                 p, q, r, s = FACTOR(h), FACTOR(i), FACTOR(j), FACTOR(k)
+                h, i = SCALE(scales, scales_at, scales_0, c), SCALE(scales, scales_at, scales_1, c)
+                j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
                 if UNITS > 1:
                     sums = MULTIPLY(DECODE_0(a, p), DECODE_0(b, q), DECODE_0(d, r), DECODE_0(e, s), held, at, sums)
                 if UNITS > 2:
                     sums = MULTIPLY(DECODE_1(a, p), DECODE_1(b, q), DECODE_1(d, r), DECODE_1(e, s), held, at + 16, sums)
                     sums = MULTIPLY(DECODE_2(a, p), DECODE_2(b, q), DECODE_2(d, r), DECODE_2(e, s), held, at + 32, sums)
                 u, v, w, z = DECODE_LAST(a, p), DECODE_LAST(b, q), DECODE_LAST(d, r), DECODE_LAST(e, s)
-                c = min(
-                    4 * four + 4 + t, CHUNKS - 1
-                )  # asked for as soon as there are registers, and before the last products
-                a, b = FETCH(codes, codes_at, words_0, c), FETCH(codes, codes_at, words_1, c)
-                d, e = FETCH(codes, codes_at, words_2, c), FETCH(codes, codes_at, words_3, c)
-                h, i = SCALE(scales, scales_at, scales_0, c), SCALE(scales, scales_at, scales_1, c)
-                j, k = SCALE(scales, scales_at, scales_2, c), SCALE(scales, scales_at, scales_3, c)
                 sums = MULTIPLY(u, v, w, z, held, at + 16 * (UNITS - 1), sums)
+                a, b, d, e = next_a, next_b, next_d, next_e
     cuda.syncthreads()
     thread = anew(cuda.threadIdx.x)
     g, t, own = thread % WARP // 4, thread % 4, thread // WARP * PART * ROW_STRIDE
@@ -298,19 +179,36 @@ def write_gated(held, own, bias, starts, done, rows, limit, alpha, out, out_word
         first, count, bias_at = starts[FIRST] + done, min(starts[COUNT] - done, PART), starts[MATRIX] * rows
         for token in range(lane // 8, count, 4):
             v = load_words(held, own + token * ROW_STRIDE + 4 * (lane % 8))
-            value, other = GATE(v[0], v[1], bias, bias_at + row, limit, alpha), ZERO
+            value, other = GATE(bits_as_float(v[0]), bits_as_float(v[1]), bias, bias_at + row, limit, alpha), ZERO
             if row + 2 < rows:
-                other = GATE(v[2], v[3], bias, bias_at + row + 2, limit, alpha)
+                other = GATE(bits_as_float(v[2]), bits_as_float(v[3]), bias, bias_at + row + 2, limit, alpha)
             out_words[(first + token) * out_stride + row // 4] = pack_bf16(value, other)
 
 
 def gate(value, up, bias, bias_at, limit, alpha):  # type: ignore[no-untyped-def]
     """Of the sums of a row and the next one."""
-    value, up = bits_as_float(value), bits_as_float(up)
     if BIAS:
         value += bias[bias_at]
         up += bias[bias_at + 1]
     return swiglu(value, up, limit, alpha) if FINISH == SWIGLU else silu(value, up)
+
+
+def take_tile(x_stride, index, tiles, tile_count, total, starts):  # type: ignore[no-untyped-def]
+    """How many tokens the block has; where they begin in x, and the tile's numbers, are put into `starts`, in shared memory:
+    so they take no registers."""
+    tile = cuda.blockIdx.x
+    matrix, first, count = 0, tile * TOKENS, min(total - tile * TOKENS, TOKENS)
+    if GROUPED:
+        if tile >= tile_count[0]:
+            return 0
+        matrix, first, count = tiles[3 * tile], tiles[3 * tile + 1], tiles[3 * tile + 2]
+    for i in range(cuda.threadIdx.x, TOKENS, WARPS * WARP):
+        token = first + min(i, count - 1)
+        starts[3 + i] = (index[token] if INDEXED else token) * x_stride
+    if cuda.threadIdx.x == 0:
+        starts[MATRIX], starts[FIRST], starts[COUNT] = matrix, first, count
+    cuda.syncthreads()
+    return count
 
 
 @kernel(WORDS, "SCALES", FLOATS, WORDS, INT, INTS, INTS, INTS, INT, INT, FLOAT, FLOAT, FLOATS, WORDS, INT)
@@ -325,39 +223,30 @@ def matmul(  # type: ignore[no-untyped-def]
     of x. out_stride in elements of what is written.
     """
     held = cuda.shared.array(X_SIZE, types.uint32, 16)
-    starts = cuda.shared.array(NUMBERS, types.int32, 16)  # of the tokens in x, and the tile: kept out of registers
-    tile = cuda.blockIdx.x
+    starts = cuda.shared.array(NUMBERS, types.int32, 16)
     wait_for_launch_before()
-    matrix, first, count = 0, tile * TOKENS, min(total - tile * TOKENS, TOKENS)
-    if GROUPED:
-        if tile >= tile_count[0]:
-            return
-        matrix, first, count = tiles[3 * tile], tiles[3 * tile + 1], tiles[3 * tile + 2]
-    for i in range(cuda.threadIdx.x, count, WARPS * WARP):
-        starts[3 + i] = (index[first + i] if INDEXED else first + i) * x_stride
-    if cuda.threadIdx.x == 0:
-        starts[MATRIX], starts[FIRST], starts[COUNT] = matrix, first, count
-    cuda.syncthreads()
-    if SIZES > 2 and count <= TOKENS // 4:
-        QUARTER(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
-    elif SIZES > 1 and count <= TOKENS // 2:
-        HALF(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
-    else:
-        WHOLE(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
+    count = TAKE(x_stride, index, tiles, tile_count, total, starts)
+    if count > 0:
+        if SIZES > 2 and count <= TOKENS // 4:
+            QUARTER(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
+        elif SIZES > 1 and count <= TOKENS // 2:
+            HALF(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
+        else:
+            WHOLE(codes, scales, bias, x, x_stride, starts, held, rows, limit, alpha, out, out_words, out_stride)
 
 
 def _sweep(shape: Shape, tokens: int, warps: int, finish: int, bias: bool) -> Any:
     """`sweep` for at most so many tokens."""
     part = max(tokens // 2, 8)
     numbers = {"WARPS": warps, "TOKENS": tokens, "BUFFER": tokens * STRIDE}
-    decoders = _decoders(shape)
-    columns = 8 * decoders["UNITS"]
+    rows = decoders(shape)
+    columns = 8 * rows["UNITS"]
     write = write_gated if finish in (SILU, SWIGLU) else write_rows
     ending = {"PART": part, "BIAS": int(bias), "FINISH": finish, "ROWS": 32 * warps}
     return device(
-        sweep, FORMAT=shape.format, COLUMNS=shape.columns, **numbers, **decoders, **ending, SLABS=-(-shape.columns // SLAB),
+        sweep, FORMAT=shape.format, COLUMNS=shape.columns, **numbers, **rows, **ending, SLABS=-(-shape.columns // SLAB),
         FOURS=SLAB // (4 * columns), ZEROS=zero_tile(tokens), MULTIPLY=multiply_unit(STRIDE),
-        FILL=device(fill_slab, **numbers, UNITS=decoders["UNITS"]),
+        FILL=device(fill_slab, **numbers, **{name: rows[name] for name in ("UNITS", "UNIT_WORDS", "THREAD_WORDS")}),
         WRITE=device(write, **ending, GATE=device(gate, BIAS=int(bias), FINISH=finish)),
         STORE_FIRST=store_part(0, part // 8), STORE_SECOND=store_part((tokens - part) // 8, part // 8),
     )  # fmt: skip
@@ -374,6 +263,7 @@ def matmul_kernel(
         FORMAT=shape.format, COLUMNS=shape.columns, WARPS=warps, TOKENS=tokens, INDEXED=int(indexed), GROUPED=int(grouped),
         FINISH=finish, BIAS=int(bias), ROWS=32 * warps, X_SIZE=max(2 * tokens * STRIDE, warps * max(tokens // 2, 8) * ROW_STRIDE),
         SCALES=BYTES if layout.scale == "e8m0" else HALVES, NUMBERS=tokens + 3, SIZES=sizes,
+        TAKE=device(take_tile, WARPS=warps, TOKENS=tokens, INDEXED=int(indexed), GROUPED=int(grouped)),
         RESIDENT=max(12 // warps, 1), WHOLE=ways[0], HALF=ways[1], QUARTER=ways[2],
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.plain import float_as_bits, load_pair, load_words, multiply_tiles, pack_bf16, store_words
+from numba_kernels.cuda.plain import load_pair, load_words, multiply_tiles, pack_bf16, store_words
 
 F32 = np.float32
 
@@ -55,6 +55,21 @@ def multiply_unit(stride: int) -> Callable[..., tuple[Any, ...]]:
     return multiply
 
 
+def multiply_far(
+    a: Any, b: Any, c: Any, d: Any, x: Any, starts: Any, starts_at: Any, word: Any, wanted: Any, tile: Any
+) -> tuple[Any, ...]:
+    """As `multiply_unit`, with row g + 8n of B at word starts[starts_at + 8n] + `word` of x; zeros where it is not wanted."""
+    out = list(tile)
+    for n in range(len(tile) // 8):
+        words = load_words(x, int(starts[starts_at + 8 * n]) + word) if wanted else (np.uint32(0),) * 4
+        for i, (low, high) in enumerate(((a, b), (c, d))):
+            to = 8 * n + 4 * i
+            for s in (0, 2):
+                given = low[s], high[s], low[s + 1], high[s + 1]
+                out[to : to + 4] = multiply_tiles(*given, *words[s : s + 2], *out[to : to + 4])
+    return tuple(out)
+
+
 def store_part(first: int, count: int) -> Callable[..., None]:
     """(tile as above, array, at, stride): puts columns 8 · first … 8 · (first + count) into an array as words: four rows
     next to each other, a column every `stride`; `at` is where row 4g of column 2t, counted from the first, goes."""
@@ -62,8 +77,8 @@ def store_part(first: int, count: int) -> Callable[..., None]:
     def store(tile: Any, array: Any, at: Any, stride: Any) -> None:
         for n in range(count):
             for odd in (0, 1):
-                numbers = (tile[8 * (first + n) + 2 * i + odd] for i in range(4))
-                store_words(array, at + (8 * n + odd) * stride, *map(float_as_bits, numbers))
+                numbers = np.array([tile[8 * (first + n) + 2 * i + odd] for i in range(4)], np.float32)
+                array[at + (8 * n + odd) * stride :][:4] = numbers.view(array.dtype)
 
     return store
 

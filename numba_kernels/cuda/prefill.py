@@ -10,11 +10,9 @@ import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention
 from numba_kernels.cuda.intrinsics import (
-    load_words,
     pack_bf16,
     power_of_two,
     shuffle_xor,
-    store_words,
     wait_for_launch_before,
 )
 from numba_kernels.cuda.seam import (
@@ -22,6 +20,7 @@ from numba_kernels.cuda.seam import (
     FLOATS,
     INT,
     INTS,
+    SHARED,
     WARP,
     WORDS,
     Kernel,
@@ -33,6 +32,8 @@ from numba_kernels.cuda.seam import (
     types,
 )
 from numba_kernels.cuda.tiles import (
+    commit_copies,
+    copy_words,
     load_row,
     masked_tile,
     multiply_columns,
@@ -42,6 +43,7 @@ from numba_kernels.cuda.tiles import (
     row_sums,
     scaled_tile,
     store_rows,
+    wait_for_copies,
     zero_tile,
 )
 from numba_kernels.cuda.vectors import rms_gain
@@ -165,7 +167,8 @@ VALUE_WORDS = 32
 PAGE_WORDS = 1
 TILE_TOKENS = 8  # tokens of a tile
 KEY_STRIDE, VALUE_STRIDE = 40, 36  # words from a position to the next in shared memory, so that threads hit different banks
-KEYS_SIZE = VALUES_SIZE = 1
+KEYS_SIZE = VALUES_SIZE = BUFFERS = 1  # pages in shared memory at once
+FILL: Any = None
 ROW: Any = None
 SCORES: Any = None
 OUTPUT: Any = None
@@ -211,12 +214,25 @@ def above_nothing(top: Any) -> Any:
     return top if top > LOWEST else ZERO
 
 
+def fill_page(cache, tables, table, page, kv, lowest, highest, keys, values, buffer):  # type: ignore[no-untyped-def]
+    """Asks for a page's keys and values: copies that go on beside the work; zeros for positions outside of [lowest, highest),
+    where there may be anything, and 0 · NaN is NaN."""
+    words = np.int64(tables[table + page % RING]) * PAGE_WORDS + kv * PAGE * VALUE_WORDS
+    for i in range(cuda.threadIdx.x, PAGE * (VALUE_WORDS // 4), WARPS * WARP):
+        slot, word = i // (VALUE_WORDS // 4), 4 * (i % (VALUE_WORDS // 4))
+        seen = lowest <= page * PAGE + slot and page * PAGE + slot < highest
+        at = words + slot * VALUE_WORDS + word
+        copy_words(keys, (buffer * PAGE + slot) * KEY_STRIDE + word, cache, at, seen)
+        copy_words(values, (buffer * PAGE + slot) * VALUE_STRIDE + word, cache, at + KV * PAGE * VALUE_WORDS, seen)
+    commit_copies()
+
+
 @kernel(WORDS, FLOATS, WORDS, INTS, INTS, WORDS)
 def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-untyped-def]
     """Causal attention of many tokens; a grid of (tiles, KV). out, like queries, [tokens, KV · HEADS · SIZE / 2 words].
 
     tiles [.., 4] are (first token, tokens ≤ TILE_TOKENS, position of the first, sequence). A warp has 16 rows, a row being a
-    query head of a token; keys and values pass through shared memory page by page.
+    query head of a token; keys and values pass through shared memory page by page, the next one being on its way.
     """
     keys = cuda.shared.array(KEYS_SIZE, types.uint32, 16)
     values = cuda.shared.array(VALUES_SIZE, types.uint32, 16)
@@ -236,23 +252,28 @@ def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-u
     other_begin = max(other_stop - WINDOW, 0) if WINDOW else 0
     lowest: Any = max(start + 1 - WINDOW, 0) if WINDOW else 0
     highest = start + count
+    latest_begin: Any = max(highest - WINDOW, 0) if WINDOW else 0
     top = other_top = LOWEST
     total = other_total = ZERO
     sums = OUTPUT()
-    for page in range(lowest // PAGE, (highest + PAGE - 1) // PAGE):
-        words = np.int64(tables[table + page % RING]) * PAGE_WORDS + kv * PAGE * VALUE_WORDS
-        cuda.syncthreads()  # the page before is done with
-        for i in range(thread, PAGE * (VALUE_WORDS // 4), WARPS * WARP):
-            slot, word = i // (VALUE_WORDS // 4), 4 * (i % (VALUE_WORDS // 4))
-            k, v = (ZEROS, ZEROS, ZEROS, ZEROS), (ZEROS, ZEROS, ZEROS, ZEROS)
-            if lowest <= page * PAGE + slot < highest:  # elsewhere may be anything, and 0 · NaN is NaN
-                k = load_words(cache, words + slot * VALUE_WORDS + word)
-                v = load_words(cache, words + KV * PAGE * VALUE_WORDS + slot * VALUE_WORDS + word)
-            store_words(keys, slot * KEY_STRIDE + word, k[0], k[1], k[2], k[3])
-            store_words(values, slot * VALUE_STRIDE + word, v[0], v[1], v[2], v[3])
-        cuda.syncthreads()
-        scores = multiply_rows(a, b, keys, g * KEY_STRIDE + 2 * t, KEY_STRIDE, SCORES())
-        scores = masked_tile(scores, page * PAGE + 2 * t, begin, stop, other_begin, other_stop)
+    page_0, page_end = lowest // PAGE, (highest + PAGE - 1) // PAGE
+    if BUFFERS > 1:
+        FILL(cache, tables, table, page_0, kv, lowest, highest, keys, values, 0)
+    for page in range(page_0, page_end):
+        held = (page - page_0) % BUFFERS
+        if BUFFERS > 1:
+            wait_for_copies()
+            cuda.syncthreads()  # all see the page, and are done with the one before
+            if page + 1 < page_end:
+                FILL(cache, tables, table, page + 1, kv, lowest, highest, keys, values, 1 - held)
+        else:
+            cuda.syncthreads()
+            FILL(cache, tables, table, page, kv, lowest, highest, keys, values, 0)
+            wait_for_copies()
+            cuda.syncthreads()
+        scores = multiply_rows(a, b, keys, held * PAGE * KEY_STRIDE + g * KEY_STRIDE + 2 * t, KEY_STRIDE, SCORES())
+        if page * PAGE < latest_begin or (page + 1) * PAGE > start + 1:  # not seen by all rows
+            scores = masked_tile(scores, page * PAGE + 2 * t, begin, stop, other_begin, other_stop)
         largest = row_maxima(scores)
         new, other_new = over_quad(max(largest[0], top), max(largest[1], other_top))
         base, other_base = above_nothing(new), above_nothing(other_new)
@@ -261,7 +282,11 @@ def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-u
         partial = row_sums(weights)
         total, other_total = total * factor + partial[0], other_total * other_factor + partial[1]
         sums = multiply_columns(
-            weights, values, 2 * t * VALUE_STRIDE + g, VALUE_STRIDE, scaled_tile(sums, factor, other_factor)
+            weights,
+            values,
+            held * PAGE * VALUE_STRIDE + 2 * t * VALUE_STRIDE + g,
+            VALUE_STRIDE,
+            scaled_tile(sums, factor, other_factor),
         )
         top, other_top = new, other_new
     for mask in (1, 2):
@@ -277,9 +302,6 @@ def attend_many(queries, sinks, cache, tables, tiles, out):  # type: ignore[no-u
     else:
         sums = scaled_tile(sums, ONE / total, ONE / other_total)
     store_rows(sums, out, at, other_at, valid, other_valid)
-
-
-ZEROS = np.uint32(0)
 
 
 def _constants(shape: Attention, warps: int) -> dict[str, Any]:
@@ -303,9 +325,12 @@ def attend_many_kernel(shape: Attention, warps: int = 4) -> Kernel:
     if shape.queries // shape.keys > 16 * warps:
         raise NoKernel(f"{shape.queries // shape.keys} query heads share a key-value head, at most {16 * warps} can")
     key_stride, value_stride = shape.size // 2 + 8, shape.size // 2 + 4
-    require_shared(4 * PAGE * (key_stride + value_stride), f"pages of heads of {shape.size} values")
+    page = 4 * PAGE * (key_stride + value_stride)
+    require_shared(page, f"pages of heads of {shape.size} values")
+    numbers = {**_constants(shape, warps), "KEY_STRIDE": key_stride, "VALUE_STRIDE": value_stride}
+    buffers = 2 if 2 * page <= SHARED else 1
     return attend_many.bind(
-        **_constants(shape, warps), TILE_TOKENS=tile_tokens(shape, warps), KEY_STRIDE=key_stride, VALUE_STRIDE=value_stride,
-        KEYS_SIZE=PAGE * key_stride, VALUES_SIZE=PAGE * value_stride, ROW=load_row(shape.size // 16),
+        **numbers, TILE_TOKENS=tile_tokens(shape, warps), BUFFERS=buffers, FILL=device(fill_page, **numbers),
+        KEYS_SIZE=buffers * PAGE * key_stride, VALUES_SIZE=buffers * PAGE * value_stride, ROW=load_row(shape.size // 16),
         SCORES=zero_tile(PAGE // 2), OUTPUT=zero_tile(shape.size // 2),
     )  # fmt: skip

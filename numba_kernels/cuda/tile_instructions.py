@@ -136,6 +136,26 @@ def multiply_unit(stride: int) -> Any:
     return _typed_as(7, {5: INT}, lambda *given: given[6], emit)
 
 
+def _multiply_far(e: Emit, kinds: Any, args: Any) -> Any:
+    rows, out = [e.parts(args[i], 4) for i in range(4)], e.parts(args[9], len(kinds[9]))
+    x, starts, starts_at, word, wanted = args[4:9]
+    words = []
+    for n in range(len(out) // 8):
+        start = e.b.sext(e.b.load(e.element(kinds[5], starts, e.plus(starts_at, 8 * n))), LONG)
+        four = e.four(kinds[4], x, e.b.select(wanted, e.b.add(start, word), LONG(0)))
+        words.append([e.b.select(wanted, part, WORD(0)) for part in four])
+    for step in (0, 2):
+        for n, four in enumerate(words):
+            for i in (0, 1):
+                low, high, to = rows[2 * i], rows[2 * i + 1], 8 * n + 4 * i
+                a = [low[step], high[step], low[step + 1], high[step + 1]]
+                out[to : to + 4] = e.multiply(a, four[step : step + 2], out[to : to + 4])
+    return e.tuple(kinds[9], out)
+
+
+multiply_far = _typed_as(10, {6: INT, 7: INT, 8: types.boolean}, lambda *given: given[9], _multiply_far)
+
+
 @cache
 def store_part(first: int, count: int) -> Any:
     def emit(e: Emit, kinds: Any, args: Any) -> None:

@@ -13,6 +13,7 @@ copy_words = _forms.copy_words
 load_row = _forms.load_row
 masked_tile = _forms.masked_tile
 multiply_columns = _forms.multiply_columns
+multiply_far = _forms.multiply_far
 multiply_unit = _forms.multiply_unit
 multiply_rows = _forms.multiply_rows
 powers_of_two = _forms.powers_of_two

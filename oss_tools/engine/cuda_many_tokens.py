@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from numba_kernels.cuda.latent import attend_latents_kernel
 from numba_kernels.cuda.matmul import SILU, STORE, SWIGLU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul_few import matmul_few_kernel
 from numba_kernels.cuda.prefill import (
     attend_many_kernel,
     combine_kernel,
@@ -16,15 +18,14 @@ from numba_kernels.cuda.prefill import (
     round_kernel,
     store_many_kernel,
 )
-from numba_kernels.cuda.seam import SIMULATED
+from numba_kernels.cuda.seam import SIMULATED, Kernel
 from oss_tools.engine.cuda_attention import AttentionRecorder
 from oss_tools.engine.cuda_values import WARPS, Floats, Launch, Model, Pending, Routing, Value, Words
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
 
-FEW, MANY = 16, 64  # tokens in a tile of the tensor cores
-SORT_WARPS = 2 if SIMULATED else 32
-TILE_WARPS = {FEW: 2, MANY: 2 if SIMULATED else 4}
+FEW, MANY = 32, 64  # tokens in a tile of the tensor cores
+MANY_WARPS, SORT_WARPS = (2, 2) if SIMULATED else (4, 32)
 NO_LIMIT, NO_ALPHA = np.float32(0), np.float32(0)
 
 
@@ -74,24 +75,13 @@ class ManyTokens(AttentionRecorder):
     def _matmul(self, stack: Stack, x: Words, finish: int, out: Any, stride: int, words: Any) -> None:
         """A dense layer, into float32 or words."""
         bias = stack.bias is not None
-        few, many = (
-            self._kernel(
-                matmul_kernel(
-                    self.model.shape(stack),
-                    finish=finish,
-                    bias=bias,
-                    tokens=n,
-                    indexed=self._selected is not None,
-                    warps=TILE_WARPS[n],
-                )
-            )
-            for n in (FEW, MANY)
-        )
+        indexed = self._selected is not None
+        kernel_of = self._kernels(stack, finish, grouped=False, indexed=indexed)
         index = self._ints("none", 1) if self._selected is None else self._selected
         none = self.model.buffer("nothing", 1, np.float32 if out is None else np.uint32)
 
         def launch(tokens: int) -> Launch:
-            kernel, size = (few, FEW) if tokens <= 2 * FEW else (many, MANY)
+            kernel, size = kernel_of(tokens)
             arguments = (
                 stack.codes, stack.scales, stack.bias if bias else self._anything, x.array, x.stride, index, index, index, tokens,
                 stack.rows, NO_LIMIT, NO_ALPHA, none if out is None else out, none if words is None else words, stride,
@@ -99,6 +89,17 @@ class ManyTokens(AttentionRecorder):
             return kernel, matmul_grid(kernel, -(-tokens // size), stack.rows), arguments
 
         self.launches.append(launch)
+
+    def _kernels(self, stack: Stack, finish: int, *, grouped: bool, indexed: bool) -> Callable[[int], tuple[Kernel, int]]:
+        """How many tokens meet a matrix: the kernel, and the most tokens of a tile. One matrix has too few rows to be
+        divided into large blocks; the chosen experts have many together."""
+        shape, most_few = self.model.shape(stack), FEW if grouped else 2 * FEW
+        bias = stack.bias is not None
+        few, many = (
+            self._kernel(make(shape, finish=finish, bias=bias, tokens=tokens, grouped=grouped, indexed=indexed, warps=warps))
+            for make, tokens, warps in ((matmul_few_kernel, FEW, WARPS), (matmul_kernel, MANY, MANY_WARPS))
+        )
+        return lambda tokens: (few, FEW) if tokens <= most_few else (many, MANY)
 
     @property
     def _anything(self) -> Any:
@@ -147,7 +148,7 @@ class ManyTokens(AttentionRecorder):
         between = Words(self.model.buffer("many expert inner", pairs * stride, np.uint32), inner, stride)
         parts = self._floats("parts", top * second.rows)
         order, place = self._ints("order", pairs), self._ints("place", pairs)
-        tiles = self._ints("expert tiles", 3 * most_tiles(pairs, routing.experts, MANY))
+        tiles = self._ints("expert tiles", 3 * most_tiles(pairs, routing.experts, FEW))
         count = self._ints("expert tile count", 1)
         self._group(routing, order, place, tiles, count)
         given, finish = self.words(x), {"silu": SILU, "swiglu_oai": SWIGLU}[gate.form]
@@ -157,22 +158,21 @@ class ManyTokens(AttentionRecorder):
         return Pending("experts", second.rows, lambda out, add: self._combine(parts, second.rows, routing, place, out, add))
 
     def _group(self, routing: Routing, order: Any, place: Any, tiles: Any, count: Any) -> None:
-        kernel = self._kernel(group_kernel(routing.experts, routing.chosen, MANY, SORT_WARPS))
-        self.launches.append(
-            lambda tokens: (kernel, 1, (routing.ids, tokens * routing.chosen, order, place, tiles, count))
+        few, many = (
+            self._kernel(group_kernel(routing.experts, routing.chosen, n, SORT_WARPS)) for n in (FEW, MANY)
         )  # fmt: skip
+
+        def launch(tokens: int) -> Launch:
+            return few if tokens <= FEW else many, 1, (routing.ids, tokens * routing.chosen, order, place, tiles, count)
+
+        self.launches.append(launch)
 
     def _expert_matmul(
         self, stack: Stack, routing: Routing, x: Words, finish: int, order: Any, tiles: Any, count: Any, gate: Gate,
         out: Any, words: Any, stride: int,
     ) -> None:  # fmt: skip
         bias = stack.bias is not None
-        kernel = self._kernel(
-            matmul_kernel(
-                self.model.shape(stack), finish=finish, bias=bias, tokens=MANY, grouped=True, indexed=order is not None,
-                warps=TILE_WARPS[MANY],
-            )
-        )  # fmt: skip
+        kernel_of = self._kernels(stack, finish, grouped=True, indexed=order is not None)
         arguments = (
             stack.codes, stack.scales, stack.bias if bias else self._anything, x.array, x.stride,
             count if order is None else order, tiles, count, 0, stack.rows, np.float32(gate.limit), np.float32(gate.alpha), out,
@@ -180,7 +180,8 @@ class ManyTokens(AttentionRecorder):
         )  # fmt: skip
 
         def launch(tokens: int) -> Launch:
-            most = most_tiles(tokens * routing.chosen, routing.experts, MANY)
+            kernel, size = kernel_of(tokens)
+            most = most_tiles(tokens * routing.chosen, routing.experts, size)
             return kernel, matmul_grid(kernel, most, stack.rows), arguments
 
         self.launches.append(launch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from carry_out import poison, run, where
@@ -10,6 +12,7 @@ from cuda_problems import floats, matrix, rest_slow
 from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.matmul import ADD, SILU, STORE, SWIGLU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul_few import matmul_few_kernel
 from numba_kernels.cuda.prefill import (
     attend_many_kernel,
     combine_kernel,
@@ -19,6 +22,7 @@ from numba_kernels.cuda.prefill import (
     store_many_kernel,
     tile_tokens,
 )
+from numba_kernels.cuda.seam import Kernel
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 
@@ -59,11 +63,13 @@ QUICK = [("mxfp4", 352, 64), ("q8_0", 352, 8), ("bf16", 352, 8)]
 
 
 @pytest.mark.parametrize(("format", "columns", "tokens"), rest_slow(CASES, *QUICK))
-def test_matmul(format: str, columns: int, tokens: int, rng: np.random.Generator) -> None:
-    """Rows and tokens that end within a block; two slabs of columns, the second not full."""
+@pytest.mark.parametrize("make", [matmul_kernel, matmul_few_kernel])
+def test_matmul(make: Callable[..., Kernel], format: str, columns: int, tokens: int, rng: np.random.Generator) -> None:
+    """Rows and tokens that end within a block; slabs of columns, the last of which is not full."""
+    tokens = min(tokens, 32) if make is matmul_few_kernel else tokens
     rows, count = 37, tokens + 3
     m, x, bias = matrix(format, rows, columns, rng), floats(rng, count, columns), floats(rng, rows)
-    kernel = matmul_kernel(Shape(format, columns, "f32"), finish=STORE, bias=True, tokens=tokens, warps=WARPS)
+    kernel = make(Shape(format, columns, "f32"), finish=STORE, bias=True, tokens=tokens, warps=WARPS)
     out, grid = poison(count, rows + 3), matmul_grid(kernel, 2, rows)
     run(
         kernel, grid, m.codes, m.scales, bias, words(x).reshape(-1), words(x).shape[1], NO_INTS, NO_INTS, NO_INTS, count, rows,
@@ -74,10 +80,11 @@ def test_matmul(format: str, columns: int, tokens: int, rng: np.random.Generator
 
 
 @pytest.mark.parametrize("columns", [8, 20, 130])
-def test_odd_columns_are_added(columns: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("make", [matmul_kernel, matmul_few_kernel])
+def test_odd_columns_are_added(make: Callable[..., Kernel], columns: int, rng: np.random.Generator) -> None:
     m, x, out = matrix("bf16", 5, columns, rng), floats(rng, 3, columns), floats(rng, 3, 5)
     wanted = out + bf16(x) @ m.values.T
-    kernel = matmul_kernel(Shape("bf16", columns, "f32"), finish=ADD, bias=False, tokens=8, warps=WARPS)
+    kernel = make(Shape("bf16", columns, "f32"), finish=ADD, bias=False, tokens=8, warps=WARPS)
     run(
         kernel, (1, 1), m.codes, m.scales, out.reshape(-1), words(x).reshape(-1), words(x).shape[1], NO_INTS, NO_INTS, NO_INTS, 3,
         5, *LIMITS, out.reshape(-1), NO_WORDS, 5,
@@ -86,9 +93,10 @@ def test_odd_columns_are_added(columns: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("rows", [12, 70])
-def test_gated(rows: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("make", [matmul_kernel, matmul_few_kernel])
+def test_gated(make: Callable[..., Kernel], rows: int, rng: np.random.Generator) -> None:
     m, x = matrix("bf16", rows, 64, rng), floats(rng, 9, 64)
-    kernel = matmul_kernel(Shape("bf16", 64, "f32"), finish=SILU, bias=False, tokens=16, warps=WARPS)
+    kernel = make(Shape("bf16", 64, "f32"), finish=SILU, bias=False, tokens=16, warps=WARPS)
     stride = -(-rows // 16) * 4
     out = np.zeros((9, stride), np.uint32)
     run(
@@ -100,7 +108,8 @@ def test_gated(rows: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(("format", "experts", "tokens"), rest_slow([("mxfp4", 5, 11), ("bf16", 3, 4)], ("mxfp4", 5, 11)))
-def test_experts(format: str, experts: int, tokens: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("make", [matmul_kernel, matmul_few_kernel])
+def test_experts(make: Callable[..., Kernel], format: str, experts: int, tokens: int, rng: np.random.Generator) -> None:
     """The whole layer: sorting, both projections with tiles of 8, and putting together. Some experts get nothing."""
     top, hidden, inner = 2, 64, 96
     first, second = matrix(format, experts * 2 * inner, hidden, rng), matrix(format, experts * hidden, inner, rng)
@@ -116,13 +125,13 @@ def test_experts(format: str, experts: int, tokens: int, rng: np.random.Generato
     assert order[place].tolist() == [p // top for p in range(pairs)]
     assert tiles.reshape(-1, 3)[: count[0], 2].sum() == pairs
     common = {"bias": True, "tokens": 8, "grouped": True, "warps": WARPS}
-    kernel = matmul_kernel(Shape(format, hidden, "f32"), finish=SWIGLU, indexed=True, **common)
+    kernel = make(Shape(format, hidden, "f32"), finish=SWIGLU, indexed=True, **common)
     between = np.zeros((pairs, inner // 2), np.uint32)
     run(
         kernel, matmul_grid(kernel, bound, 2 * inner), first.codes, first.scales, first_bias.reshape(-1), words(x).reshape(-1),
         hidden // 2, order, tiles, count, 0, 2 * inner, *LIMITS, floats(rng, 1), between.reshape(-1), inner // 2,
     )  # fmt: skip
-    kernel = matmul_kernel(Shape(format, inner, "f32"), finish=STORE, indexed=False, **common)
+    kernel = make(Shape(format, inner, "f32"), finish=STORE, indexed=False, **common)
     parts, out = poison(pairs, hidden), floats(rng, tokens, hidden)
     run(
         kernel, matmul_grid(kernel, bound, hidden), second.codes, second.scales, second_bias.reshape(-1), between.reshape(-1),
