@@ -37,7 +37,7 @@ from oss_tools.engine.cuda_one_token import OneToken
 from oss_tools.engine.cuda_values import Floats, Normed
 from oss_tools.engine.cuda_weights import CudaWeights, Stack, device_bytes
 
-CHUNK = 512  # tokens in one pass
+CHUNK = 2048  # tokens in one pass
 OUTPUTS = 64  # rows of logits in one call
 SEQUENCES = 64  # in one pass
 GRAPHED, PASSES = 64, 64  # tokens of a pass that is worth a graph, and graphs of passes that are kept
