@@ -43,6 +43,7 @@ from numba_kernels.simd.values import (
     maximum,
     odds,
     panel_addresses,
+    prefetch,
     row_addresses,
     set_f32,
     set_i32,
@@ -60,6 +61,7 @@ from numba_kernels.simd.values import (
 )
 
 SEGMENT = 128  # positions whose scores are held at a time: those from one multiple of it to the next
+AHEAD = 64  # positions by which keys are asked for before they are met, where they come from memory
 PART = 512  # positions whose sums are found together, in the same way; a row's parts are added in order
 USUAL_HEAD, MAX_HEAD = 256, 1024  # head_dim: up to the first all share one kernel; larger ones than the second have none
 ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
@@ -265,17 +267,30 @@ def first_key(position, window):  # type: ignore[no-untyped-def]
 
 
 def scores_of(  # type: ignore[no-untyped-def]
-    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
-    """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen."""
+    """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen.
+
+    is_ahead: whether to ask for later keys and the values of these, as they come from memory. It is not worth its instructions
+    in a prompt, where tile after tile reads them.
+    """
     begin = low // LANES * LANES
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
+    end = get_i32(sees + 8 * ROWS - 4)  # of what any row sees
     for first in range(begin, high, LANES):
         slot = first % page_positions
         keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
         panel = panel_addresses(1, keys, 0, 0)
+        later = min(first + AHEAD, (end - 1) // LANES * LANES)
+        there = page_of(later, pages, page_bytes, page_positions, table, ring) + offset
+        wanted = there + later % page_positions * head_dim * WIDTH
+        values = keys + ((page_positions - slot) * head_dim + slot * across) * WIDTH
         tile = zero_tile(ROWS)
         for k in range(head_dim // UNIT):
+            if is_ahead:
+                for line in range(k * UNIT * LANES * WIDTH, (k + 1) * UNIT * LANES * WIDTH, 64):
+                    prefetch(wanted + line)
+                    prefetch(values + line)
             tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = accumulate_pair(FORMAT, tile, panel, k * LANES * WIDTH, queries, k * 4)
@@ -483,7 +498,8 @@ def attention(  # type: ignore[no-untyped-def]
         segment = low
         while segment < high:
             stop = min(segment // SEGMENT * SEGMENT + SEGMENT, high)
-            score_keys(scores, queries, sees, head_dim, segment, stop, pages, page_bytes, page_positions, table, ring, keys)
+            score_keys(scores, queries, sees, head_dim, segment, stop,
+                       pages, page_bytes, page_positions, table, ring, keys, across, rows == sequences)  # fmt: skip
             soften_scores(scores, stop - segment // LANES * LANES, area, area_stride)
             sum_values(scores, area + 4 * LANES, area_stride, padded, across, segment, stop,
                        pages, page_bytes, page_positions, table, ring, values)  # fmt: skip

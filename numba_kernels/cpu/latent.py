@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cpu import attention
-from numba_kernels.cpu.attention import ELEMENTS, MAX_HEAD, page_of, rotate, store_row
+from numba_kernels.cpu.attention import AHEAD, ELEMENTS, MAX_HEAD, page_of, rotate, store_row
 from numba_kernels.cpu.op import Op, op
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
@@ -29,6 +29,7 @@ from numba_kernels.simd.values import (
     keep_between,
     load_bf16,
     load_floats,
+    prefetch,
     set_f32,
     set_u16,
     splat,
@@ -129,15 +130,19 @@ def store_latents(  # type: ignore[no-untyped-def]
 
 
 def scores_of_rows(  # type: ignore[no-untyped-def]
-    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
     """`attention.scores_of` for keys that lie in rows; low is a multiple of LANES, and queries are zero from head_dim on."""
-    across = (head_dim + LANES - 1) // LANES * LANES
     step = across * WIDTH
+    last = get_i32(sees + 8 * ROWS - 4) - 1  # that any row sees
     for p in range(low, high, 2):
         row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
+        later = min(p + AHEAD, last)
+        wanted = page_of(later, pages, page_bytes, page_positions, table, ring) + offset + later % page_positions * step
         first, second = zero_tile(ROWS), zero_tile(ROWS)
         for d in range(0, across, LANES):
+            if is_ahead:
+                prefetch(wanted + 2 * d * WIDTH)
             first = add_products(first, load_value(row + d * WIDTH), queries, 4 * d)
             second = add_products(second, load_value(row + step + d * WIDTH), queries, 4 * d)
         store_sums(scores + (p - low) * 4, (SEGMENT + LANES) * 4, first, second)
