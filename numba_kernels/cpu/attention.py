@@ -19,14 +19,16 @@ from numba_kernels.cpu.blocks import PAIR, UNIT, accumulate, accumulate_pair
 from numba_kernels.cpu.experts import exp_one
 from numba_kernels.cpu.op import Op, inner, op, specialize
 from numba_kernels.cpu.packing import empty_bytes
-from numba_kernels.cpu.rows import load_part
+from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
+from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
     LANES,
     TILES,
     add_outer,
     atomic_add,
     atomic_store,
+    evens,
     exp,
     fma,
     get_f32,
@@ -36,9 +38,12 @@ from numba_kernels.simd.values import (
     load_bf16,
     load_floats,
     load_tile,
+    lower_pairs,
     max_lanes,
     maximum,
+    odds,
     panel_addresses,
+    prefetch,
     row_addresses,
     set_f32,
     set_i32,
@@ -46,14 +51,17 @@ from numba_kernels.simd.values import (
     spill,
     splat,
     stack,
+    store_bf16,
     store_first,
     store_floats,
     store_tile,
     sum_lanes,
+    upper_pairs,
     zero_tile,
 )
 
 SEGMENT = 128  # positions whose scores are held at a time: those from one multiple of it to the next
+AHEAD = 64  # positions by which keys are asked for before they are met, where they come from memory
 PART = 512  # positions whose sums are found together, in the same way; a row's parts are added in order
 USUAL_HEAD, MAX_HEAD = 256, 1024  # head_dim: up to the first all share one kernel; larger ones than the second have none
 ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
@@ -137,23 +145,22 @@ def rotate(at, cos, sin, pairs, interleaved, size, factor):  # type: ignore[no-u
     are multiplied by a factor."""
     f = splat(factor)
     if interleaved:
-        for i in range(pairs):
-            c, s = get_f32(cos + 4 * i), get_f32(sin + 4 * i)
-            a, b = get_f32(at + 8 * i), get_f32(at + 8 * i + 4)
-            set_f32(at + 8 * i, (a * c - b * s) * factor)
-            set_f32(at + 8 * i + 4, (b * c + a * s) * factor)
+        for i in range(0, pairs, LANES):
+            left = pairs - i
+            c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
+            low, high = load_part(at + 8 * i, 2 * left), load_part(at + 8 * i + 4 * LANES, 2 * left - LANES)
+            x, y = evens(low, high), odds(low, high)
+            u, v = (x * c - y * s) * f, (y * c + x * s) * f
+            store_part(at + 8 * i, lower_pairs(u, v), 2 * left)
+            store_part(at + 8 * i + 4 * LANES, upper_pairs(u, v), 2 * left - LANES)
     else:
         for i in range(0, pairs, LANES):
             left = pairs - i
             c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
             x, y = load_part(at + 4 * i, left), load_part(at + 4 * (pairs + i), left)
             u, v = (x * c - y * s) * f, (y * c + x * s) * f
-            if left >= LANES:
-                store_floats(at + 4 * i, u)
-                store_floats(at + 4 * (pairs + i), v)
-            else:
-                store_first(at + 4 * i, u, left)
-                store_first(at + 4 * (pairs + i), v, left)
+            store_part(at + 4 * i, u, left)
+            store_part(at + 4 * (pairs + i), v, left)
     if factor != np.float32(1):
         for i in range(2 * pairs, size):
             set_f32(at + 4 * i, get_f32(at + 4 * i) * factor)
@@ -169,31 +176,32 @@ def norm_head(at, weight, size, eps):  # type: ignore[no-untyped-def]
     factor = splat(np.float32(1) / np.sqrt(sum_lanes(squares) / np.float32(size) + eps))
     for i in range(0, size, LANES):
         left = size - i
-        v = load_part(at + 4 * i, left) * factor * load_part(weight + 4 * i, left)
-        if left >= LANES:
-            store_floats(at + 4 * i, v)
-        else:
-            store_first(at + 4 * i, v, left)
+        store_part(at + 4 * i, load_part(at + 4 * i, left) * factor * load_part(weight + 4 * i, left), left)
 
 
 @inner
-def store_bf16(at, value):  # type: ignore[no-untyped-def]
-    """The float32 at the address `value` as a cached bfloat16."""
-    set_u16(at, bf16_at(value))
+def store_row_bf16(to, at, count):  # type: ignore[no-untyped-def]
+    """`count` float32 as cached bfloat16."""
+    whole = count // LANES * LANES
+    for i in range(0, whole, LANES):
+        store_bf16(to + 2 * i, load_floats(at + 4 * i))
+    for i in range(whole, count):
+        set_u16(to + 2 * i, bf16_at(at + 4 * i))
 
 
 @inner
-def store_f32(at, value):  # type: ignore[no-untyped-def]
-    """The float32 at the address `value` as a cached float32."""
-    set_f32(at, get_f32(value))
+def store_row_f32(to, at, count):  # type: ignore[no-untyped-def]
+    """`count` float32 as cached float32."""
+    for i in range(0, count, LANES):
+        store_part(to + 4 * i, load_part(at + 4 * i, count - i), count - i)
 
 
-store_value: Any = store_bf16
+store_row: Any = store_row_bf16
 
 
-def value_storing(element: str) -> Any:
-    """What stores a cached value of this element."""
-    return {"bf16": store_bf16, "f32": store_f32}[element]
+def row_storing(element: str) -> Any:
+    """What stores cached values of this element that lie beside each other."""
+    return {"bf16": store_row_bf16, "f32": store_row_f32}[element]
 
 
 @op
@@ -239,15 +247,14 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
             else:
                 keys = page_positions * head_dim * WIDTH
                 to = page + (head - heads - kv_heads) * head_bytes + keys + slot * value_stride
-                for i in range(head_dim):
-                    store_value(to + WIDTH * i, at + 4 * i)
+                store_row(to, at, head_dim)
         item = take(team)
 
 
 @lru_cache
 def store_op(element: str = "bf16") -> Op:
     """The operation `rotate_and_store` for caches of this element."""
-    return rotate_and_store.bind(**_element(element), store_value=value_storing(element))
+    return rotate_and_store.bind(**_element(element), store_row=row_storing(element))
 
 
 ROWS = 8  # rows (query tokens × heads of one key-value head) in a tile
@@ -260,17 +267,30 @@ def first_key(position, window):  # type: ignore[no-untyped-def]
 
 
 def scores_of(  # type: ignore[no-untyped-def]
-    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
-    """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen."""
+    """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen.
+
+    is_ahead: whether to ask for later keys and the values of these, as they come from memory. It is not worth its instructions
+    in a prompt, where tile after tile reads them.
+    """
     begin = low // LANES * LANES
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
+    end = get_i32(sees + 8 * ROWS - 4)  # of what any row sees
     for first in range(begin, high, LANES):
         slot = first % page_positions
         keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
         panel = panel_addresses(1, keys, 0, 0)
+        later = min(first + AHEAD, (end - 1) // LANES * LANES)
+        there = page_of(later, pages, page_bytes, page_positions, table, ring) + offset
+        wanted = there + later % page_positions * head_dim * WIDTH
+        values = keys + ((page_positions - slot) * head_dim + slot * across) * WIDTH
         tile = zero_tile(ROWS)
         for k in range(head_dim // UNIT):
+            if is_ahead:
+                for line in range(k * UNIT * LANES * WIDTH, (k + 1) * UNIT * LANES * WIDTH, 64):
+                    prefetch(wanted + line)
+                    prefetch(values + line)
             tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = accumulate_pair(FORMAT, tile, panel, k * LANES * WIDTH, queries, k * 4)
@@ -330,6 +350,29 @@ def add_values(  # type: ignore[no-untyped-def]
                 )
             p = stop
         store_tile(sums + 4 * d, stride, tile)
+
+
+def add_values_by_two(  # type: ignore[no-untyped-def]
+    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
+):
+    """`add_values`, two vectors of columns at a time: a share is loaded once for both, and lines are read whole. The last of an
+    odd number of vectors is its own second. The sums are the same bits."""
+    begin = low // LANES * LANES
+    for d in range(0, padded, 2 * LANES):
+        beside = min(d + LANES, padded - LANES) - d
+        first, second = load_tile(ROWS, sums + 4 * d, stride), load_tile(ROWS, sums + 4 * (d + beside), stride)
+        p = low
+        while p < high:
+            slot = p % page_positions
+            stop = min(high, p - slot + page_positions)
+            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * across) * WIDTH
+            for q in range(p, stop):
+                value, shares = values + q * across * WIDTH, scores + (q - begin) * 4
+                first = add_outer(first, load_value(value), shares, (SEGMENT + LANES) * 4)
+                second = add_outer(second, load_value(value + beside * WIDTH), shares, (SEGMENT + LANES) * 4)
+            p = stop
+        store_tile(sums + 4 * d, stride, first)
+        store_tile(sums + 4 * (d + beside), stride, second)
 
 
 def clear(area, stride):  # type: ignore[no-untyped-def]
@@ -420,9 +463,12 @@ def attention(  # type: ignore[no-untyped-def]
             done += work
             s += 1
             continue
-        tile = tiles - 1 - (item - done) // (kv_heads * splits)  # the longest first
-        head = (item - done) // splits % kv_heads
-        split = (item - done) % splits
+        number = item - done
+        if splits > 1:  # tiles that share keys one after the other: the second finds them in a cache
+            number = number % tiles * kv_heads * splits + number // tiles
+        tile = tiles - 1 - number // (kv_heads * splits)  # the longest first
+        head = number // splits % kv_heads
+        split = number % splits
         begin = get_i32(first_row + 4 * s)
         first = begin + tile * ROWS // group
         last = min(tile * ROWS + ROWS, queries_of) - 1
@@ -439,7 +485,7 @@ def attention(  # type: ignore[no-untyped-def]
         low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
         area = own
         if splits > 1:
-            area = areas + item * ROWS * area_stride
+            area = areas + (done + number) * ROWS * area_stride
             part = (low // PART + split) * PART
             low, high = max(low, part), min(high, part + PART)
         sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
@@ -452,7 +498,8 @@ def attention(  # type: ignore[no-untyped-def]
         segment = low
         while segment < high:
             stop = min(segment // SEGMENT * SEGMENT + SEGMENT, high)
-            score_keys(scores, queries, sees, head_dim, segment, stop, pages, page_bytes, page_positions, table, ring, keys)
+            score_keys(scores, queries, sees, head_dim, segment, stop,
+                       pages, page_bytes, page_positions, table, ring, keys, across, rows == sequences)  # fmt: skip
             soften_scores(scores, stop - segment // LANES * LANES, area, area_stride)
             sum_values(scores, area + 4 * LANES, area_stride, padded, across, segment, stop,
                        pages, page_bytes, page_positions, table, ring, values)  # fmt: skip
@@ -460,7 +507,7 @@ def attention(  # type: ignore[no-untyped-def]
             if splits == 1 and sums == whole and (segment == high or segment % PART == 0):
                 merge_sums(whole, area, area_stride)
                 clear_sums(area, area_stride)
-        counter = counters + 8 * (item // splits)
+        counter = counters + 8 * ((done + number) // splits)
         is_last = splits == 1
         if not is_last and atomic_add(counter, 1) == splits - 1:
             atomic_store(counter, 0)
@@ -494,7 +541,7 @@ def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, 
     steps: dict[str, Any] = {
         "score_keys": latent or scores_of,
         "soften_scores": soften,
-        "sum_values": add_values,
+        "sum_values": add_values_by_two if 2 * size <= ACTIVE.sums else add_values,
         "clear_sums": clear,
         "merge_sums": merge,
     }

@@ -15,24 +15,26 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cpu import attention
-from numba_kernels.cpu.attention import ELEMENTS, MAX_HEAD, page_of, rotate, store_value
+from numba_kernels.cpu.attention import AHEAD, ELEMENTS, MAX_HEAD, page_of, rotate, store_row
 from numba_kernels.cpu.op import Op, op
 from numba_kernels.cpu.packing import empty_bytes
+from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
+from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
     LANES,
     add_products,
-    get_f32,
     get_i32,
     get_u16,
     keep_between,
     load_bf16,
     load_floats,
+    prefetch,
     set_f32,
     set_u16,
-    spill,
+    splat,
     store_floats,
-    sum_lanes,
+    store_sums,
     zero_tile,
 )
 
@@ -106,11 +108,11 @@ def store_latents(  # type: ignore[no-untyped-def]
         if head < heads:
             source = query + row * query_stride + head * (nope + rope) * 4
             target = unrotated + (head * rows + row) * unrotated_stride
-            for i in range(nope):
-                set_f32(target + 4 * i, get_f32(source + 4 * i) * scale)
+            for i in range(0, nope, LANES):
+                store_part(target + 4 * i, load_part(source + 4 * i, nope - i) * splat(scale), nope - i)
             target = absorbed + (head * rows + row) * absorbed_stride + 4 * rank
-            for i in range(rope):
-                set_f32(target + 4 * i, get_f32(source + 4 * (nope + i)))
+            for i in range(0, rope, LANES):
+                store_part(target + 4 * i, load_part(source + 4 * (nope + i), rope - i), rope - i)
             rotate(target, cos + angle, sin + angle, pairs, interleaved, rope, scale)
             for i in range(rank + rope, across):
                 set_f32(target + 4 * (i - rank), np.float32(0))
@@ -118,34 +120,32 @@ def store_latents(  # type: ignore[no-untyped-def]
             table = tables + get_i32(sequence + 4 * row) * table_stride
             page = page_of(position, pages, page_bytes, page_positions, table, ring)
             to = page + position % page_positions * across * WIDTH
-            for i in range(rank):
-                store_value(to + WIDTH * i, latent + row * latent_stride + 4 * i)
+            store_row(to, latent + row * latent_stride, rank)
             at = key + row * key_stride
             rotate(at, cos + angle, sin + angle, pairs, interleaved, rope, np.float32(1))
-            for i in range(rope):
-                store_value(to + WIDTH * (rank + i), at + 4 * i)
+            store_row(to + WIDTH * rank, at, rope)
             for i in range((rank + rope) * WIDTH, across * WIDTH, 2):
                 set_u16(to + i, 0)
         item = take(team)
 
 
 def scores_of_rows(  # type: ignore[no-untyped-def]
-    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
     """`attention.scores_of` for keys that lie in rows; low is a multiple of LANES, and queries are zero from head_dim on."""
-    across = (head_dim + LANES - 1) // LANES * LANES
     step = across * WIDTH
+    last = get_i32(sees + 8 * ROWS - 4) - 1  # that any row sees
     for p in range(low, high, 2):
         row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
+        later = min(p + AHEAD, last)
+        wanted = page_of(later, pages, page_bytes, page_positions, table, ring) + offset + later % page_positions * step
         first, second = zero_tile(ROWS), zero_tile(ROWS)
         for d in range(0, across, LANES):
+            if is_ahead:
+                prefetch(wanted + 2 * d * WIDTH)
             first = add_products(first, load_value(row + d * WIDTH), queries, 4 * d)
             second = add_products(second, load_value(row + step + d * WIDTH), queries, 4 * d)
-        these, those = spill(first), spill(second)
-        for t in range(ROWS):
-            at = scores + (t * (SEGMENT + LANES) + p - low) * 4
-            set_f32(at, sum_lanes(load_floats(these + t * LANES * 4)))
-            set_f32(at + 4, sum_lanes(load_floats(those + t * LANES * 4)))
+        store_sums(scores + (p - low) * 4, (SEGMENT + LANES) * 4, first, second)
     for t in range(ROWS):
         for p in range(low, high, LANES):
             at = scores + (t * (SEGMENT + LANES) + p - low) * 4
@@ -155,13 +155,13 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
 @lru_cache
 def store_latents_op(element: str = "bf16") -> Op:
     """The operation `store_latents` for caches of this element."""
-    return store_latents.bind(WIDTH=ELEMENTS[element], store_value=attention.value_storing(element))
+    return store_latents.bind(WIDTH=ELEMENTS[element], store_row=attention.row_storing(element))
 
 
 @lru_cache
 def latent_attention_op(element: str = "bf16", rank: int = 512) -> Op:
     """The operation `attention` for queries that meet the latents; value_dim is `rank`."""
-    return attention.attention_op(ROWS, element, rank, scores_of_rows)
+    return attention.attention_op(ACTIVE.sums // 2, element, rank, scores_of_rows)  # which meet two positions at a time
 
 
 @op

@@ -38,6 +38,7 @@ CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of co
 PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
 MOST_PANELS = 4
 AHEAD_BYTES, MUCH = 4096, 7  # `ahead_for`: how far, and from how many multiplications of bytes for each byte of weights on
+PIECES = 4  # of a matrix for each thread
 CACHED = 1 << 18  # bytes of weights that stay in a core's cache from tile to tile
 AHEAD = 0  # bytes by which weights are asked for before they are used; 0 leaves it to the machine
 
@@ -195,13 +196,20 @@ def ahead_for(layout: Layout, activations: str, tokens: int) -> int:
     return AHEAD_BYTES if tokens > 1 and work >= MUCH * layout.code_bytes else 0
 
 
-def panels_at_once(packed: Packed, threads: int, rows: int) -> int:
-    """Panels of a piece of work: several pieces for every thread, yet large ones. With several tiles of rows, each of which reads
-    them again, no more than stay in a core's cache."""
-    even = max(1, packed.panels // (4 * threads))
-    cached, least = max(4, CACHED // packed.panel_bytes), (1 << 15) // packed.panel_bytes
-    pieces = min(even, cached) if rows > 1 else max(even, least)
-    return min(pieces, max(1, -(-packed.panels // threads)))
+def panels_at_once(packed: Packed, threads: int, rows: int, groups: int = 1) -> int:
+    """Panels of a piece of work: several pieces for every thread, yet large ones, as each begins slowly. With several tiles of
+    rows, each of which reads them again, no more than stay in a core's cache.
+
+    Args:
+        rows: of a group: 1, or any number.
+        groups: so many matrices are met by one row each; the pieces of all of them are divided among the threads.
+    """
+    whole = packed.panels * groups
+    most = min(packed.panels, max(1, -(-whole // threads)))
+    if rows == 1:
+        even = whole // ((PIECES if groups == 1 else 2 * PIECES) * threads)
+        return min(max(1, even, (1 << 15) // packed.panel_bytes), most)
+    return min(max(1, packed.panels // (PIECES * threads)), max(4, CACHED // packed.panel_bytes), most)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,15 @@ def load_part(address, count):  # type: ignore[no-untyped-def]
 
 
 @inner
+def store_part(address, value, count):  # type: ignore[no-untyped-def]
+    """Stores a vector's lanes, those from `count` on left out."""
+    if count >= LANES:
+        store_floats(address, value)
+    else:
+        store_first(address, value, max(count, 0))
+
+
+@inner
 def write_record(record, source):  # type: ignore[no-untyped-def]
     """Quantizes 32 float32: scale = max |x| / 127 (NaN if any x is not finite), codes rounded to nearest even."""
     largest = splat(np.float32(0))
@@ -321,11 +330,17 @@ def join_heads(  # type: ignore[no-untyped-def]
         row = item // pieces
         begin = (item - row * pieces) * CHUNK
         for first in range(begin, min(begin + CHUNK, columns), BLOCK):
-            for i in range(first, first + BLOCK):
-                value = np.float32(0)
-                if i < columns:
-                    value = get_f32(x + (i // size * rows + row) * x_stride + i % size * 4)
-                set_f32(scratch + 4 * (i - first), value)
+            for i in range(first, first + BLOCK, LANES):
+                inside = i % size
+                at = scratch + 4 * (i - first)
+                if inside + LANES <= size and i + LANES <= columns:
+                    store_floats(at, load_floats(x + (i // size * rows + row) * x_stride + inside * 4))
+                    continue
+                for k in range(i, i + LANES):
+                    value = np.float32(0)
+                    if k < columns:
+                        value = get_f32(x + (k // size * rows + row) * x_stride + k % size * 4)
+                    set_f32(at + 4 * (k - i), value)
             if out:
                 for i in range(first, first + BLOCK, LANES):
                     store_floats(out + row * out_stride + 4 * i, load_floats(scratch + 4 * (i - first)))

@@ -7,6 +7,7 @@ want them; LLVM splits plain operations to the machine's registers, and `in_part
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 from llvmlite import ir
@@ -99,6 +100,7 @@ class Portable:
         lanes: 32-bit lanes of a vector; also the rows of a weight panel.
         tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
         accumulators: of a tile that meets several panels at a time, at most.
+        sums: vectors of sums that stay in registers beside what is multiplied.
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
@@ -111,6 +113,7 @@ class Portable:
     lanes: ClassVar[int] = 16
     tiles: ClassVar[tuple[int, ...]] = (1, 4)
     accumulators: ClassVar[int] = 4
+    sums: ClassVar[int] = 4
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
@@ -187,6 +190,7 @@ class Avx512(X86):
     lanes = 16
     tiles = (1, 2, 4, 8, 12)
     accumulators = 8
+    sums = 16
     offset = 128
     biased_bytes = True
     float_tables = True
@@ -218,6 +222,7 @@ class Avx2(X86):
     baseline = "haswell"
     lanes = 8
     tiles = (1, 2, 4, 6)
+    sums = 12
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         def part(s: Value, c: Value, v: Value) -> Value:
@@ -249,6 +254,7 @@ class Neon(Portable):
     baseline = ""
     lanes = 8
     tiles = (1, 2, 4, 8)
+    sums = 8
 
     def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         def part(s: Value, c: Value, v: Value) -> Value:
@@ -296,6 +302,22 @@ def reduce(b: Builder, x: Value, combine: Callable[[Value, Value], Value]) -> Va
         count //= 2
         x = combine(shuffle(b, x, x, range(count)), shuffle(b, x, x, range(count, 2 * count)))
     return b.extract_element(x, I32(0))
+
+
+def sums_of_lanes(b: Builder, vectors: Sequence[Value]) -> Value:
+    """The sum of each of up to as many vectors as they have lanes, in a lane of its own; added as `reduce` does."""
+    lanes = vectors[0].type.count
+    size = lanes  # lanes of what is left of each vector
+    while size > 1:
+        size //= 2
+        # each vector has lanes // (2 · size) sums to halve; two of them, halved, fill one
+        low = [k * 2 * size + i for k in range(lanes // (2 * size)) for i in range(size)]
+        high = [lane + size for lane in low]
+        pairs = zip_longest(vectors[::2], vectors[1::2], fillvalue=vectors[-1])
+        vectors = [
+            b.fadd(*(shuffle(b, x, y, [*half, *(lane + lanes for lane in half)]) for half in (low, high))) for x, y in pairs
+        ]
+    return vectors[0]
 
 
 MAGIC = 1.5 * 2**23  # adding it leaves a float's nearest integer in the low bits

@@ -346,6 +346,22 @@ def odds(b: Builder, x: Value, y: Value) -> Value:
     return emit.shuffle(b, x, y, range(1, 2 * LANES, 2))
 
 
+def _pairs(b: Builder, x: Value, y: Value, first: int) -> Value:
+    return emit.shuffle(b, x, y, [i + LANES * second for i in range(first, first + LANES // 2) for second in (0, 1)])
+
+
+@operation(Floats, Floats, Floats)
+def lower_pairs(b: Builder, x: Value, y: Value) -> Value:
+    """x0, y0, x1, y1, … of the lower half of the lanes: with `upper_pairs`, what `evens` and `odds` take apart."""
+    return _pairs(b, x, y, 0)
+
+
+@operation(Floats, Floats, Floats)
+def upper_pairs(b: Builder, x: Value, y: Value) -> Value:
+    """The same of the upper half."""
+    return _pairs(b, x, y, LANES // 2)
+
+
 def _reserve(b: Builder, kind: ir.Type) -> Value:
     """Space on the stack for as long as the function runs; not cleared, as Numba's own helper would."""
     with b.goto_entry_block():
@@ -412,6 +428,25 @@ def store_tile(typing_context: Any, address: Any, stride: Any, tile: Any) -> Any
         return context.get_dummy_value()
 
     return Void(Address, Int, tile), lower
+
+
+@intrinsic
+def store_sums(typing_context: Any, address: Any, stride: Any, first: Any, second: Any) -> Any:
+    """Stores the sums of the lanes, pairwise as `sum_lanes` adds them, of first[t] and second[t] beside each other, those of the
+    next t `stride` bytes further. All are summed together: a third of the instructions that one after the other takes."""
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        address, stride, *tiles = args
+        vectors = [b.extract_value(tile, t) for t in range(first.count) for tile in tiles]
+        for at in range(0, len(vectors), LANES):
+            part = vectors[at : at + LANES]
+            sums = emit.sums_of_lanes(b, part)
+            for i in range(0, len(part), 2):
+                place = b.add(address, b.mul(stride, I64((at + i) // 2)))
+                emit.store(b, emit.shuffle(b, sums, sums, (i, i + 1)), place)
+        return context.get_dummy_value()
+
+    return Void(Address, Int, first, second), lower
 
 
 @intrinsic

@@ -152,15 +152,18 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         return out
 
-    def _multiply(self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray], kind: str) -> int:
-        """out = weights · x (+ bias) for the groups' rows, x quantized to `kind` or "f32"; returns the operation's number."""
+    def _multiply(
+        self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray], kind: str, each: int = 1
+    ) -> int:
+        """out = weights · x (+ bias) for the groups' rows, x quantized to `kind` or "f32"; each: the matrices that a token meets.
+        Returns the operation's number."""
         p, bias = stack.packed, stack.bias
         op = linear_op(p.format, kind, many=self.rows > 1)
         kind = op.constants["ACTIVATIONS"]  # weights in a float format take floats
         given = self._padded(x) if kind == "f32" else self._records(x, kind)
         return self._add(
             op, weights=p.data, matrix_bytes=p.matrix_bytes, panel_bytes=p.panel_bytes, scales_at=p.scales_at,
-            blocks=p.blocks, shift=p.shift, height=p.rows, panels_at_once=panels_at_once(p, self.model.threads, self.rows),
+            blocks=p.blocks, shift=p.shift, height=p.rows, panels_at_once=panels_at_once(p, self.model.threads, self.rows, each),
             **groups, x=given, x_stride=given.strides[0], bias=bias, bias_stride=0 if bias is None else bias.strides[0],
             residual=None, out=out, out_stride=out.strides[0],
         )  # fmt: skip
@@ -293,9 +296,9 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         self.attentions.append((stored, heads))
         groups = self.model.state.head_rows(heads.queries)
-        self._multiply(to_latent, unrotated, absorbed.floats, groups, kind)
+        self._multiply(to_latent, unrotated, absorbed.floats, groups, kind, heads.queries)
         self._attend(latent_attention_op(element, heads.rank), heads, heads.rank, absorbed, sums, cache | {"sinks": None})
-        self._multiply(to_value, sums, values.floats, groups, kind)
+        self._multiply(to_value, sums, values.floats, groups, kind, heads.queries)
         out = self._value(heads.queries * heads.value, on_demand=True)
         out.producer = self._add(
             join_heads, x=values.floats, x_stride=values.stride, size=heads.value, out=None, out_stride=out.stride,
@@ -341,11 +344,11 @@ class Recorder(Operations[Any]):
             (first,) = self.model.weights.stacks((f"{name}.gate_proj", f"{name}.up_proj"), interleave=True)
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
         both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations
-        self._multiply(first, x, both.floats, routing.groups, kind)
+        self._multiply(first, x, both.floats, routing.groups, kind, routing.chosen)
         inner = self._gate(both, gate)
         down = self._value(second.packed.rows, routing.chosen)
         in_order = {"index": np.arange(CHUNK * routing.chosen, dtype=np.int32)}
-        self._multiply(second, inner, down.floats, routing.groups | in_order, kind)
+        self._multiply(second, inner, down.floats, routing.groups | in_order, kind, routing.chosen)
         out = self._value(down.columns)
         out.producer = self._add(
             combine, x=down.floats, x_stride=down.stride, place=routing.place, weights=routing.weights, top=routing.chosen,

@@ -252,6 +252,8 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
                 result.append((label, linear_op(name, activations, many), arguments, error))
     for element, head_dim in (("bf16", 20), ("f32", 6), ("bf16", 64)):
         result += attention_cases(arena, element, head_dim)
+    for element, rank in (("bf16", 40), ("f32", 21)):
+        result += latent_cases(arena, element, rank)
     return result
 
 
@@ -300,6 +302,59 @@ def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str
     name = f"attention {head_dim} {element}"
     stored = (f"keys of {name}", store_op(element), store, lambda: 0.0)
     return [stored, (name, attention_op(8, element), attend, error)]
+
+
+def latent_cases(arena: Arena, element: str, rank: int) -> list[tuple[str, Any, dict[str, Any], Any]]:
+    """A prompt's latents and rotated keys are stored, and its queries, whose part for the latents is given, attend to them."""
+    import ml_dtypes
+
+    from numba_kernels.cpu.attention import attention_scratch
+    from numba_kernels.cpu.latent import LatentPages, latent_attention_op, store_latents_op
+    from numba_kernels.reference import ops
+
+    rng = np.random.default_rng(rank)
+    heads, tokens, nope, rope, scale = 5, 21, 18, 6, 0.3
+    pages, width = LatentPages(rank, rope, 16, element), -(-(rank + rope) // 32) * 32
+    shapes = ((tokens, heads, nope + rope), (tokens, rank), (tokens, rope), (heads, tokens, width))
+    query, latent, key, absorbed = (arena.copy(rng.normal(size=shape).astype(np.float32)) for shape in shapes)
+    given = query.copy(), latent.copy(), key.copy(), absorbed.copy()
+    unrotated, out = (arena.copy(np.full((heads, tokens, n), np.nan, np.float32)) for n in (nope, rank))
+    tables = ops.rope_table(ops.rope_frequencies(rope, 1e4), tokens)
+    zeros, number = arena.copy(np.zeros(tokens, np.int32)), arena.copy(np.array([2, 0, 1], np.int32))
+    shared = {
+        "rows": tokens, "heads": heads, "positions": arena.copy(np.arange(tokens, dtype=np.int32)), "tables": number,
+        "pages": arena.copy(np.zeros((3, pages.nbytes), np.uint8)), "page_bytes": pages.nbytes, "page_positions": 16,
+        "table_stride": 12, "ring": 3,
+    }  # fmt: skip
+    store = {
+        **shared, "query": query, "query_stride": query.strides[0], "latent": latent, "latent_stride": latent.strides[0],
+        "key": key, "key_stride": key.strides[0], "nope": nope, "rope": rope, "rank": rank, "sequence": zeros,
+        "cos": arena.copy(tables[0]), "sin": arena.copy(tables[1]), "pairs": rope // 2, "interleaved": 1, "scale": scale,
+        "unrotated": unrotated, "unrotated_stride": unrotated.strides[1], "absorbed": absorbed,
+        "absorbed_stride": absorbed.strides[1],
+    }  # fmt: skip
+    areas, counters = (arena.copy(array) for array in attention_scratch(1, rank))
+    attend = {
+        **shared, "qkv": absorbed, "stride": absorbed.strides[1], "out": out, "out_stride": out.strides[1], "sequences": 1,
+        "first_row": zeros, "row_count": arena.copy(np.array([tokens], np.int32)), "kv_heads": 1, "head_dim": rank + rope,
+        "value_dim": rank, "window": 0, "sinks": None, "splits": 1, "areas": areas, "counters": counters,
+    }  # fmt: skip
+
+    def stored_error() -> float:
+        return float(np.abs(unrotated - given[0][..., :nope].transpose(1, 0, 2) * scale).max())
+
+    def error() -> float:
+        turned = ops.apply_rope(given[0][..., nope:], *tables, True) * scale
+        queries = np.concatenate([given[3].transpose(1, 0, 2)[..., :rank], turned], -1)
+        rows = np.concatenate([given[1], ops.apply_rope(given[2][:, None], *tables, True)[:, 0]], -1)
+        if element == "bf16":
+            rows = rows.astype(ml_dtypes.bfloat16).astype(np.float32)
+        exact = ops.attention(queries, rows[:, None], rows[:, None, :rank], 0, scale=1)
+        return float(np.abs(out.transpose(1, 0, 2) - exact).max() / np.abs(exact).max())
+
+    name = f"latent attention {rank} {element}"
+    stored = (f"keys of {name}", store_latents_op(element), store, stored_error)
+    return [stored, (name, latent_attention_op(element, rank), attend, error)]
 
 
 def main(wanted: list[str]) -> None:

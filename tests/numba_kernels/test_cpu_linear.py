@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from problems import FORMATS, padded, records, weights
 
-from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
+from numba_kernels.cpu.linear import add_linear, expert_groups, one_group, panels_at_once
 from numba_kernels.cpu.packing import Packed, pack
 from numba_kernels.cpu.team import Program
 
@@ -170,3 +170,14 @@ def test_activations_that_are_not_finite_show(team):
     out, _ = multiply(team, packed, x, "int8")
     assert np.isnan(out[:2]).all()
     assert np.isfinite(out[2]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("groups", [1, 6, 16])
+@pytest.mark.parametrize("height", [5, 500, 6000])
+def test_every_thread_has_a_piece_of_work(threads, groups, height):
+    """Several matrices that one row meets are divided together, into larger pieces than one matrix alone."""
+    packed = Packed("q8_0", 1, height, 256)
+    size = panels_at_once(packed, threads, 1, groups)
+    assert panels_at_once(packed, threads, 1) <= size <= packed.panels
+    assert groups * -(-packed.panels // size) >= min(threads, groups * packed.panels)

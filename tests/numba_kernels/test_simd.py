@@ -209,6 +209,38 @@ def test_interleaved_lanes_come_apart():
     np.testing.assert_array_equal(out, np.concatenate([x[0::2], x[1::2]]))
 
 
+def test_lanes_interleave():
+    @njit
+    def run(x, out):
+        left, right = values.load_floats(x), values.load_floats(x + 4 * LANES)
+        values.store_floats(out, values.lower_pairs(left, right))
+        values.store_floats(out + 4 * LANES, values.upper_pairs(left, right))
+
+    x, out = np.arange(2 * LANES, dtype=np.float32), np.empty(2 * LANES, np.float32)
+    run(x.ctypes.data, out.ctypes.data)
+    np.testing.assert_array_equal(out, x.reshape(2, LANES).T.reshape(-1))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6, 8])
+def test_sums_of_tiles_are_those_of_their_vectors(count):
+    """Bit for bit, wherever a vector stands; nothing else is written."""
+
+    @njit
+    def run(x, out, single):
+        first = values.load_tile(count, x, 8 * LANES)
+        second = values.load_tile(count, x + 4 * LANES, 8 * LANES)
+        values.store_sums(out, 16, first, second)
+        for i in range(2 * count):
+            values.set_f32(single + 4 * i, values.sum_lanes(values.load_floats(x + i * 4 * LANES)))
+
+    x = np.random.default_rng(4).normal(size=(2 * count, LANES)).astype(np.float32)
+    out, single = np.full((count, 4), np.nan, np.float32), np.zeros((count, 2), np.float32)
+    run(x.ctypes.data, out.ctypes.data, single.ctypes.data)
+    np.testing.assert_array_equal(out[:, :2], single)
+    np.testing.assert_allclose(single.reshape(-1), x.sum(1, dtype=np.float64), rtol=1e-4, atol=1e-5)
+    assert np.isnan(out[:, 2:]).all()
+
+
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120

@@ -71,8 +71,8 @@ def check_arm(report: dict[str, dict]) -> None:
 
 
 def test_some_arm_kernels():
-    report = arm_report("quantize", "rms_norm", "linear mxfp4 int8", "linear q8_0 int8 one", "attention 20")
-    assert len(report) == 7
+    report = arm_report("quantize", "rms_norm", "linear mxfp4 int8", "linear q8_0 int8 one", "attention 20", "latent .* 40")
+    assert len(report) == 9
     check_arm(report)
 
 
