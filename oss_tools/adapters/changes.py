@@ -29,7 +29,10 @@ def _rows_of(tensor: AdapterTensor, base: int, rows: Rows) -> np.ndarray:
 class Factors(ABC):
     """The two factors of a low-rank update of matrices [out, in], one matrix at a time."""
 
-    identity: str
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What the factors are and how they lie; their values are known by the adapter's hash."""
 
     @abstractmethod
     def left(self, matrix: int, rows: Rows) -> np.ndarray:

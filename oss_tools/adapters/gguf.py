@@ -41,9 +41,7 @@ class GgufLora:
             if kind != "lora":
                 raise BadCheckpoint(f"{path}: an adapter of the type {str(kind)[:40]}, which is not supported; lora is")
             if Keys.Adapter.ALORA_INVOCATION_TOKENS in keys:
-                raise BadCheckpoint(
-                    f"{path}: works from certain tokens on (aLoRA), which no weights can say; it cannot be merged"
-                )
+                raise BadCheckpoint(f"{path}: works from certain tokens on (aLoRA), which no weights can say")
             self.alpha = keys.get(Keys.Adapter.LORA_ALPHA, 0.0)
             if not isinstance(self.alpha, float) or not math.isfinite(self.alpha) or abs(self.alpha) > LARGEST_ALPHA:
                 raise BadCheckpoint(f"{path}: {Keys.Adapter.LORA_ALPHA} is {str(self.alpha)[:40]}, expected a number")
@@ -72,7 +70,7 @@ class GgufLora:
                 raise BadCheckpoint(f"{self.path}: {stem} has {next(iter(pair))} alone: the file is incomplete")
         if self._norms:
             self.remarks.append(
-                f"{self.path}: brings norms ({len(self._norms)}), which are merged here, and which llama.cpp leaves out"
+                f"{self.path}: brings norms ({len(self._norms)}), which are merged, though llama.cpp leaves them out"
             )
 
     def changes(self, places: Places, strength: float) -> Iterator[Change]:
@@ -94,7 +92,7 @@ class GgufLora:
                 raise BadCheckpoint(f"{self.path}: {stem} is no weight of the base: another model's adapter")
             table = stem == "token_embd.weight"
             factors = fitted_table(found, a, b, by_token=True) if table else fitted(found, a, b)
-            if factors is None or (factors is not None and getattr(factors, "flipped", False)):
+            if factors is None or getattr(factors, "flipped", False):
                 raise BadCheckpoint(misfit(f"{self.path}: {stem}", found, a, b))
             rank = rank_of(factors)
             scale = strength * (self.alpha / rank if self.alpha else 1.0)

@@ -1,4 +1,4 @@
-"""Adapters as PEFT saves them, by itself or under unsloth, axolotl, TRL and others: adapter_config.json and adapter_model.safetensors.
+"""Adapters as PEFT saves them, by itself or under unsloth, axolotl, TRL and others: a configuration and a safetensors file.
 
 Source: huggingface/peft, `utils/save_and_load.py` (names), `tuners/lora/layer.py` and `variants.py` (what merging computes).
 """
@@ -95,9 +95,9 @@ class PeftAdapter:
         adapters = set()
         for name, tensor in self.file.tensors.items():
             if match := FACTOR.fullmatch(name):
-                *middle, last = ["", *match["rest"].strip(".").split(".")]
-                kind = last if last in ("weight", "bias") else "weight"
-                adapters |= {word for word in (*middle, last) if word not in ("", "weight", "bias")}
+                words = match["rest"].strip(".").split(".")
+                kind = words[-1] if words[-1] in ("weight", "bias") else "weight"
+                adapters |= set(words) - {"", "weight", "bias"}
                 part = match["part"].removeprefix("lora_").removeprefix("embedding_")
                 key = match["module"], "embedding" in match["part"]
                 if part == "magnitude_vector":  # has no part of its own that tells an embedding's from others'
@@ -144,7 +144,7 @@ class PeftAdapter:
             yield from self._low_rank(factors, places, strength)
         if strength != 1 and (self._whole or self._tokens):
             self.remarks.append(
-                f"{self.path}: --scale is of the low-rank updates; weights that the adapter keeps whole are taken whole"
+                f"{self.path}: --scale is of low-rank updates; weights that the adapter keeps whole are taken whole"
             )
 
     def _check_kept_whole(self) -> None:
@@ -152,7 +152,7 @@ class PeftAdapter:
         for name in self.config.modules_to_save:
             if not any(f".{name}." in module for module in modules):
                 raise BadCheckpoint(
-                    f"{self.file.path}: modules_to_save names {name[:80]!r}, whose weights are not there; save the adapter again, with them"
+                    f"{self.file.path}: modules_to_save names {name[:80]!r}, whose weights are not there; save it with them"
                 )
 
     def _kept_whole(self, places: Places) -> Iterator[Change]:

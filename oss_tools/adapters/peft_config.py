@@ -70,8 +70,10 @@ class PeftConfig:
     targets_parameters: bool
 
     def scale(self, names: tuple[str, ...], rank: int, where: str) -> float:
-        """What B · A is multiplied by, for a module that has these names, of this rank. Raises BadCheckpoint where the weights have
-        another rank than this says."""
+        """What B · A is multiplied by, for a module that has these names, of this rank.
+
+        Raises BadCheckpoint where the configuration says another rank.
+        """
         said, alpha = self.ranks.of(names, self.rank), self.alphas.of(names, self.alpha)
         if said != rank:
             raise BadCheckpoint(f"{where} has rank {rank}, {NAME} says {said}: they are of different adapters")
@@ -79,10 +81,10 @@ class PeftConfig:
 
 
 class Patterns:
-    """rank_pattern or alpha_pattern: the first whose name, or regular expression, is a module's name or the end of it, decides."""
+    """rank_pattern or alpha_pattern: the first name, or regular expression, that is a module's name or its end decides."""
 
     def __init__(self, content: Any, where: str, *, whole: bool) -> None:
-        """Raises BadCheckpoint for what is no mapping from patterns to numbers, and for expressions that might search without end."""
+        """Raises BadCheckpoint for what is no mapping from patterns to numbers, or might search without end."""
         self._plain: dict[str, tuple[int, float]] = {}
         self._expressions: list[tuple[int, re.Pattern[str], float]] = []
         content = {} if content is None else content
@@ -162,8 +164,8 @@ def _refuse_other_kinds(raw: dict[str, Any], path: Path) -> None:
     begun = raw.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
         raise BadCheckpoint(
-            f"{path}: init_lora_weights is {begun[:40]!r}: the adapter belongs to a base that PEFT changed before training; save it by "
-            "save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes it one of the published base"
+            f"{path}: init_lora_weights is {begun[:40]!r}: it belongs to a base that PEFT changed before training; save it by "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes it the published base's"
         )
 
 

@@ -51,8 +51,8 @@ class Place:
         return self.placement.matrix in (None, matrix)
 
     def rows(self, start: int, stop: int) -> tuple[slice, slice | np.ndarray] | None:
-        """Of canonical rows [start, stop) of a matrix: which of them, counted from `start`, lie here, and which rows of the stored matrix
-        they are. None if none does."""
+        """Of canonical rows [start, stop) of a matrix: which of them, counted from `start`, lie here, and which rows of the
+        stored matrix they are. None if none does."""
         p = self.placement
         first = max(-(-(start - p.first) // p.step), 0)
         last = min(-(-(stop - p.first) // p.step), p.count)

@@ -1,4 +1,4 @@
-"""The files of an adapter: tensors of floats, read by rows or columns, hashed and looked through once before anything is made of them."""
+"""The files of an adapter: tensors of floats, read by rows or columns, looked through once before anything is made of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import Keys
 
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.layouts import FLOATS, NUMPY, to_float32
@@ -21,7 +20,7 @@ LARGEST = 1e30  # of a factor's values: sums of products of two such are beyond 
 
 
 class AdapterTensor(ABC):
-    """A tensor of an adapter's file. Leading axes are flattened: it is a matrix of `height` rows and `width` columns; a vector is one row.
+    """A tensor of an adapter's file, as a matrix of `height` rows and `width` columns: leading axes are flattened.
 
     Attributes:
         name: in the file.
@@ -105,8 +104,8 @@ class _SafetensorsTensor(AdapterTensor):
             raise BadCheckpoint(f"{file.path}: tensor {name} has dtype {self._raw.dtype}; adapters are of F32, BF16 or F16")
         if not self._raw.size:
             raise BadCheckpoint(
-                f"{file.path}: tensor {name} is empty, shape {list(self.shape)}: it was saved while DeepSpeed (ZeRO-3) or FSDP had "
-                "its values on other devices; gather them and save it again"
+                f"{file.path}: tensor {name} is empty, shape {list(self.shape)}: saved while DeepSpeed (ZeRO-3) or FSDP had its "
+                "values on other devices; gather them and save it again"
             )
 
     def _values(self, data: np.ndarray) -> np.ndarray:
@@ -152,17 +151,8 @@ class SafetensorsAdapter(AdapterFile):
 # ---- GGUF -----------------------------------------------------------------------------------------------------------
 
 
-class _GgufFile(GgufReader):
-    """A GGUF file that must be an adapter."""
-
-    def _refuse_what_is_no_model(self) -> None:
-        kind = self._keys.get(Keys.General.TYPE)
-        if kind != "adapter":
-            raise BadCheckpoint(f"{self.path}: holds no adapter but a {str(kind or 'model')[:40]}; the base comes first")
-
-
 class _GgufTensor(AdapterTensor):
-    def __init__(self, file: _GgufFile, name: str) -> None:
+    def __init__(self, file: GgufReader, name: str) -> None:
         self._file, self.name, self.shape = file, name, file.tensors[name].shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -179,7 +169,7 @@ class GgufAdapter(AdapterFile):
     def __init__(self, path: Path) -> None:
         """Raises BadCheckpoint."""
         self.path = path
-        self._file = _GgufFile(path)
+        self._file = GgufReader(path, adapter=True)
         self.keys = self._file.raw_config
         self.tensors = {name: _GgufTensor(self._file, name) for name in self._file.tensors}
 

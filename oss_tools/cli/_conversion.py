@@ -169,8 +169,8 @@ def carry_out(
 ) -> Outcome | None:
     """Plans, prints the plan and stops (dry run), or writes, with a progress bar for writing and one for reading back.
 
-    An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf. `planned` makes the plan of
-    the open source, the container and the recipe; `make_plan` unless given.
+    An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf. `planned` makes the
+    plan of the open source, the container and the recipe; `make_plan` unless given.
     """
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance

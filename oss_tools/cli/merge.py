@@ -1,8 +1,8 @@
 """Merge fine-tunes (LoRA adapters) into their model; say how much of them rounding leaves.
 
-ADAPTER is a PEFT folder (adapter_config.json, adapter_model.safetensors), its name among the downloads, or llama.cpp's GGUF adapter;
-several are added in turn. Without --recipe or --format every tensor keeps its format: what an MXFP4 model's adapter changes is
-rounded to MXFP4 again. Streams, resumes and verifies as convert does.
+ADAPTER is a PEFT folder (adapter_config.json, adapter_model.safetensors), its name among the downloads, or llama.cpp's GGUF
+adapter; several are added in turn. Without --recipe or --format every tensor keeps its format: what an MXFP4 model's adapter
+changes is rounded to MXFP4 again. Streams, resumes and verifies as convert does.
 
 Printed for every changed tensor, least first: how large the update is beside the weights, the share of it that is left when the
 tensor is rounded, and what else rounding changed (the rest), in sizes of the update.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli import _conversion as shared
-from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, download_path, format_size
+from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, download_path, format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, remark
 from oss_tools.escapes import json_text
 
@@ -40,9 +40,7 @@ help_lists = shared.help_lists
 def run(
     base: Annotated[
         Path,
-        typer.Argument(
-            metavar="BASE", parser=shared.model_path, help="The model: a path, a downloaded owner/name, or tiny."
-        ),
+        typer.Argument(metavar="BASE", parser=model_path, help="The model: a path, a downloaded owner/name, or tiny."),
     ],
     adapter: Annotated[list[Path], typer.Argument(metavar="ADAPTER…", parser=download_path, help="What is merged into it.")],
     destination: shared.Destination,
@@ -93,7 +91,7 @@ def run(
     opened = []
     try:
         for path in adapter:
-            opened.append(open_adapter(path))
+            opened.append(open_adapter(path))  # noqa: PERF401 (those before it are closed if it cannot be opened)
 
         def planned(checkpoint: Checkpoint, container: str, recipe: Recipe) -> Plan:
             merge: Merge = prepare(checkpoint, opened, strengths, any_base=any_base)

@@ -89,8 +89,8 @@ class TensorError:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One tensor of a manifest: formats and hashes before and after, how it was made, what that cost, and, of an updated tensor, how
-    much of the update is left."""
+    """One tensor of a manifest: formats and hashes before and after, how it was made, what that cost, and, of an updated
+    tensor, how much of the update is left."""
 
     name: str
     role: str

@@ -22,7 +22,7 @@ class Update(ABC):
     identity: str
     source: str
 
-    def prepare(self, base: Pieces) -> None:
+    def prepare(self, base: Pieces) -> None:  # noqa: B027 (most need nothing)
         """Looks at the whole tensor, where the change of a piece depends on the others; to be called before `apply`."""
 
     @abstractmethod

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from oss_tools.adapters.merge import open_adapter, prepare
-from oss_tools.convert.manifest import Manifest
-from oss_tools.convert.pipeline import Options, run
-from oss_tools.convert.recipe import KEEP_ALL, Recipe
 from oss_tools.models import open_checkpoint
+from tests.adapters.written import merge
 
 pytestmark = pytest.mark.peers
 
@@ -81,25 +78,6 @@ def trained(base: Path, folder: Path, **options: Any) -> Any:
     return model.eval()
 
 
-def merged(
-    base: Path,
-    adapters: Path | Sequence[Path],
-    target: Path,
-    recipe: Recipe = KEEP_ALL,
-    scales: Sequence[float] | None = None,
-    container: str = "hf",
-) -> Manifest:
-    """What `merge` does."""
-    opened = [open_adapter(path) for path in ([adapters] if isinstance(adapters, Path) else adapters)]
-    try:
-        with open_checkpoint(base) as checkpoint:
-            plan = prepare(checkpoint, opened, scales or [1.0] * len(opened), any_base=True).plan(container, recipe)
-            return run(plan, target, Options(jobs=2))
-    finally:
-        for adapter in opened:
-            adapter.close()
-
-
 def assert_equal(ours: Path, theirs: Path, base: Path, changed: int) -> None:
     """Every tensor within float32's rounding of the other, and so many not as in the base."""
     moved = 0
@@ -114,7 +92,7 @@ def assert_equal(ours: Path, theirs: Path, base: Path, changed: int) -> None:
 
 def assert_as_peft(base: Path, tmp_path: Path, changed: int, **options: Any) -> None:
     model = trained(base, tmp_path / "adapter", **options)
-    merged(base, tmp_path / "adapter", tmp_path / "ours")
+    merge(base, tmp_path / "adapter", tmp_path / "ours")
     model.merge_and_unload().save_pretrained(tmp_path / "theirs")
     assert_equal(tmp_path / "ours", tmp_path / "theirs", base, changed)
 
@@ -224,7 +202,7 @@ def test_experts_one_by_one(bases, tmp_path: Path, kind: str, module: str, proje
     save_file(tensors, folder / "adapter_model.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": list(projections)}))
-    merged(base, folder, tmp_path / "ours")
+    merge(base, folder, tmp_path / "ours")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(tmp_path / "theirs")
     assert_equal(tmp_path / "ours", tmp_path / "theirs", base, 6)
@@ -236,7 +214,7 @@ def test_several_adapters_with_scales(bases, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     base = bases("Llama")
-    options = (
+    options: tuple[dict[str, Any], ...] = (
         {"target_modules": ATTENTION},
         {"target_modules": ["q_proj", "up_proj"], "r": 2},
         {"target_modules": ["q_proj"], "use_dora": True},
@@ -244,7 +222,7 @@ def test_several_adapters_with_scales(bases, tmp_path: Path) -> None:
     for number, chosen in enumerate(options):
         trained(base, tmp_path / str(number), **chosen)
     folders, scales = [tmp_path / str(number) for number in range(3)], [0.5, -1.25, 2.0]
-    merged(base, folders, tmp_path / "ours", scales=scales)
+    merge(base, folders, tmp_path / "ours", scales=scales)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folders[0], "0")
     for number in (1, 2):
         model.load_adapter(folders[number], str(number))
@@ -276,7 +254,7 @@ def test_tied_embeddings_say_what_the_adapter_says(bases, tmp_path: Path, option
 
     base = bases("Llama", tie_word_embeddings=True)
     model = trained(base, tmp_path / "adapter", **options)
-    merged(base, tmp_path / "adapter", tmp_path / "ours")
+    merge(base, tmp_path / "adapter", tmp_path / "ours")
     tokens = torch.arange(20)[None] % 96
     with torch.no_grad():
         theirs = model(tokens).logits
