@@ -120,6 +120,9 @@ class Change(ABC):
     def apply(self, values: np.ndarray, base: np.ndarray, matrix: int, rows: Rows) -> None:
         """Changes values [n, K], in place, which are these rows of the stored matrix; `base` is what they were at first."""
 
+    def finish(self) -> None:  # noqa: B027
+        """Forgets what was kept in memory for the next rows."""
+
     def needs_base(self) -> bool:
         return False
 
@@ -139,6 +142,9 @@ class LowRank(Change):
         if self._right is None or self._right[0] != matrix:
             self._right = matrix, np.ascontiguousarray(self.factors.right(matrix))
         return self._right[1]
+
+    def finish(self) -> None:
+        self._right = None
 
     def apply(self, values: np.ndarray, base: np.ndarray, matrix: int, rows: Rows) -> None:
         from numba_kernels.codec.low_rank import add_low_rank
@@ -242,6 +248,8 @@ class AdapterUpdate(Update):
         self.identity = hashlib.sha256(text.encode()).hexdigest()
         self.source = "the adapter" if len({adapter for adapter, _ in changes}) == 1 else "the adapters"
         self._needs_base = any(change.needs_base() for change in self.changes)
+        count, rows, _ = self.changes[0].place.spec.matrices
+        self._end = count - 1, rows
 
     def prepare(self, base: Pieces) -> None:
         for change in self.changes:
@@ -261,3 +269,6 @@ class AdapterUpdate(Update):
                 part = np.ascontiguousarray(part)
                 change.apply(part, base[taken], matrix, rows)
                 values[taken] = part
+        if (matrix, start + len(values)) == self._end:
+            for change in self.changes:
+                change.finish()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from oss_tools.adapters.bases import Named, named, other_model
+from oss_tools.adapters.bases import is_named, is_repository, repository_of
 from oss_tools.adapters.changes import AdapterUpdate, Change, Replacement, TokenRows
 from oss_tools.adapters.gguf import GgufLora
 from oss_tools.adapters.peft import PeftAdapter
@@ -107,26 +107,22 @@ def prepare(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[f
     if missing:
         raise BadCheckpoint(f"{adapters[0].path}: changes {missing}, which {base.path} does not hold")
     updates = {name: AdapterUpdate(changes) for name, changes in gathered.items()}
-    facts = "; ".join(f"{a.path.name} ({a.sha256}) × {s!r}" for a, s in zip(adapters, strengths, strict=True))
+    facts = "; ".join(f"{a.sha256} × {s!r}" for a, s in zip(adapters, strengths, strict=True))
     return Merge(source, updates, {"the adapters or their scales": facts}, remarks)
 
 
 def _check_bases(base: Checkpoint, adapters: Iterable[Adapter]) -> list[str]:
-    """Remarks on adapters that seem to be another model's by its name. Raises BadRequest where that is certain."""
-    remarks, ours = [], named(base)
+    """Remarks on adapters that may be another model's by its name. Raises BadRequest where that is certain."""
+    remarks = []
     for adapter in adapters:
-        if not adapter.base:
+        wanted = adapter.base[:200]
+        if not wanted or is_named(base, wanted):
             continue
-        match other_model(adapter.base, ours):
-            case Named.OTHER:
-                raise BadRequest(
-                    f"{adapter.path}: was made for {adapter.base[:200]}, and {base.path} is {ours[0]}; "
-                    "--any-base merges it although that is another model"
-                )
-            case Named.UNSURE:
-                remarks.append(
-                    f"{adapter.path}: was made for {adapter.base[:200]}; nothing in {base.path} says that it is that model"
-                )
+        if (repository := repository_of(base.path)) and is_repository(wanted):
+            raise BadRequest(
+                f"{adapter.path}: was made for {wanted}, the base is {repository}; --any-base merges it nevertheless"
+            )
+        remarks.append(f"{adapter.path}: was made for {wanted}; nothing says that {base.path} is that model")
     return remarks
 
 

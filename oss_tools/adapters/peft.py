@@ -92,7 +92,8 @@ class PeftAdapter:
     # ---- names ------------------------------------------------------------------------------------------------------
 
     def _sort_tensors(self) -> None:
-        adapters = set()
+        adapters: set[str] = set()
+        tables = {name.partition(".lora_embedding_")[0] for name in self.file.tensors if ".lora_embedding_" in name}
         for name, tensor in self.file.tensors.items():
             if match := FACTOR.fullmatch(name):
                 words = match["rest"].strip(".").split(".")
@@ -100,8 +101,8 @@ class PeftAdapter:
                 adapters |= set(words) - {"", "weight", "bias"}
                 part = match["part"].removeprefix("lora_").removeprefix("embedding_")
                 key = match["module"], "embedding" in match["part"]
-                if part == "magnitude_vector":  # has no part of its own that tells an embedding's from others'
-                    key = key[0], (key[0], True) in self._factors or f"{key[0]}.lora_embedding_A" in self._stems()
+                if part == "magnitude_vector":  # bears the same name in embeddings
+                    key = key[0], key[0] in tables
                 found = self._factors.setdefault(key, _Factors(*key))
                 part = f"{part}.bias" if kind == "bias" else part
                 if part in found.parts:
@@ -116,11 +117,6 @@ class PeftAdapter:
             raise BadCheckpoint(
                 f"{self.file.path}: holds the adapters {', '.join(sorted(adapters)[:4])}; save one of them alone"
             )
-
-    def _stems(self) -> set[str]:
-        """Names of tables' factors, without an adapter's name behind them."""
-        names = (FACTOR.fullmatch(name) for name in self.file.tensors if ".lora_embedding_A" in name)
-        return {f"{match['module']}.lora_embedding_A" for match in names if match}
 
     def _refuse_other_kinds(self, name: str) -> None:
         for mark, kind in OTHERS.items():

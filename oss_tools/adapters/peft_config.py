@@ -18,6 +18,7 @@ from oss_tools.errors import BadCheckpoint
 
 NAME = "adapter_config.json"
 MAX_BYTES = 16 << 20
+MAX_NAMES = 2048  # in a list
 MAX_PATTERNS = 1 << 18  # of ranks or alphas: one for each module, each expert's too
 MAX_EXPRESSIONS = 64  # of those, that are no plain names
 MAX_EXPRESSION = 200  # characters
@@ -136,7 +137,7 @@ def read_config(path: Path) -> PeftConfig:
         alphas=Patterns(raw.get("alpha_pattern"), f"{path}: alpha_pattern", whole=False),
         stabilized=_flag(raw, "use_rslora", path),
         weight_decomposed=_flag(raw, "use_dora", path),
-        modules_to_save=_names(raw, "modules_to_save", path),
+        modules_to_save=tuple(dict.fromkeys(_names(raw, "modules_to_save", path))),
         tied=_flag(raw, "ensure_weight_tying", path),
         tokens=_tokens(raw.get("trainable_token_indices"), path),
         targets_parameters=bool(_names(raw, "target_parameters", path)),
@@ -187,8 +188,8 @@ def _flag(raw: dict[str, Any], key: str, path: Path) -> bool:
 def _names(raw: dict[str, Any], key: str, path: Path) -> tuple[str, ...]:
     value = raw.get(key)
     names = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadCheckpoint(f"{path}: {key} is no list of names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > MAX_NAMES:
+        raise BadCheckpoint(f"{path}: {key} is no list of at most {MAX_NAMES} names")
     return tuple(names)
 
 

@@ -116,16 +116,21 @@ class _SafetensorsTensor(AdapterTensor):
         return np.array(QTensor(format, (1, values.size), {"values": values.reshape(1, -1)}).dequantize()[0])
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        data = self._file.read(self._raw, start * self.width * self._bytes, stop * self.width * self._bytes)
-        return self._values(data).reshape(stop - start, self.width)
+        return self._flat(start * self.width, stop * self.width).reshape(stop - start, self.width)
+
+    def _flat(self, start: int, stop: int) -> np.ndarray:
+        return self._values(self._file.read(self._raw, start * self._bytes, stop * self._bytes))
+
+    def pieces(self) -> Iterator[np.ndarray]:  # before a shape is held against the base's, whose rows may be of any length
+        for start in range(0, self._raw.size, AT_ONCE // 4):
+            yield self._flat(start, min(start + AT_ONCE // 4, self._raw.size))
 
     def columns(self, start: int, stop: int, first: int = 0, last: int | None = None) -> np.ndarray:
         last = self.height if last is None else last
         if (stop - start) * 8 > self.width:
             return super().columns(start, stop, first, last)
-        places = [(row * self.width + start) * self._bytes for row in range(first, last)]
-        size = (stop - start) * self._bytes
-        parts = [self._values(self._file.read(self._raw, place, place + size)) for place in places]
+        places = (row * self.width + start for row in range(first, last))
+        parts = [self._flat(place, place + stop - start) for place in places]
         return np.stack(parts) if parts else np.empty((0, stop - start), np.float32)
 
 
@@ -154,6 +159,8 @@ class SafetensorsAdapter(AdapterFile):
 class _GgufTensor(AdapterTensor):
     def __init__(self, file: GgufReader, name: str) -> None:
         self._file, self.name, self.shape = file, name, file.tensors[name].shape
+        if 0 in self.shape:
+            raise BadCheckpoint(f"{file.path}: tensor {name} is empty, shape {list(self.shape)}")
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         return np.array(self._file.read(self.name, start, stop, self.width).dequantize())
@@ -171,7 +178,11 @@ class GgufAdapter(AdapterFile):
         self.path = path
         self._file = GgufReader(path, adapter=True)
         self.keys = self._file.raw_config
-        self.tensors = {name: _GgufTensor(self._file, name) for name in self._file.tensors}
+        try:
+            self.tensors = {name: _GgufTensor(self._file, name) for name in self._file.tensors}
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._file.close()
