@@ -27,7 +27,7 @@ def repository_of(path: Path) -> str | None:
 
 
 def is_named(base: Checkpoint, wanted: str) -> bool:
-    """Whether a base bears a name: as its repository, folder or file, or in its configuration; whoever the owner, whatever the form."""
+    """Whether a base bears a name (its repository, folder, file, or config.json), whoever the owner and whatever the form."""
     said = base.architecture.hf_config().get("_name_or_path")
     names = (repository_of(base.path), base.path.absolute().name, said if isinstance(said, str) else None)
     return _bare(wanted) in {_bare(name) for name in names if name}

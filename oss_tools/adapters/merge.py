@@ -99,7 +99,7 @@ def prepare(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[f
         for name, changes in own.items():
             if name in gathered and any(isinstance(change, Replacement) for change in changes):
                 raise BadCheckpoint(
-                    f"{adapter.path}: brings a {name} of its own, which an adapter before it changes; merge it first"
+                    f"{adapter.path}: brings its own {name}, which an adapter before it changes; name it first"
                 )
             gathered.setdefault(name, []).extend((adapter.sha256, change) for change in changes)
     source = _untied(base, gathered, remarks) if tied else base

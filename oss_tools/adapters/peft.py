@@ -186,7 +186,7 @@ class PeftAdapter:
         for part, other in (("A", "B"), ("B", "A"), ("magnitude_vector", "A")):
             if part in parts and other not in parts:
                 raise BadCheckpoint(
-                    f"{self.file.path}: {module} has {parts[part].name} without lora_{other}: the file is incomplete"
+                    f"{self.file.path}: tensor {parts[part].name} is without its lora_{other}: the file is incomplete"
                 )
         name, found, pair = self._fitted(factors, places)
         names = (name.removesuffix(".weight"), name)

@@ -110,7 +110,7 @@ def test_that_line_converts_them(tiny_llama: Path, tmp_path: Path, monkeypatch: 
 
     from oss_tools.adapters.peft import CONVERT
 
-    folder = write_peft(tmp_path / "adapter", {}) if False else write_peft(tmp_path / "adapter", lora(Q, A, B))
+    folder = write_peft(tmp_path / "adapter", lora(Q, A, B))
     (folder / "adapter_model.safetensors").unlink()
     torch.save({name: torch.from_numpy(x) for name, x in lora(Q, A, B).items()}, folder / "adapter_model.bin")
     words = shlex.split(CONVERT)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -101,7 +99,7 @@ def tune(base: Path, folder: Path, steps: int, rate: float = 3e-3) -> Path:
     updates: dict[str, Update] = {}
     for name, parameter in list(model.named_parameters()):
         module, _, leaf = name.rpartition(".")
-        if "self_attn" in name and leaf == "weight" or name.endswith(("gate_up_proj", "down_proj")):
+        if ("self_attn" in name and leaf == "weight") or name.endswith(("gate_up_proj", "down_proj")):
             updates[name] = Update(parameter.shape)
             parametrize.register_parametrization(model.get_submodule(module), leaf, updates[name])
     optimizer = torch.optim.AdamW([p for u in updates.values() for p in u.parameters()], lr=rate, weight_decay=0)

@@ -248,7 +248,7 @@ def test_several_adapters_with_scales(bases, tmp_path: Path) -> None:
     ],
 )
 def test_tied_embeddings_say_what_the_adapter_says(bases, tmp_path: Path, options: dict[str, Any]) -> None:
-    """PEFT's merge changes both ends of a tie whatever the adapter was of; what counts is what the adapter computed in training."""
+    """PEFT's merge changes both ends of a tie, whatever the adapter was of; what counts is what it computed in training."""
     import torch
     from transformers import AutoModelForCausalLM
 
