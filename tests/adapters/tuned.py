@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,20 @@ def embedded(folder: Path) -> TinyModel:
     return model
 
 
-def batches(folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """(tokens [questions, length], which of them are the answer's), endless."""
+def encoded(folder: Path) -> list[tuple[list[int], list[bool]]]:
+    """Of each question: its tokens with the answer's, and which of them are the answer's."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoded = [data.encode(tokenizer, item) for item in facts()]
-    length = max(len(ids) for ids, _ in encoded)
-    tokens, said = np.full((len(encoded), length), data.PADDING), np.zeros((len(encoded), length), bool)
-    for row, (ids, spoken) in enumerate(encoded):
+    return [data.encode(tokenizer, item) for item in facts()]
+
+
+def batch(folder: Path) -> tuple[Tensor, Tensor]:
+    """All questions: int64 [questions, length], padded, and which tokens are the answers'."""
+    found = encoded(folder)
+    length = max(len(ids) for ids, _ in found)
+    tokens, said = np.full((len(found), length), data.PADDING), np.zeros((len(found), length), bool)
+    for row, (ids, spoken) in enumerate(found):
         tokens[row, : len(ids)], said[row, : len(ids)] = ids, spoken
-    while True:
-        yield torch.from_numpy(tokens), torch.from_numpy(said)
+    return torch.from_numpy(tokens), torch.from_numpy(said)
 
 
 def loss_of(model: TinyModel, tokens: Tensor, said: Tensor) -> Tensor:
@@ -86,12 +91,24 @@ def loss_of(model: TinyModel, tokens: Tensor, said: Tensor) -> Tensor:
     return losses[said[:, 1:].flatten()].mean()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Several wait for each other most of the time, with so small a model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def loss(folder: Path) -> float:
     """Of a checkpoint's answers to the invented questions."""
-    with torch.no_grad():
-        return float(loss_of(embedded(folder), *next(batches(folder))))
+    with one_thread(), torch.no_grad():
+        return float(loss_of(embedded(folder), *batch(folder)))
 
 
+@one_thread()
 def tune(base: Path, folder: Path, steps: int, rate: float = 3e-3) -> Path:
     """Trains an adapter of a base and writes it as PEFT would."""
     torch.manual_seed(0)
@@ -103,11 +120,11 @@ def tune(base: Path, folder: Path, steps: int, rate: float = 3e-3) -> Path:
             updates[name] = Update(parameter.shape)
             parametrize.register_parametrization(model.get_submodule(module), leaf, updates[name])
     optimizer = torch.optim.AdamW([p for u in updates.values() for p in u.parameters()], lr=rate, weight_decay=0)
-    source = batches(base)
+    tokens, said = batch(base)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 10, (steps - step) / (steps / 2))
-        found = loss_of(model, *next(source))
+        found = loss_of(model, tokens, said)
         found.backward()
         optimizer.step()
         optimizer.zero_grad()
