@@ -1,4 +1,4 @@
-"""Merge fine-tunes (LoRA adapters) into their model; say how much of them rounding leaves.
+"""Merge LoRA adapters into their model; say what rounding leaves.
 
 ADAPTER is a PEFT folder (adapter_config.json, adapter_model.safetensors), its name among the downloads, or llama.cpp's GGUF
 adapter; several are added in turn. Without --recipe or --format every tensor keeps its format: what an MXFP4 model's adapter
