@@ -16,7 +16,7 @@ from oss_tools.adapters.peft import PeftAdapter
 from oss_tools.adapters.places import Place, Places
 from oss_tools.convert.plan import Plan, make_plan
 from oss_tools.convert.recipe import Recipe
-from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.errors import BadCheckpoint, BadRecipe, BadRequest
 from oss_tools.models import Checkpoint
 from oss_tools.models.checkpoint import Entry
 
@@ -69,6 +69,15 @@ class Merge:
     def plan(self, container: str, recipe: Recipe) -> Plan:
         """The conversion that merges. Raises BadRecipe, BadTensor."""
         return make_plan(self.source, container, recipe, self.updates, self.added)
+
+
+def check_apart(destination: Path, adapters: Iterable[Path]) -> None:
+    """Raises BadRecipe if the output would lie in, around or over an adapter."""
+    target = destination.resolve()
+    for path in adapters:
+        folder = path.resolve() if path.is_dir() else path.resolve().parent
+        if target in (path.resolve(), folder, *folder.parents) or (path.is_dir() and folder in target.parents):
+            raise BadRecipe(f"{destination}: the output cannot lie in, around or over the adapter {path}")
 
 
 def prepare(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[float], *, any_base: bool = False) -> Merge:

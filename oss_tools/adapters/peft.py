@@ -189,7 +189,7 @@ class PeftAdapter:
                     f"{self.file.path}: tensor {parts[part].name} is without its lora_{other}: the file is incomplete"
                 )
         name, found, pair = self._fitted(factors, places)
-        names = (name.removesuffix(".weight"), name)
+        names = (module.removeprefix("base_model.model.").replace(".base_layer", ""), name.removesuffix(".weight"), name)
         scale = strength * self.config.scale(names, rank_of(pair), f"{self.file.path}: {parts['A'].name}")
         magnitude = parts.get("magnitude_vector")
         if (magnitude is not None) != self.config.weight_decomposed:

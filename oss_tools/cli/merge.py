@@ -73,7 +73,7 @@ def run(
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    from oss_tools.adapters.merge import Merge, open_adapter, prepare
+    from oss_tools.adapters.merge import Merge, check_apart, open_adapter, prepare
     from oss_tools.checkpoints.files import check_place, replace_file
     from oss_tools.convert.pipeline import Options
     from oss_tools.convert.plan import Plan
@@ -86,6 +86,7 @@ def run(
     strengths = strengths * len(adapter) if len(strengths) == 1 else strengths
     if report:
         check_place(report)
+    check_apart(destination, adapter)
     chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
     options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     opened = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,22 @@ def test_a_base_in_any_container_and_format(drawn, tmp_path: Path) -> None:
         found = values(made, f"{Q}.weight")
         np.testing.assert_allclose(found, expected, rtol=2**-7)  # a value between two may fall to either side
         assert np.mean(found != expected) < 0.01
+
+
+@pytest.mark.parametrize("container", ["hf", "gguf"])
+def test_a_tie_is_parted_where_the_adapter_changes_one_end(tmp_path: Path, container: str) -> None:
+    shape = load_shape("llama-tiny")
+    shape = replace(shape, config=shape.config | {"tie_word_embeddings": True})
+    base = tmp_path / ("base.gguf" if container == "gguf" else "base")
+    synthesize(plan_synthesis(shape, container, recipe_of_format("f32"), seed=5), base)
+    table, (a, b) = values(base, "model.embed_tokens.weight"), random_pair(512, 64)
+    adapter = write_peft(tmp_path / "adapter", lora("lm_head", a, b))
+    for target, into in ((tmp_path / "out", "hf"), (tmp_path / "out.gguf", "gguf")):
+        merge(base, adapter, target, container=into)
+        np.testing.assert_array_equal(values(target, "model.embed_tokens.weight"), table)
+        np.testing.assert_allclose(values(target, "lm_head.weight"), table + 2 * (b @ a), atol=1e-6)
+        with open_checkpoint(target) as made:
+            assert made.architecture.hf_config()["tie_word_embeddings"] is False
 
 
 # ---- the conversion around it ---------------------------------------------------------------------------------------

@@ -89,12 +89,15 @@ def test_refusals_are_one_line(tiny_llama: Path, adapter: Path, tmp_path: Path) 
     for arguments in (
         (tiny_llama, tiny_llama, tmp_path / "out"),
         (adapter, adapter, tmp_path / "out"),
-        (tiny_llama, adapter, adapter / "out" / ".."),
+        (tiny_llama, adapter, adapter),
+        (tiny_llama, adapter, adapter, "--overwrite"),
+        (tiny_llama, adapter, adapter / "out"),
         (tiny_llama, adapter, tmp_path / "out.gguf", "--container", "hf"),
     ):
         _, said = run("merge", *arguments, status=2)
         assert len(said.strip().splitlines()) == 1
         assert said.startswith("oss-tools: ")
+    assert (adapter / "adapter_model.safetensors").exists()
     assert "oss-tools merge" in run("inspect", adapter, status=2)[1]
 
 

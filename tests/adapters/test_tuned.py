@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned.tune(base, tmp_path_factory.mktemp("adapter") / "rank8", steps=40)
+    return tuned.tune(base, tmp_path_factory.mktemp("adapter") / "rank8", steps=60)
 
 
 def answers(model: Path) -> int:
@@ -74,5 +74,5 @@ def test_merged_into_mxfp4_it_still_answers(base: Path, adapter: Path, tmp_path:
     merge(base, adapter, tmp_path / "faint", scales=[0.1])
     before, taught, faint = (answers(model) for model in (base, tmp_path / "mxfp4", tmp_path / "faint"))
     asked = len(tuned.facts())
-    assert taught >= asked - 2
-    assert max(before, faint) <= asked // 2
+    assert taught >= 0.75 * asked
+    assert max(before, faint) <= asked // 4
