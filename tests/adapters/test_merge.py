@@ -200,6 +200,41 @@ def test_bytes_do_not_depend_on_threads_or_pieces(tmp_path: Path, monkeypatch: p
     assert contents(tmp_path / "usual") == contents(tmp_path / "small")
 
 
+@pytest.fixture
+def many_kinds(tmp_path: Path) -> Path:
+    """Of llama-tiny: decomposed linears and an embedding, a norm of its own."""
+    a, b = random_pair(64, 64, seed=1)
+    tensors = lora(Q, a, b) | {f"{PREFIX}{Q}.lora_magnitude_vector": np.abs(b[:, 0]) + 1}
+    a, b = random_pair(64, 512, seed=2)
+    at = f"{PREFIX}model.embed_tokens."
+    tensors |= {f"{at}lora_embedding_A": a, f"{at}lora_embedding_B": b, f"{at}lora_magnitude_vector": np.abs(b[:, 0]) + 9}
+    tensors |= {f"{PREFIX}model.norm.weight": np.linspace(0.5, 1.5, 64)}
+    return write_peft(tmp_path / "kinds", tensors, use_dora=True, modules_to_save=["norm"])
+
+
+def test_every_kind_of_change_is_made_piece_by_piece(
+    drawn, tmp_path: Path, many_kinds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = drawn("llama-tiny")
+    merge(base, many_kinds, tmp_path / "usual")
+    from oss_tools.models import checkpoint
+
+    monkeypatch.setattr(checkpoint.chunks, "__defaults__", (1024,))
+    merge(base, many_kinds, tmp_path / "small")
+    for name in (f"{Q}.weight", "model.embed_tokens.weight", "model.norm.weight"):
+        assert not np.allclose(values(base, name), values(tmp_path / "usual", name), atol=1e-2)
+        np.testing.assert_allclose(values(tmp_path / "small", name), values(tmp_path / "usual", name), rtol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["bf16", "mxfp4", "nvfp4", "int8", "fp8_block"])
+def test_rounding_is_that_of_the_merged_values(drawn, tmp_path: Path, many_kinds: Path, format: str) -> None:
+    recipe = recipe_of_format(format)
+    merge(drawn("llama-tiny"), many_kinds, tmp_path / "at-once", recipe)
+    merge(drawn("llama-tiny"), many_kinds, tmp_path / "exact", recipe_of_format("f32"))
+    convert(tmp_path / "exact", tmp_path / "in-turn", "hf", recipe)
+    assert contents(tmp_path / "at-once") == contents(tmp_path / "in-turn")
+
+
 def test_the_manifest_says_what_is_left(tmp_path: Path) -> None:
     base, adapter = big(tmp_path)
     manifest = merge(base, adapter, tmp_path / "out")

@@ -159,6 +159,10 @@ def test_gpt_oss(
     assert_as_peft(bases("GptOss"), tmp_path, changed, **options)
 
 
+def test_gpt_oss_with_experts_kept_whole(bases, tmp_path: Path) -> None:
+    assert_as_peft(bases("GptOss"), tmp_path, 2 + 12, target_modules=["v_proj"], modules_to_save=["experts", "router"])
+
+
 def test_gpt_oss_with_a_rank_for_its_experts(bases, tmp_path: Path) -> None:
     patterns = {"rank_pattern": {"gate_up_proj": 3}, "alpha_pattern": {"mlp.experts.down_proj": 11}}
     assert_as_peft(bases("GptOss"), tmp_path, 6, target_modules=["v_proj"], target_parameters=EXPERTS, **patterns)
