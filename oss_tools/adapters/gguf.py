@@ -14,7 +14,7 @@ from gguf.constants import Keys
 from oss_tools.adapters.changes import Change, LowRank, Replacement
 from oss_tools.adapters.fitting import fitted, fitted_table, misfit, rank_of
 from oss_tools.adapters.places import Places
-from oss_tools.adapters.tensors import AdapterTensor, GgufAdapter
+from oss_tools.adapters.tensors import AdapterFile, AdapterTensor, GgufAdapter
 from oss_tools.errors import BadCheckpoint
 
 LARGEST_ALPHA = 1e6
@@ -33,10 +33,12 @@ class GgufLora:
     def __init__(self, path: Path) -> None:
         """Raises BadCheckpoint."""
         self.path = path
-        self.file = GgufAdapter(path)
+        opened = GgufAdapter(path)
+        self.file: AdapterFile = opened
+        self._keys = opened.keys
         self.remarks: list[str] = []
         try:
-            keys = self.file.keys
+            keys = self._keys
             kind = keys.get(Keys.Adapter.TYPE)
             if kind != "lora":
                 raise BadCheckpoint(f"{path}: an adapter of the type {str(kind)[:40]}, which is not supported; lora is")
@@ -75,7 +77,7 @@ class GgufLora:
 
     def changes(self, places: Places, strength: float) -> Iterator[Change]:
         """All changes of a model's tensors. `places`: of a GGUF file. Raises BadCheckpoint for another model's adapter."""
-        said, ours = self.file.keys.get(Keys.General.ARCHITECTURE), places.architecture.gguf_name
+        said, ours = self._keys.get(Keys.General.ARCHITECTURE), places.architecture.gguf_name
         if said != ours:
             raise BadCheckpoint(f"{self.path}: an adapter for the architecture {str(said)[:40]!r}, the base is {ours!r}")
         for name, tensor in self._norms.items():

@@ -14,6 +14,7 @@ from oss_tools.adapters.changes import AdapterUpdate, Change, Replacement, Token
 from oss_tools.adapters.gguf import GgufLora
 from oss_tools.adapters.peft import PeftAdapter
 from oss_tools.adapters.places import Place, Places
+from oss_tools.adapters.tensors import AdapterFile
 from oss_tools.convert.plan import Plan, make_plan
 from oss_tools.convert.recipe import Recipe
 from oss_tools.errors import BadCheckpoint, BadRecipe, BadRequest
@@ -30,6 +31,7 @@ class Adapter(Protocol):
     path: Path
     base: str
     sha256: str
+    file: AdapterFile
     remarks: list[str]
 
     def changes(self, places: Places, strength: float) -> Iterable[Change]: ...
@@ -57,18 +59,20 @@ class Merge:
     Attributes:
         source: the base; with an output of its own where the adapters part it from the embedding.
         updates: canonical name -> what is done to the tensor.
-        added: the adapters in words, for the plan.
+        added, files: the adapters in words, and their files, for the plan.
         remarks: what a user should know, a sentence each.
     """
 
     source: Checkpoint
     updates: dict[str, AdapterUpdate]
     added: dict[str, str]
+    files: tuple[Path, ...]
     remarks: list[str] = field(default_factory=list)
 
     def plan(self, container: str, recipe: Recipe) -> Plan:
         """The conversion that merges. Raises BadRecipe, BadTensor."""
-        return make_plan(self.source, container, recipe, self.updates, self.added)
+        plan = make_plan(self.source, container, recipe, self.updates)
+        return replace(plan, added=self.added, read_besides=self.files)
 
 
 def check_apart(destination: Path, adapters: Iterable[Path]) -> None:
@@ -117,7 +121,8 @@ def prepare(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[f
         raise BadCheckpoint(f"{adapters[0].path}: changes {missing}, which {base.path} does not hold")
     updates = {name: AdapterUpdate(changes) for name, changes in gathered.items()}
     facts = "; ".join(f"{a.sha256} × {s!r}" for a, s in zip(adapters, strengths, strict=True))
-    return Merge(source, updates, {"the adapters or their scales": facts}, remarks)
+    files = tuple(adapter.file.path for adapter in adapters)
+    return Merge(source, updates, {"the adapters or their scales": facts}, files, remarks)
 
 
 def _check_bases(base: Checkpoint, adapters: Iterable[Adapter]) -> list[str]:

@@ -14,7 +14,7 @@ from oss_tools.adapters import peft_config
 from oss_tools.adapters.changes import BiasUpdate, Change, Decomposed, Factors, LowRank, Replacement, TokenRows
 from oss_tools.adapters.fitting import fitted, fitted_table, misfit, rank_of
 from oss_tools.adapters.places import Place, Places
-from oss_tools.adapters.tensors import AdapterTensor, SafetensorsAdapter
+from oss_tools.adapters.tensors import AdapterFile, AdapterTensor, SafetensorsAdapter
 from oss_tools.errors import BadCheckpoint
 
 WEIGHTS = "adapter_model.safetensors"
@@ -76,7 +76,7 @@ class PeftAdapter:
             raise BadCheckpoint(f"{weights}: {peft_config.NAME} is missing beside it, which holds the rank and alpha")
         self.config = peft_config.read_config(folder / peft_config.NAME)
         self.base = self.config.base
-        self.file = SafetensorsAdapter(weights)
+        self.file: AdapterFile = SafetensorsAdapter(weights)
         self.remarks: list[str] = []
         try:
             self._factors: dict[tuple[str, bool], _Factors] = {}

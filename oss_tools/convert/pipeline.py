@@ -124,15 +124,15 @@ def _write_files(
         _write_derived(plan, writer)
         _write_tensors(plan, writer, journal, options, progress)
         if changed := [file for file, state in _states(plan).items() if before.get(file, state) != state]:
-            raise BadCheckpoint(f"{changed[0]}: was changed while it was read; start anew with --overwrite")
+            raise BadCheckpoint(f"{changed[0][0]}: was changed while it was read; start anew with --overwrite")
         return writer.finish()
     finally:
         writer.close()
 
 
 def _states(plan: Plan) -> dict[tuple[Path, int], tuple[int, int]]:
-    """Of the source's files that are still there under their names: (path, inode) -> (size, time of the last change)."""
-    states = {file: file.stat() for file in plan.source.reader.files() if file.exists()}
+    """Of the files that are read and still there under their names: (path, inode) -> (size, time of the last change)."""
+    states = {file: file.stat() for file in (*plan.source.reader.files(), *plan.read_besides) if file.exists()}
     return {(file, state.st_ino): (state.st_size, state.st_mtime_ns) for file, state in states.items()}
 
 

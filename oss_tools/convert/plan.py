@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class Plan:
         steps: one per tensor, in the architecture's order.
         derived: float32 tensors that the target container wants besides, by stored name.
         added: what is merged into the source, in words: what it is -> its value, or its hash.
+        read_besides: files that are read besides the source's.
     """
 
     source: Checkpoint
@@ -90,6 +92,7 @@ class Plan:
     steps: tuple[Step, ...]
     derived: dict[str, np.ndarray]
     added: Mapping[str, str] = field(default_factory=dict)
+    read_besides: tuple[Path, ...] = ()
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -166,11 +169,10 @@ def make_plan(
     container: str,
     recipe: Recipe,
     updates: Mapping[str, Update] | None = None,
-    added: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decides every tensor's format and place. Raises BadRecipe or BadTensor where the recipe cannot be followed.
 
-    `updates`: what is added to tensors before they are rounded, by canonical name; `added`: the same in words (`Plan.added`).
+    `updates`: what is added to tensors before they are rounded, by canonical name.
     """
     updates = updates or {}
     architecture = source.architecture
@@ -185,7 +187,7 @@ def make_plan(
         raise BadRecipe(f"{source.path}: {error}") from None
     steps = tuple(_step(source, e, container, recipe, updates.get(e.name)) for e in source.entries.values())
     derived = architecture.derived_tensors(container)
-    plan = Plan(source, container, recipe, _one_format_per_stored(steps), derived, added or {})
+    plan = Plan(source, container, recipe, _one_format_per_stored(steps), derived)
     if recipe.no_fallback:
         refuse_fallbacks(plan)
     return plan

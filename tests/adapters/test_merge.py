@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from oss_tools.convert.manifest import Manifest, manifest_path
 from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.convert.updates import Kept
-from oss_tools.errors import BadRecipe
+from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import get_format
 from oss_tools.models import open_checkpoint
 from tests.adapters.written import PREFIX, lora, merge, random_pair, write_gguf, write_peft
@@ -188,6 +189,22 @@ def test_killed_it_resumes_to_the_same_bytes_and_not_with_another_adapter(tmp_pa
     merge(base, moved, target, resume=True)  # finished
     with pytest.raises(BadRecipe, match="is finished, but differs in"):
         merge(base, moved, target, resume=True, scales=[0.5])
+
+
+def test_an_adapter_that_changes_meanwhile_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter = big(tmp_path)
+    from oss_tools.adapters.changes import AdapterUpdate
+
+    apply, weights = AdapterUpdate.apply, adapter / "adapter_model.safetensors"
+
+    def touched(self: AdapterUpdate, *arguments: object) -> None:
+        apply(self, *arguments)  # type: ignore[arg-type]
+        os.utime(weights, ns=(1, 1))
+
+    monkeypatch.setattr(AdapterUpdate, "apply", touched)
+    with pytest.raises(BadCheckpoint, match=r"adapter_model.safetensors: was changed while it was read"):
+        merge(base, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_bytes_do_not_depend_on_threads_or_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
