@@ -194,10 +194,15 @@ class Decomposed(LowRank):
 
 
 class Replacement(Change):
-    """Takes the rows from the adapter: modules_to_save, trained biases and norms."""
+    """Takes the rows from the adapter: modules_to_save, trained biases and norms.
+
+    Attributes:
+        of_base: whether they are the base's own, which PEFT saves beside an embedding's factors.
+    """
 
     def __init__(self, place: Place, tensor: AdapterTensor, *, transposed: bool) -> None:
         self.place, self.tensor, self.transposed = place, tensor, transposed
+        self.of_base = ".base_layer." in tensor.name
         self.identity = f"whole {tensor.name} {transposed}"
 
     def apply(self, values: np.ndarray, base: np.ndarray, matrix: int, rows: Rows) -> None:

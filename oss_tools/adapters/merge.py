@@ -110,6 +110,8 @@ def prepare(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[f
         if tied:
             _tie(adapter, own)
         for name, changes in own.items():
+            if name in gathered:
+                changes = [change for change in changes if not (isinstance(change, Replacement) and change.of_base)]
             if name in gathered and any(isinstance(change, Replacement) for change in changes):
                 raise BadCheckpoint(
                     f"{adapter.path}: brings its own {name}, which an adapter before it changes; name it first"

@@ -221,22 +221,23 @@ def test_several_adapters_with_scales(bases, tmp_path: Path) -> None:
     options: tuple[dict[str, Any], ...] = (
         {"target_modules": ATTENTION},
         {"target_modules": ["q_proj", "up_proj"], "r": 2},
-        {"target_modules": ["q_proj"], "use_dora": True},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+        {"target_modules": ["embed_tokens", "lm_head"]},
     )
     for number, chosen in enumerate(options):
         trained(base, tmp_path / str(number), **chosen)
-    folders, scales = [tmp_path / str(number) for number in range(3)], [0.5, -1.25, 2.0]
+    folders, scales = [tmp_path / str(number) for number in range(4)], [0.5, -1.25, 2.0, 0.75]
     merge(base, folders, tmp_path / "ours", scales=scales)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folders[0], "0")
-    for number in (1, 2):
+    for number in (1, 2, 3):
         model.load_adapter(folders[number], str(number))
     for module in model.modules():
         for number, scale in enumerate(scales):
             if hasattr(module, "set_scale"):
                 module.set_scale(str(number), scale)
-    model.base_model.set_adapter(["0", "1", "2"])
+    model.base_model.set_adapter(["0", "1", "2", "3"])
     model.merge_and_unload().save_pretrained(tmp_path / "theirs")
-    assert_equal(tmp_path / "ours", tmp_path / "theirs", base, 10)
+    assert_equal(tmp_path / "ours", tmp_path / "theirs", base, 12)
 
 
 @pytest.mark.parametrize(
