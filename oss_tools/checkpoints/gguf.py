@@ -101,12 +101,13 @@ class GgufReader(Reader):
         except OSError:
             return False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, adapter: bool = False) -> None:
+        """`adapter`: the file must be an adapter; else it must be a model."""
         self.path = path
         self._parts = _open_parts(_only_model(path) if path.is_dir() else path)
         try:
             self._keys = self._parts[0].header.keys
-            self._refuse_what_is_no_model()
+            self._refuse_other_kinds(adapter)
             self._ollama = gguf_kinds.is_ollama(self._keys)
             if self._ollama:
                 self._keys = gguf_kinds.ollama_keys(self._keys)
@@ -124,9 +125,12 @@ class GgufReader(Reader):
             self.close()
             raise
 
-    def _refuse_what_is_no_model(self) -> None:
+    def _refuse_other_kinds(self, adapter: bool) -> None:
         """Raises BadCheckpoint for GGUF files of other kinds."""
-        if kind := gguf_kinds.no_model(self._keys):
+        if adapter:
+            if (kind := self._keys.get(Keys.General.TYPE)) != "adapter":
+                raise BadCheckpoint(f"{self.path}: holds no adapter but a {str(kind or 'model')[:40]}; the base comes first")
+        elif kind := gguf_kinds.no_model(self._keys):
             raise BadCheckpoint(f"{self.path}: {kind}")
 
     def _add(self, part: _Part, info: TensorInfo, others: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from gguf.constants import Keys
 from oss_tools.checkpoints.gguf_header import OLLAMA_GPT_OSS
 
 KINDS = {  # general.type, or the architecture of older files -> what the file is
-    "adapter": "a LoRA adapter, not a model; merge it into its model with llama-export-lora",
+    "adapter": "a LoRA adapter, not a model; `oss-tools merge MODEL ADAPTER DST` makes one of the two",
     "imatrix": "an importance matrix, not a model; it goes to --importance",
     "mmproj": "the projector of a model's images or sounds (mmproj), not a model; give the file of the model beside it",
     "clip": "the projector of a model's images (mmproj, clip), not a model; give the file of the model beside it",

@@ -59,10 +59,7 @@ def adapter(folder: Path) -> str | None:
         kind = None
     kind = kind if isinstance(kind, str) and kind.isalnum() else "LoRA"
     of = f" of {base[:200]}" if isinstance(base, str) and base.isprintable() and base else ""
-    return (
-        f"an adapter ({kind}){of} alone, without the model; merge the two with PEFT (`merge_and_unload()`, "
-        "`save_pretrained()`) and give the result"
-    )
+    return f"an adapter ({kind}){of} alone, without the model; `oss-tools merge MODEL ADAPTER DST` makes one of the two"
 
 
 def _file(path: Path) -> str | None:

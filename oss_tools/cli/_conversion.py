@@ -1,10 +1,10 @@
-"""What `convert` and `requantize` share: their options, the plan's table, the run with its progress."""
+"""What `convert`, `requantize` and `merge` share: their options, the plan's table, the run with its progress."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -165,10 +165,12 @@ def carry_out(
     dry_run: bool,
     quiet: bool,
     as_json: bool,
+    planned: Callable[[Checkpoint, str, Recipe], Plan] | None = None,
 ) -> Outcome | None:
     """Plans, prints the plan and stops (dry run), or writes, with a progress bar for writing and one for reading back.
 
-    An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf.
+    An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf. `planned` makes the
+    plan of the open source, the container and the recipe; `make_plan` unless given.
     """
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
@@ -176,7 +178,7 @@ def carry_out(
     from oss_tools.models import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
-        plan = make_plan(checkpoint, container or _usual_container(checkpoint, destination), recipe)
+        plan = (planned or make_plan)(checkpoint, container or _usual_container(checkpoint, destination), recipe)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
         pipeline.check(plan, destination, options)
@@ -221,7 +223,7 @@ def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:
         remark(text)
     if plan.rounded_before:
         remark(f"{rounded_before(plan)}: the errors are against it, not against what it was made of")
-    rounded = [step.name for step in plan.steps if step.action == "quantize"]
+    rounded = [step.name for step in plan.steps if step.rounds]
     missing = [name for name in rounded if name not in (options.importance or {})]
     if importance and missing:
         remark(

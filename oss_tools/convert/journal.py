@@ -12,7 +12,6 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,9 @@ def facts(plan: Plan, options: Options) -> dict[str, str]:
     """What decides an output beside the values of the source's tensors: in words, what it is -> its value, or its hash."""
     metadata = plan.metadata
     steps = [(s.name, list(s.source.spec.shape), _format(s.source.format, s.source.mixed)) for s in plan.steps]
-    targets = [(s.name, s.target.format.name, s.quantization) for s in plan.steps]
+    targets = [
+        (s.name, s.target.format.name, s.quantization, *([s.update.identity] if s.update else [])) for s in plan.steps
+    ]
     derived = {name: values.tolist() for name, values in plan.derived.items()}
     weights = {name: _sha256(np.ascontiguousarray(w).tobytes()) for name, w in (options.importance or {}).items()}
     companions = {name: _sha256(content) for name, content in metadata.files.items()}
@@ -55,6 +56,7 @@ def facts(plan: Plan, options: Options) -> dict[str, str]:
         "the importance weights": _hash(weights),
         "--shard-size": str(options.shard_size),
         "--on-nonfinite": options.on_nonfinite,
+        **plan.added,
     }
 
 
@@ -155,7 +157,7 @@ class Journal:
     def add(self, record: TensorRecord) -> None:
         with self._lock:
             self.records[record.name] = record
-            self._line(asdict(record))
+            self._line(record.to_json())
 
     def _line(self, content: dict) -> None:
         with full_disk_is_no_room(self._path):

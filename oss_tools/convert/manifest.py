@@ -12,6 +12,7 @@ import numpy as np
 
 from oss_tools import __version__
 from oss_tools.checkpoints.files import replace_file
+from oss_tools.convert.updates import Kept
 from oss_tools.errors import BadCheckpoint
 from oss_tools.escapes import json_text
 from oss_tools.formats import Format, QTensor
@@ -88,7 +89,8 @@ class TensorError:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One tensor of a manifest: formats and hashes before and after, how it was made, and what that cost."""
+    """One tensor of a manifest: formats and hashes before and after, how it was made, what that cost, and, of an updated
+    tensor, how much of the update is left."""
 
     name: str
     role: str
@@ -100,6 +102,7 @@ class TensorRecord:
     action: str
     note: str = ""
     error: TensorError | None = None
+    kept: Kept | None = None
 
     @property
     def proven_equal(self) -> bool:
@@ -109,8 +112,13 @@ class TensorRecord:
     @staticmethod
     def from_json(raw: dict[str, Any]) -> TensorRecord:
         """Raises ValueError, TypeError or AttributeError where it is none."""
-        error = raw.get("error")
-        return _typed(TensorRecord(**{**raw, "error": _typed(TensorError(**error)) if error else None}))
+        error, kept = raw.get("error"), raw.get("kept")
+        read = {"error": _typed(TensorError(**error)) if error else None, "kept": _typed(Kept(**kept)) if kept else None}
+        return _typed(TensorRecord(**{**raw, **read}))
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON; without `kept`, which versions before it do not read, where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "kept" or value is not None}
 
 
 @dataclass
@@ -133,7 +141,7 @@ class Manifest:
     plan: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        replace_file(path, json_text(asdict(self), indent=1) + "\n")
+        replace_file(path, json_text(asdict(self) | {"tensors": [t.to_json() for t in self.tensors]}, indent=1) + "\n")
 
     @staticmethod
     def read(path: Path) -> Manifest:
@@ -157,6 +165,7 @@ TYPES: dict[str, tuple[type, ...]] = {  # what JSON may hold for a field of thes
     "list[int]": (list,),
     "dict[str, Any]": (dict,),
     "TensorError | None": (TensorError, type(None)),
+    "Kept | None": (Kept, type(None)),
     "list[TensorRecord]": (list,),
 }
 

@@ -8,6 +8,7 @@ goes on behind them and ends with the same bytes.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from oss_tools.convert.options import Progress as Progress
 from oss_tools.convert.output import claimed, clear, existing, give_names, manifest_in, partial_of, said_of
 from oss_tools.convert.plan import Plan, Step
 from oss_tools.convert.preflight import check, finished, interrupted, is_complete, left_behind, output_name
-from oss_tools.convert.rounding import ErrorSums, round_rows
+from oss_tools.convert.rounding import ErrorSums, round_rows, updated
 from oss_tools.convert.threads import Stop, in_threads
+from oss_tools.convert.updates import KeptSums
 from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom, OssToolsError, VerificationFailed
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Checkpoint
@@ -122,15 +124,15 @@ def _write_files(
         _write_derived(plan, writer)
         _write_tensors(plan, writer, journal, options, progress)
         if changed := [file for file, state in _states(plan).items() if before.get(file, state) != state]:
-            raise BadCheckpoint(f"{changed[0]}: was changed while it was read; start anew with --overwrite")
+            raise BadCheckpoint(f"{changed[0][0]}: was changed while it was read; start anew with --overwrite")
         return writer.finish()
     finally:
         writer.close()
 
 
 def _states(plan: Plan) -> dict[tuple[Path, int], tuple[int, int]]:
-    """Of the source's files that are still there under their names: (path, inode) -> (size, time of the last change)."""
-    states = {file: file.stat() for file in plan.source.reader.files() if file.exists()}
+    """Of the files that are read and still there under their names: (path, inode) -> (size, time of the last change)."""
+    states = {file: file.stat() for file in (*plan.source.reader.files(), *plan.read_besides) if file.exists()}
     return {(file, state.st_ino): (state.st_size, state.st_mtime_ns) for file, state in states.items()}
 
 
@@ -152,15 +154,22 @@ def _write_tensors(plan: Plan, writer: Writer, journal: Journal, options: Option
 def _write_tensor(plan: Plan, step: Step, writer: Writer, options: Options, progress: Progress, stop: Stop) -> TensorRecord:
     spec = step.source.spec
     before, after = TensorHash(step.source.format, spec.shape), TensorHash(step.target.format, spec.shape)
-    sums = ErrorSums()
+    sums, kept = ErrorSums(), KeptSums()
+    if step.update:
+        step.update.prepare(lambda: _base(plan, step))
     amax = _largest(plan, step) if step.target.format.needs_amax and not step.moves else None
     for matrix, start, end in chunks([step.source, step.target]):
         stop.check()
         rows = plan.source.read(spec.name, matrix, start, end)
         before.update(rows)
         if not step.moves:
+            base = rows
+            rows = updated(step, base, matrix, start)
+            merged = rows
             rows = round_rows(step, rows, _importance(options, step, matrix), amax, options.on_nonfinite, sums)
             after.update(rows)
+            if step.update:
+                kept.add(base.dequantize(), merged.dequantize(), rows.dequantize())
         write_rows(writer, step.target, matrix, start, rows)
         progress("write", spec.name, (end - start) * step.source.format.bytes_per_row(spec.matrices[2]))
     source_sha256 = before.hexdigest()
@@ -174,14 +183,22 @@ def _write_tensor(plan: Plan, step: Step, writer: Writer, options: Options, prog
         sha256=source_sha256 if step.moves else after.hexdigest(),
         action=step.action,
         note=step.note,
-        error=sums.error() if step.action == "quantize" else None,
+        error=sums.error() if step.rounds else None,
+        kept=kept.kept() if step.update else None,
     )
 
 
 def _largest(plan: Plan, step: Step) -> float:
     """The tensor's largest magnitude: a first pass for formats with one scale for the whole tensor."""
-    pieces = chunks([step.source])
-    return max(float(np.abs(plan.source.read(step.name, *piece).dequantize()).max(initial=0)) for piece in pieces)
+    pieces = ((piece, plan.source.read(step.name, *piece)) for piece in chunks([step.source]))
+    rows = (updated(step, base, matrix, start) for (matrix, start, _), base in pieces)
+    return max(float(np.abs(values.dequantize()).max(initial=0)) for values in rows)
+
+
+def _base(plan: Plan, step: Step) -> Iterator[tuple[int, int, np.ndarray]]:
+    """The source's values, piece by piece: (matrix, first row, float32 [n, K])."""
+    for matrix, start, stop in chunks([step.source]):
+        yield matrix, start, plan.source.read(step.name, matrix, start, stop).dequantize()
 
 
 def _importance(options: Options, step: Step, matrix: int) -> np.ndarray | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
 from oss_tools.convert.recipe import KEEP, Recipe, Rule, writable_formats
+from oss_tools.convert.updates import Update
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Checkpoint, Entry, TensorSpec
@@ -28,6 +30,7 @@ class Step:
         quantization: the quantization rule, or None for the format's default or where nothing is rounded.
         note: why the tensor does not get what the recipe asked for; empty if it does.
         narrowed: whether a float32 tensor goes to bf16 because all its values were seen to be bf16's.
+        update: what is added to its values before they are rounded, or None.
     """
 
     source: Entry
@@ -35,6 +38,7 @@ class Step:
     quantization: str | None = None
     note: str = ""
     narrowed: bool = False
+    update: Update | None = None
 
     @property
     def name(self) -> str:
@@ -43,21 +47,29 @@ class Step:
     @property
     def moves(self) -> bool:
         """Whether bytes are moved and no value is decoded."""
-        return self.source.format == self.target.format and not self.source.mixed
+        return self.update is None and self.source.format == self.target.format and not self.source.mixed
 
     @property
     def lossless(self) -> bool:
-        """Whether every value is certain to stay what it is."""
+        """Whether every value is certain to stay what it is, once it was updated."""
         source, target = self.source.format, self.target.format
-        if self.moves or self.narrowed or (source.name, target.name) == ("mxfp4", "int8_g32"):
+        if self.moves or self.narrowed:
             return True
-        exact = source.name if source.is_float else source.exact_in
+        if (source.name, target.name) == ("mxfp4", "int8_g32") and not self.update:
+            return True
+        exact = "f32" if self.update else source.name if source.is_float else source.exact_in
         return target.name == "f32" or target.name == exact
 
     @property
     def action(self) -> str:
-        """`move`, `decode` (to floats without loss) or `quantize` (rounds)."""
+        """`move`, `decode` (to floats without loss), `quantize` (rounds); with an update, `merge` or `merge, quantize`."""
+        if self.update:
+            return "merge" if self.lossless else "merge, quantize"
         return "move" if self.moves else "decode" if self.lossless else "quantize"
+
+    @property
+    def rounds(self) -> bool:
+        return not self.lossless
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,8 @@ class Plan:
         recipe: what was asked for.
         steps: one per tensor, in the architecture's order.
         derived: float32 tensors that the target container wants besides, by stored name.
+        added: what is merged into the source, in words: what it is -> its value, or its hash.
+        read_besides: files that are read besides the source's.
     """
 
     source: Checkpoint
@@ -77,6 +91,8 @@ class Plan:
     recipe: Recipe
     steps: tuple[Step, ...]
     derived: dict[str, np.ndarray]
+    added: Mapping[str, str] = field(default_factory=dict)
+    read_besides: tuple[Path, ...] = ()
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -114,7 +130,7 @@ class Plan:
     @property
     def rounded_before(self) -> list[str]:
         """The number formats in which the source holds tensors that this plan rounds: they were rounded once already."""
-        rounded = [step.source for step in self.steps if step.action == "quantize"]
+        rounded = [step.source for step in self.steps if step.rounds]
         formats = {f.name: None for entry in rounded for f in entry.mixed or (entry.format,) if not f.is_float}
         return list(formats)
 
@@ -148,8 +164,17 @@ class PlanRow:
     target_bytes: int
 
 
-def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
-    """Decides every tensor's format and place. Raises BadRecipe or BadTensor where the recipe cannot be followed."""
+def make_plan(
+    source: Checkpoint,
+    container: str,
+    recipe: Recipe,
+    updates: Mapping[str, Update] | None = None,
+) -> Plan:
+    """Decides every tensor's format and place. Raises BadRecipe or BadTensor where the recipe cannot be followed.
+
+    `updates`: what is added to tensors before they are rounded, by canonical name.
+    """
+    updates = updates or {}
     architecture = source.architecture
     if container not in architecture.containers:
         raise BadRecipe(
@@ -160,8 +185,9 @@ def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
         architecture.container_config(container)
     except BadCheckpoint as error:
         raise BadRecipe(f"{source.path}: {error}") from None
-    steps = tuple(_step(source, entry, container, recipe) for entry in source.entries.values())
-    plan = Plan(source, container, recipe, _one_format_per_stored(steps), architecture.derived_tensors(container))
+    steps = tuple(_step(source, e, container, recipe, updates.get(e.name)) for e in source.entries.values())
+    derived = architecture.derived_tensors(container)
+    plan = Plan(source, container, recipe, _one_format_per_stored(steps), derived)
     if recipe.no_fallback:
         refuse_fallbacks(plan)
     return plan
@@ -176,17 +202,17 @@ def refuse_fallbacks(plan: Plan) -> None:
         raise BadRecipe(f"no fallback is allowed, but {found}{more}; name these roles in a recipe's rules")
 
 
-def _step(source: Checkpoint, entry: Entry, container: str, recipe: Recipe) -> Step:
+def _step(source: Checkpoint, entry: Entry, container: str, recipe: Recipe, update: Update | None) -> Step:
     rule = recipe.rule_for(entry.spec)
     writer, model_type = writer_for(container), source.architecture.model_type
     if rule.format == KEEP:
-        return _keeping(source, entry, container)
+        return _keeping(source, entry, container, update)
     format, notes = choose_format(rule, entry.spec, writer, model_type)
     if format:
         target, note = _target(source, entry, container, format), "; ".join(notes)
-        rounds = format.name == rule.format and (format != entry.format or entry.mixed)
-        return Step(entry, target, rule.quantization if rounds else None, note)
-    step = _keeping(source, entry, container)
+        rounds = format.name == rule.format and (format != entry.format or entry.mixed or update)
+        return Step(entry, target, rule.quantization if rounds else None, note, update=update)
+    step = _keeping(source, entry, container, update)
     return replace(step, note="; ".join(filter(None, [*notes, step.note])))
 
 
@@ -223,13 +249,25 @@ def _held(format: Format, writer: type[Writer], model_type: str) -> bool:
     return any(writer.holds(format, role, model_type) for role in ("experts.down", "mlp.down"))
 
 
-def _keeping(source: Checkpoint, entry: Entry, container: str) -> Step:
+def _keeping(source: Checkpoint, entry: Entry, container: str, update: Update | None) -> Step:
     writer = writer_for(container)
     bf16 = get_format("bf16")
+    if update:
+        return _keeping_format(source, entry, container, update)
     if writer.holds(bf16, entry.spec.role, source.architecture.model_type) and _bf16_holds(source, entry):
         return Step(entry, _target(source, entry, container, bf16), narrowed=True)
     format, note = _kept(source, entry, writer)
     return Step(entry, _target(source, entry, container, format), note=note)
+
+
+def _keeping_format(source: Checkpoint, entry: Entry, container: str, update: Update) -> Step:
+    """The step of an updated tensor that keeps its format, as far as the container has it and it can be written."""
+    format, note = _kept(source, entry, writer_for(container))
+    if not (format.is_float or format.rules):
+        raise BadRecipe(
+            f"{entry.name}: is updated, and {format.name}, which it has, can be read but not written; name a --recipe or --format"
+        )
+    return Step(entry, _target(source, entry, container, format), note=note, update=update)
 
 
 def _kept(source: Checkpoint, entry: Entry, writer: type[Writer]) -> tuple[Format, str]:

@@ -7,7 +7,24 @@ import numpy as np
 from oss_tools.convert.manifest import TensorError
 from oss_tools.convert.plan import Step
 from oss_tools.errors import BadTensor
-from oss_tools.formats import QTensor
+from oss_tools.formats import QTensor, get_format
+
+
+def updated(step: Step, rows: QTensor, matrix: int, start: int) -> QTensor:
+    """Rows [start, start + n) of a matrix with the step's update, in float32; the rows themselves if there is none.
+
+    Raises BadTensor if the update takes values out of float32's range.
+    """
+    if step.update is None:
+        return rows
+    from numba_kernels.codec import finite
+
+    values = np.array(rows.dequantize())
+    before = finite.nonfinite_count(values)
+    step.update.apply(values, matrix, start)
+    if finite.nonfinite_count(values) > before:
+        raise BadTensor(f"{step.name}: with {step.update.source} its values are beyond float32; is the adapter damaged?")
+    return QTensor(get_format("f32"), rows.shape, {"values": values})
 
 
 def round_rows(
@@ -21,10 +38,10 @@ def round_rows(
         on_nonfinite: `refuse` or `clamp` NaN and infinity. Raises BadTensor where they are refused.
     """
     values = rows.dequantize()
-    if step.action == "quantize":
+    if step.rounds:
         values = finite_values(values, step.name, on_nonfinite)
     result = step.target.format.quantize(values, rule=step.quantization, importance=importance, amax=amax)
-    if step.action == "quantize":
+    if step.rounds:
         sums.add(values, result, step.name)
     return result
 

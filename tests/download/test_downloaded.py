@@ -11,6 +11,7 @@ from hub_server import COMMIT, Hub
 from oss_tools.download.contents import opened, snapshot
 from oss_tools.download.layout import name_of
 from oss_tools.errors import BadSource
+from tests.adapters.written import lora, random_pair, write_peft
 from tests.download.conftest import Run
 
 REPO = "someone/tiny-llama"
@@ -64,6 +65,23 @@ def test_every_verb_takes_the_name(fetch, run: Run, tmp_path: Path, tiny_llama: 
     ):
         done = run(*arguments, env=offline)
         assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_an_adapter_is_downloaded_and_merged_by_its_name(fetch, hub: Hub, run: Run, tmp_path: Path) -> None:
+    fetch()
+    pair = lora("model.layers.0.self_attn.q_proj", *random_pair(64, 64, size=0.5))
+    for name, base in (("style", REPO), ("alien", "someone/other-llama")):
+        hub.add_folder(f"someone/{name}", write_peft(tmp_path / name, pair, base_model_name_or_path=base))
+        done = run("download", f"someone/{name}")
+        assert done.returncode == 0, done.stderr
+    done = run("merge", REPO, "someone/style", "merged", "-q", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["total"]["share"] > 0.9
+    assert "made for" not in done.stderr
+    assert "was made for someone/other-llama, the base is someone/tiny-llama" in said(
+        run("merge", REPO, "someone/alien", "x")
+    )
+    assert run("merge", REPO, "someone/alien", "x", "--any-base", "-q").returncode == 0
 
 
 def test_fit_calls_a_snapshot_by_its_repository(fetch, hub: Hub, run: Run) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from numba_kernels.codec.error import error_sums
 from numba_kernels.codec.finite import FLOAT32_MAX, clamp_nonfinite, nonfinite_count
+from numba_kernels.codec.low_rank import add_low_rank, kept_sums
 from numba_kernels.parallel import over_rows
 
 
@@ -67,3 +68,27 @@ def test_over_rows_passes_errors_on() -> None:
 
     with pytest.raises(ValueError, match="no"):
         over_rows(kernel, [np.zeros((4, 1))], [np.zeros((4, 1))], threads=2)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 64, 511, 513, 1100]))
+@settings(deadline=None, max_examples=40)
+def test_low_rank_updates(seed: int, rows: int, rank: int, columns: int) -> None:
+    rng = np.random.default_rng(seed)
+    left, right = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, rank), (rank, columns)))
+    values = rng.standard_normal((rows, columns)).astype(np.float32)
+    whole, total = values.copy(), np.zeros_like(values)
+    add_low_rank(whole, left, right, 1.7)
+    for r in range(rank):  # in this order, each rounded
+        total += left[:, r : r + 1] * right[r]
+    np.testing.assert_array_equal(whole, values + np.float32(1.7) * total)
+    for row in range(rows):  # whatever is taken at a time
+        one = values[row : row + 1].copy()
+        add_low_rank(one, left[row : row + 1], right, 1.7)
+        np.testing.assert_array_equal(one, whole[row : row + 1])
+
+
+def test_what_is_kept_of_an_update() -> None:
+    base, merged, rounded = np.random.default_rng(0).standard_normal((3, 7, 33)).astype(np.float32)
+    update, change = (x.astype(np.float64) - base for x in (merged, rounded))
+    sums = (update**2).sum(), (update * change).sum(), (change**2).sum(), (base.astype(np.float64) ** 2).sum()
+    assert kept_sums(base, merged, rounded) == pytest.approx(sums, rel=1e-12)
