@@ -260,7 +260,7 @@ def _bf16_holds(source: Checkpoint, entry: Entry) -> bool:
 
 
 def _target(source: Checkpoint, entry: Entry, container: str, format: Format) -> Entry:
-    placements = source.architecture.placements(container, entry.spec, format.is_float)
+    placements = source.architecture.places(container, entry.spec, format.is_float)
     return Entry(entry.spec, format, tuple(placements))
 
 

@@ -134,7 +134,7 @@ def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, s
         if spec.optional and spec.role == "output":
             continue  # tied to the embedding
         format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
-        placements = architecture.placements(container, spec, format.is_float)
+        placements = architecture.places(container, spec, format.is_float)
         entries.append(Entry(spec, format, tuple(placements)))
         if note:
             notes.append((spec.name, note))
