@@ -77,12 +77,16 @@ class Panels:
 
     Attributes:
         shape: matrices, panels, bytes of a panel.
-        mapped: gives them in mapped memory, read-only uint8 of that shape; the matrices may lie apart.
+        mapped: gives them in mapped memory, read-only uint8 of that shape, which stays when the reader is closed; matrices may lie
+            apart in it.
+        check: raises BadCheckpoint where the mapped file is no longer what it was: to be called before what was computed with it
+            is given out.
         read: (matrix, uint8 [panels, bytes of a panel]) fills memory with one of them. Safe from threads.
     """
 
     shape: tuple[int, int, int]
     mapped: Callable[[], np.ndarray]
+    check: Callable[[], None]
     read: Callable[[int, np.ndarray], None]
 
 
@@ -134,6 +138,10 @@ class Reader(ABC):
     def panels(self, names: Sequence[str], interleave: bool) -> Panels | None:
         """The matrices of these tensors as one, rows one under another or in turn, if they lie so in the file; else None."""
         return None
+
+    def is_in_panels(self, name: str) -> bool:
+        """Whether a tensor is part of such matrices."""
+        return False
 
     def damage(self) -> list[str]:
         """What of the files is not as it was written, by name, where they hold hashes of themselves. Reads them whole."""

@@ -231,7 +231,14 @@ class ReadyReader(Reader):
         def read(matrix: int, memory: np.ndarray) -> None:
             read_into(self._descriptor, offset + matrix * place.record.stride, memory, self.file)
 
-        return Panels(form, lambda: self.mapping().view(offset, form, place.record.stride), read)
+        def mapped() -> np.ndarray:
+            return self.mapping().view(offset, form, place.record.stride)
+
+        return Panels(form, mapped, lambda: self.mapping().check(), read)
+
+    def is_in_panels(self, name: str) -> bool:
+        place = self.layout.panels.get(name)
+        return place is not None and self.panels(place.stack.tensors, place.stack.interleave) is not None
 
     def mapping(self) -> Mapping:
         """The whole file in memory, mapped once."""

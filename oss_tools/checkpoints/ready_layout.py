@@ -223,7 +223,9 @@ def _tensors(listed: Any, file_size: int) -> list[StoredTensor]:
             raise BadTable(f"tensor name {name[:80]!r} is empty, too long, unprintable or there twice")
         if format not in formats:
             raise BadTable(f"tensor {name}: no number format named {format[:40]!r}")
-        sane = isinstance(shape, list) and 0 < len(shape) <= MAX_AXES and all(type(axis) is int and axis > 0 for axis in shape)
+        sane = (
+            isinstance(shape, list) and 0 < len(shape) <= MAX_AXES and all(type(axis) is int and axis > 0 for axis in shape)
+        )
         if not sane:
             raise BadTable(f"tensor {name}: the shape {str(shape)[:80]} is none")
         if not formats[format].fits(shape[-1]):

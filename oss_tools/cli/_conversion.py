@@ -75,7 +75,12 @@ RecipeName = Annotated[
 ]
 Container = Annotated[
     str,
-    typer.Option("--container", "-c", metavar="hf|original|gguf|ready", help="[default: by the extension of DST, else as SRC, else hf]"),
+    typer.Option(
+        "--container",
+        "-c",
+        metavar="hf|original|gguf|ready",
+        help="[default: by DST's extension, else SRC's, else hf]",
+    ),
 ]
 Importance = Annotated[
     Path | None,

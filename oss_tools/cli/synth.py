@@ -49,7 +49,8 @@ def run(
     format: shared.Format = "",
     recipe: shared.RecipeName = "",
     container: Annotated[
-        str, typer.Option("--container", "-c", metavar="hf|original|gguf|ready", help="[default: by the extension of DST, else hf]")
+        str,
+        typer.Option("--container", "-c", metavar="hf|original|gguf|ready", help="[default: by DST's extension, else hf]"),
     ] = "",
     layers: Annotated[
         int, typer.Option("--layers", min=0, help="Another number of layers than the shape's.", show_default=False)

@@ -100,7 +100,7 @@ class NumbaBackend(Backend):
         self.threads = options.threads or cores()
         self.buffers = Buffers()
         transposed = "f32" if options.activations == "f32" else TRANSPOSED
-        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed)
+        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed, options.load == "mapped")
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
         self.state = State()
@@ -161,7 +161,7 @@ class NumbaBackend(Backend):
 
     @classmethod
     def weight_bytes(cls, checkpoint: Checkpoint, options: Options) -> int:
-        return kernel_bytes(checkpoint)
+        return kernel_bytes(checkpoint, options.load == "mapped")
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
@@ -201,6 +201,7 @@ class NumbaBackend(Backend):
         self._replay(replay.program, rows)
         for place in passing:
             self.team.run(place.copying(back=True))
+        self.weights.check()
 
     def _replay(self, program: Program, rows: int) -> None:
         """Replays a program, a long one in parts: between them an interrupt (Ctrl-C) is heard."""
@@ -222,6 +223,7 @@ class NumbaBackend(Backend):
         self.state.outputs[:n] = rows
         self.state.output_rows["group_start"][1] = n
         self.team.run(self._last)
+        self.weights.check()
         logits = self._kept[1 if self._last is self._one_head else 3]
         return logits.floats[:n, : self.vocabulary]
 
@@ -246,6 +248,7 @@ class NumbaBackend(Backend):
             "threads": self.threads,
             "activations": self.options.activations,
             "weight_bytes": bytes_by_format(self.weights.packed),
+            **({"mapped_bytes": self.weights.mapped_bytes} if self.weights.mapped_bytes else {}),
             "bytes_per_token": self.weights.bytes_per_token(self.architecture),
         }
 

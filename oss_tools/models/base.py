@@ -203,8 +203,8 @@ class Architecture(ABC):
         """These parts of `computation` in words of config.json, for keys of our own."""
 
     def container_config(self, container: str) -> dict[str, Any]:
-        """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf; for a run-ready file
-        `stacks`, the tensors that the kernels multiply as one.
+        """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf; `stacks`, the
+        tensors that kernels multiply as one, for a run-ready file.
 
         It is read again before it is given: what the container has no words for is said by keys of our own, in GGUF, or
         refused by name. Raises BadCheckpoint.

@@ -1,4 +1,4 @@
-"""Which tensors a forward pass multiplies as one: what a container that keeps weights as kernels take them puts beside each other."""
+"""Which tensors a forward pass multiplies as one, and which it uses together: what a run-ready file puts beside each other."""
 
 from __future__ import annotations
 
