@@ -84,7 +84,7 @@ class Packed:
     matrices: int
     rows: int
     columns: int
-    data: np.ndarray = field(default=None, repr=False)  # type: ignore[assignment]
+    data: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         if kernel_format(self.format) not in LAYOUTS:

@@ -77,8 +77,7 @@ class Panels:
 
     Attributes:
         shape: matrices, panels, bytes of a panel.
-        mapped: gives them in mapped memory, read-only uint8 of that shape, which stays when the reader is closed; matrices may lie
-            apart in it.
+        mapped: gives them in mapped memory, read-only uint8 of that shape, which outlives the reader; matrices may lie apart.
         check: raises BadCheckpoint where the mapped file is no longer what it was: to be called before what was computed with it
             is given out.
         read: (matrix, uint8 [panels, bytes of a panel]) fills memory with one of them. Safe from threads.

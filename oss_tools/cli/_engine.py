@@ -113,6 +113,6 @@ def loaded(
 def hint_at_ready(path: Path, container: str, seconds: float) -> None:
     """Says that a run-ready file would save the time in which this model's weights were read, and how to make one."""
     if container != "ready" and seconds >= WORTH_SAYING:
-        target = Path(path.name.removesuffix(".gguf") or "model").with_suffix(".ready")
-        command = shlex.join(["oss-tools", "convert", str(path), str(target)])
+        target = f"{path.resolve().name.removesuffix('.gguf')}.ready"
+        command = shlex.join(["oss-tools", "convert", str(path), target])
         remark(f"reading the weights took {seconds:.0f} s, which a run-ready file saves at every start: {command}")

@@ -14,6 +14,7 @@ from oss_tools.convert.recipe import KEEP, Recipe, Rule, writable_formats
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Checkpoint, Entry, TensorSpec
+from oss_tools.models.base import READY
 from oss_tools.models.checkpoint import chunks, stored_tensors
 
 NARROW_BYTES = 64 << 20  # float32 tensors up to this size are read while planning, to see whether bf16 holds them
@@ -151,10 +152,9 @@ class PlanRow:
 def make_plan(source: Checkpoint, container: str, recipe: Recipe) -> Plan:
     """Decides every tensor's format and place. Raises BadRecipe or BadTensor where the recipe cannot be followed."""
     architecture = source.architecture
-    if container not in architecture.containers:
+    if container not in (possible := (*architecture.containers, READY)):
         raise BadRecipe(
-            f"container {container} has no layout for {architecture.model_type}; "
-            f"possible: {', '.join(architecture.containers)}"
+            f"container {container} has no layout for {architecture.model_type}; possible: {', '.join(possible)}"
         )
     try:
         architecture.container_config(container)

@@ -20,8 +20,8 @@ LINE = (
 STATUS = 2
 
 _text, _length, _status = np.frombuffer(LINE, np.uint8), len(LINE), STATUS
-_write = types.ExternalFunction("write", types.intp(types.int32, types.voidptr, types.uintp))
-_exit = types.ExternalFunction("_exit", types.void(types.int32))
+_write: Any = types.ExternalFunction("write", types.intp(types.int32, types.voidptr, types.uintp))
+_exit: Any = types.ExternalFunction("_exit", types.void(types.int32))
 _kept: list[Any] = []
 
 

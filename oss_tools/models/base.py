@@ -152,13 +152,13 @@ class Architecture(ABC):
     Attributes:
         model_type: `model_type` in config.json.
         gguf_name: `general.architecture` in GGUF files.
-        containers: the containers that can hold it.
+        containers: those that have words and places of their own for it; a run-ready file holds every model.
         remarks: what a user should know about how the configuration was read, a sentence each.
     """
 
     model_type: ClassVar[str] = ""
     gguf_name: ClassVar[str] = ""
-    containers: ClassVar[tuple[str, ...]] = ("hf", "gguf", READY)
+    containers: ClassVar[tuple[str, ...]] = ("hf", "gguf")
     remarks: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:

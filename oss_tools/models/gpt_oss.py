@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from oss_tools.models import gpt_oss_places
-from oss_tools.models.base import READY, Architecture, Placement, Stored, TensorSpec, whole
+from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
 from oss_tools.models.gpt_oss_config import GptOssConfig, computation, from_hf, to_hf
 from oss_tools.models.gpt_oss_words import OWN_KEYS, from_gguf, from_original, to_gguf, to_original
 from oss_tools.models.operations import Gate, Heads, Operations, Rope, Router, Value
@@ -22,7 +22,7 @@ class GptOss(Architecture):
 
     model_type = "gpt_oss"
     gguf_name = "gpt-oss"
-    containers = ("hf", "original", "gguf", READY)
+    containers = ("hf", "original", "gguf")
 
     def __init__(self, config: GptOssConfig) -> None:
         self.config = config
