@@ -19,13 +19,21 @@ LINE = (
 )
 STATUS = 2
 
-_text, _length, _status = np.frombuffer(LINE, np.uint8), len(LINE), STATUS
+MARK = 0o765  # no mask that anybody has
+
+_text, _length, _status, _mark = np.frombuffer(LINE, np.uint8), len(LINE), STATUS, MARK
 _write: Any = types.ExternalFunction("write", types.intp(types.int32, types.voidptr, types.uintp))
 _exit: Any = types.ExternalFunction("_exit", types.void(types.int32))
+_umask: Any = types.ExternalFunction("umask", types.uint32(types.uint32))
+_pause: Any = types.ExternalFunction("pause", types.int32())
 _kept: list[Any] = []
 
 
 def _say_and_end(number):  # type: ignore[no-untyped-def]
+    while (
+        _umask(_mark) == _mark
+    ):  # the one thing of a process that can be set and asked for at once: another thread was first
+        _pause()
     _write(2, _text.ctypes, _length)
     _exit(_status)
 
