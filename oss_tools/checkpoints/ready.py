@@ -37,7 +37,7 @@ from oss_tools.checkpoints.ready_layout import (
 )
 from oss_tools.checkpoints.safetensors import is_sane_name
 from oss_tools.checkpoints.templates import MAX_TEMPLATE, MAX_TEMPLATES
-from oss_tools.errors import BadCheckpoint
+from oss_tools.errors import BadCheckpoint, NoRoom
 from oss_tools.formats import QTensor
 
 SUFFIX = ".ready"
@@ -281,7 +281,10 @@ class Mapping:
         self._descriptor = os.dup(descriptor)
         weakref.finalize(self, os.close, self._descriptor)
         self._state = self._now()
-        self._memory = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        try:
+            self._memory = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # a limit of the address space, a file system that maps nothing
+            raise NoRoom(f"{path}: cannot be mapped: {error.strerror}; --load resident reads it into memory") from None
 
     def _now(self) -> tuple[int, int]:
         state = os.fstat(self._descriptor)

@@ -22,6 +22,7 @@ from numba_kernels.cpu.probe import multiplying, rate, reading
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
+from oss_tools.engine import memory
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, parts
@@ -31,6 +32,7 @@ from oss_tools.engine.numba_weights import TRANSPOSED, NumbaWeights, bytes_by_fo
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Latent, Rope
+from oss_tools.sizes import format_size
 
 PIECES = 1024  # of attention whose keys are divided among threads, at most
 MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
@@ -111,6 +113,11 @@ class NumbaBackend(Backend):
         self._many, self._many_head = self._record(CHUNK)
         self._compile()
         self.weights.load(progress)
+        if self.weights.mapped_bytes > (free := memory.available_memory()):
+            options.say(
+                f"the weights ({format_size(self.weights.mapped_bytes)}) are larger than the free memory ({format_size(free)}): "
+                "parts of them are read from the disk again for every token"
+            )
         self.team = Team(self.threads)
         self._last = self._many_head
 

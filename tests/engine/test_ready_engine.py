@@ -9,18 +9,22 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from oss_tools.checkpoints.ready import Mapping
 from oss_tools.cli import _engine
 from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.convert.synth import Shape, plan_synthesis, synthesize
+from oss_tools.engine import memory
+from oss_tools.engine.backend import Options
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.numba_backend import NumbaBackend
 from oss_tools.engine.numba_weights import kernel_bytes, kernel_format
-from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 from oss_tools.models import open_checkpoint
 from tests.convert.helpers import convert
 from tests.models.small_families import CONFIGS
@@ -85,6 +89,29 @@ def test_all_matrices_are_mapped_and_nothing_is_reserved_for_them(tiny_gpt_oss: 
             assert engine.backend.weights.mapped_bytes == sum(p.nbytes for p in engine.backend.weights.packed)
             assert not any(p.data.flags.writeable for p in engine.backend.weights.packed)
             assert set(engine.backend.ceilings()) == {"read", "multiply"}
+
+
+def test_a_file_larger_than_memory_is_run_with_a_line(
+    tiny_gpt_oss: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(tiny_gpt_oss, tmp_path / "a.ready", "ready")
+    said: list[str] = []
+    with open_checkpoint(tmp_path / "a.ready") as checkpoint:
+        small = kernel_bytes(checkpoint) // 2
+        options = Options(threads=1, context=64, say=said.append)
+        monkeypatch.setattr(memory, "available_memory", lambda: memory.WORK_BYTES + small)
+        NumbaBackend.require(checkpoint, options)
+        monkeypatch.setattr(memory, "available_memory", lambda: small)
+        NumbaBackend(checkpoint, options, lambda nbytes: None).close()
+        with pytest.raises(NoRoom):
+            NumbaBackend.require(checkpoint, replace(options, load="resident"))
+    assert len(said) == 1
+    assert "larger than the free memory" in said[0]
+
+
+def test_a_file_that_cannot_be_mapped_is_one_line() -> None:
+    with open(os.devnull, "rb") as nothing, pytest.raises(NoRoom, match=r"cannot be mapped: .*--load resident"):
+        Mapping(nothing.fileno(), Path("a.ready"))
 
 
 def test_unknown_ways_to_load_are_refused(tiny_gpt_oss: Path) -> None:
