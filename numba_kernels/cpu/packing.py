@@ -75,7 +75,8 @@ class Packed:
     Attributes:
         format: the number format's name, as `LAYOUTS` has it, or int8_g32, int8_g128.
         matrices, rows, columns: the logical shape; columns as the caller counts them.
-        data: uint8 [matrices, panels, panel_bytes]; rows beyond the last are zeros.
+        data: uint8 [matrices, panels, panel_bytes]; rows beyond the last are zeros. Fresh memory unless it is given: then its
+            matrices may lie apart (in a file, each beside others).
         shift: the scale group of block k is k >> shift.
     """
 
@@ -83,15 +84,18 @@ class Packed:
     matrices: int
     rows: int
     columns: int
-    data: np.ndarray = field(init=False, repr=False)
+    data: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         if kernel_format(self.format) not in LAYOUTS:
             raise ValueError(f"no kernels for the format {self.format!r}; there are {', '.join(all_formats())}")
         if not fits(self.format, self.columns):
             raise ValueError(f"{self.format}: {self.columns} columns are no multiple of {_step(self.format)}")
-        size = self.matrices * self.panels * self.panel_bytes
-        self.data = _region.take(size).reshape(self.matrices, self.panels, self.panel_bytes)
+        shape = self.matrices, self.panels, self.panel_bytes
+        if self.data is None:
+            self.data = _region.take(self.matrices * self.panels * self.panel_bytes).reshape(shape)
+        elif self.data.shape != shape or self.data.dtype != np.uint8 or self.data.strides[1:] != (self.panel_bytes, 1):
+            raise ValueError(f"{self.data.dtype} {self.data.shape} for panels uint8 {shape}")
 
     @property
     def layout(self) -> Layout:
@@ -131,7 +135,8 @@ class Packed:
 
     @property
     def matrix_bytes(self) -> int:
-        return self.panels * self.panel_bytes
+        """From one matrix to the next."""
+        return self.data.strides[0] if self.matrices > 1 else self.panels * self.panel_bytes
 
     @property
     def nbytes(self) -> int:

@@ -48,7 +48,7 @@ def open_container(path: Path) -> Reader:
         raise BadCheckpoint(f"{path}: {known}")
     raise BadCheckpoint(
         f"{path}: not a checkpoint: expected a folder with config.json and .safetensors files, a .safetensors file, "
-        "or a .gguf file"
+        "a .gguf or a .ready file"
     )
 
 

@@ -6,11 +6,13 @@ A container knows how bytes lie in its files and nothing of architectures: names
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
+
+import numpy as np
 
 from oss_tools.formats import Format, QTensor
 
@@ -69,6 +71,24 @@ class Metadata:
     remarks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Panels:
+    """Matrices that lie in a file as this processor's kernels take them.
+
+    Attributes:
+        shape: matrices, panels, bytes of a panel.
+        mapped: gives them in mapped memory, read-only uint8 of that shape, which outlives the reader; matrices may lie apart.
+        check: raises BadCheckpoint where the mapped file is no longer what it was: to be called before what was computed with it
+            is given out.
+        read: (matrix, uint8 [panels, bytes of a panel]) fills memory with one of them. Safe from threads.
+    """
+
+    shape: tuple[int, int, int]
+    mapped: Callable[[], np.ndarray]
+    check: Callable[[], None]
+    read: Callable[[int, np.ndarray], None]
+
+
 class Reader(ABC):
     """An open container. Opening reads headers only and checks every size and offset against the files' real lengths.
 
@@ -113,6 +133,18 @@ class Reader(ABC):
     @abstractmethod
     def metadata(self, config: dict[str, Any]) -> Metadata:
         """Tokenizer, templates and companions in Hugging Face terms, around the given HF config."""
+
+    def panels(self, names: Sequence[str], interleave: bool) -> Panels | None:
+        """The matrices of these tensors as one, rows one under another or in turn, if they lie so in the file; else None."""
+        return None
+
+    def is_in_panels(self, name: str) -> bool:
+        """Whether a tensor is part of such matrices."""
+        return False
+
+    def damage(self) -> list[str]:
+        """What of the files is not as it was written, by name, where they hold hashes of themselves. Reads them whole."""
+        return []
 
     @abstractmethod
     def files(self) -> list[Path]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from oss_tools.models import Checkpoint
 
 
+FILES = {".gguf": "gguf", ".ready": "ready"}  # containers that are one file, by its extension
+
+
 def help_lists() -> dict[str, list[tuple[str, str]]]:
     """The formats that can be written and the recipes there are, for help texts."""
     from oss_tools.convert.recipe import load_recipe, recipe_names, writable_formats
@@ -53,7 +56,7 @@ Source = Annotated[
         help="A checkpoint's path, a downloaded owner/name, or tiny.",
     ),
 ]
-Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")]
+Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")]
 Format = Annotated[
     str,
     typer.Option(
@@ -72,7 +75,12 @@ RecipeName = Annotated[
 ]
 Container = Annotated[
     str,
-    typer.Option("--container", "-c", metavar="hf|original|gguf", help="[default: gguf for DST.gguf, else as SRC, else hf]"),
+    typer.Option(
+        "--container",
+        "-c",
+        metavar="hf|original|gguf|ready",
+        help="[default: by DST's extension, else SRC's, else hf]",
+    ),
 ]
 Importance = Annotated[
     Path | None,
@@ -169,8 +177,8 @@ def carry_out(
 ) -> Outcome | None:
     """Plans, prints the plan and stops (dry run), or writes, with a progress bar for writing and one for reading back.
 
-    An empty container means: gguf for a .gguf destination, else the source's own folder layout, else hf. `planned` makes the
-    plan of the open source, the container and the recipe; `make_plan` unless given.
+    An empty container means: that of the destination's extension, else the source's own folder layout, else hf. `planned` makes
+    the plan of the open source, the container and the recipe; `make_plan` unless given.
     """
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
@@ -208,9 +216,7 @@ def carry_out(
 
 
 def _usual_container(source: Checkpoint, destination: Path) -> str:
-    if destination.suffix == ".gguf":
-        return "gguf"
-    return "hf" if source.container == "gguf" else source.container
+    return FILES.get(destination.suffix) or (source.container if source.container not in FILES.values() else "hf")
 
 
 def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:

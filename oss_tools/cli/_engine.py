@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +41,17 @@ Context = Annotated[
 ]
 
 
+Load = Annotated[
+    str,
+    typer.Option(
+        "--load", help="Of a run-ready file: mapped uses weights where they lie, resident copies them into memory."
+    ),
+]
+
+
+WORTH_SAYING = 1.0  # seconds
+
+
 @contextmanager
 def loaded(
     path: Path,
@@ -47,10 +61,13 @@ def loaded(
     threads: int = 0,
     context: int | None = None,
     activations: str = "int8",
+    load: str = "mapped",
     quiet: bool = False,
     check: Callable[[Metadata], None] | None = None,
+    hint: bool = False,
 ) -> Iterator[Engine]:
-    """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read."""
+    """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read. `hint`: on a
+    terminal, says what a run-ready file would save."""
     from oss_tools.engine.backend import backend_for
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
@@ -60,6 +77,12 @@ def loaded(
             remark_reading(checkpoint, metadata)
         if check:
             check(metadata)
+
+    times: list[float] = []
+
+    def loading(nbytes: int) -> None:
+        times.append(time.perf_counter())
+        advance("load", nbytes)
 
     say = (lambda line: None) if quiet else remark
     backend = backend_for(device, backend, say)
@@ -74,10 +97,22 @@ def loaded(
             threads=threads,
             context=context,
             activations=activations,
+            load=load,
             check=examine,
-            progress=lambda nbytes: advance("load", nbytes),
+            progress=loading,
             say=say,
             on_compile=on_compile,
         )
+    seconds = max(times, default=0.0) - min(times, default=0.0)
+    if hint and not quiet and backend == "numba" and sys.stderr.isatty():
+        hint_at_ready(path, checkpoint.container, seconds)
     with engine:
         yield engine
+
+
+def hint_at_ready(path: Path, container: str, seconds: float) -> None:
+    """Says that a run-ready file would save the time in which this model's weights were read, and how to make one."""
+    if container != "ready" and seconds >= WORTH_SAYING:
+        target = f"{path.resolve().name.removesuffix('.gguf')}.ready"
+        command = shlex.join(["oss-tools", "convert", str(path), target])
+        remark(f"reading the weights took {seconds:.0f} s, which a run-ready file saves at every start: {command}")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Threads
+from oss_tools.cli._engine import Activations, BackendName, Device, Load, Threads
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import print_json, print_table, remark, remark_reading
 from oss_tools.escapes import in_a_line
@@ -49,6 +49,7 @@ def run(
     device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
+    load: Load = "mapped",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -65,7 +66,7 @@ def run(
     backend = backend_for(device, backend, (lambda line: None) if quiet else remark)
     settings = Settings(
         prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peers,
-        backend, activations,
+        backend, activations, load,
     )  # fmt: skip
     if not quiet:
         for path in models:

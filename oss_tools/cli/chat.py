@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Model, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
 from oss_tools.escapes import json_text
@@ -62,6 +62,7 @@ def run(
     device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
+    load: Load = "mapped",
     context: Context = None,
     quiet: QuietFlag = False,
 ) -> None:  # fmt: skip
@@ -86,6 +87,7 @@ def run(
         threads=threads,
         context=context,
         activations=activations,
+        load=load,
         quiet=quiet,
         check=check,
     ) as engine:

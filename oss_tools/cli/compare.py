@@ -37,7 +37,7 @@ oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
 SUITES = "math,health,tool_use"
-MODEL_FILES = (".gguf", ".safetensors")  # suffixes of models that are one file
+MODEL_FILES = (".gguf", ".ready", ".safetensors")  # suffixes of models that are one file
 EMBEDDED_TOKENS = 320  # more than the embedded model's longest right answer
 EMBEDDED_LIMIT = 100  # questions of each task, so that all of it is done in minutes
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Model, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Model, Threads, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._outlet import say
 from oss_tools.cli._output import print_json, remark
@@ -67,6 +67,7 @@ def run(
     device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
+    load: Load = "mapped",
     context: Context = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -77,8 +78,8 @@ def run(
 
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    options = {"device": device, "backend": backend, "activations": activations}
-    with loaded(model, **options, threads=threads, context=context, quiet=quiet) as engine:  # type: ignore[arg-type]
+    options = {"device": device, "backend": backend, "activations": activations, "load": load}
+    with loaded(model, **options, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             speaker = Speaker(engine, sampling, max_tokens)

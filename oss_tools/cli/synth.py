@@ -44,12 +44,13 @@ def run(
             metavar="CONFIG", autocompletion=complete_shape, help="A shape's name, a .yaml file, or a config.json."
         ),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder or .gguf file to make.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")],
     seed: Annotated[int, typer.Option("--seed", help="Of all random numbers.")] = 0,
     format: shared.Format = "",
     recipe: shared.RecipeName = "",
     container: Annotated[
-        str, typer.Option("--container", "-c", metavar="hf|original|gguf", help="[default: gguf for DST.gguf, else hf]")
+        str,
+        typer.Option("--container", "-c", metavar="hf|original|gguf|ready", help="[default: by DST's extension, else hf]"),
     ] = "",
     layers: Annotated[
         int, typer.Option("--layers", min=0, help="Another number of layers than the shape's.", show_default=False)
@@ -68,7 +69,7 @@ def run(
     if layers:
         model = model.with_layers(layers)
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else None
-    container = container or ("gguf" if destination.suffix == ".gguf" else "hf")
+    container = container or shared.FILES.get(destination.suffix, "hf")
     synthesis = synth.plan_synthesis(model, container, chosen, seed)
     by_note: dict[str, list[str]] = {}
     for name, note in synthesis.notes:

@@ -19,6 +19,7 @@ from oss_tools.errors import BadRecipe, BadRequest, NoRoom, OssToolsError
 from oss_tools.sizes import format_size
 
 SPARE_BYTES = 64 << 20  # free disk beyond the tensors: headers, tokenizer, manifest
+FILES = (".gguf", ".ready")  # extensions of checkpoints that are one file
 LOCK = "oss-tools-lock"
 SMALLEST_SHARD = 1000  # bytes; less is a mistake: `--shard-size 5` for 5GB
 MAX_NAME = 200  # bytes of a destination's name; disks take 255, and parts and the manifest have longer ones
@@ -28,7 +29,7 @@ def check_name(destination: Path, kind: type[Writer]) -> None:
     """Raises BadRecipe unless the destination's name is one that this container has, and could be made where it is."""
     if destination.name in ("", ".."):
         raise BadRecipe(f"{destination} exists; name the {'file' if kind.extension else 'folder'} to make in it")
-    if (destination.suffix == ".gguf") != (kind.extension == ".gguf"):
+    if destination.suffix != kind.extension and (kind.extension or destination.suffix in FILES):
         form = f"a {kind.extension} file" if kind.extension else "a folder"
         raise BadRecipe(f"{destination}: a {kind.container} checkpoint is {form}")
     if len(os.fsencode(destination.name)) > MAX_NAME:

@@ -16,6 +16,7 @@ from oss_tools.convert.updates import Update
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Checkpoint, Entry, TensorSpec
+from oss_tools.models.base import READY
 from oss_tools.models.checkpoint import chunks, stored_tensors
 
 NARROW_BYTES = 64 << 20  # float32 tensors up to this size are read while planning, to see whether bf16 holds them
@@ -176,10 +177,9 @@ def make_plan(
     """
     updates = updates or {}
     architecture = source.architecture
-    if container not in architecture.containers:
+    if container not in (possible := (*architecture.containers, READY)):
         raise BadRecipe(
-            f"container {container} has no layout for {architecture.model_type}; "
-            f"possible: {', '.join(architecture.containers)}"
+            f"container {container} has no layout for {architecture.model_type}; possible: {', '.join(possible)}"
         )
     try:
         architecture.container_config(container)
@@ -298,7 +298,7 @@ def _bf16_holds(source: Checkpoint, entry: Entry) -> bool:
 
 
 def _target(source: Checkpoint, entry: Entry, container: str, format: Format) -> Entry:
-    placements = source.architecture.placements(container, entry.spec, format.is_float)
+    placements = source.architecture.places(container, entry.spec, format.is_float)
     return Entry(entry.spec, format, tuple(placements))
 
 

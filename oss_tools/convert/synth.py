@@ -28,6 +28,7 @@ from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.models import Architecture, TensorSpec, architecture_of
+from oss_tools.models.base import READY
 from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
 from oss_tools.resources import resource
 
@@ -126,7 +127,7 @@ def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, s
     Raises BadCheckpoint for an impossible shape, BadRecipe or BadTensor where the recipe cannot be followed.
     """
     architecture = architecture_of(shape.config["model_type"]).from_config("hf", shape.config)
-    if container not in architecture.containers:
+    if container not in (*architecture.containers, READY):
         raise BadRecipe(f"container {container} has no layout for {architecture.model_type}")
     recipe = recipe or load_recipe(shape.recipe)
     entries, notes = [], []
@@ -134,7 +135,7 @@ def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, s
         if spec.optional and spec.role == "output":
             continue  # tied to the embedding
         format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
-        placements = architecture.placements(container, spec, format.is_float)
+        placements = architecture.places(container, spec, format.is_float)
         entries.append(Entry(spec, format, tuple(placements)))
         if note:
             notes.append((spec.name, note))

@@ -28,6 +28,8 @@ class Options:
         threads: threads that share the work; 0 is every core this process may use.
         activations: "int8" quantizes the inputs of linear layers per 32 values, "f32" keeps them whole.
         context: the most positions that a sequence may have.
+        load: "mapped" uses the weights of a run-ready file where they lie, in pages that the system can take back; "resident"
+            copies them into memory of this process. Other files' weights are always copied.
         say: is told, in a line, what the user should know (a conversion on load).
         on_compile: is called as each kernel begins to be compiled, and once after the last, with how many are ready, how many
             there are, and the kernel's name; never where all come from the cache.
@@ -36,6 +38,7 @@ class Options:
     threads: int = 0
     activations: str = "int8"
     context: int = 4096
+    load: str = "mapped"
     say: Callable[[str], None] = field(default=lambda line: None)
     on_compile: OnCompile = field(default=lambda done, total, name: None)
 
@@ -166,6 +169,7 @@ class Backend(ABC):
         """Ends threads."""
 
 
+LOADS = ("mapped", "resident")
 DEVICES = ("cpu", "cuda", "auto")
 
 

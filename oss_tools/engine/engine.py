@@ -12,7 +12,7 @@ import numpy as np
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine import memory
-from oss_tools.engine.backend import Backend, Draw, OnCompile, Options, Progress, Run, backend_class
+from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
 from oss_tools.engine.sharing import Stem, find_stems
@@ -124,6 +124,7 @@ class Engine:
         threads: int = 0,
         context: int | None = None,
         activations: str = "int8",
+        load: str = "mapped",
         prefix_budget: int | None = None,
         check: Callable[[Metadata], None] = lambda metadata: None,
         progress: Progress = lambda nbytes: None,
@@ -138,6 +139,7 @@ class Engine:
             threads: 0 for every core that this process may use.
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
             activations: "int8" or "f32", see `Options`.
+            load: "mapped" or "resident", see `Options`.
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
             check: is given the tokenizer, templates and configuration before weights are read, and may refuse them.
             progress: called with the stored bytes that were read.
@@ -154,6 +156,7 @@ class Engine:
                     threads=threads,
                     context=context,
                     activations=activations,
+                    load=load,
                     prefix_budget=prefix_budget,
                     check=check,
                     progress=progress,
@@ -163,7 +166,9 @@ class Engine:
         made_for = path.architecture.context
         if context is not None and not 1 <= context <= made_for:
             raise BadRequest(f"a context of {context} positions: this model was made for 1..{made_for}")
-        options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), say, on_compile)
+        if load not in LOADS:
+            raise BadRequest(f"weights cannot be loaded {load!r}; there are {', '.join(LOADS)}")
+        options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), load, say, on_compile)
         chosen = backend_class(backend)
         chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata(), check)  # first: what this takes is free again for the weights

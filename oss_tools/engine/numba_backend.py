@@ -22,6 +22,7 @@ from numba_kernels.cpu.probe import multiplying, rate, reading
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
+from oss_tools.engine import memory
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, parts
@@ -31,6 +32,7 @@ from oss_tools.engine.numba_weights import TRANSPOSED, NumbaWeights, bytes_by_fo
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Latent, Rope
+from oss_tools.sizes import format_size
 
 PIECES = 1024  # of attention whose keys are divided among threads, at most
 MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
@@ -100,7 +102,7 @@ class NumbaBackend(Backend):
         self.threads = options.threads or cores()
         self.buffers = Buffers()
         transposed = "f32" if options.activations == "f32" else TRANSPOSED
-        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed)
+        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed, options.load == "mapped")
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
         self.state = State()
@@ -111,6 +113,11 @@ class NumbaBackend(Backend):
         self._many, self._many_head = self._record(CHUNK)
         self._compile()
         self.weights.load(progress)
+        if self.weights.mapped_bytes > (free := memory.available_memory()):
+            options.say(
+                f"the weights ({format_size(self.weights.mapped_bytes)}) are larger than the free memory ({format_size(free)}): "
+                "parts of them are read from the disk again for every token"
+            )
         self.team = Team(self.threads)
         self._last = self._many_head
 
@@ -161,7 +168,7 @@ class NumbaBackend(Backend):
 
     @classmethod
     def weight_bytes(cls, checkpoint: Checkpoint, options: Options) -> int:
-        return kernel_bytes(checkpoint)
+        return kernel_bytes(checkpoint, options.load == "mapped")
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
@@ -201,6 +208,7 @@ class NumbaBackend(Backend):
         self._replay(replay.program, rows)
         for place in passing:
             self.team.run(place.copying(back=True))
+        self.weights.check()
 
     def _replay(self, program: Program, rows: int) -> None:
         """Replays a program, a long one in parts: between them an interrupt (Ctrl-C) is heard."""
@@ -222,6 +230,7 @@ class NumbaBackend(Backend):
         self.state.outputs[:n] = rows
         self.state.output_rows["group_start"][1] = n
         self.team.run(self._last)
+        self.weights.check()
         logits = self._kept[1 if self._last is self._one_head else 3]
         return logits.floats[:n, : self.vocabulary]
 
@@ -246,6 +255,7 @@ class NumbaBackend(Backend):
             "threads": self.threads,
             "activations": self.options.activations,
             "weight_bytes": bytes_by_format(self.weights.packed),
+            **({"mapped_bytes": self.weights.mapped_bytes} if self.weights.mapped_bytes else {}),
             "bytes_per_token": self.weights.bytes_per_token(self.architecture),
         }
 

@@ -32,9 +32,11 @@ def kept_bytes(entry: Entry) -> int:
     return count * rows * (4 * columns if entry.spec.is_vector else kernel_format(entry).bytes_per_row(columns))
 
 
-def kernel_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all weights in the formats in which they are kept."""
-    return sum(kept_bytes(entry) for entry in checkpoint.entries.values())
+def kernel_bytes(checkpoint: Checkpoint, mapped: bool = False) -> int:
+    """Bytes of all weights in the formats in which they are kept; if mapped, of those that have to be loaded all the same."""
+    entries = checkpoint.entries.values()
+    inside = {entry.name for entry in entries if mapped and checkpoint.reader.is_in_panels(entry.name)}
+    return sum(kept_bytes(entry) for entry in entries if entry.name not in inside)
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,19 @@ class NumbaWeights(Weights[Stack]):
     """The tensors of a checkpoint in kernel form. Asked for one, it gives the memory; `load` fills all that was asked for."""
 
     def __init__(
-        self, checkpoint: Checkpoint, threads: int, say: Callable[[str], None], transposed: str = TRANSPOSED
+        self,
+        checkpoint: Checkpoint,
+        threads: int,
+        say: Callable[[str], None],
+        transposed: str = TRANSPOSED,
+        mapped: bool = False,
     ) -> None:
-        """transposed: the float format of matrices that are transposed and come from a format of blocks."""
+        """transposed: the float format of matrices that are transposed and come from a format of blocks. mapped: whether panels
+        that lie ready in the file are used there, rather than copied."""
         super().__init__(checkpoint, kernel_format, say)
-        self._threads, self._transposed = threads, get_format(transposed)
+        self._threads, self._transposed, self._mapped = threads, get_format(transposed), mapped
+        self._checks: list[Callable[[], None]] = []  # of mapped files
+        self.mapped_bytes = 0
         self._vectors: dict[str, np.ndarray] = {}
         self._pairs: dict[tuple[str, str], tuple[Stack, Stack]] = {}
         self._jobs: list[Callable[[], int]] = []  # each loads a piece and returns its stored bytes
@@ -127,12 +137,46 @@ class NumbaWeights(Weights[Stack]):
     def _load(self, entries: list[Entry], names: tuple[str, ...], form: Format, interleave: bool) -> Stack:
         count, _, columns = entries[0].spec.matrices
         heights = [e.spec.matrices[1] for e in entries]
+        if packed := self._ready(entries, form, interleave):
+            return Stack(packed, self._biases(names, count, heights, len(entries) if interleave else 1))
         packed = Packed(form.name, count, sum(heights), columns)
         first, step = 0, len(entries) if interleave else 1
         for entry, height in zip(entries, heights, strict=True):
             self._queue(packed, entry, form, first, step)
             first += 1 if interleave else height
         return Stack(packed, self._biases(names, count, heights, step))
+
+    def _ready(self, entries: list[Entry], form: Format, interleave: bool) -> Packed | None:
+        """The matrices, if they lie in the file as the kernels take them: where they lie, or copied when all is loaded."""
+        assert self._checkpoint
+        count, _, columns = entries[0].spec.matrices
+        shape = form.name, count, sum(entry.spec.matrices[1] for entry in entries), columns
+        found = self._checkpoint.reader.panels([entry.name for entry in entries], interleave)
+        if not found or any(entry.mixed or entry.format != form for entry in entries):
+            return None
+        stored = sum(entry.nbytes for entry in entries)
+        if self._mapped:
+            from oss_tools.engine.bus_errors import say_and_end
+
+            say_and_end()
+            packed = Packed(*shape, found.mapped())
+            self._checks = self._checks or [found.check]
+            self.mapped_bytes += packed.nbytes
+            self._jobs.append(lambda: stored)
+            return packed
+        packed = Packed(*shape)
+
+        def copy(matrix: int) -> int:
+            found.read(matrix, packed.data[matrix])
+            return stored // count
+
+        self._jobs += [partial(copy, matrix) for matrix in range(count)]
+        return packed
+
+    def check(self) -> None:
+        """Raises BadCheckpoint if a mapped file is no longer what it was: nothing that was computed with it is to be used."""
+        for check in self._checks:
+            check()
 
     def _biases(self, names: tuple[str, ...], count: int, heights: list[int], step: int) -> np.ndarray | None:
         wanted = [self.bias_name(name) for name in names]

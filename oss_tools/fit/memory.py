@@ -13,6 +13,7 @@ from pathlib import Path
 from numba_kernels.cpu.packing import HUGE, Packed
 from numba_kernels.cpu.rows import record_bytes
 from numba_kernels.simd.values import LANES
+from oss_tools.checkpoints.ready import ReadyReader
 from oss_tools.engine.engine import PREFIX_SHARE
 from oss_tools.engine.numba_cache import Pool
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS
@@ -222,6 +223,8 @@ def tokenizer_bytes(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.container == "gguf":
         keys = checkpoint.reader.raw_config
         return _tokenizer(*(len(keys.get(f"tokenizer.ggml.{name}", ())) for name in ("tokens", "merges")))
+    if isinstance(checkpoint.reader, ReadyReader):
+        return Tokenizer(KEPT_PER_BYTE * checkpoint.reader.text_bytes, READ_PER_BYTE * checkpoint.reader.text_bytes)
     folder = checkpoint.path if checkpoint.path.is_dir() else Path(checkpoint.path).parent
     file = folder / "tokenizer.json"
     size = file.stat().st_size if file.exists() else 0

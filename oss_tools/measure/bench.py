@@ -92,7 +92,7 @@ class Settings:
         threads: 0 for every core.
         repeat: timed rounds; the first run of each case in a process is not timed.
         peers: other programs, of `PEERS`.
-        backend, activations: as for the engine; cuda runs on the GPU, timed by its events.
+        backend, activations, load: as for the engine; cuda runs on the GPU, timed by its events.
     """
 
     prompt: int = 512
@@ -104,6 +104,7 @@ class Settings:
     peers: tuple[str, ...] = ()
     backend: str = "numba"
     activations: str = "int8"
+    load: str = "mapped"
 
     def cases(self) -> list[Case]:
         prompts = [Case("prompt", self.prompt, d) for d in self.depths if self.prompt]
@@ -204,7 +205,7 @@ class Contest:
         s = self.settings
         arguments = {"model": str(self.file), "threads": s.threads, "context": s.context, "batch": max(s.batches)}
         if kind == "oss-tools":
-            arguments |= {"backend": s.backend, "activations": s.activations}
+            arguments |= {"backend": s.backend, "activations": s.activations, "load": s.load}
         else:
             arguments["threads"] = self.ready["oss-tools"]["facts"]["threads"]
         child = Child(kind, **arguments)

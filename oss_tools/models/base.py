@@ -22,6 +22,7 @@ from oss_tools.models.fields import shown
 from oss_tools.models.operations import Heads, Latent, Operations, Value
 from oss_tools.models.own_keys import PREFIX, own_keys
 
+READY = "ready"  # the container whose names, order and configuration are the canonical ones
 ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
 DECIDED_BY_TENSORS = ("tie_word_embeddings", "biases")  # in hf and gguf
 
@@ -151,7 +152,7 @@ class Architecture(ABC):
     Attributes:
         model_type: `model_type` in config.json.
         gguf_name: `general.architecture` in GGUF files.
-        containers: the containers that can hold it.
+        containers: those that have words and places of their own for it; a run-ready file holds every model.
         remarks: what a user should know about how the configuration was read, a sentence each.
     """
 
@@ -172,7 +173,7 @@ class Architecture(ABC):
         `reader` is the open container, for what only its tensors tell (GGUF files do not say whether embeddings are tied);
         None when the configuration stands alone.
         """
-        read = cls.from_words(container, raw, Stored.of(reader))
+        read = cls.from_words("hf" if container == READY else container, raw, Stored.of(reader))
         if container == "gguf" and any(key.startswith(PREFIX) for key in raw):
             _check_agreement(read.words(container), raw)
         return read
@@ -202,12 +203,17 @@ class Architecture(ABC):
         """These parts of `computation` in words of config.json, for keys of our own."""
 
     def container_config(self, container: str) -> dict[str, Any]:
-        """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf.
+        """The configuration in a container's own terms: GGUF key-values, the original config.json; {} for hf; `stacks`, the
+        tensors that kernels multiply as one, for a run-ready file.
 
         It is read again before it is given: what the container has no words for is said by keys of our own, in GGUF, or
         refused by name. Raises BadCheckpoint.
         """
         keys, _ = self._written(container)
+        if container == READY:
+            from oss_tools.models.stacks import stacks_of
+
+            return {"stacks": stacks_of(self)}
         return {} if container == "hf" else keys
 
     def container_remarks(self, container: str) -> tuple[str, ...]:
@@ -217,6 +223,8 @@ class Architecture(ABC):
 
     def _written(self, container: str) -> tuple[dict[str, Any], Architecture]:
         """The configuration in a container's words, and what reading it gives."""
+        if container == READY:
+            container = "hf"
         keys = self.hf_config() if container == "hf" else self.words(container)
         derived = self.derived_tensors(container).get(ROPE_FREQS)
         try:
@@ -250,6 +258,10 @@ class Architecture(ABC):
     @abstractmethod
     def tensors(self) -> list[TensorSpec]:
         """All canonical tensors, in order: embedding, layers, final norm, output."""
+
+    def places(self, container: str, spec: TensorSpec, is_float: bool) -> list[Placement]:
+        """`placements`, of any container: a run-ready file has the canonical names, shapes and order."""
+        return whole(spec.name, spec.shape, spec) if container == READY else self.placements(container, spec, is_float)
 
     @abstractmethod
     def placements(self, container: str, spec: TensorSpec, is_float: bool) -> list[Placement]:

@@ -12,7 +12,7 @@ import numpy as np
 from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_container
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
-from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of
+from oss_tools.models.base import READY, Architecture, Placement, TensorSpec, architecture_of
 from oss_tools.models.strangers import named, sort_out
 
 CHUNK_BYTES = 4 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
@@ -101,8 +101,9 @@ class Checkpoint:
         """The first of the architecture's ways to place a tensor whose parts are all there, and those parts."""
         found = None
         for is_float in (False, True):
-            usual = self.architecture.placements(self.container, spec, is_float)
-            for placements in chain([usual], self.architecture.other_placements(self.container, spec, is_float)):
+            usual = self.architecture.places(self.container, spec, is_float)
+            others = self.architecture.other_placements(self.container, spec, is_float) if self.container != READY else ()
+            for placements in chain([usual], others):
                 stored = [tensor for p in placements if (tensor := self.reader.tensors.get(p.stored))]
                 if len(stored) == len(placements):
                     found = placements, stored
@@ -115,7 +116,7 @@ class Checkpoint:
         """The error for a tensor that is not there, with what is there in its place."""
         if not self.reader.tensors:
             return BadCheckpoint(f"{self.path}: holds no tensors (a vocabulary only?)")
-        usual = self.architecture.placements(self.container, spec, False)
+        usual = self.architecture.places(self.container, spec, False)
         missing = next(p.stored for p in usual if p.stored not in self.reader.tensors)
         if missing in self.reader.others:
             return BadCheckpoint(

@@ -13,6 +13,7 @@ import numpy as np
 from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.files import MAX_JSON, check_values, read_json, read_text
 from oss_tools.errors import BadCheckpoint
+from oss_tools.models.base import READY
 from oss_tools.models.checkpoint import Checkpoint, Entry
 
 HIGHLIGHTS = (
@@ -170,7 +171,7 @@ def _tokenizer(checkpoint: Checkpoint) -> TokenizerFacts | None:
         control = int(np.count_nonzero(np.asarray(raw.get("tokenizer.ggml.token_type", ())) == GGUF_CONTROL))
         return TokenizerFacts(GGUF_KINDS.get(kind, kind), len(raw["tokenizer.ggml.tokens"]), control)
     file = _folder(checkpoint) / "tokenizer.json"
-    if file.exists():
+    if checkpoint.container != READY and file.exists():
         return tokenizer_facts(read_text(file, MAX_JSON), file)
     content = checkpoint.metadata().tokenizer  # of older files
     return tokenizer_facts(json.dumps(content), _folder(checkpoint)) if content else None
@@ -203,6 +204,8 @@ def _value_of(key: str, text: str, file: Path) -> Any:
 def _chat_templates(checkpoint: Checkpoint) -> tuple[str, ...]:
     if checkpoint.container == "gguf":
         return tuple(templates.of_gguf(checkpoint.reader.raw_config, str(checkpoint.path)))
+    if checkpoint.container == READY:
+        return tuple(templates.by_name(checkpoint.metadata()))
     folder = _folder(checkpoint)
     config = folder / "tokenizer_config.json"
     return tuple(templates.of_folder(folder, read_json(config) if config.exists() else {})[0])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from oss_tools.errors import VerificationFailed
 from oss_tools.models import Checkpoint
 from oss_tools.models.checkpoint import chunks
 from oss_tools.verify.differences import PARTS, Difference
@@ -79,13 +80,17 @@ def verify(
         progress: called with a tensor's name and the number of its values just compared.
         only: what is compared, of "tensors" and PARTS.
 
-    Raises BadCheckpoint, MissingPackage.
+    Raises BadCheckpoint, MissingPackage, VerificationFailed where a file that holds hashes of itself is damaged.
     """
     result = Verification(tolerance)
     types = a.architecture.model_type, b.architecture.model_type
     if types[0] != types[1]:
         result.said = (Difference("config", "model_type", *types),)
         return result
+    for one in (a, b) if TENSORS in only else ():
+        if damaged := one.reader.damage():
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise VerificationFailed(f"{one.path}: damaged: {damaged[0]}{more} is not what was written; make it anew")
     said = compare_said(a, b, only)
     result.said, result.remarks = said.differences, said.remarks
     for name in dict.fromkeys([*a.entries, *b.entries]) if TENSORS in only else ():

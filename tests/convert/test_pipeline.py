@@ -25,7 +25,7 @@ from oss_tools.models import open_checkpoint
 from oss_tools.verify import verify
 from tests.convert.helpers import contents, convert
 
-EXTENSION = {"hf": "", "original": "", "gguf": ".gguf"}
+EXTENSION = {"hf": "", "original": "", "gguf": ".gguf", "ready": ".ready"}
 
 
 def assert_equal(a: Path, b: Path) -> None:
@@ -40,7 +40,16 @@ def assert_equal(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["mxfp4", "bf16"])
 @pytest.mark.parametrize(
-    "route", [("gguf", "hf"), ("original", "hf"), ("original", "gguf", "hf"), ("gguf", "original", "hf"), ("hf",)]
+    "route",
+    [
+        ("gguf", "hf"),
+        ("original", "hf"),
+        ("original", "gguf", "hf"),
+        ("gguf", "original", "hf"),
+        ("hf",),
+        ("ready", "hf"),
+        ("gguf", "ready", "original", "ready", "hf"),
+    ],
 )
 def test_gpt_oss_comes_back_byte_for_byte(synthetic, tmp_path: Path, recipe: str, route: tuple[str, ...]) -> None:
     first = source = synthetic("gpt-oss-tiny", recipe)
@@ -255,7 +264,7 @@ with open_checkpoint(source) as checkpoint:
 """
 
 
-@pytest.mark.parametrize("container", ["hf", "gguf"])
+@pytest.mark.parametrize("container", ["hf", "gguf", "ready"])
 def test_killed_at_any_moment_it_leaves_nothing_half_done_and_resumes_to_the_same_bytes(
     synthetic, tmp_path: Path, container: str
 ) -> None:
