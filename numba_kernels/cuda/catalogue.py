@@ -9,7 +9,7 @@ from numba_kernels.cuda.attention import Attention, attend_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
-from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
+from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, route_kernel, takes_codes
 from numba_kernels.cuda.heads import turn_heads_kernel
 from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
 from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
@@ -55,6 +55,8 @@ def one_token() -> Iterator[Example]:
     yield Example("attention output", matvec_kernel(attention, norm=False, bias=True, finish=ADD), (EARLY,))
     gated = matvec_kernel(Shape("q8_0", 576, "int8"), norm=True, bias=False, finish=SILU)
     yield Example("Llama gate and up", gated, (EARLY, "dp4a.s32.s32"))
+    kernel = route_kernel(Shape("f32", HIDDEN, "f32"), Choice(32, TOP), norm=True, bias=True)
+    yield Example("router of 32 in f32", kernel, (EARLY, "atom.global.add.u32"))
     router = Shape("bf16", HIDDEN, "f32")
     for experts in (32, 128):
         kernel = route_kernel(router, Choice(experts, TOP), norm=True, bias=True)
@@ -62,7 +64,10 @@ def one_token() -> Iterator[Example]:
     for format, activations in (("mxfp4", "int8"), ("q8_0", "int8"), ("mxfp4", "f32"), ("bf16", "f32")):
         dots = ("dp4a.s32.s32",) if activations == "int8" else ()
         shape = Shape(format, INNER, activations)
-        first, second = gate_up_kernel(shape, top=TOP, bias=True), down_kernel(shape, top=TOP, bias=True)
+        coded = takes_codes(shape)
+        first, second = gate_up_kernel(shape, top=TOP, bias=True), down_kernel(shape, top=TOP, bias=True, coded=coded)
+        if coded:
+            first = gate_up_coded_kernel(shape, shape, top=TOP, bias=True)
         yield Example(f"gate and up {format} × {activations}", first, (EARLY, *dots))
         yield Example(f"down {format} × {activations}", second, (EARLY, *dots))
     for window, element in ((WINDOW, "bf16"), (None, "bf16"), (None, "f32")):

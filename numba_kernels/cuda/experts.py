@@ -7,9 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.blocks import Shape, bf16_pair, f16_pair
+from numba_kernels.cuda.blocks import GROUP, Shape, bf16_pair, f16_pair
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.intrinsics import early_words, let_next_begin, store_floats, wait_for_launch_before, warp_sum
+from numba_kernels.cuda.intrinsics import (
+    bits_as_float,
+    early_words,
+    let_next_begin,
+    load_floats,
+    load_words,
+    store_floats,
+    store_words,
+    wait_for_launch_before,
+    warp_sum,
+)  # fmt: skip
 from numba_kernels.cuda.matvec import row_constants, silu
 from numba_kernels.cuda.seam import (
     FLOAT,
@@ -25,7 +35,7 @@ from numba_kernels.cuda.seam import (
     require_shared,
     types,
 )
-from numba_kernels.cuda.vectors import RESERVED, ask_for_weight, four_at
+from numba_kernels.cuda.vectors import RESERVED, ask_for_weight, code_group, four_at
 
 WARPS = 8
 FORMAT = KIND = ""  # in the kernel's name
@@ -60,6 +70,12 @@ LOGITS: Any = None
 CHUNKS = WORDS_PER_ROW = EACH = 1
 RESIDENT = 3  # blocks of a multiprocessor
 SUMS = 1  # 3 · WARPS
+CODED = 0  # whether vectors come as codes
+TWO_GROUPS = 2 * GROUP
+OUT_QUADS = 1
+SOURCE: Any = None
+BRING: Any = None
+CODE_GROUP: Any = None
 SPREAD = 0  # whether a block has two rows of the router, rather than a warp
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -128,6 +144,27 @@ def meet_eight(chunk, v, w):  # type: ignore[no-untyped-def]
     return a * v[0] + b * v[1] + d * v[2] + e * v[3] + (f * w[0] + g * w[1] + h * w[2] + i * w[3])
 
 
+def four_of(source, at, weight, c):  # type: ignore[no-untyped-def]
+    """As `eight_of`, for chunks of float32, which meet four."""
+    v = FOUR(source, at, 4 * c)
+    if NORM:
+        m = FOUR(weight, 0, 4 * c)
+        total = v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3]
+        return (v[0] * m[0], v[1] * m[1], v[2] * m[2], v[3] * m[3]), (ZERO, ZERO, ZERO, ZERO), total
+    return v, (ZERO, ZERO, ZERO, ZERO), ZERO
+
+
+def meet_four(chunk, v, w):  # type: ignore[no-untyped-def]
+    """Four products, added."""
+    a, b = bits_as_float(chunk[0]) * v[0], bits_as_float(chunk[1]) * v[1]
+    return a + b + (bits_as_float(chunk[2]) * v[2] + bits_as_float(chunk[3]) * v[3])
+
+
+def store_four(out, at, c, gain, v, w):  # type: ignore[no-untyped-def]
+    if 4 * c < COLUMNS:
+        store_floats(out, at + 4 * c, v[0] * gain, v[1] * gain, v[2] * gain, v[3] * gain)
+
+
 def store_eight(out, at, c, gain, v, w):  # type: ignore[no-untyped-def]
     if 8 * c < COLUMNS:
         store_floats(out, at + 8 * c, v[0] * gain, v[1] * gain, v[2] * gain, v[3] * gain)
@@ -138,8 +175,8 @@ def store_eight(out, at, c, gain, v, w):  # type: ignore[no-untyped-def]
 def logits_by_blocks(  # type: ignore[no-untyped-def]
     codes, scales, bias, source, at, weight, epsilon, logits, first, normed, x, x_scales, sums
 ):
-    """The same by blocks that have two rows, of a 16-bit float, at a time: a thread has the same EACH chunks of both, asked for
-    before the launch before has ended. Nothing is put into shared memory but sums [3 · WARPS]. logits are thread 0's work."""
+    """The same by blocks that have two rows, of floats, at a time: a thread has the same EACH chunks of both, asked for before
+    the launch before has ended. Nothing is put into shared memory but sums [3 · WARPS]. logits are thread 0's work."""
     thread, size = cuda.threadIdx.x, WARPS * WARP
     c0, c1, c2, c3 = thread, thread + size, thread + 2 * size, thread + 3 * size
     row = min(2 * cuda.blockIdx.x, EXPERTS - 1)  # a block too many does what another does
@@ -250,9 +287,9 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
         row = {"CHUNKS": shape.chunks, "EACH": each(shape, warps), "WORDS_PER_ROW": shape.layout.row_words(shape.columns)}
         functions = {
             "ROUTER_CHUNKS": device(router_chunks, **row, WARPS=warps),
-            "EIGHT_OF": device(eight_of, **sizes),
-            "MEET_EIGHT": device(meet_eight, VALUES=bf16_pair if shape.format == "bf16" else f16_pair),
-            "STORE_EIGHT": device(store_eight, COLUMNS=shape.columns),
+            "EIGHT_OF": device(four_of if shape.format == "f32" else eight_of, **sizes),
+            "MEET_EIGHT": _meeting(shape.format),
+            "STORE_EIGHT": device(store_four if shape.format == "f32" else store_eight, COLUMNS=shape.columns),
             "ASK_FOR_WEIGHT": device(ask_for_weight, COLUMNS=shape.columns, NORM=int(norm)),
         }
         numbers_of = {"WARPS": warps, "COLUMNS": shape.columns, "EACH": each(shape, warps)}
@@ -281,6 +318,12 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
     return route.bind(**names, **numbers, **constants, CHOOSE=choice.function(), LOGITS=logits, **rows)
 
 
+def _meeting(format: str) -> Any:
+    if format == "f32":
+        return device(meet_four)
+    return device(meet_eight, VALUES=bf16_pair if format == "bf16" else f16_pair)
+
+
 def each(shape: Shape, warps: int) -> int:
     """Chunks of a row for each thread of a block."""
     return -(-shape.chunks // (warps * WARP))
@@ -288,7 +331,7 @@ def each(shape: Shape, warps: int) -> int:
 
 def by_blocks(shape: Shape, warps: int) -> bool:
     """Whether a block takes two rows of a router together."""
-    return shape.format in ("bf16", "f16") and each(shape, warps) <= 4
+    return shape.layout.is_float and each(shape, warps) <= 4
 
 
 def route_blocks(kernel: Kernel, warps: int = 8) -> int:
@@ -350,9 +393,70 @@ def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):
             a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
 
 
-@kernel(WORDS, "SCALES", FLOATS, FLOATS, INT, INTS, FLOATS, INT, FLOATS)
-def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: ignore[no-untyped-def]
-    """out[n] += Σ over k of shares[k] · (row n of expert ids[k] · source[k · stride …] + bias); bias [EXPERTS, rows].
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, INTS, INT, FLOAT, FLOAT, WORDS, FLOATS)
+def gate_up_coded(codes, scales, bias, source, ids, inner, limit, alpha, out, out_scales):  # type: ignore[no-untyped-def]
+    """The same, whose values are left as the second projection takes them: as codes, out [TOP, 4 · OUT_QUADS], with a scale for
+    each 16, out_scales [TOP, OUT_QUADS]. inner is a multiple of 16, and so many values at a time are a block's."""
+    x = cuda.shared.array(X_SIZE, X_TYPE, 16)
+    x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
+    values = cuda.shared.array(
+        TWO_GROUPS, types.float32, 16
+    )  # of two groups in turn: one is read while the other is written
+    lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+    groups, group, half, turn = TOP * inner // GROUP, cuda.blockIdx.x, 0, 0
+    wait_for_launch_before()
+    let_next_begin()
+    pair = min(group, groups - 1) * GROUP + warp
+    slot = SLOT_OF(pair, inner)
+    row = 2 * (ids[slot] * inner + pair - slot * inner)
+    a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
+    FILL(source, 0, 0, 1, x, x_scales)
+    cuda.syncthreads()
+    while group < groups:
+        first = second = np.float32(0)
+        if BIAS:
+            first += bias[row]
+            second += bias[row + 1]
+        a, b = PAIR(codes, scales, row, row + 1, a_first, b_first, 0, 0, x, x_scales)
+        a, b = warp_sum(a) + first, warp_sum(b) + second
+        if lane == 0:
+            values[turn + half * WARPS + warp] = swiglu(a, b, limit, alpha) if GATE == SWIGLU else silu(a, b)
+        this, this_slot = group, slot
+        half += 1
+        if half == GROUP // WARPS:
+            half = 0
+            group += cuda.gridDim.x
+        if group < groups:
+            pair = group * GROUP + half * WARPS + warp
+            slot = SLOT_OF(pair, inner)
+            row = 2 * (ids[slot] * inner + pair - slot * inner)
+            a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
+        if half == 0:
+            cuda.syncthreads()
+            if warp == 0:
+                CODE_GROUP(values, turn, this - this_slot * (inner // GROUP), this_slot * OUT_QUADS, out, out_scales)
+            turn = GROUP - turn
+
+
+def bring_floats(source, source_scales, held, count, stride, x, x_scales):  # type: ignore[no-untyped-def]
+    """Puts the vectors of `count` experts from `held` on into shared memory."""
+    FILL(source, held * stride, stride, count, x, x_scales)
+
+
+def bring_codes(source, source_scales, held, count, stride, x, x_scales):  # type: ignore[no-untyped-def]
+    """The same of vectors that are codes already."""
+    for i in range(cuda.threadIdx.x, count * QUADS, WARPS * WARP):
+        a, b, c, d = load_words(source, 4 * (held * QUADS + i))
+        store_words(x, 4 * i, a, b, c, d)
+    for i in range(cuda.threadIdx.x, count * QUADS // 4, WARPS * WARP):
+        e, f, g, h = load_floats(source_scales, held * QUADS + 4 * i)
+        store_floats(x_scales, 4 * i, e, f, g, h)
+
+
+@kernel(WORDS, "SCALES", FLOATS, "SOURCE", FLOATS, INT, INTS, FLOATS, INT, FLOATS)
+def down(codes, scales, bias, source, source_scales, stride, ids, shares, rows, out):  # type: ignore[no-untyped-def]
+    """out[n] += Σ over k of shares[k] · (row n of expert ids[k] · source[k · stride …] + bias); bias [EXPERTS, rows]. With CODED,
+    source and source_scales are what `gate_up_coded` leaves.
 
     The vectors of SLOTS experts are in shared memory at a time; a warp has a row of each, two by two.
     """
@@ -369,7 +473,7 @@ def down(codes, scales, bias, source, stride, ids, shares, rows, out):  # type: 
             ASK_FOR_TWO(codes, ids[held + 2] * rows + n, ids[min(held + 3, TOP - 1)] * rows + n, lane)
         if held > 0:
             cuda.syncthreads()  # the vectors before are done with
-        FILL(source, held * stride, stride, min(TOP - held, SLOTS), x, x_scales)
+        BRING(source, source_scales, held, min(TOP - held, SLOTS), stride, x, x_scales)
         cuda.syncthreads()
         n = first
         while n < rows:
@@ -404,12 +508,29 @@ def gate_up_kernel(shape: Shape, *, top: int, bias: bool, gate: int = SWIGLU, wa
     return gate_up.bind(**names, **choice, BIAS=int(bias), GATE=gate, **row_constants(shape, False, warps))
 
 
-def down_kernel(shape: Shape, *, top: int, bias: bool, warps: int = 8) -> Kernel:
+def gate_up_coded_kernel(shape: Shape, second: Shape, *, top: int, bias: bool, gate: int = SWIGLU, warps: int = 8) -> Kernel:
+    """The same, for a second projection of rows of the shape `second`, see `takes_codes`."""
+    names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
+    out = {"OUT_QUADS": second.quads}
+    choice = {"TOP": top, "SLOT_OF": device(slot_of, TOP=top), **out}
+    code = device(code_group, PADDED=second.steps * WARP, PARTS=second.parts)
+    rows = row_constants(shape, False, warps)
+    return gate_up_coded.bind(**names, **choice, BIAS=int(bias), GATE=gate, CODE_GROUP=code, **rows)
+
+
+def takes_codes(second: Shape, warps: int = 8) -> bool:
+    """Whether the first projection may leave codes for a second one of this shape."""
+    return second.quantized and second.columns % GROUP == 0 and GROUP % warps == 0
+
+
+def down_kernel(shape: Shape, *, top: int, bias: bool, coded: bool = False, warps: int = 8) -> Kernel:
     """The second projection, weighted and added up."""
     slots = top + top % 2 if shape.quantized and shape.quads * top <= 2048 else 2
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads}
+    constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads, "CODED": int(coded)}
     rows = row_constants(shape, False, warps, slots)
+    filled = rows.pop("FILL")
+    bring = device(bring_codes, QUADS=shape.quads, WARPS=warps) if coded else device(bring_floats, FILL=filled)
     if not shape.quantized:
         rows["RESIDENT"] = 2
-    return down.bind(**constants, **rows)
+    return down.bind(**constants, SOURCE=WORDS if coded else FLOATS, BRING=bring, **rows)

@@ -100,6 +100,26 @@ def put_int8(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
         x_scales[quad] = top * CODE_UNIT
 
 
+def code_group(values, at, group, first, out, out_scales):  # type: ignore[no-untyped-def]
+    """Sixteen values of a vector, number `group` of such, from shared memory as codes and a scale into their places; the vector's
+    quads begin at `first`. For one warp."""
+    lane = cuda.threadIdx.x % WARP
+    part = lane % 4
+    v0, v1, v2, v3 = load_floats(values, at + 4 * part)
+    top = max(max(abs(v0), abs(v1)), max(abs(v2), abs(v3)))
+    top += (v0 - v0) + (v1 - v1) + (v2 - v2) + (v3 - v3)
+    top = larger_or_nan(top, shuffle_xor(top, 1))
+    top = larger_or_nan(top, shuffle_xor(top, 2))
+    inverse = CODE_MAX * reciprocal(top) if top > ZERO else ZERO
+    low = byte_permute(code(v0, inverse), code(v1, inverse), PAIR_OF_BYTES)
+    high = byte_permute(code(v2, inverse), code(v3, inverse), PAIR_OF_BYTES)
+    quad = first + group % PARTS * PADDED + group // PARTS
+    if lane < 4:
+        out[4 * quad + part] = byte_permute(low, high, TWO_PAIRS)
+    if lane == 0:
+        out_scales[quad] = top * CODE_UNIT
+
+
 @device
 def larger_or_nan(a: Any, b: Any) -> Any:
     return max(a, b) + ((a - a) + (b - b))

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
+from numba_kernels.cuda.blocks import GROUP
 from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import SWIGLU as SWIGLU_GATE
-from numba_kernels.cuda.experts import down_kernel, gate_up_kernel
+from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, takes_codes
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.seam import SIMULATED
 from numba_kernels.cuda.vectors import fits_shared
@@ -96,28 +97,35 @@ class OneToken(AttentionRecorder):
     def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Pending:
         first, second = self._expert_stacks(name)
         inner, top = first.rows // 2, routing.chosen
-        between = self._floats("expert inner", top * inner)
         form = {"silu": SILU_GATE, "swiglu_oai": SWIGLU_GATE}[gate.form]
-        kernel = self._kernel(
-            gate_up_kernel(self.model.shape(first), top=top, bias=first.bias is not None, gate=form, warps=WARPS)
-        )
-        bias = between.array if first.bias is None else first.bias
-        blocks = self._blocks(top * inner, kernel)
-        self._add(
-            kernel, lambda tokens: blocks(), first.codes, first.scales, bias, routing.normed.view, routing.ids, inner, inner,
-            np.float32(gate.limit), np.float32(gate.alpha), between.view,
-        )  # fmt: skip
-        return Pending("experts", second.rows, lambda out, add: self._down(second, between, routing, out, add))
+        bias = routing.shares if first.bias is None else first.bias
+        given = (first.codes, first.scales, bias, routing.normed.view, routing.ids, inner)
+        limits = (np.float32(gate.limit), np.float32(gate.alpha))
+        shape, second_shape, has_bias = self.model.shape(first), self.model.shape(second), first.bias is not None
+        if takes_codes(second_shape, WARPS):
+            quads = second_shape.quads
+            between = self.model.buffer("expert codes", top * 4 * quads, np.uint32)
+            scales = self.model.buffer("expert scales", top * quads, np.float32)
+            kernel = self._kernel(gate_up_coded_kernel(shape, second_shape, top=top, bias=has_bias, gate=form, warps=WARPS))
+            blocks = self._blocks(top * inner // GROUP * WARPS, kernel)
+            self._add(kernel, lambda tokens: blocks(), *given, *limits, between, scales)
+        else:
+            between = scales = self._floats("expert inner", top * inner).view
+            kernel = self._kernel(gate_up_kernel(shape, top=top, bias=has_bias, gate=form, warps=WARPS))
+            blocks = self._blocks(top * inner, kernel)
+            self._add(kernel, lambda tokens: blocks(), *given, inner, *limits, between)
+        return Pending("experts", second.rows, lambda out, add: self._down(second, between, scales, routing, out, add))
 
-    def _down(self, stack: Stack, between: Floats, routing: Routing, out: Floats, add: bool) -> None:
+    def _down(self, stack: Stack, between: Any, scales: Any, routing: Routing, out: Floats, add: bool) -> None:
         if not add:
             raise TypeError("the experts' outputs are only added to something")
+        shape = self.model.shape(stack)
         kernel = self._kernel(
-            down_kernel(self.model.shape(stack), top=routing.chosen, bias=stack.bias is not None, warps=WARPS)
+            down_kernel(shape, top=routing.chosen, bias=stack.bias is not None, coded=takes_codes(shape, WARPS), warps=WARPS)
         )
-        bias = between.array if stack.bias is None else stack.bias
+        bias = routing.shares if stack.bias is None else stack.bias
         blocks = self._blocks(stack.rows, kernel)
         self._add(
-            kernel, lambda tokens: blocks(), stack.codes, stack.scales, bias, between.view, stack.columns, routing.ids,
+            kernel, lambda tokens: blocks(), stack.codes, stack.scales, bias, between, scales, stack.columns, routing.ids,
             routing.shares, stack.rows, out.view,
         )  # fmt: skip

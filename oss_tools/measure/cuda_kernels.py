@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
-from numba_kernels.cuda.blocks import Shape
+from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.device import Device
-from numba_kernels.cuda.experts import down_kernel, gate_up_kernel
+from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, takes_codes
 from numba_kernels.cuda.matmul import SWIGLU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
-from numba_kernels.cuda.seam import Kernel
+from numba_kernels.cuda.seam import WARP, Kernel
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.cuda_one_token import splits
 from oss_tools.errors import MissingPackage
@@ -198,39 +198,48 @@ def chosen_experts(device: Device, sizes: Sizes) -> list[Any]:
 
 def first_projection(device: Device, sizes: Sizes, format: str) -> Problem:
     """Gate and up of the chosen experts."""
-    shape = Shape(format, sizes.hidden, "int8")
-    kernel: Kernel = gate_up_kernel(shape, top=sizes.top, bias=True)
+    shape, codes, out = between(device, sizes, format)
+    if takes_codes(shape):
+        kernel: Kernel = gate_up_coded_kernel(shape, shape, top=sizes.top, bias=True)
+        blocks = device.blocks(sizes.top * sizes.hidden // GROUP * (kernel.threads // WARP), kernel)
+        after: tuple[Any, ...] = (sizes.hidden, LIMIT, ALPHA, codes, out)
+    else:
+        kernel = gate_up_kernel(shape, top=sizes.top, bias=True)
+        blocks = device.blocks(sizes.top * sizes.hidden, kernel)
+        after = (sizes.hidden, sizes.hidden, LIMIT, ALPHA, out)
     rows = 2 * sizes.hidden
     held = Matrices(device, shape, sizes.experts * rows)
     x, bias = device.array(np.ones(sizes.hidden, np.float32)), device.zeros(sizes.experts * rows, np.float32)
-    out = device.zeros(sizes.top * sizes.hidden, np.float32)
-    blocks = device.blocks(sizes.top * sizes.hidden, kernel)
 
     def launch(ids: Any) -> Callable[[], None]:
-        return lambda: device.launch(
-            kernel, blocks, held.codes, held.scales, bias, x, ids, sizes.hidden, sizes.hidden, LIMIT, ALPHA, out
-        )
+        return lambda: device.launch(kernel, blocks, held.codes, held.scales, bias, x, ids, *after)
 
     nbytes = sizes.top * rows * held.row_bytes
     return Problem(f"experts' gate and up {format}", nbytes, 0, [launch(ids) for ids in chosen_experts(device, sizes)])
 
 
+def between(device: Device, sizes: Sizes, format: str) -> tuple[Shape, Any, Any]:
+    """The experts' shape, and the inner values of the chosen ones: codes, and scales or float32 values."""
+    shape = Shape(format, sizes.hidden, "int8")
+    quads = sizes.top * shape.quads
+    return shape, device.zeros(4 * quads, np.uint32), device.zeros(max(quads, sizes.top * sizes.hidden), np.float32)
+
+
 def second_projection(device: Device, sizes: Sizes, format: str) -> Problem:
     """Down of the chosen experts, added up."""
-    shape = Shape(format, sizes.hidden, "int8")
-    kernel: Kernel = down_kernel(shape, top=sizes.top, bias=True)
+    shape, codes, values = between(device, sizes, format)
+    coded = takes_codes(shape)
+    kernel: Kernel = down_kernel(shape, top=sizes.top, bias=True, coded=coded)
     held = Matrices(device, shape, sizes.experts * sizes.hidden)
-    x, bias = (
-        device.array(np.ones(sizes.top * sizes.hidden, np.float32)),
-        device.zeros(sizes.experts * sizes.hidden, np.float32),
-    )
+    bias = device.zeros(sizes.experts * sizes.hidden, np.float32)
     shares, out = device.array(np.full(sizes.top, 0.25, np.float32)), device.zeros(sizes.hidden, np.float32)
     blocks = device.blocks(sizes.hidden, kernel)
 
     def launch(ids: Any) -> Callable[[], None]:
         return lambda: device.launch(
-            kernel, blocks, held.codes, held.scales, bias, x, sizes.hidden, ids, shares, sizes.hidden, out
-        )
+            kernel, blocks, held.codes, held.scales, bias, codes if coded else values, values, sizes.hidden, ids, shares,
+            sizes.hidden, out,
+        )  # fmt: skip
 
     nbytes = sizes.top * sizes.hidden * held.row_bytes
     return Problem(f"experts' down {format}", nbytes, 0, [launch(ids) for ids in chosen_experts(device, sizes)])

@@ -10,7 +10,13 @@ from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.experts import down_kernel, gate_up_kernel, route_kernel
+from numba_kernels.cuda.experts import (
+    down_kernel,
+    gate_up_coded_kernel,
+    gate_up_kernel,
+    route_kernel,
+    takes_codes,
+)
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.rows import choose_kernel, embed_kernel
 from numba_kernels.reference import formats as reference
@@ -166,8 +172,20 @@ def test_experts(format: str, activations: str, top: int, rng: np.random.Generat
     wanted = out.copy()
     for e, share, h in zip(ids, shares, as_the_kernel_sees(between.reshape(top, inner), format, activations), strict=True):
         wanted += share * (second.values.reshape(experts, hidden, inner)[e] @ h + second_bias[e])
-    run(down, 3, second.codes, second.scales, second_bias.reshape(-1), between, inner, ids, shares, hidden, out)
+    given = second.codes, second.scales, second_bias.reshape(-1)
+    before = out.copy()
+    run(down, 3, *given, between, between, inner, ids, shares, hidden, out)
     assert_near(out, wanted, 1e-5)
+    shape = Shape(format, inner, activations)
+    if takes_codes(shape, WARPS):
+        quads, out = shape.quads, before
+        codes, scales = np.zeros(top * 4 * quads, np.uint32), np.zeros(top * quads, np.float32)
+        gate_up = gate_up_coded_kernel(Shape(format, hidden, activations), shape, top=top, bias=True, warps=WARPS)
+        down = down_kernel(shape, top=top, bias=True, coded=True, warps=WARPS)
+        for grid in (3, 2):  # what was there before is written over
+            run(gate_up, grid, first.codes, first.scales, first_bias.reshape(-1), x, ids, inner, *limits, codes, scales)
+        run(down, 3, *given, codes, scales, inner, ids, shares, hidden, out)
+        assert_near(out, wanted, 1e-3)  # a code may be another where the value is halfway between two
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
