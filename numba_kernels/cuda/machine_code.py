@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from numba_kernels.cuda.ptx import assemble
+from numba_kernels.cuda.ptx import assembled
 from numba_kernels.cuda.seam import Kernel, sources
 
 WAIT = "griddepcontrol.wait"  # of a kernel that may begin while the launch before it still runs
@@ -53,7 +53,8 @@ def compiled(kernel: Kernel, architecture: tuple[int, int]) -> MachineCode:
     """The kernel's machine code, made anew."""
     text = kernel.ptx(architecture)
     (entry,) = re.findall(r"\.entry\s+(\w+)\s*\(", text)
-    return MachineCode(entry, assemble(text, architecture).code, WAIT in text)
+    code, _ = assembled(text, architecture)
+    return MachineCode(entry, code, WAIT in text)
 
 
 @cache

@@ -30,8 +30,9 @@ def instructions(ptx: str) -> Counter[str]:
     return Counter(re.findall(r"^\s+(?:@!?%p\d+\s+)?([a-z][A-Za-z0-9_.:]*)", ptx, re.M))
 
 
-def assemble(ptx: str, architecture: tuple[int, int]) -> Resources:
-    """Assembles a module with one kernel to machine code by nvJitLink, which needs no driver. Raises RuntimeError."""
+def assembled(ptx: str, architecture: tuple[int, int]) -> tuple[bytes, str]:
+    """A module's machine code, an ELF file, and the assembler's report. By nvJitLink, which needs no driver. Raises
+    RuntimeError."""
     from cuda.bindings import nvjitlink
 
     handle = nvjitlink.create(2, [f"-arch=sm_{architecture[0]}{architecture[1]}", "-verbose"])
@@ -45,11 +46,18 @@ def assemble(ptx: str, architecture: tuple[int, int]) -> Resources:
     code = bytearray(nvjitlink.get_linked_cubin_size(handle))
     nvjitlink.get_linked_cubin(handle, code)
     nvjitlink.destroy(handle)
+    return bytes(code), log
+
+
+def assemble(ptx: str, architecture: tuple[int, int]) -> Resources:
+    """What the one kernel of a module takes. Raises RuntimeError, also where the report does not say so: nvJitLink leaves it out
+    of what it keeps from an earlier time."""
+    code, log = assembled(ptx, architecture)
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", log)]
     used = re.search(r"info\s+: used (\d+) registers.*?(\d+) stack(?:, (\d+) bytes smem)?.*?, (\d+) bytes lmem", log)
     if not spills or used is None:
         raise RuntimeError(f"the assembler's report cannot be read: {log}")
-    return Resources(int(used[1]), int(used[2]) + int(used[4]), sum(spills), int(used[3] or 0), bytes(code))
+    return Resources(int(used[1]), int(used[2]) + int(used[4]), sum(spills), int(used[3] or 0), code)
 
 
 def _log(nvjitlink: object, handle: int, kind: str) -> str:

@@ -35,7 +35,7 @@ def kept_bytes(entry: Entry) -> int:
 def kernel_bytes(checkpoint: Checkpoint, mapped: bool = False) -> int:
     """Bytes of all weights in the formats in which they are kept; if mapped, of those that have to be loaded all the same."""
     entries = checkpoint.entries.values()
-    inside = {entry.name for entry in entries if mapped and checkpoint.reader.is_in_panels(entry.name)}
+    inside = {entry.name for entry in entries if mapped and checkpoint.is_in_panels(entry.name)}
     return sum(kept_bytes(entry) for entry in entries if entry.name not in inside)
 
 
@@ -151,7 +151,7 @@ class NumbaWeights(Weights[Stack]):
         assert self._checkpoint
         count, _, columns = entries[0].spec.matrices
         shape = form.name, count, sum(entry.spec.matrices[1] for entry in entries), columns
-        found = self._checkpoint.reader.panels([entry.name for entry in entries], interleave)
+        found = self._checkpoint.panels([entry.name for entry in entries], interleave)
         if not found or any(entry.mixed or entry.format != form for entry in entries):
             return None
         stored = sum(entry.nbytes for entry in entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class SyntheticCheckpoint(Checkpoint):
 
     def read(self, name: str, matrix: int, start: int, stop: int) -> QTensor:
         return draw(self.entries[name], self.architecture, self._seed, matrix, start, stop)
+
+    def panels(self, names: Sequence[str], interleave: bool) -> None:
+        """Nothing lies in a file."""
+
+    def is_in_panels(self, name: str) -> bool:
+        return False
 
     def metadata(self) -> Metadata:
         return Metadata(self.architecture.hf_config())

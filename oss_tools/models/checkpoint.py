@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_container
+from oss_tools.checkpoints.base import Panels
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
 from oss_tools.models.base import READY, Architecture, Placement, TensorSpec, architecture_of
@@ -141,6 +142,14 @@ class Checkpoint:
             more = f" and {len(found.refused) - 1} more" if len(found.refused) > 1 else ""
             raise BadCheckpoint(f"{self.path}: tensor {name}{more} {reason}")
         return [f"not the model's, and left out: {named(found.left_out)}"] if found.left_out else []
+
+    def panels(self, names: Sequence[str], interleave: bool) -> Panels | None:
+        """The matrices of these tensors as the kernels take them, if they lie so in the file, see `Reader.panels`."""
+        return self.reader.panels(names, interleave)
+
+    def is_in_panels(self, name: str) -> bool:
+        """Whether a tensor is part of such matrices."""
+        return self.reader.is_in_panels(name)
 
     def read(self, name: str, matrix: int, start: int, stop: int) -> QTensor:
         """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
