@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,12 @@ class Resources:
         registers: of a thread.
         stack, spills: bytes of a thread's local memory, and bytes that are stored to and loaded from it for want of registers.
         shared: bytes of a block.
-        code: the machine code, an ELF file.
     """
 
     registers: int
     stack: int
     spills: int
     shared: int
-    code: bytes = field(repr=False, default=b"")
 
 
 def instructions(ptx: str) -> Counter[str]:
@@ -52,12 +50,12 @@ def assembled(ptx: str, architecture: tuple[int, int]) -> tuple[bytes, str]:
 def assemble(ptx: str, architecture: tuple[int, int]) -> Resources:
     """What the one kernel of a module takes. Raises RuntimeError, also where the report does not say so: nvJitLink leaves it out
     of what it keeps from an earlier time."""
-    code, log = assembled(ptx, architecture)
+    _, log = assembled(ptx, architecture)
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", log)]
     used = re.search(r"info\s+: used (\d+) registers.*?(\d+) stack(?:, (\d+) bytes smem)?.*?, (\d+) bytes lmem", log)
     if not spills or used is None:
         raise RuntimeError(f"the assembler's report cannot be read: {log}")
-    return Resources(int(used[1]), int(used[2]) + int(used[4]), sum(spills), int(used[3] or 0), code)
+    return Resources(int(used[1]), int(used[2]) + int(used[4]), sum(spills), int(used[3] or 0))
 
 
 def _log(nvjitlink: object, handle: int, kind: str) -> str:

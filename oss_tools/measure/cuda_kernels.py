@@ -6,7 +6,9 @@ and timed by events.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -309,6 +311,7 @@ def expert_matmul(device: Device, sizes: Sizes, format: str) -> Problem:
 
 # ---- their tests ----------------------------------------------------------------------------------------------------
 
+MOST_WORKERS = 12
 TESTS = ("test_cuda_kernels.py", "test_cuda_prefill.py", "test_cuda_families_kernels.py")
 
 
@@ -317,7 +320,9 @@ def kernel_tests(folder: Path = Path("tests/numba_kernels/cuda")) -> Iterator[di
     files = [str(folder / name) for name in TESTS if (folder / name).exists()]
     if not files:
         raise MissingPackage(f"the kernels' tests are in a checkout, at {folder}, which is not here")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", *files]
+    if importlib.util.find_spec("xdist"):  # most of the time goes into compiling
+        command += ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", done.stdout)}
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
