@@ -43,8 +43,6 @@ class PlannedDevice(SimulatedDevice):
     def upload(self, target: Any, values: np.ndarray, start: int = 0) -> None:
         """Nothing is kept."""
 
-    upload_soon = upload
-
     def download(self, source: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
         return np.zeros(len(source[start:stop]), source.dtype)
 

@@ -59,7 +59,8 @@ class SimulatedDevice(Device):
             )
         target[start : start + values.size] = values.reshape(-1)
 
-    upload_soon = upload
+    def upload_soon(self, target: Any, pinned: np.ndarray, start: int = 0) -> None:
+        self.upload(target, pinned, start)
 
     def copy(self, target: Any, source: Any, start: int = 0) -> None:
         self.upload(target, source, start)

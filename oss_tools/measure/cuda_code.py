@@ -32,7 +32,7 @@ HOPPER = (9, 0)
 def planned(architecture: tuple[int, int]) -> Iterator[PlannedDevice]:
     """A device that notes kernels stands in for the GPU."""
     device, opened = PlannedDevice(architecture), cuda_backend.open_device
-    cuda_backend.open_device = lambda: device  # type: ignore[assignment]
+    cuda_backend.open_device = lambda: device
     try:
         yield device
     finally:

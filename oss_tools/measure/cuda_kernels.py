@@ -320,7 +320,7 @@ def kernel_tests(folder: Path = Path("tests/numba_kernels/cuda")) -> Iterator[di
     files = [str(folder / name) for name in TESTS if (folder / name).exists()]
     if not files:
         raise MissingPackage(f"the kernels' tests are in a checkout, at {folder}, which is not here")
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", *files]
+    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow or not slow", *files]
     if importlib.util.find_spec("xdist"):  # most of the time goes into compiling
         command += ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,6 +14,7 @@ from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.sizes import format_size
 
 ROOM = 6e9  # bytes beside the weights
+DEEPEST = 4096  # positions whose scores its attention, which holds them all, has room for
 
 
 def speed(shape: str | Shape, work: Work = WORK, device: str = "cuda") -> Iterator[dict[str, Any]]:
@@ -45,7 +46,9 @@ def speed(shape: str | Shape, work: Work = WORK, device: str = "cuda") -> Iterat
         "parameters": model.num_parameters(),
     }
     with torch.inference_mode():
-        generation = [timed_generation(model, torch, device, depth, work.generate) for depth in work.depths]
+        generation = [
+            timed_generation(model, torch, device, depth, work.generate) for depth in work.depths if depth <= DEEPEST
+        ]
         yield {"generation": generation}
         prompts = [timed_prompt(model, torch, device, length) for length in work.prompts]
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,6 +228,12 @@ class InMemory(Checkpoint):
             held = get_format(wanted).quantize(given.reshape(-1, columns).astype(np.float32))
             self._held[spec.name] = held
             self.entries[spec.name] = Entry(spec, held.format, tuple(architecture.placements("hf", spec, True)))
+
+    def panels(self, names: Sequence[str], interleave: bool) -> None:
+        """Nothing lies in a file."""
+
+    def is_in_panels(self, name: str) -> bool:
+        return False
 
     def read(self, name: str, matrix: int, start: int, stop: int) -> QTensor:
         _, rows, _ = self.entries[name].spec.matrices
