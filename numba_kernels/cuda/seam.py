@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 if not hasattr(np, "row_stack"):  # NumPy 2.5 took it away, and Numba's CUDA target asks for it while it compiles
-    np.vstack = np.vstack  # type: ignore[attr-defined]
+    vars(np)["row_stack"] = np.vstack
 
-import _numba_cuda_redirector  # type: ignore[import-untyped]  # noqa: E402, F401  (makes numba.cuda the package numba-cuda)
+import _numba_cuda_redirector  # type: ignore[import-untyped]  # noqa: F401  (makes numba.cuda the package numba-cuda)
 from numba import cuda
 from numba.cuda import types
 from numba.cuda.core import config
