@@ -32,6 +32,8 @@ from tests.models.small_families import CONFIGS
 TOKENS = np.random.default_rng(3).integers(0, 200, 150).tolist()
 MIXED = Recipe("mixed", (Rule("q8_0", "attention.v"), Rule("q4_0", "attention.q"), Rule("q5_1", "mlp.up"), Rule("bf16")))
 
+SLOW = pytest.mark.slow
+
 
 def logits(path: Path, load: str = "mapped", activations: str = "int8") -> np.ndarray:
     with Engine.load(path, threads=2, context=256, load=load, activations=activations) as engine:
@@ -48,14 +50,18 @@ def assert_same_logits(source: Path, ready: Path) -> None:
             np.testing.assert_array_equal(logits(ready, load, activations), expected)
 
 
-@pytest.mark.parametrize("format", ["", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "f32"])
+@pytest.mark.parametrize(
+    "format", ["", "q4_0", *(pytest.param(f, marks=SLOW) for f in ("q8_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "f32"))]
+)
 def test_the_same_logits_as_from_gguf(tiny_gpt_oss: Path, format: str, tmp_path: Path) -> None:
     convert(tiny_gpt_oss, tmp_path / "a.gguf", "gguf", *([recipe_of_format(format)] if format else []))
     convert(tmp_path / "a.gguf", tmp_path / "a.ready", "ready")
     assert_same_logits(tmp_path / "a.gguf", tmp_path / "a.ready")
 
 
-@pytest.mark.parametrize("format", ["int8", "int8_g32", "int8_g128", "fp8_e4m3", "fp8_block", "nvfp4"])
+@pytest.mark.parametrize(
+    "format", ["int8", *(pytest.param(f, marks=SLOW) for f in ("int8_g32", "int8_g128", "fp8_e4m3", "fp8_block", "nvfp4"))]
+)
 def test_the_same_logits_as_from_folders_of_other_formats(tiny_llama: Path, format: str, tmp_path: Path) -> None:
     """Some of which have no kernels: they are converted on the way, as from any file."""
     convert(tiny_llama, tmp_path / "a", "hf", recipe_of_format(format).falling_back(("bf16",)))
@@ -69,6 +75,7 @@ def test_the_same_logits_where_formats_differ_in_a_layer(tiny_llama: Path, tmp_p
     assert_same_logits(tmp_path / "a.gguf", tmp_path / "a.ready")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS, ids="-".join)
 def test_the_same_logits_of_every_family(kind: tuple[str, str], tmp_path: Path) -> None:
     synthesize(plan_synthesis(Shape("a", CONFIGS[kind], "bf16", ""), "hf"), tmp_path / "a")
