@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.experts import route_blocks, route_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, STORE
+from numba_kernels.cuda.routing import route_blocks, route_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import Kernel
 from oss_tools.engine.cuda_values import WARPS, Floats, Launch, Model, Normed, Pending, Routing, Value

@@ -14,10 +14,10 @@ from numba_kernels.cuda.experts import (
     down_kernel,
     gate_up_coded_kernel,
     gate_up_kernel,
-    route_kernel,
     takes_codes,
 )
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
+from numba_kernels.cuda.routing import route_kernel
 from numba_kernels.cuda.rows import choose_kernel, embed_kernel
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
