@@ -96,14 +96,13 @@ class Context:
 
     def __init__(self, gpu: Gpu) -> None:
         self.handle = checked("cuDevicePrimaryCtxRetain", cu.cuDevicePrimaryCtxRetain(gpu.number))
-        self._threads: set[int] = set()
+        self._thread = threading.local()  # numbers of threads come again
 
     def use(self) -> None:
         """Makes it this thread's."""
-        thread = threading.get_ident()
-        if thread not in self._threads:
+        if not hasattr(self._thread, "uses"):
             checked("cuCtxSetCurrent", cu.cuCtxSetCurrent(self.handle))
-            self._threads.add(thread)
+            self._thread.uses = True
 
 
 class Memory:

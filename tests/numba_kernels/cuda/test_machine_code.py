@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from carry_out import run
 
-from numba_kernels.cuda import machine_code
+from numba_kernels.cuda import driver, machine_code
 from numba_kernels.cuda.blocks import LAYOUTS
 from numba_kernels.cuda.noise import CODES, SCALES, draw_matrix, noise_kernel
 from numba_kernels.cuda.packing import packed_rows
@@ -133,3 +134,19 @@ def test_planned_kernels() -> None:
     assert list(device.kernels) == [noise_kernel().name]
     assert not device.download(held[0]).any()
     assert len(held[0][2:5]) == 3
+
+
+# ---- the context ----------------------------------------------------------------------------------------------------
+
+
+def test_every_thread_gets_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another too, as the number of a thread that has ended is given to the next."""
+    calls: list[int] = []
+    monkeypatch.setattr(driver.cu, "cuDevicePrimaryCtxRetain", lambda number: (0, 7))
+    monkeypatch.setattr(driver.cu, "cuCtxSetCurrent", lambda handle: (calls.append(handle), (0,))[1])
+    context = driver.Context(driver.Gpu(0, "none", HOPPER, 1, "none"))
+    for _ in range(3):
+        thread = threading.Thread(target=lambda: (context.use(), context.use()))
+        thread.start()
+        thread.join()
+    assert calls == [7, 7, 7]
