@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oss_tools.compare.statistics import holm, paired_difference
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings, evaluate
 from oss_tools.harness.suites import SuiteTask
-from oss_tools.report.comparison import Change, Difference, Estimate, Finding, TaskScore
+from oss_tools.report.comparison import Change, Difference, Finding, TaskScore
+from oss_tools.statistics.figures import Estimate
+from oss_tools.statistics.paired import holm, paired_difference
 
 MOST_CHANGES = 8  # examples of each task
 LONGEST = 4000  # characters of a prompt or an answer in the record

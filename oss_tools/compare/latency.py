@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.compare.statistics import paired_ratio, timing
-from oss_tools.engine.memory import available_memory
+from oss_tools.machine.memory import available_memory
 from oss_tools.measure.worker import Child
 from oss_tools.report.comparison import Latency
+from oss_tools.statistics.repeats import paired_ratio, timing
 
 REFERENCE = "tanh(a · b + c) over 4,096 float32 values by NumPy, 25 times; the fastest of 40 around each turn"
 REFERENCE_RUNS, REFERENCE_LOOPS = 20, 25

@@ -22,7 +22,6 @@ from oss_tools.compare.pairing import Pairing, pair
 from oss_tools.compare.parts import Parts
 from oss_tools.compare.predictions import BaseLogits, Passage, compare_predictions, passages
 from oss_tools.compare.schedule import Now, Schedule
-from oss_tools.compare.statistics import timing
 from oss_tools.download.layout import name_of
 from oss_tools.engine.backend import backend_class
 from oss_tools.engine.engine import Engine
@@ -31,7 +30,7 @@ from oss_tools.harness.run import Settings as EvalSettings
 from oss_tools.harness.run import fingerprint
 from oss_tools.harness.suites import SuiteTask, load_suite, task_files
 from oss_tools.harness.tasks import require_lm_eval
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 from oss_tools.models import open_checkpoint
 from oss_tools.report.comparison import (
     Candidate,
@@ -44,6 +43,7 @@ from oss_tools.report.comparison import (
     build,
 )
 from oss_tools.resources import resource
+from oss_tools.statistics.repeats import timing
 
 RECORD = "comparison.json"
 FORMATS = ("bf16", "int8", "q8_0", "mxfp4", "q4_0")

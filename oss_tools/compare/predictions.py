@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oss_tools.compare.statistics import estimate
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.harness.data import read_jsonl
@@ -21,8 +20,10 @@ from oss_tools.harness.prompts import ChatPrompt, conversation_of
 from oss_tools.harness.speech import Speech
 from oss_tools.harness.suites import SuiteTask, task_files
 from oss_tools.measure.fidelity import CHUNK, Positions, clustered_error, in_step, joined, measure_rows, percentiles
-from oss_tools.report.comparison import DeltaP, Divergence, Estimate, Fidelity
+from oss_tools.report.comparison import DeltaP, Divergence, Fidelity
 from oss_tools.resources import resource
+from oss_tools.statistics.figures import Estimate
+from oss_tools.statistics.repeats import estimate
 
 HELD = 1 << 30  # bytes of the base's logits that are held in memory
 DELTA_POINTS = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)

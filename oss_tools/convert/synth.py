@@ -19,8 +19,8 @@ import numpy as np
 
 from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
 from oss_tools.checkpoints.files import read_text
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.checkpoints.yaml_files import read_yaml
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
 from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe

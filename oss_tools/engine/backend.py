@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from oss_tools.engine import memory
 from oss_tools.errors import BadRecipe, BadRequest, MissingPackage, Unsupported
+from oss_tools.machine import memory
 from oss_tools.models import Architecture, Checkpoint
 
 Progress = Callable[[int], None]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.engine import memory
 from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
 from oss_tools.engine.sharing import Stem, find_stems
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest
+from oss_tools.machine import memory
 from oss_tools.models import Architecture, Checkpoint, open_checkpoint
 
 DEFAULT_CONTEXT = 4096

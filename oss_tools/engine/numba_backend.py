@@ -22,7 +22,6 @@ from numba_kernels.cpu.probe import multiplying, rate, reading
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import path as simd_path
-from oss_tools.engine import memory
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, parts
@@ -30,6 +29,7 @@ from oss_tools.engine.numba_recorder import Recorder
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS, Buffers, State, Value
 from oss_tools.engine.numba_weights import TRANSPOSED, NumbaWeights, bytes_by_format, kernel_bytes
 from oss_tools.errors import BadRequest
+from oss_tools.machine import memory
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Latent, Rope
 from oss_tools.sizes import format_size

@@ -16,7 +16,7 @@ from typing import Any
 
 from oss_tools.checkpoints.gguf_splitters import splitter_named
 from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters, halves
-from oss_tools.convert.byte_tokenizer import HARMONY
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import HARMONY
 from oss_tools.errors import BadCheckpoint, MissingPackage
 
 SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"

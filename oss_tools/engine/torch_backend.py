@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from oss_tools.engine.backend import Backend, Options, Progress, Run
-from oss_tools.engine.memory import available_memory
 from oss_tools.engine.weights import embedding_name
 from oss_tools.errors import MissingPackage
 from oss_tools.formats import QTensor
+from oss_tools.machine.memory import available_memory
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Gate, Heads, Latent, Operations, Rope, Router
 

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from oss_tools.engine.memory import available_memory
+from oss_tools.machine.memory import available_memory
 
 TIGHT = 0.9  # of what is there: beyond this the rest of the system begins to suffer
 
@@ -69,7 +69,7 @@ def detect(
     threads = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
     given = {"ram": ram, "vram": vram, "disk": disk, "bandwidth": bandwidth}
     if bandwidth is None and measure:
-        from oss_tools.measure.bandwidth import read_bandwidth
+        from oss_tools.machine.bandwidth import read_bandwidth
 
         bandwidth = read_bandwidth(threads)
     if disk is None and ram is None and vram is None:

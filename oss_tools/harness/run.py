@@ -21,7 +21,7 @@ from oss_tools.harness.log import AnswerLog
 from oss_tools.harness.records import SCHEMA, task_record
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.harness.tasks import load_tasks, require_lm_eval
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 
 HASHED_WHOLE = 4 << 30  # bytes of a checkpoint up to which all of them are hashed
 END = 1 << 20  # bytes hashed at each end of a larger checkpoint's files

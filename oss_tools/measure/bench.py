@@ -14,9 +14,9 @@ from typing import Any
 from oss_tools.checkpoints import open_container
 from oss_tools.download.layout import name_of
 from oss_tools.engine.backend import backend_class
-from oss_tools.engine.memory import available_memory
+from oss_tools.machine.description import machine, versions
+from oss_tools.machine.memory import available_memory
 from oss_tools.measure.identity import model_sha256
-from oss_tools.measure.machine import machine, versions
 from oss_tools.measure.peer import PEERS
 from oss_tools.measure.worker import Child, Contender
 from oss_tools.models import open_checkpoint

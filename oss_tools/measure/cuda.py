@@ -24,7 +24,7 @@ from typing import Any
 
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import MissingPackage, NoRoom, OssToolsError, Unsupported
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 
 SCHEMA = 1
 DONE, WRONG, FAILED, SKIPPED = "done", "wrong", "failed", "skipped"

@@ -24,9 +24,9 @@ from numba_kernels.parallel import cores
 from oss_tools.checkpoints import open_container
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import MissingPackage, OssToolsError
+from oss_tools.machine.description import machine, versions
 from oss_tools.measure.evaluators import CHOOSE, GENERATE, SHOTS
 from oss_tools.measure.identity import model_sha256
-from oss_tools.measure.machine import machine, versions
 from oss_tools.measure.worker import Child
 
 SCHEMA = 2

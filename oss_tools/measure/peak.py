@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from oss_tools.errors import OssToolsError
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 
 GENERATED = 8  # tokens
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 
 PROMPT = "The"
 CACHE = "NUMBA_CACHE_DIR"

@@ -21,6 +21,7 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
 from oss_tools.models.operations import Heads, Latent, Operations, Value
 from oss_tools.models.own_keys import PREFIX, own_keys
+from oss_tools.models.stacks import stacks_of
 
 READY = "ready"  # the container whose names, order and configuration are the canonical ones
 ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
@@ -211,8 +212,6 @@ class Architecture(ABC):
         """
         keys, _ = self._written(container)
         if container == READY:
-            from oss_tools.models.stacks import stacks_of
-
             return {"stacks": stacks_of(self)}
         return {} if container == "hf" else keys
 

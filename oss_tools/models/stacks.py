@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from oss_tools.checkpoints.ready_layout import Group
-from oss_tools.models.base import Architecture
 from oss_tools.models.operations import Gate, Heads, Latent, Operations, Rope, Router
 
 
-def stacks_of(architecture: Architecture) -> list[Group]:
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Forward(Protocol):
+    """What of an `Architecture` says which weights it uses, and in which order."""
+
+    def tensors(self) -> Iterable[_Named]: ...
+    def forward(self, ops: Operations[Any]) -> Any: ...
+    def logits(self, ops: Operations[Any], hidden: Any) -> Any: ...
+
+
+def stacks_of(architecture: Forward) -> list[Group]:
     """The stacks of a model, in the order in which a token meets them: of dense layers each alone, of experts those of a layer
     together. Names are those that `Architecture.tensors` may have; a tied output is named too."""
     tracer = _Tracer({spec.name for spec in architecture.tensors()})

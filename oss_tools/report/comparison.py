@@ -20,6 +20,7 @@ from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRequest
 from oss_tools.escapes import json_text
 from oss_tools.report.loading import load, place, shown
+from oss_tools.statistics.figures import Estimate, Ratio, Timing
 
 SCHEMA = 1
 KIND = "comparison"
@@ -27,27 +28,6 @@ MAX_LISTED = 300  # characters of names in a message
 SIGNIFICANT = 0.05  # a corrected p value below this is evidence
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its standard error and 95 % interval; None where there is none (a single chunk, a single item)."""
-
-    value: float
-    stderr: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Of repeats: the median, its 95 % interval, which lies between two of the ordered values (None with fewer than six), and
-    the values in the order in which they were measured."""
-
-    median: float
-    low: float | None = None
-    high: float | None = None
-    values: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -188,20 +168,6 @@ class TaskScore:
     item_ids: list[str]
     data_sha256: str
     difference: Difference | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A median ratio to the base over rounds in which both took their turn, with its 95 % interval, made as `Timing`'s."""
-
-    median: float
-    low: float | None
-    high: float | None
-
-    @property
-    def noise(self) -> bool:
-        """Whether the interval holds 1, or there is none."""
-        return self.low is None or self.high is None or self.low <= 1.0 <= self.high
 
 
 @dataclass(frozen=True)

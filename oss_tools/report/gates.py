@@ -397,7 +397,7 @@ def difference(new: Figure, old: Figure) -> Interval:
     """New less old: by item where both have the same items (paired), else from the two intervals by the square-and-add
     method (Zou and Donner 2008, https://doi.org/10.1002/sim.3095), which takes them for independent."""
     if new.items and new.ids == old.ids and len(new.items) == len(old.items):
-        from oss_tools.compare.statistics import paired_difference
+        from oss_tools.statistics.paired import paired_difference
 
         paired = paired_difference(old.items, new.items)
         return Interval(paired.value, paired.low, paired.high)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from oss_tools.report.comparison import Candidate, Comparison, Divergence, Estimate, Fidelity, Ratio, TaskScore, Timing
+from oss_tools.report.comparison import Candidate, Comparison, Divergence, Fidelity, TaskScore
 from oss_tools.sizes import format_size
+from oss_tools.statistics.figures import Estimate, Ratio, Timing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from oss_tools.chat.harmony import Preamble
 from oss_tools.chat.harmony_parser import MARKERS
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.checkpoints import Metadata
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 
 WORDS = st.sampled_from(

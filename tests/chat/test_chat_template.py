@@ -14,7 +14,7 @@ from oss_tools.chat.completion import SLIPS, Completion, Problem
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tags import TagParser
 from oss_tools.checkpoints import Metadata
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import open_checkpoint

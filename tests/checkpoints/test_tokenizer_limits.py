@@ -11,9 +11,9 @@ import pytest
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.gguf_splitters import SPLITTERS
 from oss_tools.checkpoints.tokenizers import charsmap
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.checkpoints.tokenizers.expressions import fault_of
 from oss_tools.checkpoints.tokenizers.limits import check_limits
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.convert import synth
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
 from oss_tools.convert.recipe import recipe_of_format, writable_formats
 from oss_tools.convert.synth import draw, load_shape, plan_synthesis, shape_names, synthesize
 from oss_tools.download.registry import published

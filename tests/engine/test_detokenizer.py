@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.detokenizer import RereadStream
 from oss_tools.engine.text import Text
 

@@ -179,6 +179,6 @@ def test_what_does_not_fit_is_refused(engine: Engine, prompt: list[int]) -> None
 
 def test_no_room_says_what_would_fit(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    monkeypatch.setattr("oss_tools.engine.memory.available_memory", lambda: 401_000_000)
+    monkeypatch.setattr("oss_tools.machine.memory.available_memory", lambda: 401_000_000)
     with pytest.raises(NoRoom, match=r"needs 4\d\d MB of memory .* 401 MB are free; "):
         Engine.load(tiny_llama, backend="torch", context=2048)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from oss_tools.machine.description import machine
 from oss_tools.measure.identity import model_sha256
-from oss_tools.measure.machine import machine
 
 
 def oss_tools(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -15,13 +15,13 @@ import pytest
 from oss_tools.cli._options import parse_size
 from oss_tools.convert.recipe import load_recipe
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
-from oss_tools.engine import memory
 from oss_tools.engine.backend import Options
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.numba_backend import NumbaBackend
 from oss_tools.errors import NoRoom
 from oss_tools.fit.memory import Tokenizer, Use
 from oss_tools.fit.memory import memory as estimate
+from oss_tools.machine import memory
 from oss_tools.models import open_checkpoint
 
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}

@@ -19,12 +19,12 @@ from oss_tools.checkpoints.ready import Mapping
 from oss_tools.cli import _engine
 from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.convert.synth import Shape, plan_synthesis, synthesize
-from oss_tools.engine import memory
 from oss_tools.engine.backend import Options
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.numba_backend import NumbaBackend
 from oss_tools.engine.numba_weights import kernel_bytes, kernel_format
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
+from oss_tools.machine import memory
 from oss_tools.models import open_checkpoint
 from tests.convert.helpers import convert
 from tests.models.small_families import CONFIGS

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint
 

@@ -6,9 +6,9 @@ import pytest
 
 from oss_tools.convert.recipe import load_recipe
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
-from oss_tools.engine.memory import available_memory
 from oss_tools.fit.estimate import stored_row
 from oss_tools.fit.memory import Use
+from oss_tools.machine.memory import available_memory
 from oss_tools.measure.peak import peak_bytes
 from oss_tools.models import open_checkpoint
 

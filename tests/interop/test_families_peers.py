@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oss_tools.convert.byte_tokenizer import byte_tokenizer
+from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.convert.options import Options
 from oss_tools.convert.pipeline import run
 from oss_tools.convert.plan import make_plan

@@ -8,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from oss_tools.compare.statistics import (
-    Z,
-    estimate,
-    holm,
-    mcnemar,
-    median_interval,
-    paired_difference,
-    paired_ratio,
-    resampled,
-    tango_interval,
-    timing,
-)
+from oss_tools.statistics.distributions import Z
+from oss_tools.statistics.paired import holm, mcnemar, paired_difference, resampled, tango_interval
+from oss_tools.statistics.repeats import estimate, median_interval, paired_ratio, timing
 
 
 @given(st.integers(0, 60), st.integers(0, 60))

@@ -1,0 +1,15 @@
+"""SciPy's distributions, and the level of all intervals."""
+
+from __future__ import annotations
+
+from oss_tools.errors import MissingPackage
+
+try:
+    from scipy import optimize, stats
+except ImportError:
+    raise MissingPackage("the statistics of comparisons need scipy: pip install 'oss-tools[eval]'") from None
+
+LEVEL = 0.95
+Z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+
+__all__ = ["LEVEL", "Z", "optimize", "stats"]
