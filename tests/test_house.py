@@ -16,7 +16,7 @@ FLOORS = (
     "numba_kernels",
     *("errors", "sizes", "escapes", "resources", "machine", "statistics"),
     *("formats", "checkpoints", "models", "convert", "adapters"),
-    *("engine", "chat", "verify", "tiny", "download", "fit", "harness"),
+    *("engine", "chat", "verify", "tiny", "download", "endpoints", "fit", "harness"),
     *("measure", "report", "compare", "cli", "__main__"),
 )
 

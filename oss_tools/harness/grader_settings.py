@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oss_tools.download.addresses import check_address
-from oss_tools.errors import BadRecipe, BadSource
-from oss_tools.harness.keys import read_key
+from oss_tools.endpoints.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,8 @@ class GraderSettings:
     malformed_tries: int = 4
     max_tokens: int = 2048
 
-    def endpoint(self) -> str:
-        """The address that is posted to. Raises BadRecipe for what is no web address."""
-        url = self.url.rstrip("/")
-        try:
-            check_address(url)
-        except BadSource as error:
-            raise BadRecipe(f"--grader-url: {error}; expected an address like http://localhost:8000/v1") from None
-        return url if url.endswith("/chat/completions") else f"{url}/chat/completions"
-
-    def key(self) -> str | None:
-        """The API key. Raises BadRecipe if a variable is named that is not set. It is never in messages, records or files."""
-        return read_key(self.key_variable, self.url) or None
+    def endpoint(self) -> Endpoint:
+        """Where it is."""
+        options = "--grader-url", "--grader-model", "--grader-key"
+        how = self.key_variable, self.concurrency, self.timeout, self.tries
+        return Endpoint(self.url, self.model, *how, role="grader", options=options)

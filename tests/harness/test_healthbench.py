@@ -229,11 +229,11 @@ def test_grades_are_read(text: str, grade: Grade | None) -> None:
 def test_keys_come_from_the_environment_and_go_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-default")
     monkeypatch.setenv("MY_KEY", "sk-mine")
-    assert SETTINGS.key() is None, "a key that nobody named is not sent without encryption"
-    assert replace(SETTINGS, url="https://api.example/v1").key() == "sk-default"
-    assert replace(SETTINGS, key_variable="MY_KEY").key() == "sk-mine"
+    assert SETTINGS.endpoint().key() is None, "a key that nobody named is not sent without encryption"
+    assert replace(SETTINGS, url="https://api.example/v1").endpoint().key() == "sk-default"
+    assert replace(SETTINGS, key_variable="MY_KEY").endpoint().key() == "sk-mine"
     with pytest.raises(BadRecipe, match="NOT_SET"):
-        replace(SETTINGS, key_variable="NOT_SET").key()
+        replace(SETTINGS, key_variable="NOT_SET").endpoint().key()
     with serving(ScriptedGrader()) as server:
         grade_all(server, key_variable="MY_KEY")
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer sk-mine"}
@@ -246,8 +246,8 @@ def test_addresses_that_are_none(url: str) -> None:
 
 
 def test_the_address_may_be_whole() -> None:
-    assert replace(SETTINGS, url="http://h/v1/").endpoint() == "http://h/v1/chat/completions"
-    assert replace(SETTINGS, url="http://h/v1/chat/completions").endpoint() == "http://h/v1/chat/completions"
+    assert replace(SETTINGS, url="http://h/v1/").endpoint().address() == "http://h/v1/chat/completions"
+    assert replace(SETTINGS, url="http://h/v1/chat/completions").endpoint().address() == "http://h/v1/chat/completions"
 
 
 # ---- grades that are kept -------------------------------------------------------------------------------------------

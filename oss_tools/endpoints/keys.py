@@ -17,20 +17,20 @@ LONG = 8  # characters of a key that is looked for in other spellings too
 BLOT = "[the key]"
 
 
-def read_key(variable: str | None, url: str) -> str:
+def read_key(variable: str | None, url: str, whose: str = "the grader's", option: str = "--grader-key") -> str:
     """The key that an environment variable holds, or "". None takes OPENAI_API_KEY where it is set, for https only.
+
+    whose, option: for messages: of which model it is the key, and what names the variable.
 
     Raises BadRecipe, which never shows the key, if a variable is named that is not set, or what it holds cannot be one.
     """
     if variable is None:
         key = os.environ.get(DEFAULT, "") if urlsplit(url).scheme == "https" else ""
     elif not (key := os.environ.get(variable, "")):
-        named = variable if NAME.fullmatch(variable) else "that --grader-key names (it takes a variable's name, not a key)"
-        raise BadRecipe(f"the environment variable {named}, which is to hold the grader's key, is not set")
+        named = variable if NAME.fullmatch(variable) else f"that {option} names (it takes a variable's name, not a key)"
+        raise BadRecipe(f"the environment variable {named}, which is to hold {whose} key, is not set")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise BadRecipe(
-            "the grader's key has blanks, line breaks or characters that no key has; check what the variable holds"
-        )
+        raise BadRecipe(f"{whose} key has blanks, line breaks or characters that no key has; check what the variable holds")
     return key
 
 
