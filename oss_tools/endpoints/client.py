@@ -32,7 +32,8 @@ LONGEST_PAUSE = 300.0  # seconds; a server that asks for more is left
 RENAMED = {"max_tokens": "max_completion_tokens"}  # fields that newer models of OpenAI want under another name
 MOST_TOKENS = 1 << 53  # that a server may say it counted
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Stopped(Exception):

@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from oss_tools.chat.messages import Conversation
+from oss_tools.chat.messages import Conversation, Message
 from oss_tools.engine.sampling import Sampling
-from oss_tools.harness.answers import Environment
+from oss_tools.harness.answers import Answer, Environment
+
+Prompt = Any  # what a model is sent: an engine tokens, an endpoint messages or a text
 
 
 @dataclass
@@ -53,12 +55,12 @@ class Rule:
 
 @dataclass
 class Job:
-    """A request to generate: its tokens, and for chats the conversation behind them."""
+    """A request to generate: its prompt, and for chats the conversation behind it."""
 
     key: str
     task: str
     doc_id: int | None
-    tokens: list[int]
+    prompt: Prompt
     rule: Rule
     conversation: Conversation | None = None
     environment: type[Environment] | None = None
@@ -72,3 +74,11 @@ class Asked(NamedTuple):
     tokens: list[int]
     rule: Rule
     conversation: Conversation | None
+
+
+class Reply(NamedTuple):
+    """The answer to one of several conversations, by number, and the assistant's messages as the next turn's prompt has them."""
+
+    number: int
+    answer: Answer
+    said: tuple[Message, ...]

@@ -1,83 +1,47 @@
 """Our engine as a model of lm-eval: `simple_evaluate(model=EngineLM(engine), …)`, or `model="oss-tools"` by name.
 
-Requests are taken task by task and, within one, in the order of their tokens, so that what they have in common (few-shot
-examples, system prompt, the question of several choices) is computed once; decoding is batched.
+Within a task, requests are taken in the order of their tokens, so that what they have in common (few-shot examples, system
+prompt, the question of several choices) is computed once; decoding is batched.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from oss_tools.chat.messages import Conversation, Effort
+from oss_tools.chat.messages import Conversation
 from oss_tools.engine.engine import Engine, Request, Scores
-from oss_tools.engine.sampling import Sampling
-from oss_tools.errors import BadCheckpoint, BadRecipe
+from oss_tools.harness.answerer import Answerer, beginning_of
 from oss_tools.harness.answers import Answer, Details
-from oss_tools.harness.jobs import Asked, Job, Rule, Usage
-from oss_tools.harness.log import AnswerLog, request_key
-from oss_tools.harness.prompts import ChatPrompt, conversation_of, needs_chat
+from oss_tools.harness.jobs import Asked, Job, Prompt, Reply, Rule, Usage
+from oss_tools.harness.log import request_key
+from oss_tools.harness.prompts import ChatPrompt, conversation_of
 from oss_tools.harness.speech import Speech
 from oss_tools.harness.texts import Rolling
-from oss_tools.harness.turns import converse
 
-MAX_TOKENS = 256  # generated, where neither the task nor the user says: lm-eval's own number
-ANALYSIS_TOKENS = {
-    "low": 1024,
-    "medium": 4096,
-    "high": 16384,
-}  # room for reasoning, beside what the task allows for its answer
 SLAB = 128  # scored requests between two writes to the log
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-IGNORED = {"num_return_sequences", "use_cache", "num_beams", "early_stopping", "pad_token_id", "max_length"}
-
-Report = Callable[[str, int, int], None]  # task, requests done, of how many
 
 
 @register_model("oss-tools")
-class EngineLM(LM):
-    """lm-eval's three methods over an engine.
+class EngineLM(Answerer):
+    """lm-eval's three methods over an engine."""
 
-    Attributes:
-        usage: what each task's requests took.
-        log: answers by request key.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        effort: Effort | None = None,
-        batch: int = 16,
-        max_tokens: int | None = None,
-        seed: int = 0,
-        log: AnswerLog | None = None,
-        report: Report = lambda task, done, total: None,
-    ) -> None:
+    def __init__(self, engine: Engine, *, batch: int = 16, **how: Any) -> None:
         """
         Args:
             engine: a loaded model.
-            effort: of reasoning; None takes the document's, or medium.
             batch: requests that share each pass of decoding.
-            max_tokens: generated for one answer, analysis included; None takes the task's, and room for analysis beside it.
-            seed: of sampled answers; each request draws from its own.
-            log: where answers are kept, and found again.
-            report: called as requests are done.
+            how: see `Answerer`.
         """
-        super().__init__()
-        self.engine, self.speech = engine, Speech(engine)
-        self.effort, self.batch, self.max_tokens, self.seed = effort, batch, max_tokens, seed
-        self.log = AnswerLog() if log is None else log
-        self.report = report
-        self.usage: dict[str, Usage] = defaultdict(Usage)
+        super().__init__(**how)
+        self.engine, self.speech, self.batch = engine, Speech(engine), batch
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> EngineLM:
@@ -106,7 +70,7 @@ class EngineLM(LM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> ChatPrompt:
         """The rendered history, which remembers it: the request's document may add tools and turns."""
         prompt = ChatPrompt("", chat_history, continued=not add_generation_prompt)
-        text = self.speech.render(conversation_of(prompt, None, self.effort), _beginning(prompt))
+        text = self.speech.render(conversation_of(prompt, None, self.effort), beginning_of(prompt))
         return ChatPrompt(text, chat_history, continued=not add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -129,16 +93,6 @@ class EngineLM(LM):
         parts = [[next(found) for _ in range(count)] for count in counts]
         return [Rolling(sum(row["logprob"] for row in rows), sum(row["tokens"] for row in rows)) for rows in parts]
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """For (context, settings): an `Answer`."""
-        seen: Counter[str] = Counter()
-        jobs = [self._job(request, seen) for request in requests]
-        done: dict[str, Answer] = {}
-        for task, group in _by_task(jobs, [job.task for job in jobs]):
-            done |= self._generated(task, {job.key: job for job in group})
-            self.usage[task].repeated += len(group) - len({job.key for job in group})
-        return [done[job.key] for job in jobs]
-
     # ---- scoring ----------------------------------------------------------------------------------------------------
 
     @property
@@ -150,7 +104,7 @@ class EngineLM(LM):
         """The tokens of both, and where the continuation begins. Blanks at the context's end belong to the continuation,
         whose tokens are those of the whole behind the context's, as lm-eval's own models have it."""
         if isinstance(context, ChatPrompt):
-            before = self.speech.encode(conversation_of(context, doc, self.effort), _beginning(context), scoring=True)
+            before = self.speech.encode(conversation_of(context, doc, self.effort), beginning_of(context), scoring=True)
             after = self.engine.text.encode(continuation, special=False)
         elif not context:
             before, after = [self.speech.first_token], self.engine.text.encode(continuation, special=False)
@@ -174,16 +128,9 @@ class EngineLM(LM):
         self, kind: str, requests: Sequence[Instance], pairs: Sequence[tuple[list[int], int]]
     ) -> list[dict[str, Any]]:
         """A row of the log for each pair."""
-        keys = [request_key(kind, tokens, start=start) for tokens, start in pairs]
-        tasks = [_task(request) for request in requests]
-        for task, group in _by_task(list(range(len(pairs))), tasks):
-            wanted = {keys[i]: i for i in group}
-            missing = sorted((i for key, i in wanted.items() if key not in self.log), key=lambda i: pairs[i][0])
-            usage, done = self.usage[task], len(wanted) - len(missing)
-            usage.requests += len(wanted)
-            usage.repeated += len(group) - len(wanted)
-            usage.prompt_tokens += sum(len(pairs[i][0]) for i in wanted.values())
-            self.report(task, done, len(wanted))
+
+        def score(missing: list[int], usage: Usage) -> Iterator[tuple[int, dict[str, Any]]]:
+            missing = sorted(missing, key=lambda i: pairs[i][0])
             step = SLAB if self.batch > 1 else 1
             for at in range(0, len(missing), step):
                 slab = missing[at : at + step]
@@ -192,102 +139,59 @@ class EngineLM(LM):
                 usage.computed += self.engine.computed - before
                 usage.positions += sum(len(pairs[i][0]) - 1 for i in slab)
                 usage.seconds += time.perf_counter() - began
-                for i, score in zip(slab, scores, strict=True):
-                    self.log.add(keys[i], {"kind": kind, "task": task, "doc": requests[i].doc_id, **_score_row(score)})
-                done += len(slab)
-                self.report(task, done, len(wanted))
-        return [self.log[key] for key in keys]
+                yield from ((i, _score_row(found)) for i, found in zip(slab, scores, strict=True))
+
+        keys = [request_key(kind, self.content_of(tokens), start=start) for tokens, start in pairs]
+        sizes = {
+            (request.task_name, key): len(tokens) for request, key, (tokens, _) in zip(requests, keys, pairs, strict=True)
+        }
+        for (task, _), size in sizes.items():
+            self.usage[task or "unnamed"].prompt_tokens += size
+        return self.scored(kind, requests, keys, score)
 
     # ---- generating -------------------------------------------------------------------------------------------------
 
-    def _job(self, request: Instance, seen: Counter[str]) -> Job:
-        prompt, settings = request.args[0], dict(request.args[1])
-        environment = settings.pop("environment", None)
-        conversation = None
-        if isinstance(prompt, ChatPrompt):
-            conversation = conversation_of(prompt, request.doc, self.effort)
-            tokens = self.speech.encode(conversation, _beginning(prompt))
-        else:
-            if environment is not None or needs_chat(request.doc):
-                raise BadCheckpoint(f"{_task(request)} is a conversation, which needs a chat template; leave this task out")
-            tokens = self.engine.text.encode(prompt)
-        rule = self._rule(settings, conversation)
-        room = self.engine.context - min(rule.max_tokens, self.engine.context // 2)
-        problems: tuple[str, ...] = ()
-        if conversation is None and len(tokens) > room:
-            tokens, problems = tokens[-room:], ("truncated",)
-        elif len(tokens) >= self.engine.context:
-            problems = ("too_long",)
-        about = {**rule.settings(), "chat": conversation is not None, "environment": getattr(environment, "__name__", None)}
-        if rule.sampling.temperature > 0:
-            same = request_key("generate_until", tokens, **about)
-            about["sample"] = seen[same]
-            seen[same] += 1
-            rule = Rule(rule.max_tokens, rule.until, _reseeded(rule.sampling, f"{same} {about['sample']} {self.seed}"))
-        if environment is not None:
-            about["doc"] = request.doc
-        key = request_key("generate_until", tokens, **about)
-        return Job(
-            key, _task(request), request.doc_id, tokens, rule, conversation, environment, doc=request.doc, problems=problems
-        )
+    @property
+    def has_chat(self) -> bool:
+        return self.speech.template is not None
 
-    def _rule(self, settings: Mapping[str, Any], conversation: Conversation | None) -> Rule:
-        """lm-eval's settings in our terms. Sampling needs `do_sample` or a temperature above 0, as in lm-eval."""
-        left = {name: value for name, value in settings.items() if name not in IGNORED and value is not None}
-        until = left.pop("until", [])
-        lengths = [int(left.pop(name)) for name in LENGTHS if name in left]
-        temperature = float(left.pop("temperature", 1.0 if left.get("do_sample") else 0.0))
-        if not left.pop("do_sample", temperature > 0):
-            temperature = 0.0
-        known: dict[str, Any] = {
-            name: left.pop(name) for name in ("top_k", "top_p", "min_p", "repetition_penalty") if name in left
-        }
-        if left:
-            raise BadRecipe(f"generation settings that this engine has not: {', '.join(sorted(left))}")
-        allowed = lengths[0] if lengths else MAX_TOKENS
-        if conversation is not None and self.speech.channels:
-            allowed += ANALYSIS_TOKENS[conversation.effort]
-        sampling = (
-            Sampling(temperature=temperature, **known) if temperature else Sampling(**_only(known, "repetition_penalty"))
-        )
-        return Rule(self.max_tokens or allowed, tuple([until] if isinstance(until, str) else until), sampling)
+    @property
+    def reasons(self) -> bool:
+        return self.speech.channels
 
-    def _generated(self, task: str, jobs: dict[str, Job]) -> dict[str, Answer]:
-        """The answers to the distinct jobs of one task."""
-        usage = self.usage[task]
-        missing = [job for key, job in jobs.items() if key not in self.log]
-        done = len(jobs) - len(missing)
-        self.report(task, done, len(jobs))
-        for job, answer in self._answer(sorted(missing, key=lambda job: job.tokens), usage):
-            row = {
-                "kind": "generate_until",
-                "task": task,
-                "doc": job.doc_id,
-                "text": str(answer),
-                **answer.details.to_json(),
-            }
-            self.log.add(job.key, row)
-            done += 1
-            self.report(task, done, len(jobs))
-        answers = {key: Answer(self.log[key]["text"], Details.from_json(self.log[key])) for key in jobs}
-        for answer in answers.values():
-            _count(usage, answer.details)
-        return answers
+    def prompted(
+        self, conversation: Conversation | None, text: str, beginning: str, room: int
+    ) -> tuple[Prompt, tuple[str, ...]]:
+        """Tokens. Of a plain text that is too long, the end."""
+        if conversation is not None:
+            tokens = self.speech.encode(conversation, beginning)
+            return tokens, (("too_long",) if len(tokens) >= self.engine.context else ())
+        tokens = self.engine.text.encode(text)
+        left = self.engine.context - min(room, self.engine.context // 2)
+        return (tokens[-left:], ("truncated",)) if len(tokens) > left else (tokens, ())
 
-    def _answer(self, jobs: list[Job], usage: Usage) -> Iterable[tuple[Job, Answer]]:
-        """Answers as they come."""
-        for job in jobs:
-            if "too_long" in job.problems:
-                yield job, Answer("", Details(problems=(*job.problems, "no_final"), prompt_tokens=len(job.tokens)))
-        fitting = [job for job in jobs if "too_long" not in job.problems]
-        yield from self._single([job for job in fitting if job.environment is None], usage)
-        yield from converse(self, [job for job in fitting if job.environment is not None], usage)
+    def content_of(self, prompt: Prompt) -> bytes:
+        return np.asarray(prompt, np.int32).tobytes()
 
-    def _single(self, jobs: list[Job], usage: Usage) -> Iterable[tuple[Job, Answer]]:
-        for i, tokens, text, finish in self.decode([Asked(job.tokens, job.rule, job.conversation) for job in jobs], usage):
+    def single(self, jobs: list[Job], usage: Usage) -> Iterator[tuple[Job, Answer]]:
+        jobs = sorted(jobs, key=lambda job: job.prompt)
+        for i, tokens, text, finish in self.decode([Asked(job.prompt, job.rule, job.conversation) for job in jobs], usage):
             job = jobs[i]
-            about = {"problems": job.problems, "prompt_tokens": len(job.tokens)}
+            about = {"problems": job.problems, "prompt_tokens": len(job.prompt)}
             yield job, self.speech.answer(tokens, text, finish, job.rule.until, job.conversation, **about)
+
+    def replies(self, asked: list[tuple[Conversation, Rule]], usage: Usage) -> Iterator[Reply]:
+        """What was said before comes from the prefix cache."""
+        prompts = [self.speech.encode(conversation) for conversation, _ in asked]
+        fitting = sorted((i for i, p in enumerate(prompts) if len(p) < self.engine.context), key=lambda i: prompts[i])
+        for i in set(range(len(asked))) - set(fitting):
+            yield Reply(i, Answer("", Details(problems=("too_long", "no_final"), finish="length")), ())
+        wanted = [Asked(prompts[i], asked[i][1], asked[i][0]) for i in fitting]
+        for number, tokens, text, finish in self.decode(wanted, usage):
+            i = fitting[number]
+            conversation, rule = asked[i]
+            answer = self.speech.answer(tokens, text, finish, rule.until, conversation, prompt_tokens=len(prompts[i]))
+            yield Reply(i, answer, self.speech.said(tokens, text, conversation))
 
     def decode(self, asked: list[Asked], usage: Usage) -> Iterable[tuple[int, list[int], str, str]]:
         """Generates in batches; yields (index, tokens, text, finish) as requests end.
@@ -312,43 +216,9 @@ class EngineLM(LM):
                 began, before = time.perf_counter(), self.engine.computed
 
 
-def _beginning(prompt: ChatPrompt) -> str:
-    return prompt.history[-1]["content"] if prompt.continued else ""
-
-
-def _task(request: Instance) -> str:
-    return request.task_name or "unnamed"
-
-
-def _by_task(items: list[Any], tasks: list[str]) -> Iterable[tuple[str, list[Any]]]:
-    """The items of each task, tasks in their order."""
-    groups: dict[str, list[Any]] = {}
-    for item, task in zip(items, tasks, strict=True):
-        groups.setdefault(task, []).append(item)
-    return groups.items()
-
-
 def _score_row(score: Scores) -> dict[str, Any]:
     return {
         "logprob": float(score.logprobs.sum(dtype="float64")),
         "greedy": bool(score.greedy.all()),
         "tokens": len(score.greedy),
     }
-
-
-def _reseeded(sampling: Sampling, content: str) -> Sampling:
-    seed = int.from_bytes(hashlib.blake2b(content.encode(), digest_size=6).digest(), "little")
-    return Sampling(**{**asdict(sampling), "seed": seed})
-
-
-def _only(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    return {name: settings[name]} if name in settings else {}
-
-
-def _count(usage: Usage, details: Details) -> None:
-    usage.requests += 1
-    usage.answers += 1
-    usage.prompt_tokens += details.prompt_tokens
-    usage.tokens += details.tokens
-    usage.no_final += "no_final" in details.problems
-    usage.problems.update(details.problems)

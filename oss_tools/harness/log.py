@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRecipe
 from oss_tools.escapes import json_text
 
 
-def request_key(kind: str, tokens: Sequence[int], **settings: Any) -> str:
-    """What tells requests apart: what is asked (as tokens) and how it is to be answered."""
+def request_key(kind: str, content: bytes, **settings: Any) -> str:
+    """What tells requests apart: what is asked and how it is to be answered."""
     digest = hashlib.blake2b(kind.encode(), digest_size=16)
-    digest.update(np.asarray(tokens, np.int32).tobytes())
+    digest.update(content)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.harness.answers import Answer, Call, Details, Environment
-from oss_tools.harness.jobs import Asked, Job, Usage
+from oss_tools.harness.jobs import Job, Reply, Rule, Usage
 from oss_tools.harness.prompts import message_of
-
-if TYPE_CHECKING:
-    from oss_tools.harness.lm import EngineLM
 
 MAX_STEPS = 20  # messages of the assistant in one turn; a model that calls on and on is stopped
 
@@ -32,6 +29,8 @@ class Talk:
         """Takes an assistant's answer in and asks the world; whether the conversation goes on."""
         details = answer.details
         self.details.append(details)
+        if "too_long" in details.problems:  # nothing was said
+            return False
         self.text = str(answer)
         self.turns[-1].append(details.calls)
         if details.finish == "length" or "no_final" in details.problems or len(self.turns[-1]) > MAX_STEPS:
@@ -69,28 +68,24 @@ class Talk:
         )
 
 
-def converse(lm: EngineLM, jobs: list[Job], usage: Usage) -> Iterator[tuple[Job, Answer]]:
-    """Carries the conversations on in rounds, one message of the assistant in each of them a round; what was said before comes
-    from the prefix cache. Yields them as they end."""
+class Model(Protocol):
+    """What answers conversations."""
+
+    def replies(self, asked: list[tuple[Conversation, Rule]], usage: Usage) -> Iterator[Reply]: ...
+
+
+def converse(model: Model, jobs: list[Job], usage: Usage) -> Iterator[tuple[Job, Answer]]:
+    """Carries the conversations on in rounds, one message of the assistant in each of them a round. Yields them as they end."""
     live = [Talk(job, _required(job), _made(job)) for job in jobs]
     while live:
-        prompts = [lm.speech.encode(talk.conversation) for talk in live]
-        fitting = [i for i, tokens in enumerate(prompts) if len(tokens) < lm.engine.context]
-        asked = [Asked(prompts[i], live[i].job.rule, live[i].conversation) for i in fitting]
         going = []
-        for i in set(range(len(live))) - set(fitting):
-            live[i].details.append(Details(problems=("too_long", "no_final"), finish="length"))
-            yield live[i].job, live[i].answer()
-        for number, tokens, text, finish in lm.decode(asked, usage):
-            talk = live[fitting[number]]
-            answer = lm.speech.answer(
-                tokens, text, finish, talk.job.rule.until, talk.conversation, prompt_tokens=len(prompts[fitting[number]])
-            )
-            if talk.take(answer, lm.speech.said(tokens, text, talk.conversation)):
+        for number, answer, said in model.replies([(talk.conversation, talk.job.rule) for talk in live], usage):
+            talk = live[number]
+            if talk.take(answer, said):
                 going.append(talk)
             else:
                 yield talk.job, talk.answer()
-        live = sorted(going, key=lambda talk: talk.job.tokens)
+        live = going
 
 
 def _required(job: Job) -> Conversation:
