@@ -54,6 +54,20 @@ def _print_divergence(found: dict[str, Any]) -> None:
     print_facts(facts)
 
 
+def _wire(wire: dict[str, Any] | None) -> str | None:
+    """What was measured of an endpoint: network, queue and other people's load included."""
+    if not wire or not wire["requests"]:
+        return None
+    said = [f"{wire['requests']:,} requests, median {wire['seconds_median']:.2f} s, 95 % below {wire['seconds_p95']:.2f} s"]
+    if "tokens_per_second_median" in wire:
+        said.append(f"median {wire['tokens_per_second_median']:.0f} tokens/s")
+    if wire["truncated"]:
+        said.append(f"{wire['truncated']:,} answers ended at their limit")
+    if "dollars" in wire:
+        said.append(f"{wire['dollars']:,.4f} dollars")
+    return "; ".join(said)
+
+
 def _grading(tally: dict[str, Any] | None) -> str | None:
     if tally is None:
         return None
@@ -74,7 +88,8 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
             problems[kind] = problems.get(kind, 0) + count
     shared = 1 - total["computed"] / total["positions"] if total["positions"] else None
     return {
-        "model": f"{record['model']['name']}, {record['model'].get('kernels', '')}",
+        "model": ", ".join(filter(None, (record["model"]["name"], record["model"].get("kernels")))),
+        "over the wire": _wire(record["model"].get("wire")),
         "no final answer": f"{total['no_final']} of {total['answers']}" if total["answers"] else None,
         "problems": ", ".join(f"{kind} {count}" for kind, count in sorted(problems.items())),
         "tokens": f"{total['prompt_tokens']:,} read, {total['tokens']:,} generated",

@@ -5,6 +5,9 @@ tier `full` has the public sets, from the Hugging Face hub or from --data DIR, a
 original. --task names single tasks, ours (--list) or lm-eval's own. With --output, answers are kept as they come, and --resume
 goes on where a run was broken off. Intervals are of 95 %.
 
+MODEL may be a model behind an OpenAI-compatible address, https://host/v1#name: hosted, vLLM, llama-server, Ollama. Its answers
+are scored as those of a checkpoint; times are measured over the wire.
+
 HealthBench is graded by another model: --grader-url and --grader-model name it. Its grades are kept in --output and never asked
 for twice. --dry-run shows what a run would ask, and what grading it would cost in calls and tokens.
 """
@@ -19,14 +22,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._endpoints import (
+    EndpointJobs,
+    EndpointKey,
+    EndpointPrice,
+    EndpointTimeout,
+    asked,
+    model_or_endpoint,
+    opened,
+    show_calls,
+)
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Threads, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
 from oss_tools.cli._scores import DIVERGENCE, print_record
 
 if TYPE_CHECKING:
+    from oss_tools.endpoints.endpoint import Endpoint
     from oss_tools.engine.engine import Engine
     from oss_tools.harness.grader import Grader
+    from oss_tools.harness.subjects import Subject
     from oss_tools.harness.suites import SuiteTask
 
 EXAMPLES = """
@@ -35,6 +50,8 @@ oss-tools eval gpt-oss-20b/ --suite math,health --tier full --limit 100 --reason
 oss-tools eval model-q4.gguf --suite text --base model-bf16/ --text notes.txt
 oss-tools eval model.gguf --task hellaswag --num-fewshot 5
 oss-tools eval gpt-oss-20b/ --task healthbench_hard --grader-url https://api.openai.com/v1 --grader-model gpt-4.1 --dry-run
+oss-tools eval https://api.openai.com/v1#o4-mini --suite math --price 1.1,4.4 --dry-run
+oss-tools eval http://localhost:8080/v1#gpt-oss-20b --suite tool_use --output runs/server
 oss-tools eval --list
 """
 SUITES = "math,health,tool_use,text"
@@ -42,11 +59,11 @@ SUITES = "math,health,tool_use,text"
 
 def run(
     model: Annotated[
-        Path | None,
+        Any,
         typer.Argument(
             metavar="MODEL",
-            parser=model_path,
-            help="A checkpoint's path, a downloaded owner/name, or tiny.",
+            parser=model_or_endpoint,
+            help="A checkpoint's path, a downloaded owner/name, tiny, or https://host/v1#name.",
             show_default=False,
         ),
     ] = None,
@@ -123,6 +140,10 @@ def run(
         ),
     ] = None,
     grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16,
+    key: EndpointKey = None,
+    jobs: EndpointJobs = 16,
+    timeout: EndpointTimeout = 600.0,
+    price: EndpointPrice = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what grading costs.")] = False,
     threads: Threads = 0,
     context: Context = None,
@@ -155,8 +176,12 @@ def run(
     require_lm_eval()
     if output is not None:
         check_folder(output)
-    check_models(model, base)
-    wanted = suite if suite is not None else "" if task or text else SUITES
+    endpoint = opened(model, key, jobs, timeout)
+    if endpoint is not None and base is not None:
+        raise typer.BadParameter("needs a checkpoint on both sides: an endpoint has no logits", param_hint="--base")
+    check_models(None if endpoint else model, base)
+    usual = SUITES if endpoint is None else SUITES.replace(",text", "")  # which wants log-probabilities of a prompt
+    wanted = suite if suite is not None else "" if task or text else usual
     listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []
     graders = grading(grader_url, grader_model, grader_key, grader_jobs, output, quiet)
     if grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
@@ -165,9 +190,10 @@ def run(
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json)
+            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, price)
         return
     from oss_tools.harness.run import Settings, write_record
+    from oss_tools.harness.subjects import EngineSubject
 
     settings = Settings(
         limit=limit,
@@ -182,11 +208,16 @@ def run(
     engine_options = where | {"context": context, "activations": activations, "load": load, "quiet": quiet}
     with graders as grader:
         tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
-        with loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
-            record = evaluated(engine, model, listed, tasks, settings, output, resume, quiet, grader)
-            if base is not None:
-                with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
-                    record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
+        run = (listed, tasks, settings, output, resume, quiet, grader)
+        if endpoint is not None:
+            with asked(endpoint, price, tasks, quiet) as subject:
+                record = evaluated(subject, subject.described, *run)
+        else:
+            with loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
+                record = evaluated(EngineSubject(engine), described(model), *run)
+                if base is not None:
+                    with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
+                        record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
         if grader is not None:
             record["grader"] = {"model": grader_model, **grader.tally.to_json()}
     if output is not None:
@@ -221,13 +252,18 @@ def show_plan(
     data: Path | None,
     limit: int | None,
     as_json: bool,
+    endpoint: Endpoint | None = None,
+    price: Any = None,
 ) -> None:
-    """What a run would ask, as a table or as JSON."""
+    """What a run would ask, as a table or as JSON; of an endpoint also tokens and price."""
     from dataclasses import asdict
 
     from oss_tools.harness.plan import planned
 
     rows = planned(names, data, texts, limit, remark, may_miss=listed)
+    if endpoint is not None:
+        show_calls(rows, endpoint, price, as_json)
+        return
     if as_json:
         print_json({"tasks": [asdict(row) for row in rows]})
         return
@@ -239,7 +275,7 @@ def show_plan(
     print_table(cells, header, right=(1, 2, 3, 4, 5))
 
 
-def check_models(model: Path, base: Path | None) -> None:
+def check_models(model: Path | None, base: Path | None) -> None:
     """Raises what loading would raise for files that are no checkpoint, before anything is done."""
     from oss_tools.models import open_checkpoint
 
@@ -262,8 +298,8 @@ def described(model: Path) -> dict[str, Any]:
 
 
 def evaluated(
-    engine: Engine,
-    model: Path,
+    subject: Subject,
+    model: dict[str, Any],
     listed: list[SuiteTask],
     tasks: dict[str, Any],
     settings: Any,
@@ -279,10 +315,10 @@ def evaluated(
         if grader is not None:
             grader.report = lambda done, total: report("grades", done, total)
         return evaluate(
-            engine,
+            subject,
             tasks,
             settings,
-            model=described(model),
+            model=model,
             listed=listed,
             output=output,
             resume=resume,

@@ -10,6 +10,7 @@ from typing import Any
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings, evaluate
+from oss_tools.harness.subjects import EngineSubject
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.report.comparison import Change, Difference, Finding, TaskScore
 from oss_tools.statistics.figures import Estimate
@@ -34,7 +35,7 @@ def answer(
     Raises BadRecipe, BadSource, MissingPackage, BadRequest if an outcome is no number.
     """
     record = evaluate(
-        engine,
+        EngineSubject(engine),
         [task.task],
         settings,
         model={"sha256": sha256},

@@ -151,8 +151,15 @@ class Client:
 
     # ---- one request ------------------------------------------------------------------------------------------------
 
-    def post(self, body: Mapping[str, Any], read: Callable[[Any], R], path: str = CHAT) -> R:
+    def post(
+        self,
+        body: Mapping[str, Any],
+        read: Callable[[Any], R],
+        path: str = CHAT,
+        began: Callable[[], object] = lambda: None,
+    ) -> R:
         """What `read` makes of the JSON that answers a request; it raises Transient for what is none, as of a proxy in trouble.
+        `began`: called as each try is sent.
 
         Raises BadSource if the server refuses, Unreachable if it does not answer, Stopped if another request failed for good.
         """
@@ -162,6 +169,7 @@ class Client:
                 raise Stopped
             self._wait_until_allowed()
             try:
+                began()
                 return read(self._answer(body, path))
             except Transient as failure:
                 failures += 1

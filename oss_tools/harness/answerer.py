@@ -19,15 +19,11 @@ from oss_tools.chat.messages import Conversation, Effort
 from oss_tools.engine.sampling import Sampling
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.harness.answers import Answer, Details
-from oss_tools.harness.jobs import Job, Prompt, Reply, Rule, Usage
+from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS, Job, Prompt, Reply, Rule, Usage
 from oss_tools.harness.log import AnswerLog, request_key
 from oss_tools.harness.prompts import ChatPrompt, conversation_of, needs_chat
 from oss_tools.harness.turns import converse
 
-MAX_TOKENS = 256  # generated, where neither the task nor the user says: lm-eval's own number
-# Room for reasoning, beside what the task allows for its answer.
-ANALYSIS_TOKENS = {"low": 1024, "medium": 4096, "high": 16384}
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 IGNORED = {"num_return_sequences", "use_cache", "num_beams", "early_stopping", "pad_token_id", "max_length"}
 
 Report = Callable[[str, int, int], None]  # task, requests done, of how many

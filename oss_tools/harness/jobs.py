@@ -10,6 +10,11 @@ from oss_tools.chat.messages import Conversation, Message
 from oss_tools.engine.sampling import Sampling
 from oss_tools.harness.answers import Answer, Environment
 
+MAX_TOKENS = 256  # generated, where neither the task nor the user says: lm-eval's own number
+# Room for reasoning, beside what the task allows for its answer.
+ANALYSIS_TOKENS = {"low": 1024, "medium": 4096, "high": 16384}
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
 Prompt = Any  # what a model is sent: an engine tokens, an endpoint messages or a text
 
 

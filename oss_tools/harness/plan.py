@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+import json
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oss_tools.harness import healthbench
-from oss_tools.harness.grader import current_grader
+from oss_tools.harness.grader import about_tokens, current_grader
+from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS
+from oss_tools.harness.prompts import FIELD
 from oss_tools.harness.tasks import load_tasks
 
 PER_CHOICE = ("multiple_choice",)  # one request for each choice
@@ -20,12 +24,15 @@ class Planned:
     Attributes:
         questions: documents.
         requests: to the model that is scored.
+        prompt_tokens: that it would read, an estimate; most_tokens: that it may write, reasoning included.
         grader_calls, grader_prompt_tokens, grader_tokens: to the grader, if there is one; tokens are estimates.
     """
 
     task: str
     questions: int
     requests: int
+    prompt_tokens: int = 0
+    most_tokens: int = 0
     grader_calls: int = 0
     grader_prompt_tokens: int = 0
     grader_tokens: int = 0
@@ -47,9 +54,28 @@ def planned(
     for name, task in load_tasks(names, data, texts, say, may_miss)["tasks"].items():
         docs = list(task.eval_docs)[:limit]
         choices = sum(len(task.doc_to_choice(doc)) for doc in docs) if task.OUTPUT_TYPE in PER_CHOICE else len(docs)
-        row = Planned(name, len(docs), choices * (task.config.repeats or 1))
+        requests = choices * (task.config.repeats or 1)
+        prompt = sum(about_tokens(_prompt(task, doc)) for doc in docs) * requests // max(len(docs), 1)
+        row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task))
         if name in healthbench.FILES:
             cost = healthbench.cost(docs, current_grader())
-            row = Planned(name, len(docs), len(docs), cost.calls, cost.prompt_tokens, cost.tokens)
+            grading = cost.calls, cost.prompt_tokens, cost.tokens
+            row = Planned(name, len(docs), len(docs), prompt, len(docs) * _most_tokens(task), *grading)
         rows.append(row)
     return rows
+
+
+def _prompt(task: Any, doc: Any) -> str:
+    """A document's question as text: its conversation, tools and earlier turns included, where it has one."""
+    if isinstance(doc, Mapping) and doc.get(FIELD):
+        return json.dumps(doc[FIELD], ensure_ascii=False, default=str)
+    return str(task.doc_to_text(doc))
+
+
+def _most_tokens(task: Any) -> int:
+    """Of one answer: what the task allows, and room for reasoning; 1 where answers are scored, not written."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return 1
+    settings = task.config.generation_kwargs or {}
+    allowed = next((int(settings[name]) for name in LENGTHS if settings.get(name)), MAX_TOKENS)
+    return allowed + ANALYSIS_TOKENS["medium"]

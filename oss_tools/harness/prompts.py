@@ -50,6 +50,12 @@ def needs_chat(doc: Any) -> bool:
     return isinstance(extra, Mapping) and bool(extra.get("messages") or extra.get("tools"))
 
 
+def has_tools(doc: Any) -> bool:
+    """Whether a document offers functions."""
+    extra = doc.get(FIELD) if isinstance(doc, Mapping) else None
+    return isinstance(extra, Mapping) and bool(extra.get("tools"))
+
+
 def conversation_of(prompt: ChatPrompt, doc: Any, effort: Effort | None = None) -> Conversation:
     """The conversation of a request, without the beginning of an answer. Raises BadRecipe if the document's is malformed.
 

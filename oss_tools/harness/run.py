@@ -14,11 +14,11 @@ import numpy as np
 
 from oss_tools.chat.messages import Effort
 from oss_tools.checkpoints.files import replace_file
-from oss_tools.engine.engine import Engine
 from oss_tools.escapes import json_text
 from oss_tools.harness.answers import Answer
 from oss_tools.harness.log import AnswerLog
 from oss_tools.harness.records import SCHEMA, task_record
+from oss_tools.harness.subjects import Subject
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.harness.tasks import load_tasks, require_lm_eval
 from oss_tools.machine.description import machine, versions
@@ -70,7 +70,7 @@ def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def evaluate(
-    engine: Engine,
+    subject: Subject,
     names: Sequence[str] | Mapping[str, Any],
     settings: Settings,
     *,
@@ -86,6 +86,7 @@ def evaluate(
     """Runs tasks; returns the record.
 
     Args:
+        subject: what is evaluated.
         names: of tasks, see `load_tasks`; or what that returned.
         model: what the record says of the model: name, sha256, ….
         data: the user's folder of public sets.
@@ -101,25 +102,16 @@ def evaluate(
     require_lm_eval()
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    from oss_tools.harness.lm import EngineLM
-
     began = time.perf_counter()
     by_name = {entry.task: entry for entry in listed}
     tasks = dict(names) if isinstance(names, Mapping) else load_tasks(names, data, texts, say, may_miss=by_name)
     _tell_sizes(tasks["tasks"], by_name, say)
-    about = {"schema": SCHEMA, "model": model.get("sha256"), **engine_facts(engine), **asdict(settings)}
+    about = {"schema": SCHEMA, "model": model.get("sha256"), **subject.settings(), **asdict(settings)}
     per_run = {name: about.pop(name) for name in ("limit", "sample", "num_fewshot")}  # what these change is in the requests
     log = AnswerLog(output / "answers.jsonl" if output else None, about, resume)
-    lm = EngineLM(
-        engine,
-        effort=settings.effort,
-        batch=settings.batch,
-        max_tokens=settings.max_tokens,
-        seed=settings.seed,
-        log=log,
-        report=report,
-    )
-    chat = lm.speech.template is not None if settings.chat is None else settings.chat
+    how = {name: getattr(settings, name) for name in ("effort", "batch", "max_tokens", "seed")}
+    lm = subject.model(**how, log=log, report=report)
+    chat = lm.has_chat if settings.chat is None else settings.chat
     _prepare(tasks["tasks"], settings)
     drawn = _drawn(tasks["tasks"], settings)
     try:
@@ -138,10 +130,10 @@ def evaluate(
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "eval",
-        "model": {**model, **engine.backend.facts()},
+        "model": {**model, **subject.facts()},
         "machine": machine(),
         "versions": versions("lm-eval", "numpy", "numba", "tokenizers"),
-        "settings": {**asdict(settings), **per_run, **engine_facts(engine), "chat": chat},
+        "settings": {**asdict(settings), **per_run, **subject.settings(), "chat": chat},
         "tasks": {},
     }
     for name, task in tasks["tasks"].items():
@@ -158,12 +150,6 @@ def evaluate(
     if output:
         write_record(output, record)
     return record
-
-
-def engine_facts(engine: Engine) -> dict[str, Any]:
-    """Settings of the engine on which answers depend."""
-    activations = engine.backend.facts().get("activations", "f32")
-    return {"backend": engine.backend.name, "activations": activations, "context": engine.context}
 
 
 def write_record(output: Path, record: dict[str, Any]) -> Path:

@@ -12,8 +12,8 @@ from fake_engine import Answering, FakeEngine
 from lm_eval.api.instance import Instance
 
 from oss_tools.errors import BadCheckpoint, BadRecipe
-from oss_tools.harness.answerer import ANALYSIS_TOKENS
 from oss_tools.harness.answers import Answer, Call, Environment, details_of
+from oss_tools.harness.jobs import ANALYSIS_TOKENS
 from oss_tools.harness.lm import EngineLM
 from oss_tools.harness.log import AnswerLog
 from oss_tools.harness.prompts import ChatPrompt

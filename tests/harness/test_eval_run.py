@@ -13,6 +13,7 @@ pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 from oss_tools.engine.engine import Engine
 from oss_tools.harness.run import Settings, evaluate, fingerprint
+from oss_tools.harness.subjects import EngineSubject
 from oss_tools.resources import resource
 
 TASKS = ("math_smoke", "tool_use_smoke", "text_smoke")
@@ -46,7 +47,7 @@ def engine() -> Any:
 @pytest.fixture(scope="module")
 def first(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     output = tmp_path_factory.mktemp("run")
-    return output, evaluate(engine, TASKS, SETTINGS, model={"name": "m", "sha256": "0"}, output=output)
+    return output, evaluate(EngineSubject(engine), TASKS, SETTINGS, model={"name": "m", "sha256": "0"}, output=output)
 
 
 def test_the_record_has_every_outcome(first: tuple[Path, dict[str, Any]]) -> None:
@@ -71,14 +72,14 @@ def test_the_record_has_every_outcome(first: tuple[Path, dict[str, Any]]) -> Non
 
 
 def test_the_same_run_gives_the_same_record(engine: Engine, first: tuple[Path, dict[str, Any]]) -> None:
-    again = evaluate(engine, TASKS, SETTINGS, model={"name": "m", "sha256": "0"})
+    again = evaluate(EngineSubject(engine), TASKS, SETTINGS, model={"name": "m", "sha256": "0"})
     assert without_time(again) == without_time(first[1])
 
 
 def test_a_finished_run_is_taken_up_without_computing(engine: Engine, first: tuple[Path, dict[str, Any]]) -> None:
     output, record = first
     before = engine.computed
-    again = evaluate(engine, TASKS, SETTINGS, model={"name": "m", "sha256": "0"}, output=output, resume=True)
+    again = evaluate(EngineSubject(engine), TASKS, SETTINGS, model={"name": "m", "sha256": "0"}, output=output, resume=True)
     assert engine.computed == before
     assert without_time(again) == without_time(record)
 
@@ -88,7 +89,15 @@ def test_more_questions_can_be_added_to_a_run(engine: Engine, first: tuple[Path,
     seen: list[tuple[str, int, int]] = []
     more = Settings(limit=3, max_tokens=6, batch=2)
     model = {"name": "m", "sha256": "0"}
-    evaluate(engine, TASKS[:1], more, model=model, output=output, resume=True, report=lambda *told: seen.append(told))
+    evaluate(
+        EngineSubject(engine),
+        TASKS[:1],
+        more,
+        model=model,
+        output=output,
+        resume=True,
+        report=lambda *told: seen.append(told),
+    )
     assert seen == [("math_smoke", 2, 3), ("math_smoke", 3, 3)]
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
 from oss_tools.engine.engine import Engine
 from oss_tools.harness.run import Settings, evaluate
+from oss_tools.harness.subjects import EngineSubject
 from oss_tools.resources import resource
 
 TASKS = ("math_smoke", "health_smoke", "tool_use_smoke", "text_smoke")
@@ -21,7 +22,7 @@ def refused(*_: Any) -> None:
 
 def run(checkpoint: Path, settings: Settings) -> dict[str, Any]:
     with Engine.load(checkpoint) as engine:
-        return evaluate(engine, TASKS, settings, model={"name": "tiny"})["tasks"]
+        return evaluate(EngineSubject(engine), TASKS, settings, model={"name": "tiny"})["tasks"]
 
 
 def test_the_embedded_model_scores_offline_and_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""What can be evaluated: a loaded engine, or a model behind an endpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from oss_tools.endpoints.endpoint import Endpoint
+from oss_tools.endpoints.wire import Price
+from oss_tools.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from oss_tools.harness.answerer import Answerer
+    from oss_tools.harness.endpoint_lm import EndpointLM
+
+
+class Subject(Protocol):
+    """A model as a run needs it."""
+
+    def settings(self) -> dict[str, Any]:
+        """On which answers depend, beside the run's own."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the record says of it, at the end."""
+
+    def model(self, *, batch: int, **how: Any) -> Answerer:
+        """The model for lm-eval."""
+
+
+class EngineSubject:
+    """A checkpoint that runs here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def settings(self) -> dict[str, Any]:
+        activations = self.engine.backend.facts().get("activations", "f32")
+        return {"backend": self.engine.backend.name, "activations": activations, "context": self.engine.context}
+
+    def facts(self) -> dict[str, Any]:
+        return self.engine.backend.facts()
+
+    def model(self, *, batch: int, **how: Any) -> Answerer:
+        from oss_tools.harness.lm import EngineLM
+
+        return EngineLM(self.engine, batch=batch, **how)
+
+
+class EndpointSubject:
+    """A model that answers over HTTP. `batch` has no meaning there: the endpoint says how many requests are under way."""
+
+    def __init__(
+        self, endpoint: Endpoint, price: Price | None = None, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.endpoint, self.price, self.say = endpoint, price, say
+        self._lm: EndpointLM | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the record says of it beforehand. The hash is of its address and name: what runs there is not known."""
+        return {"name": self.endpoint.name, "sha256": hashlib.sha256(self.endpoint.name.encode()).hexdigest()}
+
+    def settings(self) -> dict[str, Any]:
+        return {"backend": "endpoint"}
+
+    def facts(self) -> dict[str, Any]:
+        left_out = sorted(self._lm.client.unknown_fields) if self._lm else []
+        return {"endpoint": True, "wire": self._lm.wire.to_json(self.price) if self._lm else {}, "left_out": left_out}
+
+    def model(self, *, batch: int, **how: Any) -> Answerer:
+        from oss_tools.harness.endpoint_lm import EndpointLM
+
+        self._lm = EndpointLM(self.endpoint, say=self.say, **how)
+        return self._lm
+
+    def close(self) -> None:
+        if self._lm is not None:
+            self._lm.close()
