@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, EndpointTimeout, model_or_endpoint, opened
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
@@ -33,6 +34,7 @@ EXAMPLES = """
 oss-tools compare
 oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,my-recipe.yaml --limit 50
 oss-tools compare model-bf16/ model-q8_0.gguf model-q4_0.gguf --output runs/q4
+oss-tools compare gpt-oss-20b/ gpt-oss-20b-q4.gguf https://api.openai.com/v1#o4-mini --suites math,health --price 1.1,4.4
 oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
@@ -44,11 +46,11 @@ EMBEDDED_LIMIT = 100  # questions of each task, so that all of it is done in min
 
 def run(
     models: Annotated[
-        list[Path] | None,
+        list[Any] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            parser=model_path,
-            help="Checkpoints' paths, downloaded owner/name, or tiny. [default: tiny]",
+            parser=model_or_endpoint,
+            help="Checkpoints' paths, downloaded owner/name, tiny, or https://host/v1#name. [default: tiny]",
             show_default=False,
         ),
     ] = None,
@@ -57,8 +59,8 @@ def run(
         typer.Option("--formats", "-f", help=f"What to make of one model, a list. [default: {FORMATS}]", show_default=False),
     ] = None,
     base: Annotated[
-        Path | None,
-        typer.Option("--base", parser=model_path, help="The reference. [default: the first]", show_default=False),
+        Any,
+        typer.Option("--base", parser=model_or_endpoint, help="The reference. [default: the first]", show_default=False),
     ] = None,
     suites: Annotated[
         str, typer.Option("--suites", "--suite", "-s", help="Suites whose questions are asked, a list; empty for none.")
@@ -102,6 +104,10 @@ def run(
     threads: Threads = 0,
     backend: BackendName = "numba",
     activations: Activations = "int8",
+    key: EndpointKey = None,
+    jobs: EndpointJobs = 16,
+    timeout: EndpointTimeout = 600.0,
+    price: EndpointPrice = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
     ] = Path("comparison"),
@@ -121,7 +127,11 @@ def run(
     if reasoning not in ("low", "medium", "high"):
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
     finished = len(models or ()) > 1 or base is not None
-    paths = _models(models or [], quiet) if finished else list(models or [])
+    named = _models(models or [], quiet) if finished else list(models or [])
+    asked = {text: opened(text, key, jobs, timeout) for text in [*named, base] if isinstance(text, str)}
+    paths = [path for path in named if isinstance(path, Path)]
+    if asked and not finished:
+        raise typer.BadParameter("a model behind an address is compared with checkpoints; `eval` scores it by itself")
     if finished and formats:
         raise typer.BadParameter("is for one model; several checkpoints are compared as they are", param_hint="--formats")
     if baseline and not gate:
@@ -145,7 +155,9 @@ def run(
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:
         if finished:
-            record = compare_checkpoints(paths, settings, output, base=base, report=report, **shared)
+            own = base if isinstance(base, Path) else None
+            away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": price}
+            record = compare_checkpoints(paths, settings, output, base=own, report=report, **away, **shared)
         else:
             wanted = _names(formats or FORMATS)
             record = compare_formats(
@@ -160,9 +172,9 @@ def run(
         raise typer.Exit(1)
 
 
-def _models(paths: list[Path], quiet: bool) -> list[Path]:
-    """Those of several paths that can be models: the rest of what DIR/* names is passed over, with a line."""
-    left_out = [path for path in paths if path.is_file() and not _may_be_model(path)]
+def _models(paths: list[Any], quiet: bool) -> list[Any]:
+    """Those of several models that can be some: the rest of what DIR/* names is passed over, with a line."""
+    left_out = [path for path in paths if isinstance(path, Path) and path.is_file() and not _may_be_model(path)]
     if left_out and not quiet:
         remark(f"{', '.join(path.name for path in left_out)}: no model, passed over")
     return [path for path in paths if path not in left_out]

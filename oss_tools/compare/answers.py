@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings, evaluate
-from oss_tools.harness.subjects import EngineSubject
+from oss_tools.harness.subjects import EndpointSubject, Subject
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.report.comparison import Change, Difference, Finding, TaskScore
 from oss_tools.statistics.figures import Estimate
@@ -21,7 +20,7 @@ LONGEST = 4000  # characters of a prompt or an answer in the record
 
 
 def answer(
-    engine: Engine,
+    subject: Subject,
     task: SuiteTask,
     settings: Settings,
     folder: Path,
@@ -35,7 +34,7 @@ def answer(
     Raises BadRecipe, BadSource, MissingPackage, BadRequest if an outcome is no number.
     """
     record = evaluate(
-        EngineSubject(engine),
+        subject,
         [task.task],
         settings,
         model={"sha256": sha256},
@@ -62,6 +61,7 @@ def answer(
         "item_ids": columns["sha256"],
         "data_sha256": found["data_sha256"],
         "said": rows,
+        "wire": subject.measured() if isinstance(subject, EndpointSubject) else None,
     }
 
 

@@ -74,6 +74,15 @@ class EndpointSubject:
         self._lm = EndpointLM(self.endpoint, say=self.say, **how)
         return self._lm
 
+    def measured(self) -> dict[str, Any] | None:
+        """Every request's seconds and rates, and the sums; None before it was asked."""
+        if self._lm is None:
+            return None
+        wire = self._lm.wire
+        dollars = self.price.of(wire.prompt_tokens, wire.tokens) if self.price else None
+        names = ("seconds", "rates", "prompt_tokens", "tokens", "truncated")
+        return {**{name: getattr(wire, name) for name in names}, "dollars": dollars}
+
     def close(self) -> None:
         if self._lm is not None:
             self._lm.close()

@@ -196,6 +196,25 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class OverTheWire:
+    """What was measured of a model behind an address while it answered the questions: network, queue and other people's load are
+    in the times, which stand for no hardware.
+
+    Attributes:
+        seconds: of a request; tokens_per_second: of an answer; medians over requests.
+        prompt_tokens, tokens: in all; truncated: answers that ended at their limit.
+        dollars: at the price that the user named; None without one.
+    """
+
+    seconds: Timing
+    tokens_per_second: Timing | None
+    prompt_tokens: int
+    tokens: int
+    truncated: int
+    dollars: float | None = None
+
+
+@dataclass(frozen=True)
 class Change:
     """An item whose answer the candidate changed.
 
@@ -278,6 +297,7 @@ class Candidate:
         differences: from the base, of configuration, tokenizer and chat template; None for the base, and in records of
             programs that did not look.
         remarks: what its figures are to be read with, a sentence each.
+        wire: of a model behind an address, whose container is "endpoint", path that address and name, and size 0.
     """
 
     name: str
@@ -300,6 +320,7 @@ class Candidate:
     findings: list[Finding] = field(default_factory=list)
     differences: list[ModelDifference] | None = None
     remarks: list[str] = field(default_factory=list)
+    wire: OverTheWire | None = None
 
     def task(self, name: str) -> TaskScore | None:
         return next((t for t in self.tasks if t.task == name), None)

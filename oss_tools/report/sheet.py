@@ -106,6 +106,9 @@ METRICS: dict[str, Metric] = {
         "per ref.", "time of a round's fastest steps over that of a reference kernel beside them", shown=False
     ),
     "peer_ratio": Metric("of peer", "tokens per second over the peer's, in turns", False),
+    "wire.seconds": Metric("s/request (wire)", "seconds of a request over the network, with other people's load in it"),
+    "wire.tokens_per_second": Metric("tokens/s (wire)", "tokens per second of an answer over the network", False),
+    "wire.dollars": Metric("dollars", "cost of all answers at the price that was named"),
     "load_seconds": Metric("load s", "seconds to load"),
     "peak_memory": Metric("peak memory", "resident memory of a process that loads the model and answers", unit="bytes"),
     "weight_memory": Metric("weights", "bytes of the weights in memory", unit="bytes", shown=False),
@@ -233,8 +236,15 @@ def sheet_of(comparison: Comparison) -> Sheet:
 
 def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple[str, Figure]]:
     """A candidate's figures by metric; `machine` and `kernel` are what its times depend on."""
-    yield "size", _exact(c.size)
-    yield "bits_per_weight", _exact(c.bits_per_weight)
+    if c.size:
+        yield "size", _exact(c.size)
+        yield "bits_per_weight", _exact(c.bits_per_weight)
+    if c.wire:
+        yield "wire.seconds", _timing(c.wire.seconds, c.path)
+        if c.wire.tokens_per_second:
+            yield "wire.tokens_per_second", _timing(c.wire.tokens_per_second, c.path)
+        if c.wire.dollars is not None:
+            yield "wire.dollars", _exact(c.wire.dollars)
     if c.weight_error:
         yield "weight_error", _exact(c.weight_error.relative_error)
         if c.weight_error.cells:

@@ -29,7 +29,7 @@ def test_what_cannot_be_compared_is_one_line(tiny_gpt_oss, tiny_llama, tmp_path)
     done = compare(tiny_gpt_oss, tiny_llama, *SMALL, "-o", tmp_path, status=2)
     assert "another tokenizer" in done.output
     assert len(done.output.strip().splitlines()) == 1
-    assert "two checkpoints" in compare("--base", tiny_gpt_oss, tiny_gpt_oss, *SMALL, "-o", tmp_path, status=2).output
+    assert "two models" in compare("--base", tiny_gpt_oss, tiny_gpt_oss, *SMALL, "-o", tmp_path, status=2).output
 
 
 def test_the_embedded_model_is_asked_the_same_by_its_name(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from oss_tools.compare.pipeline import _without_home
+from oss_tools.compare.work import _without_home
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""How to compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oss_tools.chat.messages import Effort
+from oss_tools.compare import latency
+from oss_tools.errors import BadRequest
+from oss_tools.harness.suites import SuiteTask, load_suite
+
+SUITES = ("math", "health", "tool_use")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compare.
+
+    Attributes:
+        suites, tier: whose tasks are asked; none for no questions.
+        limit: so many questions of each task; None for all.
+        chunks: so many chunks of each text; None for all.
+        reasoning: effort.
+        max_tokens: of one answer with its reasoning; None for the task's own number and room for reasoning.
+        data: the user's folder of public sets.
+        seed: of the choice of these questions and chunks, of which 0 takes the first; of few-shot examples and resampling tests.
+        timing: what is timed; repeat = 0 times nothing.
+    """
+
+    suites: tuple[str, ...] = SUITES
+    tier: str = "smoke"
+    limit: int | None = None
+    chunks: int | None = None
+    reasoning: Effort = "medium"
+    max_tokens: int | None = None
+    data: Path | None = None
+    seed: int = 0
+    timing: latency.Settings = field(default_factory=latency.Settings)
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """On which predictions and answers depend."""
+        return {"backend": self.timing.backend, "activations": self.timing.activations}
+
+    def tasks(self) -> list[tuple[str, SuiteTask]]:
+        """(suite, task). Raises BadRecipe for an unknown suite, BadRequest for a tier without tasks."""
+        found = [(name, task) for name in self.suites for task in load_suite(name).tiers.get(self.tier, ())]
+        if self.suites and not found:
+            raise BadRequest(f"the suites {', '.join(self.suites)} have no tasks in the tier {self.tier!r}")
+        return found
