@@ -35,6 +35,8 @@ oss-tools compare
 oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,my-recipe.yaml --limit 50
 oss-tools compare model-bf16/ model-q8_0.gguf model-q4_0.gguf --output runs/q4
 oss-tools compare gpt-oss-20b/ gpt-oss-20b-q4.gguf https://api.openai.com/v1#o4-mini --suites math,health --price 1.1,4.4
+oss-tools compare gpt-oss-120b/ --write-pack 120b.pack
+oss-tools compare gpt-oss-120b-q4.gguf --pack 120b.pack
 oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
@@ -108,6 +110,16 @@ def run(
     jobs: EndpointJobs = 16,
     timeout: EndpointTimeout = 600.0,
     price: EndpointPrice = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option("--pack", help="What --write-pack kept of the base: it need not be here.", show_default=False),
+    ] = None,
+    write_pack: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-pack", help="Keep what MODEL says in this file of a few MB, and compare nothing.", show_default=False
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
     ] = Path("comparison"),
@@ -126,10 +138,16 @@ def run(
 ) -> None:
     if reasoning not in ("low", "medium", "high"):
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
-    finished = len(models or ()) > 1 or base is not None
+    finished = len(models or ()) > 1 or base is not None or pack is not None
+    if pack and (base is not None or not models):
+        raise typer.BadParameter("stands for the base; name the checkpoints that are held against it", param_hint="--pack")
+    if write_pack and (finished or len(models or ()) != 1 or formats or gate):
+        raise typer.BadParameter("is made of one checkpoint, without --formats, --base or --gate", param_hint="--write-pack")
     named = _models(models or [], quiet) if finished else list(models or [])
     asked = {text: opened(text, key, jobs, timeout) for text in [*named, base] if isinstance(text, str)}
     paths = [path for path in named if isinstance(path, Path)]
+    if asked and (pack or write_pack):
+        raise typer.BadParameter("packs are of checkpoints, not of models behind addresses")
     if asked and not finished:
         raise typer.BadParameter("a model behind an address is compared with checkpoints; `eval` scores it by itself")
     if finished and formats:
@@ -140,7 +158,14 @@ def run(
     judge = _judge(gate, baseline)
     from oss_tools.checkpoints.files import check_folder
     from oss_tools.compare.latency import Settings as Timing
-    from oss_tools.compare.pipeline import RECORD, Settings, compare_checkpoints, compare_formats
+    from oss_tools.compare.pipeline import (
+        RECORD,
+        Settings,
+        compare_checkpoints,
+        compare_formats,
+        compare_with_pack,
+        make_pack,
+    )
     from oss_tools.engine.backend import backend_for
     from oss_tools.resources import resource
 
@@ -154,7 +179,13 @@ def run(
     )  # fmt: skip
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:
-        if finished:
+        if write_pack is not None:
+            size = make_pack(paths[0], write_pack, settings, output, report=report, **shared)
+            print(f"{write_pack}: {size:,} bytes; `oss-tools compare CANDIDATE --pack {write_pack}` holds others against it")
+            return
+        if pack is not None:
+            record = compare_with_pack(paths, pack, settings, output, report=report, **shared)
+        elif finished:
             own = base if isinstance(base, Path) else None
             away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": price}
             record = compare_checkpoints(paths, settings, output, base=own, report=report, **away, **shared)

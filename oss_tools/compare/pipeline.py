@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from oss_tools.compare.checks import require_room
 from oss_tools.compare.models import Member, make, member, recipe_called
+from oss_tools.compare.packs import read_pack, vocabulary_hash, write_pack
 from oss_tools.compare.pairing import pair
 from oss_tools.compare.parts import Parts
 from oss_tools.compare.remote import remotes
@@ -19,6 +20,7 @@ from oss_tools.compare.work import Work, plain
 from oss_tools.download.layout import name_of
 from oss_tools.endpoints.endpoint import Endpoint
 from oss_tools.endpoints.wire import Price
+from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import fingerprint
 from oss_tools.models import open_checkpoint
@@ -110,6 +112,54 @@ def compare_checkpoints(
     members = [member(name, path) for name, path in zip(names, every, strict=True)]
     held_against = next((r.name for r in away if r.endpoint is base_endpoint), "")
     return work.compare(_name(every[0]), members, pairings, away, held_against)
+
+
+def make_pack(
+    source: Path,
+    file: Path,
+    settings: Settings,
+    output: Path,
+    *,
+    fresh: bool = False,
+    report: Callable[[Now], None] = lambda now: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Keeps what a model says on the texts and to the suites' questions in a file; returns its bytes. Raises OssToolsError."""
+    work = Work(settings, [source], output, fresh, report, say)
+    work.expect(1)
+    return write_pack(work.pack(_name(source), member(_name(source), source)), file)
+
+
+def compare_with_pack(
+    paths: Sequence[Path],
+    file: Path,
+    settings: Settings,
+    output: Path,
+    *,
+    fresh: bool = False,
+    report: Callable[[Now], None] = lambda now: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """Compares checkpoints with what a pack keeps of their base. Limits that are not given are those of the pack.
+
+    Raises OssToolsError; BadRequest for another model's pack.
+    """
+    pack = read_pack(file)
+    theirs = pack.about["settings"]
+    settings = replace(
+        settings, limit=settings.limit or theirs.get("limit"), max_tokens=settings.max_tokens or theirs.get("max_tokens")
+    )
+    for path in paths:
+        with open_checkpoint(path) as checkpoint:
+            if vocabulary_hash(Text(checkpoint.metadata()).numbers()) != pack.about["tokens"]:
+                raise BadRequest(
+                    f"{path} has another tokenizer than the base of {file}; only quantizations of one model compare"
+                )
+    work = Work(settings, paths, output, fresh, report, say)
+    work.require_same_questions(pack, file)
+    work.expect(len(paths))
+    names = [name if name != pack.name else str(path) for name, path in zip(_names(paths), paths, strict=True)]
+    return work.compare_with(pack, [member(name, path) for name, path in zip(names, paths, strict=True)])
 
 
 def _name(path: Path) -> str:

@@ -136,7 +136,7 @@ def compare_predictions(
     for chunk in passage.chunks:
         found.append(_chunk(base, engine, chunk))
         progress(len(found), len(passage.chunks))
-    return _fidelity(passage, found, own=engine is base.engine)
+    return fidelity_of(passage, found, own=engine is base.engine)
 
 
 def _chunk(base: BaseLogits, engine: Engine, chunk: tuple[int, ...]) -> Positions:
@@ -153,7 +153,8 @@ def _chunk(base: BaseLogits, engine: Engine, chunk: tuple[int, ...]) -> Position
     return joined(parts)
 
 
-def _fidelity(passage: Passage, chunks: list[Positions], own: bool) -> Fidelity:
+def fidelity_of(passage: Passage, chunks: list[Positions], own: bool, kld_bound: float | None = None) -> Fidelity:
+    """The statistics of positions, chunk by chunk; `own`: they are the base's. `kld_bound`: of a divergence that is not exact."""
     every = joined(chunks)
 
     def mean_of(values: Callable[[Positions], np.ndarray], shown: Callable[[float], float] = float) -> Estimate:
@@ -166,6 +167,8 @@ def _fidelity(passage: Passage, chunks: list[Positions], own: bool) -> Fidelity:
         return Fidelity(*about)
     return Fidelity(
         *about,
+        exact=kld_bound is None,
+        kld_bound=kld_bound,
         log_perplexity_ratio=mean_of(lambda p: p.nll - p.base_nll),
         kld=_divergence(every, mean_of(lambda p: p.kld)),
         same_top=mean_of(lambda p: p.same_top.astype(np.float64)),

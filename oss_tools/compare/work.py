@@ -17,14 +17,16 @@ from typing import Any
 from oss_tools.compare import answers, latency, weights
 from oss_tools.compare.checks import made_tasks, require_speech
 from oss_tools.compare.models import Member
+from oss_tools.compare.packs import Pack, against, pack_passage, shortened, vocabulary_hash
 from oss_tools.compare.pairing import Pairing
 from oss_tools.compare.parts import Parts
-from oss_tools.compare.predictions import BaseLogits, Passage, compare_predictions, passages
+from oss_tools.compare.predictions import BaseLogits, Passage, compare_predictions, fidelity_of, passages
 from oss_tools.compare.remote import Remote, over_the_wire
 from oss_tools.compare.schedule import Now, Schedule
 from oss_tools.compare.settings import Settings
 from oss_tools.engine.backend import backend_class
 from oss_tools.engine.engine import Engine
+from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings as EvalSettings
 from oss_tools.harness.subjects import EndpointSubject, EngineSubject, Subject
 from oss_tools.harness.suites import SuiteTask, task_files
@@ -45,6 +47,7 @@ from oss_tools.resources import resource
 from oss_tools.statistics.repeats import timing
 
 RECORD = "comparison.json"
+AGAINST_A_PACK = "held against a pack: weights, configuration, tokenizer and template are not compared"
 PACKAGES = ("numpy", "numba", "scipy", "lm-eval", "tokenizers")
 
 
@@ -122,7 +125,74 @@ class Work:
         record.write(self.output / RECORD)
         return record
 
+    def compare_with(self, pack: Pack, members: list[Member]) -> Comparison:
+        """The record of these checkpoints, held against what a pack keeps of the base. Times are held against the first's."""
+        self._expect_missing(members, ())
+        self.schedule.expect("weights", 0)
+        self.schedule.expect("predict", sum(not self.parts.has("predict", self._from(pack, m)) for m in members))
+        found = {pack.name: build(Candidate, pack.about["candidate"], "the pack's base")}
+        found |= {m.name: Candidate(**_about(m), remarks=[AGAINST_A_PACK]) for m in members}
+        for m in members:
+            rows = self.parts.get("predict", self._from(pack, m), partial(self._predict_from, pack, m))
+            found[m.name] = replace(found[m.name], fidelity=[build(Fidelity, row, "fidelity") for row in rows])
+        said = {pack.name: pack.answers} | {m.name: self._answers(m) for m in members}
+        self._add_scores(found, pack.name, said)
+        reference = self._add_times(found, members)
+        record = Comparison(pack.about["model"], pack.name, self._environment(reference), list(found.values()))
+        record.write(self.output / RECORD)
+        return record
+
+    def pack(self, model: str, m: Member) -> Pack:
+        """What a model says on the texts and to the questions, to be kept."""
+        self.schedule.expect("weights", 0)
+        self.schedule.expect("predict", 1)
+        self.schedule.expect("time", 0)
+        packed, fidelity = [], []
+        with self._load(m) as engine:
+            texts = passages(engine, [task for _, task in self.tasks], self.settings.chunks, self.settings.seed)
+            with self.schedule.step("predict", f"predictions of {m.name}") as advance:
+                for text in texts:
+                    passage, own = pack_passage(engine, text, advance)
+                    packed.append(passage)
+                    fidelity.append(asdict(fidelity_of(text, own, own=True)))
+            vocabulary, tokens = engine.backend.vocabulary, vocabulary_hash(engine.text.numbers())
+        candidate = asdict(Candidate(**_about(m))) | {"fidelity": fidelity}
+        about = {"model": model, "candidate": candidate, "vocabulary": vocabulary, "tokens": tokens}
+        answered = {name: shortened(found) for name, found in self._answers(m).items()}
+        return Pack(about | {"settings": self._asking()}, tuple(packed), answered)
+
+    def require_same_questions(self, pack: Pack, file: Path) -> None:
+        """Raises BadRequest unless the pack's base was asked what will be asked."""
+        missing = [task.task for _, task in self.tasks if task.task not in pack.answers]
+        if missing:
+            raise BadRequest(f"{file}: has no answers to {', '.join(missing)}; choose other --suites, or make it with them")
+        own, theirs = self._asking(), pack.about["settings"]
+        if self.tasks and own != theirs:
+            names = sorted(name for name in own if own[name] != theirs.get(name))
+            raise BadRequest(f"{file}: was made with another {', '.join(names)}; use the same options, or --suites ''")
+
     # ---- parts ------------------------------------------------------------------------------------------------------
+
+    def _asking(self) -> dict[str, Any]:
+        """On which answers depend, beside the model."""
+        s = self.settings
+        names = ("tier", "limit", "seed", "reasoning", "max_tokens")
+        return {name: getattr(s, name) for name in names}
+
+    def _from(self, pack: Pack, m: Member) -> dict[str, Any]:
+        """On what the predictions of `m` against a pack depend."""
+        return {"pack": pack.sha256, "model": m.identity, **self.settings.engine}
+
+    def _predict_from(self, pack: Pack, m: Member) -> list[dict[str, Any]]:
+        found = []
+        with self.schedule.step("predict", f"predictions of {m.name}") as advance, self._load(m) as engine:
+            if engine.backend.vocabulary != pack.about["vocabulary"]:
+                sizes = f"{engine.backend.vocabulary:,} rows, the pack {pack.about['vocabulary']:,}"
+                raise BadRequest(f"{m.path}: its vocabulary has {sizes}; it was made of another model")
+            for packed in pack.passages:
+                positions, bound = against(packed, engine, advance)
+                found.append(asdict(fidelity_of(packed.passage, positions, own=False, kld_bound=bound)))
+        return found
 
     def _expect_missing(self, members: list[Member], remotes: Sequence[Remote]) -> None:
         """Now that the models are known: which steps are really to be done."""

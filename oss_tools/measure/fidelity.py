@@ -55,7 +55,7 @@ def measure_rows(base: np.ndarray, other: np.ndarray, tokens: np.ndarray) -> Pos
     """Of logits float32 [n, vocabulary] of both models, and the tokens that came, int [n]."""
     parts = []
     for at in range(0, len(tokens), ROWS):
-        log_p, log_q = (_log_softmax(logits[at : at + ROWS]) for logits in (base, other))
+        log_p, log_q = (log_softmax(logits[at : at + ROWS]) for logits in (base, other))
         came = np.asarray(tokens[at : at + ROWS])
         row = np.arange(len(came))
         kld = (np.exp(log_p) * (log_p - log_q)).sum(-1)
@@ -64,7 +64,7 @@ def measure_rows(base: np.ndarray, other: np.ndarray, tokens: np.ndarray) -> Pos
     return joined(parts)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 

@@ -105,6 +105,8 @@ class Fidelity:
         exact: whether the divergence is over the whole vocabulary at every scored position.
         log_perplexity_ratio: ln(candidate's perplexity / base's), paired by chunk.
         same_top: share of positions at which both hold the same token likeliest.
+        kld_bound: where the divergence is from a pack, which keeps a part of what the base said: how far its mean may be from the
+            exact one; None where it is exact.
     """
 
     text: str
@@ -118,6 +120,7 @@ class Fidelity:
     kld: Divergence | None = None
     same_top: Estimate | None = None
     delta_p: DeltaP | None = None
+    kld_bound: float | None = None
 
 
 @dataclass(frozen=True)
