@@ -11,8 +11,10 @@ negative (the third estimator of http://joschu.net/blog/kl-approx.html). The spr
 
 The file: `OSSPACK1`, the header's size (8 bytes, little-endian), the header (JSON), the arrays of each passage in turn, and
 SHA-256 of all before. The arrays are int32 tokens [chunks, size], int32 kept [n, KEPT], float32 their log-probabilities, int32
-drawn [n, DRAWN], float32 theirs, float32 log-probabilities of the tokens that came [n], where n = chunks · (size − 1 − size // 2). A
-reader takes nothing that has another size or hash.
+drawn [n, DRAWN], float32 theirs, float32 log-probabilities of the tokens that came [n]; there are
+n = chunks · (size − 1 − size // 2) scored positions.
+
+A reader takes nothing that has another size or hash.
 """
 
 from __future__ import annotations
