@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadRequest
+from oss_tools.harness.prompts import FIELD
 from oss_tools.harness.run import Settings, evaluate
 from oss_tools.harness.subjects import EndpointSubject, Subject
 from oss_tools.harness.suites import SuiteTask
@@ -51,7 +52,9 @@ def answer(
     metric, columns = found["metric"], found["items"]
     outcomes = [_number(value, name, metric) for value in columns[metric]]
     with (folder / f"samples-{name.replace('/', '_')}.jsonl").open(encoding="utf-8") as lines:
-        rows = [_row(json.loads(line)) for line in lines]
+        samples = [json.loads(line) for line in lines]
+    rows = [_row(sample) for sample in samples]
+    asked = [_asked(sample, subject.prompt(name, sample["doc_id"])) for sample in samples]
     score = found["scores"][metric]
     return {
         "metric": metric,
@@ -61,6 +64,7 @@ def answer(
         "item_ids": columns["sha256"],
         "data_sha256": found["data_sha256"],
         "said": rows,
+        "asked": asked,
         "wire": subject.measured() if isinstance(subject, EndpointSubject) else None,
     }
 
@@ -80,6 +84,16 @@ def _row(sample: Mapping[str, Any]) -> dict[str, str]:
     calls = said.get("calls") or [] if isinstance(said, dict) else []
     called = "; ".join(f"{call['name']}({call['text']})" for call in calls)
     return {"prompt": str(sample["prompts"][0])[:LONGEST], "answer": f"{called} {text}".strip()[:LONGEST]}
+
+
+def _asked(sample: Mapping[str, Any], prompt: Sequence[int] | None) -> dict[str, Any] | None:
+    """The prompt's tokens, the functions on offer and the whole of what was written; None where these are not known."""
+    said = sample["answers"][0] if sample["answers"] else None
+    if prompt is None or not isinstance(said, dict) or said.get("turns"):
+        return None
+    extra = sample["doc"].get(FIELD) if isinstance(sample["doc"], Mapping) else None
+    tools = extra.get("tools") or () if isinstance(extra, Mapping) else ()
+    return {"tokens": list(prompt), "functions": [tool["name"] for tool in tools], "transcript": said["transcript"]}
 
 
 def task_score(task: SuiteTask, suite: str, found: Mapping[str, Any], difference: Difference | None) -> TaskScore:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-USUAL = {"convert": 2.0, "weights": 0.5, "predict": 8.0, "answer": 12.0, "time": 8.0}  # seconds of a step of a small model
+USUAL = {
+    "convert": 2.0,
+    "weights": 0.5,
+    "predict": 8.0,
+    "answer": 12.0,
+    "margins": 3.0,
+    "time": 8.0,
+}  # seconds of a step of a small model
 
 TELLING = 0.1  # the share of a step from which its own pace says how long the rest takes: loading and compiling come first
 

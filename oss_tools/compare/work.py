@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from oss_tools.compare import answers, latency, weights
+import numpy as np
+
+from oss_tools.compare import answers, latency, margins, weights
 from oss_tools.compare.checks import made_tasks, require_speech
 from oss_tools.compare.models import Member
 from oss_tools.compare.packs import Pack, against, pack_passage, shortened, vocabulary_hash
@@ -26,6 +28,7 @@ from oss_tools.compare.schedule import Now, Schedule
 from oss_tools.compare.settings import Settings
 from oss_tools.engine.backend import backend_class
 from oss_tools.engine.engine import Engine
+from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from oss_tools.harness.run import Settings as EvalSettings
 from oss_tools.harness.subjects import EndpointSubject, EngineSubject, Subject
@@ -39,6 +42,7 @@ from oss_tools.report.comparison import (
     Environment,
     Fidelity,
     Finding,
+    Margins,
     TaskScore,
     WeightError,
     build,
@@ -88,7 +92,8 @@ class Work:
 
     def expect(self, members: int, remotes: int = 0) -> None:
         answers = (members + remotes) * len(self.tasks)
-        for kind, count in (("weights", members - 1), ("predict", members), ("answer", answers)):
+        margined = members if self.tasks and members > 1 else 0
+        for kind, count in (("weights", members - 1), ("predict", members), ("answer", answers), ("margins", margined)):
             self.schedule.expect(kind, count)
         self.schedule.expect("time", 1 if self.settings.timing.repeat else 0)
 
@@ -120,6 +125,9 @@ class Work:
         said = {m.name: self._answers(m) for m in everyone}
         found |= {r.name: Candidate(**r.about(), wire=over_the_wire(said[r.name])) for r in remotes}
         self._add_scores(found, base or first.name, said)
+        if not base or base in (m.name for m in members):
+            for name, figures in self._margins(members, said).items():
+                found[name] = replace(found[name], margins=figures)
         reference = self._add_times(found, members)
         record = Comparison(model, base or first.name, self._environment(reference), list(found.values()))
         record.write(self.output / RECORD)
@@ -128,7 +136,8 @@ class Work:
     def compare_with(self, pack: Pack, members: list[Member]) -> Comparison:
         """The record of these checkpoints, held against what a pack keeps of the base. Times are held against the first's."""
         self._expect_missing(members, ())
-        self.schedule.expect("weights", 0)
+        for kind in ("weights", "margins"):
+            self.schedule.expect(kind, 0)
         self.schedule.expect("predict", sum(not self.parts.has("predict", self._from(pack, m)) for m in members))
         found = {pack.name: build(Candidate, pack.about["candidate"], "the pack's base")}
         found |= {m.name: Candidate(**_about(m), remarks=[AGAINST_A_PACK]) for m in members}
@@ -146,6 +155,7 @@ class Work:
         """What a model says on the texts and to the questions, to be kept."""
         self.schedule.expect("weights", 0)
         self.schedule.expect("predict", 1)
+        self.schedule.expect("margins", 0)
         self.schedule.expect("time", 0)
         packed, fidelity = [], []
         with self._load(m) as engine:
@@ -202,6 +212,7 @@ class Work:
             "weights": sum(not self.parts.has("weights", _pair(base, m)) for m in members[1:]),
             "predict": sum(not self._has_predictions(base, m) for m in members),
             "answer": sum(not self.parts.has("answer", self._asked(m, task)) for m in everyone for _, task in self.tasks),
+            "margins": sum(not self.parts.has("margins", self._decided(base, m)) for m in members) if self.tasks else 0,
             "time": int(any(not self.parts.has("time", self._timed(base, m)) for m in members)),
         }
         for kind, count in missing.items():
@@ -307,6 +318,31 @@ class Work:
         settings = EvalSettings(s.limit, s.seed or None, s.seed, effort=s.reasoning, max_tokens=s.max_tokens)
         with self.schedule.step("answer", f"{task.task} by {m.name}") as advance:
             return answers.answer(subject, task, settings, folder, m.identity, s.data, advance, self.say)
+
+    def _margins(self, members: list[Member], said: dict[str, dict[str, Any]]) -> dict[str, list[Margins]]:
+        """Of the others, at the decisions in the first one's answers."""
+        base, others = members[0], members[1:]
+        questions = [q for _, task in self.tasks for q in margins.questions_of(said[base.name][task.task])]
+        if not questions or not others:
+            return {}
+        with open_checkpoint(base.path) as checkpoint:
+            decided = margins.decisions(Text(checkpoint.metadata()), questions)
+        if not decided:
+            return {}
+        found = {}
+        for m in members:
+            values = self.parts.get("margins", self._decided(base, m), partial(self._margins_of, m, decided))
+            found[m.name] = np.array(values, np.float64)  # None becomes NaN
+        return margins.summarized(decided, found[base.name], {m.name: found[m.name] for m in others}, self.settings.seed)
+
+    def _decided(self, base: Member, m: Member) -> dict[str, Any]:
+        """On what a model's margins at the base's decisions depend."""
+        asked = [self._asked(base, task) for _, task in self.tasks]
+        return {"model": m.identity, **self.settings.engine, "decisions_of": asked}
+
+    def _margins_of(self, m: Member, decided: list[margins.Decision]) -> list[float | None]:
+        with self.schedule.step("margins", f"margins of {m.name}"), self._load(m) as engine:
+            return [value if np.isfinite(value) else None for value in margins.measure(engine, decided).tolist()]
 
     def _timed(self, base: Member, m: Member) -> dict[str, Any]:
         where = {"machine": {k: str(v) for k, v in machine().items()}, "reference": latency.REFERENCE}

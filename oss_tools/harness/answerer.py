@@ -35,6 +35,7 @@ class Answerer(LM):
     Attributes:
         usage: what each task's requests took.
         log: answers by request key.
+        prompts: what was sent, by task and document.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Answerer(LM):
         self.log = AnswerLog() if log is None else log
         self.report = report
         self.usage: dict[str, Usage] = defaultdict(Usage)
+        self.prompts: dict[tuple[str, int | None], Prompt] = {}
 
     # ---- what a model says of itself --------------------------------------------------------------------------------
 
@@ -111,6 +113,7 @@ class Answerer(LM):
             raise BadCheckpoint(f"{task_of(request)} is a conversation, which needs a chat template; leave this task out")
         rule = self._rule(settings, conversation)
         sent, problems = self.prompted(conversation, str(prompt), beginning_of(prompt), rule.max_tokens)
+        self.prompts[task_of(request), request.doc_id] = sent
         content = self.content_of(sent)
         about = {**rule.settings(), "chat": conversation is not None, "environment": getattr(environment, "__name__", None)}
         if rule.sampling.temperature > 0:

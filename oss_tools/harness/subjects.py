@@ -13,6 +13,7 @@ from oss_tools.engine.engine import Engine
 if TYPE_CHECKING:
     from oss_tools.harness.answerer import Answerer
     from oss_tools.harness.endpoint_lm import EndpointLM
+    from oss_tools.harness.lm import EngineLM
 
 
 class Subject(Protocol):
@@ -27,12 +28,16 @@ class Subject(Protocol):
     def model(self, *, batch: int, **how: Any) -> Answerer:
         """The model for lm-eval."""
 
+    def prompt(self, task: str, doc: int) -> list[int] | None:
+        """The tokens that a document's question became in the last run; None where the subject does not say."""
+
 
 class EngineSubject:
     """A checkpoint that runs here."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._lm: EngineLM | None = None
 
     def settings(self) -> dict[str, Any]:
         activations = self.engine.backend.facts().get("activations", "f32")
@@ -44,7 +49,11 @@ class EngineSubject:
     def model(self, *, batch: int, **how: Any) -> Answerer:
         from oss_tools.harness.lm import EngineLM
 
-        return EngineLM(self.engine, batch=batch, **how)
+        self._lm = EngineLM(self.engine, batch=batch, **how)
+        return self._lm
+
+    def prompt(self, task: str, doc: int) -> list[int] | None:
+        return self._lm.prompts.get((task, doc)) if self._lm else None
 
 
 class EndpointSubject:
@@ -73,6 +82,9 @@ class EndpointSubject:
 
         self._lm = EndpointLM(self.endpoint, say=self.say, **how)
         return self._lm
+
+    def prompt(self, task: str, doc: int) -> list[int] | None:
+        return None
 
     def measured(self) -> dict[str, Any] | None:
         """Every request's seconds and rates, and the sums; None before it was asked."""

@@ -218,6 +218,39 @@ class OverTheWire:
 
 
 @dataclass(frozen=True)
+class Margins:
+    """By how much decisions were taken: the logarithm of the probability of what the base chose less that of the likeliest rival,
+    in nats, after the prompt and what the base had written until then.
+
+    Attributes:
+        kind: "all", "option" (a letter), "call" (a call or a final answer), "function" (which one).
+        n: decisions.
+        base_median, median: margins of the base and of the candidate.
+        ratio: of these medians, the candidate's over the base's.
+        flips: share of decisions that the candidate would take otherwise.
+        base_hanging, hanging: decisions that hang by less than a nat.
+        shift: mean of candidate's margin less base's, paired; p: two-sided, corrected for the number of tests in p_corrected.
+    """
+
+    kind: str
+    n: int
+    base_median: float
+    median: float
+    ratio: Estimate
+    flips: Estimate
+    base_hanging: int
+    hanging: int
+    shift: Estimate
+    p: float
+    p_corrected: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether margins moved, by evidence."""
+        return self.p_corrected < SIGNIFICANT
+
+
+@dataclass(frozen=True)
 class Change:
     """An item whose answer the candidate changed.
 
@@ -300,6 +333,7 @@ class Candidate:
         differences: from the base, of configuration, tokenizer and chat template; None for the base, and in records of
             programs that did not look.
         remarks: what its figures are to be read with, a sentence each.
+        margins: of the base's decisions, all and by kind; none for the base.
         wire: of a model behind an address, whose container is "endpoint", path that address and name, and size 0.
     """
 
@@ -324,6 +358,7 @@ class Candidate:
     differences: list[ModelDifference] | None = None
     remarks: list[str] = field(default_factory=list)
     wire: OverTheWire | None = None
+    margins: list[Margins] = field(default_factory=list)
 
     def task(self, name: str) -> TaskScore | None:
         return next((t for t in self.tasks if t.task == name), None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from oss_tools.report.comparison import Candidate, Comparison, Divergence, Fidelity, TaskScore
+from oss_tools.report.comparison import Candidate, Comparison, Divergence, Fidelity, Margins, TaskScore
 from oss_tools.sizes import format_size
 from oss_tools.statistics.figures import Estimate, Ratio, Timing
 
@@ -96,6 +96,12 @@ METRICS: dict[str, Metric] = {
     "same_top": Metric("top-1", "share of positions whose likeliest token is the base's", False, "percent"),
     "delta_p.mean": Metric("Δp mean", "mean change of the probability of the token that came", None, "percent", False),
     "delta_p.rms": Metric("Δp RMS", "root mean square of that change", True, "percent", False),
+    "margin.ratio": Metric(
+        "margin", "median margin of decisions (letters, calls, functions) over the base's", False, "percent"
+    ),
+    "margin.flips": Metric("flips", "share of decisions that the candidate would take otherwise", True, "percent"),
+    "margin.shift": Metric("margin shift", "mean change of the margins, nats", False, shown=False),
+    "margin.hanging": Metric("hanging", "decisions that hang by less than a nat", True, "count", False),
     "task": Metric("", "a task's score", False, "percent"),
     "suite": Metric("", "mean score of a suite's tasks", False, "percent", False),
     "time_to_first_token": Metric("first token", "milliseconds from the prompt to the first new token", unit="ms"),
@@ -252,6 +258,7 @@ def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple
             yield "weight_error.worst", _exact(worst.worst_slice, worst.worst_tensor)
     for place, fidelity in enumerate(c.fidelity):
         yield from _fidelity(fidelity, f"@{fidelity.text}" if place else "")
+    yield from _margins(c.margins)
     yield from _tasks(c.tasks)
     yield from _latency(c, machine, kernel)
     if c.load_seconds:
@@ -312,6 +319,17 @@ def _divergence(kld: Divergence, on: str, suffix: str) -> Iterator[tuple[str, Fi
     yield f"kld.mean{suffix}", Figure(Interval(kld.mean, kld.low, kld.high), on)
     for name in ("median", "p90", "p95", "p99", "p99_9", "max"):
         yield f"kld.{name}{suffix}", Figure(Interval(getattr(kld, name)), on)
+
+
+def _margins(margins: list[Margins]) -> Iterator[tuple[str, Figure]]:
+    """Of all decisions `margin.ratio` and so on, of a kind `margin.ratio@option`."""
+    for m in margins:
+        suffix, on = ("" if m.kind == "all" else f"@{m.kind}"), f"{m.n} decisions"
+        if math.isfinite(m.ratio.value):
+            yield f"margin.ratio{suffix}", Figure(_estimate(m.ratio), on, noise=not m.significant)
+        yield f"margin.flips{suffix}", Figure(_estimate(m.flips), on)
+        yield f"margin.shift{suffix}", Figure(_estimate(m.shift), on, noise=not m.significant)
+        yield f"margin.hanging{suffix}", _exact(m.hanging, f"{m.base_hanging} of the base's")
 
 
 def _tasks(tasks: list[TaskScore]) -> Iterator[tuple[str, Figure]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from oss_tools.statistics.distributions import LEVEL, stats
+from oss_tools.statistics.distributions import LEVEL, Z, stats
 from oss_tools.statistics.figures import Estimate, Ratio, Timing
+
+RESAMPLES = 2000
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -44,3 +47,23 @@ def estimate(value: float, stderr: float | None, chunks: int, shown: Callable[[f
     low, high = sorted((shown(value - half), shown(value + half)))
     slope = (shown(value + stderr) - shown(value - stderr)) / 2
     return Estimate(shown(value), abs(slope), low, high)
+
+
+def median_ratio(base: np.ndarray, other: np.ndarray, seed: int = 0) -> Estimate:
+    """The median of one over that of the other, of paired values, with the percentile interval of a paired bootstrap (Efron 1979,
+    https://doi.org/10.1214/aos/1176344552); without an interval where the base's median is not above 0."""
+    median = float(np.median(base))
+    if median <= 0:
+        return Estimate(float("nan") if median == 0 else float(np.median(other)) / median)
+    drawn = np.random.default_rng(seed).integers(0, len(base), (RESAMPLES, len(base)))
+    ratios = np.median(other[drawn], axis=1) / np.maximum(np.median(base[drawn], axis=1), 1e-9)
+    low, high = np.percentile(ratios, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return Estimate(float(np.median(other)) / median, None, float(low), float(high))
+
+
+def share_interval(count: int, n: int) -> Estimate:
+    """A share with Wilson's interval (https://doi.org/10.1080/01621459.1927.10502953)."""
+    share = count / n
+    middle, spread = share + Z * Z / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
+    return Estimate(share, None, max((middle - spread) / scale, 0.0), min((middle + spread) / scale, 1.0))

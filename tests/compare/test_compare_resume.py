@@ -11,7 +11,7 @@ import pytest
 from oss_tools.report.comparison import read
 
 FEW = ["--limit", "40", "--chunks", "8", "--repeat", "0", "--threads", "1", "--quiet"]
-PART = {"convert": 1, "weights": 1, "predict": 1, "answer": 3}  # parts of one more format
+PART = {"convert": 1, "weights": 1, "predict": 1, "answer": 3, "margins": 1}  # parts of one more format
 
 
 def start(output, formats):
