@@ -21,11 +21,12 @@ import typer
 
 from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, EndpointTimeout, model_or_endpoint, opened
 from oss_tools.cli._engine import Activations, BackendName, Device, Threads
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
 from oss_tools.escapes import in_a_line
 
 if TYPE_CHECKING:
+    from oss_tools.compare.advice import Advice
     from oss_tools.compare.schedule import Now
     from oss_tools.report.comparison import Comparison
     from oss_tools.report.gates import Verdict
@@ -37,6 +38,7 @@ oss-tools compare model-bf16/ model-q8_0.gguf model-q4_0.gguf --output runs/q4
 oss-tools compare gpt-oss-20b/ gpt-oss-20b-q4.gguf https://api.openai.com/v1#o4-mini --suites math,health --price 1.1,4.4
 oss-tools compare gpt-oss-120b/ --write-pack 120b.pack
 oss-tools compare gpt-oss-120b-q4.gguf --pack 120b.pack
+oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,q4_0 --budget 16GB --context 32768
 oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
@@ -110,6 +112,17 @@ def run(
     jobs: EndpointJobs = 16,
     timeout: EndpointTimeout = 600.0,
     price: EndpointPrice = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            "--budget",
+            parser=size_option,
+            metavar="SIZE",
+            help="End with the best that fits, as in 16GiB.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="Of the budget: positions of a sequence.")] = 4096,
     pack: Annotated[
         Path | None,
         typer.Option("--pack", help="What --write-pack kept of the base: it need not be here.", show_default=False),
@@ -195,10 +208,16 @@ def run(
                 paths[0] if paths else model_path(EMBEDDED), wanted, settings, output, report=report, **shared
             )
     verdict = judge(record)
+    advice = _advice(record, budget, context, threads) if budget else None
     if as_json:
-        print_json(record.to_json() | ({"verdict": verdict.to_json()} if verdict else {}))
+        from dataclasses import asdict
+
+        more = {"verdict": verdict and verdict.to_json(), "advice": advice and asdict(advice)}
+        print_json(record.to_json() | {name: value for name, value in more.items() if value})
     else:
         print_comparison(record, output / RECORD, verdict)
+        if advice:
+            print_advice(advice)
     if verdict and not verdict.passed:
         raise typer.Exit(1)
 
@@ -254,6 +273,25 @@ def print_comparison(record: Comparison, file: Path, verdict: Verdict | None) ->
             print(*map(in_a_line, lines), sep="\n")
         print(verdict.summary)
     print(f"\nrecord: {file}; `oss-tools report {file}` makes a page of it")
+
+
+def _advice(record: Comparison, budget: int, context: int, threads: int) -> Advice:
+    """What to take of checkpoints that are here."""
+    from oss_tools.compare.advice import advise, memory_of
+
+    there = {c.name: Path(c.path).expanduser() for c in record.candidates}
+    needed = {name: memory_of(path, context, threads) for name, path in there.items() if path.exists()}
+    return advise(record, needed, budget, context)
+
+
+def print_advice(advice: Advice) -> None:
+    """The recommendation, why, what speaks against it, and why not the others."""
+    print()
+    print(f"take {in_a_line(advice.chosen)}:" if advice.chosen else "nothing that was compared fits:")
+    marks = [("+", advice.reasons), ("-", advice.against), (" ", tuple(f"{name} {why}" for name, why in advice.passed_over))]
+    for mark, lines in marks:
+        for line in lines:
+            print(f"  {mark} {in_a_line(line)}")
 
 
 def _about(record: Comparison) -> str:
