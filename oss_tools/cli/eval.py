@@ -181,13 +181,8 @@ def run(
         max_tokens=max_tokens,
     )
     where = {"device": device, "backend": backend, "threads": threads}
-    engine_options = where | {
-        "context": context,
-        "activations": activations,
-        "load": load,
-        "memory": memory // 2 if memory and base else memory,
-        "quiet": quiet,
-    }
+    room = memory // 2 if memory and base else memory  # both are loaded in the end
+    engine_options = where | {"context": context, "activations": activations, "load": load, "memory": room, "quiet": quiet}
     with graders as grader:
         tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
         with loaded(model, trace_experts=trace_experts, **engine_options) as engine:  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """A recorded forward pass, replayed with stops: behind each router, where it is known which experts are wanted.
 
-Those that are in memory are multiplied while others are read, and each of the others as it comes. A result's bits do not depend on
-that: a group of tokens meets its expert in rows of its own, and the sum over a token's experts is one operation behind all of them.
+Those that are in memory are multiplied while others are read, and each of the others as it comes. A result's bits do not depend
+on that: a group of tokens meets its expert in rows of its own, and the sum over a token's experts is one operation behind all.
 """
 
 from __future__ import annotations
