@@ -54,6 +54,7 @@ class Routing:
     """Chosen experts [tokens, chosen], their weights, and the tokens sorted by expert."""
 
     chosen: int
+    ids: np.ndarray
     weights: np.ndarray
     place: np.ndarray
     groups: dict[str, np.ndarray]
