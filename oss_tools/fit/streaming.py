@@ -4,28 +4,30 @@ A token's pass asks for its experts' bytes; the share of them that the cache hol
 
     tokens/s ≤ disk's bytes per second / (bytes of experts a token · (1 − hit rate))
 
-The hit rate depends on how a model routes, so there are two. Even routing is the worst that can be: the cache's share of all
-experts. For skewed routing popularities are those of `synth --router skewed` (Zipf's law as fitted to a published trace), and an
-LRU cache's hit rate follows from them (Che, Tung and Wang, 2002, "Hierarchical web caching systems"). Trained models also
-choose the last tokens' experts again, so they may do better.
+The hit rate depends on how a model routes, so there are two, of a simulated cache: with even routing, the worst that can be,
+and with routing as of `synth --router skewed` (Zipf's law as fitted to a published trace). Trained models also choose the last
+tokens' experts again, so they may do better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from oss_tools.convert.routers import shares
+from oss_tools.convert.routers import row_scales
 from oss_tools.engine.memory import WORK_BYTES
+from oss_tools.engine.stream.plan import PREFIX_SHARE
 from oss_tools.fit.memory import latent_of, panel_bytes
+from oss_tools.measure.expert_cache import lru_hits, stack_distances
 from oss_tools.models import Architecture, Entry
 from oss_tools.sizes import format_size
 
 PAGE = 4096  # experts begin on pages of their own
-PREFIX_SHARE = 16
+LAYERS, TOKENS = 4, 400  # of the simulated cache
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,8 @@ class Streaming:
 
     def hit_rates(self) -> tuple[float, float]:
         """With even routing and with skewed routing."""
-        share = min(self.slots / self.experts.total, 1.0)
-        popularity = shares(self.experts.each, self.experts.chosen)
-        return share, max(share, lru_hit_rate(popularity, self.slots / self.experts.layers))
+        each, chosen, slots = self.experts.each, self.experts.chosen, 64 * self.slots // self.experts.layers
+        return hit_rate(each, chosen, slots, False), hit_rate(each, chosen, slots, True)
 
     def read_bytes(self) -> tuple[float, float]:
         """That a token has read from the disk, with even routing and with skewed routing."""
@@ -113,32 +114,27 @@ def dense_bytes(architecture: Architecture, entries: Sequence[Entry]) -> int:
     return sum(panel_bytes(entry, latent) for entry in entries if not entry.spec.role.startswith("experts."))
 
 
-def plan(experts: Experts, resident: int, cache: int, memory: int) -> Streaming:
-    """How a model runs in `memory` bytes, of which weights that stay take `resident`, keys and values `cache`."""
-    fixed = WORK_BYTES + resident + cache
+def plan(experts: Experts, resident: int, context: int, memory: int) -> Streaming:
+    """How a model runs in `memory` bytes, of which weights that stay take `resident`, keys and values `context`."""
+    fixed = WORK_BYTES + resident + context
     left = max(memory - fixed, 0)
     least = experts.chosen * experts.nbytes
     prefix = max(min(left // PREFIX_SHARE, left - least), 0)
     return Streaming(memory, resident, fixed, experts, min((left - prefix) // experts.nbytes, experts.total))
 
 
-def lru_hit_rate(popularity: np.ndarray, slots: float) -> float:
-    """Hit rate of an LRU cache of so many experts of a layer, each asked for by a token with its probability, by itself (Che's
-    approximation: an expert is there if it was asked for within the time in which the cache fills)."""
-    if slots >= len(popularity):
+@cache
+def hit_rate(each: int, chosen: int, slots: int, skewed: bool) -> float:
+    """Hit rate of an LRU cache that has room for `slots` experts for every 64 layers of `each`: of the second half of some random
+    tokens, in a few layers. The same numbers every time."""
+    capacity = slots * LAYERS // 64
+    if capacity >= each * LAYERS:
         return 1.0
-    low, high = 0.0, 1.0
-    absent = np.log1p(-np.minimum(popularity, 1 - 1e-12))
-
-    def held(time: float) -> np.ndarray:
-        return -np.expm1(time * absent)
-
-    while held(high).sum() < slots and high < 1e12:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if held(middle).sum() < slots else (low, middle)
-    return float((popularity * held(low)).sum() / popularity.sum())
+    scales = [row_scales(each, chosen, str(layer), 0) if skewed else np.ones(each, np.float32) for layer in range(LAYERS)]
+    scores = np.random.default_rng(0).standard_normal((TOKENS, LAYERS, each), np.float32) * np.array(scales)
+    experts = np.sort(np.argpartition(-scores, chosen - 1)[..., :chosen])
+    keys = (experts + each * np.arange(LAYERS)[:, None]).reshape(-1)
+    return float(lru_hits(stack_distances(keys), capacity)[len(keys) // 2 :].mean())
 
 
 # ---- in words, and as a record --------------------------------------------------------------------------------------
