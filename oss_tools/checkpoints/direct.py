@@ -45,7 +45,7 @@ class DirectFile:
             raise BadCheckpoint(f"{self.path}: was changed while it was in use; what follows would be wrong. Start again")
 
     def read(self, offset: int, memory: np.ndarray) -> None:
-        """Fills contiguous memory. What of it is not aligned is read through the cache. Safe from threads. Raises BadCheckpoint."""
+        """Fills contiguous memory; what of it is not aligned comes through the cache. Safe from threads. Raises BadCheckpoint."""
         flat = memory.reshape(-1).view(np.uint8)
         whole = len(flat) // PAGE * PAGE if not (offset % PAGE or flat.ctypes.data % PAGE) else 0
         done = self._read_direct(offset, flat[:whole]) if whole and self._direct >= 0 else 0

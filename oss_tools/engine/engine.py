@@ -126,7 +126,7 @@ class Engine:
         activations: str = "int8",
         load: str = "mapped",
         memory: int | None = None,
-        trace_experts: Path | None = None,
+        trace_experts: str | Path | None = None,
         prefix_budget: int | None = None,
         check: Callable[[Metadata], None] = lambda metadata: None,
         progress: Progress = lambda nbytes: None,
@@ -142,8 +142,8 @@ class Engine:
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
             activations: "int8" or "f32", see `Options`.
             load: "mapped" or "resident", see `Options`.
-            memory: bytes that the process may take in all; of a model that does not fit in, experts stream from the disk. None takes
-                what is free.
+            memory: bytes that the process may take in all; of a model that does not fit in, experts stream from the disk. None
+                takes what is free.
             trace_experts: a file for the numbers of the experts that are chosen.
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
             check: is given the tokenizer, templates and configuration before weights are read, and may refuse them.
@@ -177,7 +177,15 @@ class Engine:
             raise BadRequest(f"weights cannot be loaded {load!r}; there are {', '.join(LOADS)}")
         context = context or min(DEFAULT_CONTEXT, made_for)
         options = Options(
-            threads, activations, context, load, memory, trace_experts, prefix_budget, say=say, on_compile=on_compile
+            threads,
+            activations,
+            context,
+            load,
+            memory,
+            Path(trace_experts) if trace_experts else None,
+            prefix_budget,
+            say=say,
+            on_compile=on_compile,
         )
         chosen = backend_class(backend)
         options = chosen.require(path, options)

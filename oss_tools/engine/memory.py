@@ -70,7 +70,7 @@ def _address_space_left() -> int:
 
 
 def _group_left() -> list[int]:
-    """What the memory limits of the control groups of this process, and of those around them, leave (version 2, then version 1)."""
+    """What the memory limits of this process's control groups, and of those around them, leave (version 2, then version 1)."""
     left = []
     for root, limit, used, own in (
         ("/sys/fs/cgroup", "memory.max", "memory.current", _group("")),

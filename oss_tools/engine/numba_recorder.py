@@ -34,8 +34,6 @@ from oss_tools.engine.stream.streamed import StreamedExperts
 from oss_tools.errors import BadRequest
 from oss_tools.models.operations import SILU, Gate, Heads, Latent, Operations, Rope, Router
 
-SORTED = ("groups", "group_matrix", "group_start")  # a routing's tokens by expert
-
 
 class Model(Protocol):
     """What a recorder needs of the backend.
@@ -358,7 +356,7 @@ class Recorder(Operations[Any]):
 
     def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
         (first, second), groups = self._expert_stacks(name), routing.groups
-        stop = ExpertStop(name, routing.chosen, routing.ids, *(groups[key] for key in SORTED))
+        stop = ExpertStop(name, routing.chosen, routing.ids, groups["groups"], groups["group_matrix"], groups["group_start"])
         if self.model.streamed:
             groups = groups | {"groups": stop.count, "group_matrix": stop.matrix}
         both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations

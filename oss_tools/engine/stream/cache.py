@@ -1,4 +1,4 @@
-"""Experts in memory: slots of one size, of which the one that was used least recently gives way, filled by threads of their own."""
+"""Experts in memory: slots of one size, filled by threads of their own; what was used least recently gives way."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ class ExpertCache:
         self._free = sorted(set(range(self.slots)).difference(self.table.values()), reverse=True)
 
     def resize(self, slots: int) -> None:
-        """Uses fewer slots from now on, or more again, up to those of the beginning; the memory of the others goes back to the system.
-        Not while a pass is under way."""
+        """Uses fewer slots from now on, or more again, up to those of the beginning. The memory of the others goes back to the
+        system. Not while a pass is under way."""
         if slots < self.slots:
             for key in [key for key, slot in self.table.items() if slot >= slots]:
                 del self.table[key]

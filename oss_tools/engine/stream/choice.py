@@ -19,24 +19,29 @@ KEPT_FREE = 16  # without a size that the user gave, one part in so many of what
 def choose(
     checkpoint: Checkpoint, options: Options, context_bytes: int, require: Callable[[Checkpoint, Options], Options]
 ) -> Options:
-    """The options with a plan, if experts are to stream. `require` raises NoRoom if a model does not fit as it is loaded otherwise;
-    context_bytes: of one context's keys and values. Raises NoRoom if it does not fit at all, or not into the size given."""
+    """The options with a plan, if experts are to stream.
+
+    Args:
+        context_bytes: of one context's keys and values.
+        require: raises NoRoom if the model does not fit as it is loaded otherwise.
+
+    Raises NoRoom if it does not fit at all, or not into the size given.
+    """
     if options.memory is not None:
-        plan = plan_streaming(checkpoint, options.memory, context_bytes, options.prefix_bytes)
-        if (free := memory.available_memory()) < plan.takes:
-            raise NoRoom(
-                f"{format_size(plan.takes)} of {format_size(options.memory)} are needed, {format_size(free)} are free"
-            )
-        return replace(options, prefix_bytes=plan.prefix_bytes, streaming=None if plan.is_whole else plan)
+        asked = plan_streaming(checkpoint, options.memory, context_bytes, options.prefix_bytes)
+        if (free := memory.available_memory()) < asked.takes:
+            raise NoRoom(f"--memory: {format_size(asked.takes)} would be taken, {format_size(free)} are free")
+        return replace(options, prefix_bytes=asked.prefix_bytes, streaming=None if asked.is_whole else asked)
     try:
         chosen = require(checkpoint, options)
     except NoRoom:
-        if plan := _plan(checkpoint, options, context_bytes, must=True):
-            return _streaming(plan, options)
-        raise
-    if options.load == "mapped" and checkpoint.container == "ready" and kernel_bytes(checkpoint) > memory.available_memory():
-        if plan := _plan(checkpoint, options, context_bytes, must=False):
-            return _streaming(plan, options)
+        if (plan := _plan(checkpoint, options, context_bytes, must=True)) is None:
+            raise
+        return _streaming(plan, options)
+    is_mapped = options.load == "mapped" and checkpoint.container == "ready"
+    if is_mapped and kernel_bytes(checkpoint) > memory.available_memory():
+        plan = _plan(checkpoint, options, context_bytes, must=False)
+        return _streaming(plan, options) if plan else chosen
     return chosen
 
 
@@ -59,7 +64,7 @@ def checkpoint_has_experts(checkpoint: Checkpoint) -> bool:
 def _streaming(plan: Plan, options: Options) -> Options:
     options.say(
         f"the weights ({format_size(plan.resident_bytes + plan.streamed_bytes)}) do not fit into the free memory: "
-        f"{format_size(plan.resident_bytes)} are loaded, and of {plan.experts} experts {plan.slots} kept in {format_size(plan.cache_bytes)}, "
-        "the others read from the disk when they are chosen; --memory says how much may be taken"
+        f"{format_size(plan.resident_bytes)} are loaded; of {plan.experts} experts {plan.slots} are kept in "
+        f"{format_size(plan.cache_bytes)}, the others read from the disk when chosen; --memory says how much may be taken"
     )
     return replace(options, prefix_bytes=plan.prefix_bytes, streaming=plan)

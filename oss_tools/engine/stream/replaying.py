@@ -1,7 +1,7 @@
 """A recorded forward pass, replayed with stops: behind each router, where it is known which experts are wanted.
 
-Those that are in memory are multiplied while others are read, and each of the others as it comes. A result's bits do not depend on that: every
-group of tokens meets its expert in an operation of its own rows, and the sum over a token's experts is one operation behind all of them.
+Those that are in memory are multiplied while others are read, and each of the others as it comes. A result's bits do not depend
+on that: a group of tokens meets its expert in rows of its own, and the sum over a token's experts is one operation behind all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ExpertStop:
         ids: int32 [tokens · chosen], those that the router chose.
         groups, group_matrix, group_start: as the router sorted them: how many, int32 [1]; whose they are; where their rows begin.
         first: number of the first product; the gate and the second product follow.
-        count, matrix: what the products take in their place where experts stream: how many groups, int32 [1], and the slot of each.
+        count, matrix: what the products take instead where experts stream: how many groups, int32 [1], and the slot of each.
     """
 
     experts: str

@@ -74,14 +74,14 @@ class StreamedExperts:
             )
 
     def make_room(self, context_bytes: int) -> None:
-        """Keeps to the size that was given where keys and values take more than the plan has for them (several sequences at once):
-        fewer experts are kept then. Raises NoRoom where there would be too few."""
+        """Keeps to the size that was given where keys and values take more than the plan has for them (several sequences at
+        once): fewer experts are kept then. Raises NoRoom where there would be too few."""
         more = max(context_bytes - self.plan.context_bytes, 0)
         slots = self.plan.slots - -(-more // self.plan.slot_bytes)
         if slots < self.plan.least_slots:
             raise NoRoom(
-                f"keys and values of the sequences take {format_size(context_bytes)}, which leaves no room for a layer's experts in "
-                f"{format_size(self.plan.memory)}; take fewer sequences at once, a smaller --context or more --memory"
+                f"keys and values of the sequences take {format_size(context_bytes)}, which leaves no room for a layer's experts "
+                f"in {format_size(self.plan.memory)}; take fewer sequences at once, a smaller --context or more --memory"
             )
         if slots != self.cache.slots:
             self.cache.resize(slots)

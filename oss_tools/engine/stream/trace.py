@@ -1,7 +1,7 @@
 """Which experts a model chose, token by token and layer by layer, in a file: written while it runs, read by measurements.
 
-The file, little-endian: `OSSTRACE`, then uint32: version 1, layers, experts, top; uint32 [layers], their numbers in the model. Then,
-for every forward pass, uint32 rows (tokens) and uint16 [layers, rows, top]: the experts of each token, the likeliest first.
+The file, little-endian: `OSSTRACE`, then uint32: version 1, layers, experts, top; uint32 [layers], their numbers in the model.
+Then, for every forward pass, uint32 rows (tokens) and uint16 [layers, rows, top]: the experts of each token, the likeliest first.
 """
 
 from __future__ import annotations
