@@ -123,10 +123,9 @@ def with_disk_speed(machine: Machine, model: Path) -> Machine:
     """The machine, with what its disk gives where the model lies, if that is here."""
     from dataclasses import replace
 
-    from oss_tools.measure.disk import known_speed
+    from oss_tools.measure.disk import known_speed, largest_file
 
-    files = [model] if model.is_file() else sorted(model.glob("*.safetensors")) if model != Path() else []
-    largest = max(files, key=lambda file: file.stat().st_size, default=None)
+    largest = largest_file(model) if model != Path() else None
     return replace(machine, disk_speed=known_speed(largest) if largest else None)
 
 

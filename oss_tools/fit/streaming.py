@@ -123,6 +123,15 @@ def plan(experts: Experts, resident: int, context: int, memory: int) -> Streamin
     return Streaming(memory, resident, fixed, experts, min((left - prefix) // experts.nbytes, experts.total))
 
 
+def of_facts(architecture: Architecture, facts: dict[str, Any]) -> Streaming:
+    """How a loaded model runs, from what its backend says of itself (`facts()["streaming"]`)."""
+    routers = [spec for spec in architecture.tensors() if spec.role == "router" and not spec.is_vector]
+    chosen = int(architecture.computation()["num_experts_per_tok"])
+    experts = Experts(len(routers), routers[0].matrices[1], chosen, facts["expert_bytes"])
+    resident, slots = facts["resident_bytes"], facts["slots"]
+    return Streaming(resident + facts["cache_bytes"], resident, resident, experts, slots)
+
+
 @cache
 def hit_rate(each: int, chosen: int, slots: int, skewed: bool) -> float:
     """Hit rate of an LRU cache that has room for `slots` experts for every 64 layers of `each`: of the second half of some random

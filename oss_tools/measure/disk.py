@@ -56,6 +56,12 @@ def read_speed(file: Path, seconds: float = SECONDS, block: int = BLOCK, threads
     return done / (time.perf_counter() - began)
 
 
+def largest_file(model: Path) -> Path | None:
+    """Of a checkpoint, the file to measure its disk on; None if it is not there."""
+    files = [model] if model.is_file() else list(model.glob("*.safetensors"))
+    return max(files, key=lambda file: file.stat().st_size, default=None)
+
+
 def known_speed(file: Path) -> float | None:
     """Bytes per second of the disk on which a file lies: measured for a second, and remembered for a week. None where that cannot
     be had."""

@@ -79,6 +79,7 @@ class Llama(Contender):
 
     def prompt(self, tokens: list[int], depth: int) -> float:
         self._fill(tokens, depth, 1)
+        self.mark()
         began = time.perf_counter()
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
@@ -89,6 +90,7 @@ class Llama(Contender):
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
         self._fill(tokens, depth, batch)
+        self.mark()
         seconds = []
         for step, token in enumerate(tokens):
             began = time.perf_counter()

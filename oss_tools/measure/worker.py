@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import OssToolsError
+from oss_tools.measure.counters import between, counters
 
 CONTENDERS = {
-    "oss-tools": "oss_tools.measure.bench:EngineContender",
+    "oss-tools": "oss_tools.measure.engine_contender:EngineContender",
     "llama.cpp": "oss_tools.measure.peer:LlamaCpp",
     "ik_llama.cpp": "oss_tools.measure.peer:IkLlamaCpp",
     "oss-tools eval": "oss_tools.measure.evaluators:OssTools",
@@ -45,6 +46,18 @@ class Contender(ABC):
     @abstractmethod
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
         """Seconds of each step that takes one token in each of `batch` sequences, behind `depth` others (not timed)."""
+
+    def counters(self) -> dict[str, float]:
+        """What the process has waited for so far, see `measure.counters`."""
+        return counters()
+
+    def mark(self) -> None:
+        """What is timed begins here."""
+        self._marked = self.counters()
+
+    def added(self) -> dict[str, float]:
+        """What was counted in what was timed last."""
+        return between(self._marked, self.counters())
 
 
 class ContenderFailed(OssToolsError):
