@@ -28,13 +28,17 @@ class EngineContender(Contender):
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
         sequences = [self._filled(tokens, depth, len(tokens)) for _ in range(batch)]
-        seconds = []
+        seconds, self._chosen = [], []
         self.mark()
         for token in tokens:
             passed = self._engine.backend.stopwatch()
-            self._engine.likeliest(sequences, [token] * batch)
+            self._chosen.append(self._engine.likeliest(sequences, [token] * batch)[0])
             seconds.append(passed())
         return seconds
+
+    def chosen(self) -> list[int]:
+        """The likeliest token after each step of the last `generate`, of its first sequence."""
+        return [int(token) for token in self._chosen]
 
     def ceilings(self) -> dict[str, float]:
         """See `Backend.ceilings`."""

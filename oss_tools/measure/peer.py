@@ -131,6 +131,16 @@ class LlamaCpp(Llama):
         self._bindings.llama_memory_clear(self._bindings.llama_get_memory(self._context), True)
 
 
+class MappedLlamaCpp(LlamaCpp):
+    """llama.cpp with all weights where they lie in the file. By default it copies those of many formats into anonymous memory, in
+    another order, which is faster where they fit."""
+
+    def loading(self) -> Any:
+        params = super().loading()
+        params.use_mmap, params.use_extra_bufts = True, False
+        return params
+
+
 class IkLlamaCpp(Llama):
     """Its fork ik_llama.cpp, which is faster on CPUs, with weights repacked on load. The wheels that are published know no
     instructions beyond AVX2."""

@@ -19,10 +19,12 @@ from typing import Any
 
 from oss_tools.errors import OssToolsError
 from oss_tools.measure.counters import between, counters
+from oss_tools.measure.memory_group import MemoryGroup, join
 
 CONTENDERS = {
     "oss-tools": "oss_tools.measure.engine_contender:EngineContender",
     "llama.cpp": "oss_tools.measure.peer:LlamaCpp",
+    "llama.cpp, mapped": "oss_tools.measure.peer:MappedLlamaCpp",
     "ik_llama.cpp": "oss_tools.measure.peer:IkLlamaCpp",
     "oss-tools eval": "oss_tools.measure.evaluators:OssTools",
     "lm-eval hf": "oss_tools.measure.evaluators:Hf",
@@ -67,10 +69,11 @@ class ContenderFailed(OssToolsError):
 class Child:
     """The parent's end of a contender."""
 
-    def __init__(self, kind: str, **arguments: Any) -> None:
-        """Starts the process, which loads the model. Raises ContenderFailed."""
+    def __init__(self, kind: str, *, group: MemoryGroup | None = None, **arguments: Any) -> None:
+        """Starts the process, in a control group if there is one, where it loads the model. Raises ContenderFailed."""
         self.kind = kind
         command = [sys.executable, "-P", "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
+        command += [str(group.members)] if group else []
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace")
         self._complaints = threading.Thread(target=self._pass_on, daemon=True)
@@ -160,4 +163,6 @@ def serve(kind: str, arguments: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    for members in sys.argv[3:]:
+        join(members)
     serve(sys.argv[1], json.loads(sys.argv[2]))
