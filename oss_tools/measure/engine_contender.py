@@ -51,6 +51,9 @@ class EngineContender(Contender):
         """See `Backend.device_memory`."""
         return self._engine.backend.device_memory()
 
+    def close(self) -> None:
+        self._engine.close()
+
     def _filled(self, tokens: list[int], depth: int, room: int) -> Any:
         first = (tokens * (depth // len(tokens) + 1))[:depth]
         sequence = self._engine.open(first or tokens[:1], room=room, reuse=0)

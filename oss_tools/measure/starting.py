@@ -3,7 +3,7 @@
 python -m oss_tools.measure.starting MODEL.ready MODEL.gguf [--rounds 2] [--skip two] [--output FILE]
 
 Times are those of whole commands, Python's start included. At its first token a process is stopped and asked what it has:
-resident pages, its share of them where several processes have the same ones (PSS), and anonymous ones, which the system cannot take
+resident pages, its share of those that several processes have (PSS), and anonymous ones, which the system cannot take
 back. `cold` drops the file's pages from the system's cache before. `two` starts two processes and adds up their shares.
 """
 
@@ -104,8 +104,7 @@ def once(commands: list[list[str]], before: Callable[[], None]) -> dict[str, Any
     before()
     started: list[Started] = []
     try:
-        for command in commands:
-            started.append(start(command))
+        started.extend(start(command) for command in commands)
         memories = [process.memory() for process in started]
     finally:
         for process in started:

@@ -26,6 +26,7 @@ from numba_kernels.parallel import cores
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.engine.memory import available_memory
 from oss_tools.errors import OssToolsError
+from oss_tools.measure.conversion import forget
 from oss_tools.measure.counters import figures
 from oss_tools.measure.disk import read_speed
 from oss_tools.measure.expert_cache import accesses_of, measure
@@ -84,9 +85,10 @@ def resident_run(trial: Trial) -> dict[str, Any] | None:
 
 
 def limited_round(trial: Trial, trace: Path | None) -> dict[str, Any]:
-    """Ours, the disk, the peer."""
+    """Ours, the disk, the peer. Pages that are in the cache from before would count for another group."""
     found: dict[str, Any] = {}
     print("ours", file=sys.stderr)
+    forget(trial.model)
     with memory_group(trial.limit, "ours") as group:
         options = {"memory": int(trial.limit * (1 - LEFT)), **({"trace_experts": str(trace)} if trace else {})}
         found["oss-tools"] = run_child("oss-tools", trial.model, trial, trial.tokens, group, **options)
@@ -94,6 +96,7 @@ def limited_round(trial: Trial, trace: Path | None) -> dict[str, Any]:
     found["disk"] = read_speed(trial.model)
     if trial.peer_file:
         print("llama.cpp", file=sys.stderr)
+        forget(trial.peer_file)
         with memory_group(trial.limit, "peer") as group:
             found["llama.cpp"] = run_child("llama.cpp, mapped", trial.peer_file, trial, trial.peer_tokens, group)
     return found

@@ -53,6 +53,10 @@ class Contender(ABC):
         """What the process has waited for so far, see `measure.counters`."""
         return counters()
 
+    def close(self) -> None:
+        """The program is no longer needed."""
+        return
+
     def mark(self) -> None:
         """What is timed begins here."""
         self._marked = self.counters()
@@ -158,6 +162,7 @@ def serve(kind: str, arguments: dict[str, Any]) -> None:
             request = json.loads(line)
             what = request.pop("do")
             reply(result=peak_bytes() if what == "peak" else getattr(contender, what)(**request))
+        contender.close()
     except (OssToolsError, MemoryError, OSError) as error:
         reply(error=str(error) or type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""What becomes of a run whose file or disk fails while experts stream: one line, exit status 2, no wrong token. In child processes."""
+"""A file or a disk that fails while experts stream: one line, exit status 2, no wrong token. In child processes."""
 
 from __future__ import annotations
 
