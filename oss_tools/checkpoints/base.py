@@ -97,13 +97,14 @@ class Records:
     Attributes:
         nbytes: of a record, a multiple of a page.
         places: where each stack's panels begin in it.
-        read: (matrix, uint8 [nbytes] at a multiple of a page) fills memory with a record. Safe from threads; outlives the reader.
+        read: (matrix, first, uint8 [n] at a multiple of a page) fills memory with a record's bytes from `first` on, which is a
+            multiple of a page too. Safe from threads; outlives the reader.
         check: raises BadCheckpoint where the file is no longer what it was.
     """
 
     nbytes: int
     places: tuple[int, ...]
-    read: Callable[[int, np.ndarray], None]
+    read: Callable[[int, int, np.ndarray], None]
     check: Callable[[], None]
 
 

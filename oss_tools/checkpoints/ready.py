@@ -250,8 +250,8 @@ class ReadyReader(Reader):
             return None
         file = self.direct()
 
-        def read(matrix: int, memory: np.ndarray) -> None:
-            file.read(record.offset + matrix * record.stride, memory)
+        def read(matrix: int, first: int, memory: np.ndarray) -> None:
+            file.read(record.offset + matrix * record.stride + first, memory)
 
         return Records(record.stride, tuple(stack.at for stack in record.stacks), read, file.check)
 

@@ -341,7 +341,7 @@ class Recorder(Operations[Any]):
             group_start=group_start, index=index, place=place,
         )  # fmt: skip
         sorted_rows = {"groups": groups, "group_matrix": group_expert, "group_start": group_start, "index": index}
-        return Routing(chosen, ids, weights, place, sorted_rows)
+        return Routing(x.producer, chosen, ids, weights, place, sorted_rows)
 
     def _expert_stacks(self, name: str) -> tuple[Stack, Stack]:
         """A layer's matrices before and after the gate."""
@@ -356,7 +356,8 @@ class Recorder(Operations[Any]):
 
     def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
         (first, second), groups = self._expert_stacks(name), routing.groups
-        stop = ExpertStop(name, routing.chosen, routing.ids, groups["groups"], groups["group_matrix"], groups["group_start"])
+        sorted_by = groups["groups"], groups["group_matrix"], groups["group_start"]
+        stop = ExpertStop(name, routing.begins, routing.chosen, routing.ids, *sorted_by)
         if self.model.streamed:
             groups = groups | {"groups": stop.count, "group_matrix": stop.matrix}
         both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations

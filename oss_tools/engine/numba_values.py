@@ -51,8 +51,10 @@ class Value:
 
 @dataclass(eq=False)
 class Routing:
-    """Chosen experts [tokens, chosen], their weights, and the tokens sorted by expert."""
+    """Chosen experts [tokens, chosen], their weights, and the tokens sorted by expert; `begins`: the operation that makes the
+    router's input."""
 
+    begins: int
     chosen: int
     ids: np.ndarray
     weights: np.ndarray

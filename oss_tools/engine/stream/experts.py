@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +16,8 @@ from oss_tools.formats import Format
 from oss_tools.models import Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
 from oss_tools.models.stacks import ExpertLayer, expert_layers
+
+PIECE_BYTES = 4 << 20  # of a record that is read at a time: large enough for the disk's full speed
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def has_bias(checkpoint: Checkpoint, name: str) -> bool:
 
 
 class Source:
-    """Reads experts of one layer into slots: from a run-ready file with one read past the cache, else from any container, packed
+    """Reads experts of one layer into slots: from a run-ready file past the cache, else from any container, packed
     on the way."""
 
     def __init__(
@@ -139,23 +140,22 @@ class Source:
         self.records = records if fits else None
 
     @property
-    def check(self) -> Callable[[], None] | None:
-        """Raises BadCheckpoint if the file that records are read from is not what it was."""
-        return self.records.check if self.records else None
+    def pieces(self) -> int:
+        """In how many pieces an expert is read."""
+        return max(round(self.records.nbytes / PIECE_BYTES), 1) if self.records else len(self.stacks)
 
-    def read(self, expert: int, slot: int, memory: np.ndarray) -> int:
-        """Fills slot number `slot`, uint8 [slot_bytes], with an expert. Returns the bytes read. Raises BadCheckpoint."""
-        for stack, values in zip(self.stacks, self._biases, strict=True):
-            if values is not None:
-                assert stack.bias is not None
-                stack.bias[slot] = values[expert]
+    def read(self, expert: int, piece: int, slot: int, memory: np.ndarray) -> int:
+        """Fills a piece of slot number `slot`, uint8 [slot_bytes]. Returns the bytes read. Raises BadCheckpoint."""
+        if piece == 0:
+            for stack, values in zip(self.stacks, self._biases, strict=True):
+                if values is not None and stack.bias is not None:
+                    stack.bias[slot] = values[expert]
         if self.records:
-            self.records.read(expert, memory[: self.records.nbytes])
-            return self.records.nbytes
-        return sum(
-            self._pack(place, stack.packed, expert, slot)
-            for place, stack in zip(self.experts.stacks, self.stacks, strict=True)
-        )
+            each = -(-self.records.nbytes // (self.pieces * PAGE)) * PAGE
+            part = memory[piece * each : min((piece + 1) * each, self.records.nbytes)]
+            self.records.read(expert, piece * each, part)
+            return part.nbytes
+        return self._pack(self.experts.stacks[piece], self.stacks[piece].packed, expert, slot)
 
     def _pack(self, place: StackPlace, packed: Packed, expert: int, slot: int) -> int:
         found = self._checkpoint.panels([entry.name for entry in place.entries], place.interleave)

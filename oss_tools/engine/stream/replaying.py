@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class ExpertStop:
 
     Attributes:
         experts: the module.
+        begins: number of the operation that makes the router's input of what the residual stream holds; −1 if it is not known.
         chosen: experts of a token.
         ids: int32 [tokens · chosen], those that the router chose.
         groups, group_matrix, group_start: as the router sorted them: how many, int32 [1]; whose they are; where their rows begin.
@@ -31,6 +33,7 @@ class ExpertStop:
     """
 
     experts: str
+    begins: int
     chosen: int
     ids: np.ndarray
     groups: np.ndarray
@@ -40,6 +43,9 @@ class ExpertStop:
 
     def __post_init__(self) -> None:
         self.count, self.matrix = np.zeros_like(self.groups), np.zeros_like(self.group_matrix)
+
+
+ROUTING = ("rms_norm", "layer_norm", "quantize", "linear", "route", "route_by_score", "group_by_expert")  # and nothing else
 
 
 class Part:
@@ -89,11 +95,30 @@ class Stops:
 
     Attributes:
         bases: by module, the key of a layer's first expert, if experts stream; the others' follow.
+        guesses: by stop, before which operation the next one's experts can be guessed; None where they cannot.
     """
 
     def __init__(self, stops: list[ExpertStop], program: Program, bases: Mapping[str, int]) -> None:
         self.stops, self.program, self.bases = stops, program, bases
         self.parts = [Part(stop, program) for stop in stops] if bases else []
+        self.guesses = [*(_guess_point(program, stop, after) for stop, after in pairwise(stops)), None][: len(stops)]
+
+
+def _guess_point(program: Program, stop: ExpertStop, after: ExpertStop) -> int | None:
+    """Where all of the residual stream is there but what the next layer's attention adds: the router of that layer, carried out
+    on it, chooses nearly the same experts as later. Its operations write nothing that anybody else reads before they are carried
+    out again."""
+    if after.begins < 0 or any(op.function.__name__ not in ROUTING for op in program.ops[after.begins : after.first]):
+        return None
+    stream = _argument(program, after.begins, "x")
+    adding = [n for n in range(stop.first + 3, after.begins) if _argument(program, n, "out") == stream]
+    return adding[-2] + 1 if len(adding) > 1 else None
+
+
+def _argument(program: Program, number: int, name: str) -> int:
+    """The argument of an operation; 0 if it has none of that name."""
+    names = program.ops[number].names
+    return int(program.table[number, 1 + names.index(name)]) if name in names else 0
 
 
 class Streaming:
@@ -115,8 +140,13 @@ class Streaming:
             at = stop.first
             if self._trace:
                 seen.append(stop.ids[: rows * stop.chosen].reshape(rows, stop.chosen).copy())
-            if self._cache and self._stream(self._cache, stop, stops.parts[i], stops.bases[stop.experts]):
-                at = stop.first + 3
+            if self._cache:
+                if self._stream(self._cache, stop, stops.parts[i], stops.bases[stop.experts]):
+                    at = stop.first + 3
+                if (guess := stops.guesses[i]) is not None:
+                    team.run(program, at, guess)
+                    at = guess
+                    self._guess(self._cache, stops.stops[i + 1], stops, rows)
         team.run(program, at)
         check()
         self._is_broken = False
@@ -128,36 +158,61 @@ class Streaming:
         if self._trace:
             self._trace.close()
 
+    def _guess(self, cache: ExpertCache, stop: ExpertStop, stops: Stops, rows: int) -> None:
+        """Has the experts read that a later stop will probably want: the disk has nothing else to do meanwhile."""
+        self._team.run(stops.program, stop.begins, stop.first)
+        base, ids = stops.bases[stop.experts], stop.ids[: rows * stop.chosen]
+        if rows > 1:
+            found, counts = np.unique(ids, return_counts=True)
+            ids = found[np.argsort(-counts, kind="stable")]
+        cache.read_ahead([base + expert for expert in ids.tolist()])
+
     def _stream(self, cache: ExpertCache, stop: ExpertStop, part: Part, base: int) -> bool:
         """Sees to the experts of a layer. Whether their operations have been carried out; if not, all are in memory."""
         table, count = cache.table, int(stop.groups[0])
-        slots: list[int] = []
+        keys = [base + expert for expert in stop.group_matrix[:count].tolist()]
+        claimed = cache.claim(keys) if cache.ahead else {}
+        present: list[int] = []
         missing: list[int] = []
-        for group, expert in enumerate(stop.group_matrix[:count].tolist()):
-            slot = table.get(base + expert, -1)
-            slots.append(slot)
-            if slot < 0:
+        slots: list[int] = []
+        for group, key in enumerate(keys):
+            slots.append(table.get(key, -1))
+            if slots[-1] < 0:
                 missing.append(group)
             else:
-                table.move_to_end(base + expert)
-        cache.hits += count - len(missing)
+                table.move_to_end(key)
+                present.append(group)
         stop.matrix[:count] = slots
-        if not missing:
+        cache.hits += len(present) - len(claimed)
+        if not missing and not claimed:
             part.take_all()
             return False
-        self._in_parts(cache, stop, part, base, slots, deque(missing))
+        group_of = dict(zip(keys, range(count), strict=True))
+        coming = deque((group_of[key], reading) for key, reading in claimed.items())
+        there = runs_of([group for group in present if keys[group] not in claimed])
+        self._in_parts(cache, stop, part, keys, slots, there, coming, deque(missing))
         return True
 
     def _in_parts(
-        self, cache: ExpertCache, stop: ExpertStop, part: Part, base: int, slots: list[int], missing: deque[int]
+        self,
+        cache: ExpertCache,
+        stop: ExpertStop,
+        part: Part,
+        keys: list[int],
+        slots: list[int],
+        there: list[tuple[int, int]],
+        coming: deque[tuple[int, Reading]],
+        missing: deque[int],
     ) -> None:
-        """Asks for what is missing as far as there is room, works on what is there, and goes on as the rest comes."""
-        experts = stop.group_matrix[: len(slots)].tolist()
+        """Asks for what is missing as far as there is room, works on what is there, and goes on as the rest comes.
+
+        keys, slots: of the groups' experts; there: ranges of groups whose experts are in memory; coming: groups whose experts are
+        being read; missing: the others.
+        """
         pinned = {slot for slot in slots if slot >= 0}
-        coming: deque[tuple[int, Reading]] = deque()
 
         def ask() -> None:
-            while missing and (reading := cache.ask(base + experts[missing[0]], pinned)):
+            while missing and (reading := cache.ask(keys[missing[0]], pinned)):
                 group = missing.popleft()
                 pinned.add(reading.slot)
                 slots[group] = stop.matrix[group] = reading.slot
@@ -170,9 +225,8 @@ class Streaming:
                 pinned.difference_update(slots[first:last])
                 ask()
 
-        present = runs_of([group for group, slot in enumerate(slots) if slot >= 0])
         ask()
-        for first, last in present:
+        for first, last in there:
             work(first, last)
         while coming:
             group, reading = coming.popleft()

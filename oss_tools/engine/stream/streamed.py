@@ -28,7 +28,7 @@ class StreamedExperts:
     def __init__(self, plan: Plan, checkpoint: Checkpoint, weights: NumbaWeights) -> None:
         """weights: loads the biases. The checkpoint is kept open until `close`."""
         self.plan = plan
-        self.cache = ExpertCache(plan.slots, plan.slot_bytes, self._read)
+        self.cache = ExpertCache(plan.slots, plan.slot_bytes, self._pieces, self._read)
         self.bases = {layer.name: number * EACH for number, layer in enumerate(plan.layers)}
         self._sources = [self._source(layer, checkpoint, weights) for layer in plan.layers]
         self._by_name = {source.experts.name: source for source in self._sources}
@@ -63,8 +63,11 @@ class StreamedExperts:
                 found[place.form.name] = found.get(place.form.name, 0) + nbytes
         return found
 
-    def _read(self, key: int, slot: int, memory: np.ndarray) -> int:
-        return self._sources[key // EACH].read(key % EACH, slot, memory)
+    def _pieces(self, key: int) -> int:
+        return self._sources[key // EACH].pieces
+
+    def _read(self, key: int, piece: int, slot: int, memory: np.ndarray) -> int:
+        return self._sources[key // EACH].read(key % EACH, piece, slot, memory)
 
     def check(self) -> None:
         """Raises BadCheckpoint if a file was written to, or cut short, since it was opened."""
