@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -126,8 +126,20 @@ def loaded(
     seconds = max(times, default=0.0) - min(times, default=0.0)
     if hint and not quiet and backend == "numba" and sys.stderr.isatty():
         hint_at_ready(path, checkpoint.container, seconds)
+    if hint and not quiet and (facts := engine.backend.facts().get("streaming")):
+        for line in streaming_sentences(engine, facts, path):
+            remark(line)
     with engine:
         yield engine
+
+
+def streaming_sentences(engine: Engine, facts: dict[str, Any], path: Path) -> list[str]:
+    """What stays in memory, what a token reads, and the rate that the disk allows: said once, before the first token."""
+    from oss_tools.fit.streaming import of_facts, sentences
+    from oss_tools.machine.disk import known_speed, largest_file
+
+    file = largest_file(path)
+    return sentences(of_facts(engine.architecture, facts), known_speed(file) if file else None)
 
 
 def hint_at_ready(path: Path, container: str, seconds: float) -> None:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from oss_tools.sizes import format_size as format_size
+from oss_tools.sizes import parse_size as parse_size
 
 EMBEDDED = "tiny"  # as MODEL, the model that travels with the program
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of a size such as 5GB, 16GiB, 1.5T or 4096. Raises ValueError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(text), re.IGNORECASE)
-    if not match:
-        raise ValueError(f"{text!r} is no size; write it as 5GB, 500MB or 16GiB")
-    number, unit = match.groups()
-    return round(float(number) * UNITS[(unit or "").lower()])
 
 
 def model_path(text: str) -> Path:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any
 
 from oss_tools.escapes import in_a_line, json_text, one_line
 from oss_tools.sizes import format_size
+from oss_tools.tables import print_facts as print_facts
+from oss_tools.tables import print_table as print_table
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
@@ -23,27 +25,6 @@ COMPILING_PATIENCE = 1.0  # seconds before compiling is worth a word
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object to stdout."""
     print(json_text(record, indent=2, allow_nan=False))
-
-
-def print_table(
-    rows: Sequence[Sequence[Any]], headers: Sequence[str], *, title: str = "", right: Sequence[int] = ()
-) -> None:
-    """A table to stdout, after an empty line and its title. `right` are the columns that hold figures."""
-    from tabulate import tabulate
-
-    align = ["right" if column in right else "left" for column in range(len(headers))]
-    if title:
-        print(f"\n{title}")
-    cells = [[in_a_line(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    print(tabulate(cells, headers=headers, colalign=align if rows else None, disable_numparse=True))
-
-
-def print_facts(facts: dict[str, Any]) -> None:
-    """Names and values to stdout, one a line; None and empty values are left out."""
-    shown = {name: value for name, value in facts.items() if value not in (None, "")}
-    width = max(map(len, shown), default=0)
-    for name, value in shown.items():
-        print(f"{name:<{width}}  {in_a_line(str(value))}")
 
 
 def remark(text: str) -> None:

@@ -25,6 +25,7 @@ oss-tools bench gpt-oss-20b/ --prompt 512 --gen 128 --depth 0,4096 --batch 1,4
 oss-tools bench model.gguf --peer llama.cpp --repeat 3 --json > record.json
 oss-tools bench gpt-oss-20b/ --device cuda --depth 0,4096
 """
+STREAMING = ("hits", "read/token", "waiting", "faults/token", "of disk")  # columns of models that stream
 HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec")
 
 
@@ -123,10 +124,12 @@ def convert_to_gguf(checkpoint: Any, target: Path) -> None:
 def print_record(record: dict[str, Any], markdown: bool) -> None:
     """The figures as a table, and what else there is to say of each model below it."""
     rows, notes, peers = [], [], record["settings"]["peers"]
-    headers = (*HEADERS, *(f"× {peer}" for peer in peers))
+    results = [r for entry in record["models"] for c in entry["contenders"].values() for r in c["results"]]
+    streams = any("streaming" in result for result in results)
+    headers = (*HEADERS, *(STREAMING if streams else ()), *(f"× {peer}" for peer in peers))
     for entry in record["models"]:
         for program, contender in entry["contenders"].items():
-            rows += [_row(entry["model"], program, result, peers) for result in contender["results"]]
+            rows += [_row(entry["model"], program, result, peers, streams) for result in contender["results"]]
             notes.append(_note(entry, program, contender))
     if markdown:
         from tabulate import tabulate
@@ -142,7 +145,7 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
     print("\n".join(map(escaped if markdown else in_a_line, notes)))
 
 
-def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str]) -> tuple[str, ...]:
+def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str], streams: bool) -> tuple[str, ...]:
     low, high = result["tokens_per_second_range"]
     ratios, shares = result.get("ratios", {}), result.get("shares", {})
     return (
@@ -154,8 +157,19 @@ def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str])
         f"{1000 * result.get('step_seconds_p50', result.get('time_to_first_token', 0)):.1f}",
         f"{1000 * result['step_seconds_p95']:.1f}" if "step_seconds_p95" in result else "",
         *(f"{shares[name]['median']:.0%}" if name in shares else "" for name in ("read", "multiply")),
+        *(_streaming(result) if streams else ()),
         *(_ratio(ratios[peer]) if peer in ratios else "" for peer in peers),
     )
+
+
+def _streaming(result: dict[str, Any]) -> tuple[str, ...]:
+    """Experts found in memory, bytes read for a token, share of the time that was spent waiting for them, pages waited for, and
+    what share of the disk's speed that was."""
+    faults = f"{result['major_faults_per_token']:.1f}"
+    if not (said := result.get("streaming")):
+        return "", "", "", faults, ""
+    hits, waiting, share = said["hit_rate"], said["wait_share"], said["share_of_bound"]["median"]
+    return f"{hits:.0%}", format_size(said["bytes_read_per_token"]), f"{waiting:.0%}", faults, f"{share:.0%}"
 
 
 def _ratio(ratio: dict[str, Any]) -> str:
@@ -175,6 +189,11 @@ def _note(entry: dict[str, Any], program: str, contender: dict[str, Any]) -> str
     if memory := contender.get("device_memory"):
         parts.append(f"{facts['device']}, driver {facts['driver']}")
         parts.append(f"GPU memory {format_size(memory['allocated'])} allocated, {format_size(memory['used'])} used")
+    if streaming := facts.get("streaming"):
+        parts.append(
+            f"{format_size(streaming['resident_bytes'])} of weights stay, {streaming['slots']:,} experts of "
+            f"{format_size(streaming['expert_bytes'])} kept, {format_size(streaming['streamed_bytes'])} of experts on the disk"
+        )
     if program == "oss-tools":
         parts.append(facts["kernels"] + (f", {facts['threads']} threads" if facts["threads"] else ""))
     return f"{entry['model']}, {program}: {', '.join(parts)}"

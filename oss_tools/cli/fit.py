@@ -6,12 +6,15 @@ address. Of a remote checkpoint only the headers are read, a few hundred kilobyt
 A row for each recipe and format: bytes in files; the engine's memory for weights, KV cache (sliding layers keep their
 window), copies of prompts for reuse, activations, and the program itself; tokens per second from the bytes that a token reads and
 the speed of memory. `--ram` and the like describe another machine.
+
+A model with experts runs in less memory than it takes, as `generate --memory SIZE` and others do: experts stream from the disk.
+`fit --memory SIZE` says what would stay, what would stream, and how fast that is from this disk, or from one of `--disk 2GB/s`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     from oss_tools.fit.estimate import Choice, Estimate, Row
     from oss_tools.fit.machine import Machine
     from oss_tools.fit.memory import Use
+    from oss_tools.fit.streaming import Streaming
 
 EXAMPLES = """
 oss-tools fit gpt-oss-20b
 oss-tools fit openai/gpt-oss-120b --vram 80GB --context 32768
 oss-tools fit model.gguf --ram 16GiB --bandwidth 50GB
 oss-tools fit path/to/config.json --json
+oss-tools fit gpt-oss-120b --memory 20GB --disk 3.5GB/s
 """
 
 
@@ -45,8 +50,17 @@ def run(
     vram: Annotated[
         int | None, typer.Option("--vram", parser=size_option, metavar="SIZE", help="Of a graphics card.")
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", parser=size_option, metavar="SIZE", help="Of it, what may be taken: experts stream."),
+    ] = None,
     disk: Annotated[
-        int | None, typer.Option("--disk", parser=size_option, metavar="SIZE", help="[default: what is free]")
+        list[str] | None,
+        typer.Option(
+            "--disk",
+            metavar="SIZE|SPEED/s",
+            help="Free room, or what it reads a second; may be given twice. [default: found out]",
+        ),
     ] = None,
     bandwidth: Annotated[
         int | None,
@@ -66,18 +80,78 @@ def run(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    from oss_tools.fit.estimate import choose, to_record
+    from oss_tools.fit.estimate import choose, streamed_row, to_record
     from oss_tools.fit.machine import detect
 
     model = str(model_path(model)) if model == EMBEDDED else model
     place = Path(model) if Path(model).exists() else Path()
-    machine = detect(place, ram=ram, vram=vram, disk=disk, bandwidth=bandwidth, threads=threads)
+    room, disk_speed = disk_options(disk or [])
+    machine = detect(place, ram=ram, vram=vram, disk=room, bandwidth=bandwidth, disk_speed=disk_speed, threads=threads)
     estimate = estimate_model(model, machine, context, batch, revision, endpoint, include or [], quiet)
     choice = choose(estimate, machine)
+    row = streamed_row(estimate) if memory or choice.row is None else None
+    streaming = row.streaming(memory or machine.ram) if row else None
+    if streaming and disk_speed is None and ram is None:
+        machine = with_disk_speed(machine, place)
     if as_json:
-        print_json(to_record(estimate, machine, choice))
-    else:
-        print_estimate(estimate, machine, choice)
+        print_json(to_record(estimate, machine, choice) | {"streaming": streaming_record(row, streaming, machine)})
+        return
+    print_estimate(estimate, machine, choice)
+    if row and streaming:
+        print_streaming(row, streaming, machine)
+    elif memory:
+        print("stream  nothing: the model has no experts, so every token needs all of it")
+
+
+def disk_options(given: list[str]) -> tuple[int | None, int | None]:
+    """(free bytes, bytes per second) of `--disk`, each None if it was not given."""
+    room = speed = None
+    for text in given:
+        try:
+            if text.strip().lower().endswith("/s"):
+                speed = size_option(text.strip()[:-2])
+            else:
+                room = size_option(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r}: write room as 500GB, speed as 2GB/s", param_hint="--disk") from None
+    if speed == 0:
+        raise typer.BadParameter("a disk that reads nothing", param_hint="--disk")
+    return room, speed
+
+
+def with_disk_speed(machine: Machine, model: Path) -> Machine:
+    """The machine, with what its disk gives where the model lies, if that is here."""
+    from dataclasses import replace
+
+    from oss_tools.machine.disk import known_speed, largest_file
+
+    largest = largest_file(model) if model != Path() else None
+    return replace(machine, disk_speed=known_speed(largest) if largest else None)
+
+
+def streaming_record(row: Row | None, streaming: Streaming | None, machine: Machine) -> dict[str, Any] | None:
+    """What --json says of streaming; None where nothing streams."""
+    from oss_tools.fit.streaming import to_record
+
+    if not row or not streaming:
+        return None
+    speed = row.speed(machine.bandwidth) if machine.bandwidth else None
+    return {"format": row.name, **to_record(streaming, machine.disk_speed, speed)}
+
+
+def print_streaming(row: Row, streaming: Streaming, machine: Machine) -> None:
+    """What would stay, what would stream and how fast, in words."""
+    from oss_tools.fit.streaming import sentences
+
+    print()
+    print_facts({"stream": f"{row.name} with --memory {streaming.memory // 10**6}MB"})
+    if not streaming.works:
+        print(f"        no: at least {-(-streaming.least // 10**6)} MB are needed")
+        return
+    for line in sentences(streaming, machine.disk_speed, row.speed(machine.bandwidth) if machine.bandwidth else None):
+        print(f"        {line}")
+    if machine.disk_speed is None:
+        print("        the disk's speed is not known: --disk 2GB/s says it")
 
 
 def estimate_model(
@@ -157,6 +231,7 @@ def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None
             "graphics card": there("vram", machine.vram),
             "disk": there("disk", machine.disk),
             "memory speed": there("bandwidth", machine.bandwidth, "/s"),
+            "disk speed": there("disk_speed", machine.disk_speed, "/s"),
         }
     )
     card = ("on card",) if machine.vram else ()

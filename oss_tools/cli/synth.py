@@ -20,6 +20,7 @@ EXAMPLES = """
 oss-tools synth gpt-oss-tiny tiny/
 oss-tools synth gpt-oss-20b fake-20b/ --seed 7
 oss-tools synth gpt-oss-20b one-layer.gguf --layers 1
+oss-tools synth gpt-oss-20b skewed.ready --router skewed
 oss-tools synth path/to/config.json fake/ --format bf16
 """
 
@@ -55,6 +56,14 @@ def run(
     layers: Annotated[
         int, typer.Option("--layers", min=0, help="Another number of layers than the shape's.", show_default=False)
     ] = 0,
+    router: Annotated[
+        str,
+        typer.Option(
+            "--router",
+            metavar="even|skewed",
+            help="Experts are chosen equally often, or as in published traces (Zipf, 0.65).",
+        ),
+    ] = "even",
     shard_size: ShardSize = None,
     jobs: Jobs = 0,
     quiet: QuietFlag = False,
@@ -70,7 +79,7 @@ def run(
         model = model.with_layers(layers)
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else None
     container = container or shared.FILES.get(destination.suffix, "hf")
-    synthesis = synth.plan_synthesis(model, container, chosen, seed)
+    synthesis = synth.plan_synthesis(model, container, chosen, seed, router)
     by_note: dict[str, list[str]] = {}
     for name, note in synthesis.notes:
         by_note.setdefault(note, []).append(name)
@@ -93,6 +102,7 @@ def run(
         "parameters": sum(entry.spec.size for entry in synthesis.entries),
         "bytes": synthesis.nbytes,
         "seed": seed,
+        "router": router,
         "seconds": seconds,
     }
     if as_json:

@@ -7,7 +7,6 @@ stay near 1.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -21,9 +20,11 @@ from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
 from oss_tools.checkpoints.files import read_text
 from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.checkpoints.yaml_files import read_yaml
+from oss_tools.convert.drawing import draw, is_router
 from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
 from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
+from oss_tools.convert.routers import ROUTERS
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, QTensor, get_format
@@ -33,8 +34,6 @@ from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_row
 from oss_tools.resources import resource
 
 MAX_BYTES = 1 << 20  # of a shape's file
-MXFP4_DEVIATION = 68.5**0.5 / 8**0.5  # root mean square of the 16 codes' values, equally likely
-RESIDUAL_WRITERS = ("attention.out", "experts.down", "mlp.down")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Synthesis:
         notes: (tensor, why it does not get the format that the recipe asked for).
         metadata: config, tokenizer and companions.
         seed: of all random numbers.
+        router: of `ROUTERS`: whether all experts are chosen equally often.
     """
 
     architecture: Architecture
@@ -74,6 +74,7 @@ class Synthesis:
     notes: tuple[tuple[str, str], ...]
     metadata: Metadata
     seed: int
+    router: str = "even"
 
     @property
     def derived(self) -> dict[str, np.ndarray]:
@@ -121,12 +122,18 @@ def load_shape(name: str | Path) -> Shape:
     )
 
 
-def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, seed: int = 0) -> Synthesis:
+def plan_synthesis(
+    shape: Shape, container: str, recipe: Recipe | None = None, seed: int = 0, router: str = "even"
+) -> Synthesis:
     """Decides every tensor's format and place. What the recipe keeps is bf16, or f32 where the container wants it.
 
     Raises BadCheckpoint for an impossible shape, BadRecipe or BadTensor where the recipe cannot be followed.
     """
+    if router not in ROUTERS:
+        raise BadRecipe(f"no router named {router!r}; there are {', '.join(ROUTERS)}")
     architecture = architecture_of(shape.config["model_type"]).from_config("hf", shape.config)
+    if router != "even":
+        check_experts(shape.name, architecture)
     if container not in (*architecture.containers, READY):
         raise BadRecipe(f"container {container} has no layout for {architecture.model_type}")
     recipe = recipe or load_recipe(shape.recipe)
@@ -139,7 +146,18 @@ def plan_synthesis(shape: Shape, container: str, recipe: Recipe | None = None, s
         entries.append(Entry(spec, format, tuple(placements)))
         if note:
             notes.append((spec.name, note))
-    return Synthesis(architecture, container, tuple(entries), tuple(notes), _metadata(shape, architecture), seed)
+    return Synthesis(architecture, container, tuple(entries), tuple(notes), _metadata(shape, architecture), seed, router)
+
+
+def check_experts(name: str, architecture: Architecture) -> None:
+    """Raises BadRecipe if no router of this model can prefer some experts: there are none, or a token goes to half of them."""
+    experts = next((spec.matrices[1] for spec in architecture.tensors() if is_router(spec)), 0)
+    if not experts:
+        raise BadRecipe(f"{name} has no experts, so no router that could prefer some")
+    if 2 * (chosen := int(architecture.computation()["num_experts_per_tok"])) >= experts:
+        raise BadRecipe(
+            f"{name}: each token goes to {chosen} of {experts} experts; a router prefers some of them only below half"
+        )
 
 
 def _format(spec: TensorSpec, recipe: Recipe, writer: type[Writer], model_type: str) -> tuple[Format, str]:
@@ -223,70 +241,8 @@ def _write_all(synthesis: Synthesis, writer: Writer, threads: int, advance: Call
     def write(entry: Entry, stop: Stop) -> None:
         for matrix, start, end in chunks([entry]):
             stop.check()
-            rows = draw(entry, synthesis.architecture, synthesis.seed, matrix, start, end)
+            rows = draw(entry, synthesis.architecture, synthesis.seed, matrix, start, end, synthesis.router)
             write_rows(writer, entry, matrix, start, rows)
             advance(rows.nbytes)
 
     in_threads(write, sorted(synthesis.entries, key=lambda entry: -entry.nbytes), threads)
-
-
-# ---- drawing --------------------------------------------------------------------------------------------------------
-
-
-def draw(entry: Entry, architecture: Architecture, seed: int, matrix: int, start: int, stop: int) -> QTensor:
-    """Rows [start, stop) of one matrix of a tensor: random, in the tensor's format, [stop - start, columns]."""
-    from numba_kernels.codec import synthetic
-
-    _, rows, columns = entry.spec.matrices
-    mean, deviation = distribution(entry.spec, architecture)
-    first, count = (matrix * rows + start) * columns, (stop - start) * columns
-    format, shape = entry.format, (stop - start, columns)
-    if format.name == "mxfp4":
-        return _draw_mxfp4(entry, seed, first, shape, deviation)
-    key = stream_key(seed, entry.name, "values")
-    if format.name == "bf16":
-        bits = np.empty(count, np.uint16)
-        synthetic.bell_bf16(bits, key, first, mean, deviation)
-        return QTensor(format, shape, {"values": bits.reshape(shape)})
-    values = np.empty(count, np.float32)
-    synthetic.bell_f32(values, key, first, mean, deviation)
-    amax = abs(mean) + deviation * synthetic.BELL_LIMIT if format.needs_amax else None
-    rule = "plain" if "plain" in format.rules else None  # nothing is lost that anyone wanted
-    return format.quantize(values.reshape(shape), rule=rule, amax=amax)
-
-
-def _draw_mxfp4(entry: Entry, seed: int, first: int, shape: tuple[int, int], deviation: float) -> QTensor:
-    """Random codes; each block's scale is one of the two powers of two around the one that gives the deviation."""
-    from numba_kernels.codec import synthetic
-
-    planes = entry.format.planes(shape[1])
-    blocks = np.empty((shape[0], planes["blocks"].columns), np.uint8)
-    scales = np.empty((shape[0], planes["scales"].columns), np.uint8)
-    synthetic.random_words(blocks.reshape(-1).view(np.uint64), stream_key(seed, entry.name, "blocks"), first // 16)
-    low = int(np.floor(np.log2(deviation / MXFP4_DEVIATION)))
-    share = ((deviation / MXFP4_DEVIATION / 2.0**low) ** 2 - 1) / 3  # of blocks with the upper scale
-    key = stream_key(seed, entry.name, "scales")
-    synthetic.random_steps(scales.reshape(-1), key, first // 32, low + 127, round(256 * share))
-    return QTensor(entry.format, shape, {"blocks": blocks, "scales": scales})
-
-
-def distribution(spec: TensorSpec, architecture: Architecture) -> tuple[float, float]:
-    """(mean, standard deviation) of a tensor's values."""
-    if spec.role == "norm":
-        return 1.0, 0.1
-    if spec.is_vector:
-        return 0.0, 1.0 if spec.role == "sinks" else 0.02
-    inputs = spec.matrices[2]
-    if spec.role == "embedding":
-        return 0.0, inputs**-0.5 if architecture.computation()["tie_word_embeddings"] else 1.0
-    if spec.role == "positions":
-        return 0.0, 0.1 * inputs**-0.5
-    if spec.role in RESIDUAL_WRITERS:
-        return 0.0, (inputs * 2 * len(architecture.attention_layers())) ** -0.5
-    return 0.0, inputs**-0.5
-
-
-def stream_key(seed: int, tensor: str, plane: str) -> np.uint64:
-    """The key of one plane's random stream."""
-    digest = hashlib.sha256(f"{seed}/{tensor}/{plane}".encode()).digest()
-    return np.uint64(int.from_bytes(digest[:8], "little"))

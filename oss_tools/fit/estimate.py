@@ -13,6 +13,7 @@ from oss_tools.convert.synth import Shape, plan_synthesis
 from oss_tools.errors import BadRecipe, BadTensor
 from oss_tools.fit.machine import Machine
 from oss_tools.fit.memory import Memory, Tokenizer, Use, bytes_per_token, memory, tokenizer_bytes, tokenizer_bytes_of
+from oss_tools.fit.streaming import Experts, Streaming, dense_bytes, experts_of, plan
 from oss_tools.models import Architecture, Checkpoint, Entry
 from oss_tools.sizes import format_size
 
@@ -34,6 +35,8 @@ class Row:
         file_bytes: of tensor data in its files.
         memory: of the engine.
         token_bytes: that a token's pass reads, with an empty and with a full cache.
+        experts: what could stream from the disk, or None.
+        dense_bytes: of weights that stay in memory then.
         noted: tensors that do not get the format of that name, because they or the container do not allow it.
     """
 
@@ -44,7 +47,13 @@ class Row:
     file_bytes: int
     memory: Memory
     token_bytes: tuple[float, float]
+    experts: Experts | None = None
+    dense_bytes: int = 0
     noted: int = 0
+
+    def streaming(self, memory: int) -> Streaming | None:
+        """How it would run in so many bytes; None for a model without experts."""
+        return plan(self.experts, self.dense_bytes, self.memory.cache, memory) if self.experts else None
 
     @property
     def bits_per_weight(self) -> float:
@@ -165,8 +174,9 @@ def _row(
 ) -> Row:
     empty, full = (bytes_per_token(architecture, entries, use, filled) for filled in (0.0, 1.0))
     parameters = sum(entry.spec.size for entry in entries)
-    taken = memory(architecture, entries, tokenizer, use)
-    return Row(name, published, container, parameters, nbytes, taken, (empty, full), noted)
+    taken, experts = memory(architecture, entries, tokenizer, use), experts_of(architecture, entries)
+    dense = dense_bytes(architecture, entries)
+    return Row(name, published, container, parameters, nbytes, taken, (empty, full), experts, dense, noted)
 
 
 def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -214,6 +224,12 @@ def _nothing(estimate: Estimate, machine: Machine) -> str:
         least = min(estimate.rows, key=lambda r: r.file_bytes)
         needed, there, what = least.file_bytes, machine.disk or 0, "disk"
     return f"nothing fits: even {least.name} needs {format_size(needed)} of {what}, {format_size(there)} are there"
+
+
+def streamed_row(estimate: Estimate) -> Row | None:
+    """What is worth streaming: the checkpoint as it is, or as published; else the smallest. None where there are no experts."""
+    rows = [row for row in estimate.rows if row.experts]
+    return next((row for row in rows if row.published), rows[-1] if rows else None)
 
 
 def _limits(estimate: Estimate, machine: Machine) -> tuple[str, ...]:

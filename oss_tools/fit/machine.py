@@ -22,6 +22,7 @@ class Machine:
         vram: the largest graphics card's memory, or None without one.
         disk: free where checkpoints would lie; None for a machine that was described without it.
         bandwidth: what all threads together read from memory, or None if unknown.
+        disk_speed: what the disk gives, or None if unknown.
         threads: that run the model.
         detected: which of these were found out and not given.
     """
@@ -32,6 +33,7 @@ class Machine:
     bandwidth: float | None
     threads: int
     detected: frozenset[str] = frozenset()
+    disk_speed: float | None = None
 
     def memory_verdict(self, needed: int) -> str:
         """`fits`, `tight` or `no`."""
@@ -57,6 +59,7 @@ def detect(
     vram: int | None = None,
     disk: int | None = None,
     bandwidth: float | None = None,
+    disk_speed: float | None = None,
     threads: int = 0,
     measure: bool = True,
 ) -> Machine:
@@ -67,7 +70,7 @@ def detect(
     """
     affinity = getattr(os, "sched_getaffinity", None)
     threads = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
-    given = {"ram": ram, "vram": vram, "disk": disk, "bandwidth": bandwidth}
+    given = {"ram": ram, "vram": vram, "disk": disk, "bandwidth": bandwidth, "disk_speed": disk_speed}
     if bandwidth is None and measure:
         from oss_tools.machine.bandwidth import read_bandwidth
 
@@ -81,6 +84,7 @@ def detect(
         bandwidth=bandwidth,
         threads=threads,
         detected=frozenset(name for name, value in given.items() if value is None),
+        disk_speed=disk_speed,
     )
 
 

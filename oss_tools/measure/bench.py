@@ -15,56 +15,16 @@ from oss_tools.checkpoints import open_container
 from oss_tools.download.layout import name_of
 from oss_tools.engine.backend import backend_class
 from oss_tools.machine.description import machine, versions
+from oss_tools.machine.disk import largest_file, read_speed
 from oss_tools.machine.memory import available_memory
+from oss_tools.measure.counters import figures as counted
 from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.peer import PEERS
-from oss_tools.measure.worker import Child, Contender
+from oss_tools.measure.worker import Child
 from oss_tools.models import open_checkpoint
 
 SCHEMA = 1
 PACKAGES = ("llama-cpp-python", "ik-llama-cpp-python")  # which have them
-
-
-class EngineContender(Contender):
-    """Our engine. A step of generation includes the choice of the likeliest token."""
-
-    def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None:
-        from oss_tools.engine.engine import Engine
-
-        self._engine = Engine.load(model, threads=threads, context=context, prefix_budget=0, **options)
-
-    def facts(self) -> dict[str, Any]:
-        return {"program": "oss-tools", **self._engine.backend.facts(), "vocabulary": self._engine.backend.vocabulary}
-
-    def prompt(self, tokens: list[int], depth: int) -> float:
-        sequence = self._filled(tokens, depth, len(tokens))
-        passed = self._engine.backend.stopwatch()
-        int(self._engine.prefill(sequence, tokens).argmax())
-        return passed()
-
-    def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
-        sequences = [self._filled(tokens, depth, len(tokens)) for _ in range(batch)]
-        seconds = []
-        for token in tokens:
-            passed = self._engine.backend.stopwatch()
-            self._engine.likeliest(sequences, [token] * batch)
-            seconds.append(passed())
-        return seconds
-
-    def ceilings(self) -> dict[str, float]:
-        """See `Backend.ceilings`."""
-        return self._engine.backend.ceilings()
-
-    def device_memory(self) -> dict[str, int]:
-        """See `Backend.device_memory`."""
-        return self._engine.backend.device_memory()
-
-    def _filled(self, tokens: list[int], depth: int, room: int) -> Any:
-        first = (tokens * (depth // len(tokens) + 1))[:depth]
-        sequence = self._engine.open(first or tokens[:1], room=room, reuse=0)
-        if first:
-            self._engine.prefill(sequence, first)
-        return sequence
 
 
 @dataclass(frozen=True)
@@ -205,7 +165,12 @@ class Contest:
 
     def _start(self, kind: str) -> Child:
         s = self.settings
-        arguments = {"model": str(self.file), "threads": s.threads, "context": s.context, "batch": max(s.batches)}
+        arguments: dict[str, Any] = {
+            "model": str(self.file),
+            "threads": s.threads,
+            "context": s.context,
+            "batch": max(s.batches),
+        }
         if kind == "oss-tools":
             arguments |= {"backend": s.backend, "activations": s.activations, "load": s.load}
             arguments |= {"memory": s.memory, "trace_experts": s.trace_experts}
@@ -231,9 +196,12 @@ def _size(path: Path) -> int:
 
 @dataclass
 class Rounds:
-    """What was measured: seconds of each step, and our ceilings right after, by round."""
+    """What was measured, by round: seconds of each step, what was counted meanwhile, and right after our ceilings and, if we
+    stream, the disk's speed."""
 
     seconds: dict[tuple[str, Case], list[list[float]]] = field(default_factory=dict)
+    counted: dict[tuple[str, Case], list[dict[str, float]]] = field(default_factory=dict)
+    disk: dict[Case, list[float]] = field(default_factory=dict)
     ceilings: dict[Case, list[dict[str, float]]] = field(default_factory=dict)
 
 
@@ -245,7 +213,7 @@ def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -
             _round(contest, settings, rounds)
     entry: dict[str, Any] = {"bytes": _size(file), "loaded_together": contest.together, "contenders": {}}
     for kind in contest.kinds:
-        results = [_figures(case, rounds.seconds[kind, case]) for case in settings.cases()]
+        results = [_figures(case, rounds.seconds[kind, case]) | _counted(case, kind, rounds) for case in settings.cases()]
         entry["contenders"][kind] = {**contest.ready[kind], "peak_bytes": contest.peaks[kind], "results": results}
     if contest.device_memory:
         entry["contenders"]["oss-tools"]["device_memory"] = contest.device_memory
@@ -264,6 +232,10 @@ def _round(contest: Contest, settings: Settings, rounds: Rounds) -> None:
         with contest.turn(kind) as child:
             for case in cases:
                 rounds.seconds.setdefault((kind, case), []).append(contest.time(child, case))
+                added = child.ask("added")
+                rounds.counted.setdefault((kind, case), []).append(added)
+                if "hits" in added and (file := largest_file(contest.file)) and (speed := read_speed(file)):
+                    rounds.disk.setdefault(case, []).append(speed)
                 if kind == "oss-tools" and case.kind == "generate" and case.batch == 1:
                     rounds.ceilings.setdefault(case, []).append(child.ask("ceilings"))
                 if kind == "oss-tools":
@@ -284,6 +256,13 @@ def _figures(case: Case, rounds: list[list[float]]) -> dict[str, Any]:
         return figures | {"time_to_first_token": statistics.median(s[0] for s in rounds)}
     steps = sorted(step for seconds in rounds for step in seconds)
     return figures | {"step_seconds_p50": _quantile(steps, 0.5), "step_seconds_p95": _quantile(steps, 0.95)}
+
+
+def _counted(case: Case, kind: str, rounds: Rounds) -> dict[str, Any]:
+    """What was counted in a case, for each token."""
+    seconds = [sum(steps) for steps in rounds.seconds[kind, case]]
+    disk = rounds.disk.get(case, []) if kind == "oss-tools" else []
+    return counted(rounds.counted[kind, case], seconds, disk, case.tokens * case.batch)
 
 
 def _quantile(ordered: list[float], share: float) -> float:

@@ -79,6 +79,7 @@ class Llama(Contender):
 
     def prompt(self, tokens: list[int], depth: int) -> float:
         self._fill(tokens, depth, 1)
+        self.mark()
         began = time.perf_counter()
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]
@@ -89,6 +90,7 @@ class Llama(Contender):
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
         self._fill(tokens, depth, batch)
+        self.mark()
         seconds = []
         for step, token in enumerate(tokens):
             began = time.perf_counter()
@@ -127,6 +129,16 @@ class LlamaCpp(Llama):
 
     def clear(self) -> None:
         self._bindings.llama_memory_clear(self._bindings.llama_get_memory(self._context), True)
+
+
+class MappedLlamaCpp(LlamaCpp):
+    """llama.cpp with all weights where they lie in the file. By default it copies those of many formats into anonymous memory, in
+    another order, which is faster where they fit."""
+
+    def loading(self) -> Any:
+        params = super().loading()
+        params.use_mmap, params.use_extra_bufts = True, False
+        return params
 
 
 class IkLlamaCpp(Llama):

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from oss_tools.checkpoints import Metadata
+from oss_tools.convert.drawing import draw
 from oss_tools.convert.recipe import load_recipe
-from oss_tools.convert.synth import Shape, draw, plan_synthesis
+from oss_tools.convert.synth import Shape, plan_synthesis
 from oss_tools.formats import QTensor
 from oss_tools.models import Checkpoint, Entry, Placement
 

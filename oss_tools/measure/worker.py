@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import OssToolsError
+from oss_tools.measure.counters import between, counters
+from oss_tools.measure.memory_group import MemoryGroup, join
 
 CONTENDERS = {
-    "oss-tools": "oss_tools.measure.bench:EngineContender",
+    "oss-tools": "oss_tools.measure.engine_contender:EngineContender",
     "llama.cpp": "oss_tools.measure.peer:LlamaCpp",
+    "llama.cpp, mapped": "oss_tools.measure.peer:MappedLlamaCpp",
     "ik_llama.cpp": "oss_tools.measure.peer:IkLlamaCpp",
     "oss-tools eval": "oss_tools.measure.evaluators:OssTools",
     "lm-eval hf": "oss_tools.measure.evaluators:Hf",
@@ -46,6 +49,22 @@ class Contender(ABC):
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
         """Seconds of each step that takes one token in each of `batch` sequences, behind `depth` others (not timed)."""
 
+    def counters(self) -> dict[str, float]:
+        """What the process has waited for so far, see `measure.counters`."""
+        return counters()
+
+    def close(self) -> None:
+        """The program is no longer needed."""
+        return
+
+    def mark(self) -> None:
+        """What is timed begins here."""
+        self._marked = self.counters()
+
+    def added(self) -> dict[str, float]:
+        """What was counted in what was timed last."""
+        return between(self._marked, self.counters())
+
 
 class ContenderFailed(OssToolsError):
     """A contender's process ended, or answered with an error."""
@@ -54,10 +73,11 @@ class ContenderFailed(OssToolsError):
 class Child:
     """The parent's end of a contender."""
 
-    def __init__(self, kind: str, **arguments: Any) -> None:
-        """Starts the process, which loads the model. Raises ContenderFailed."""
+    def __init__(self, kind: str, *, group: MemoryGroup | None = None, **arguments: Any) -> None:
+        """Starts the process, in a control group if there is one, where it loads the model. Raises ContenderFailed."""
         self.kind = kind
         command = [sys.executable, "-P", "-m", "oss_tools.measure.worker", kind, json.dumps(arguments)]
+        command += [str(group.members)] if group else []
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace")
         self._complaints = threading.Thread(target=self._pass_on, daemon=True)
@@ -142,9 +162,12 @@ def serve(kind: str, arguments: dict[str, Any]) -> None:
             request = json.loads(line)
             what = request.pop("do")
             reply(result=peak_bytes() if what == "peak" else getattr(contender, what)(**request))
+        contender.close()
     except (OssToolsError, MemoryError, OSError) as error:
         reply(error=str(error) or type(error).__name__)
 
 
 if __name__ == "__main__":
+    for members in sys.argv[3:]:
+        join(members)
     serve(sys.argv[1], json.loads(sys.argv[2]))

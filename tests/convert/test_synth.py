@@ -10,8 +10,9 @@ import pytest
 
 from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.convert import synth
+from oss_tools.convert.drawing import distribution, draw
 from oss_tools.convert.recipe import recipe_of_format, writable_formats
-from oss_tools.convert.synth import draw, load_shape, plan_synthesis, shape_names, synthesize
+from oss_tools.convert.synth import load_shape, plan_synthesis, shape_names, synthesize
 from oss_tools.download.registry import published
 from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom
 from oss_tools.formats import concatenate
@@ -112,7 +113,7 @@ def test_weights_have_the_deviation_meant_for_their_role() -> None:
     synthesis = plan_synthesis(load_shape("gpt-oss-small"), "hf")
     for entry in synthesis.entries[:20]:
         _, rows, _ = entry.spec.matrices
-        mean, deviation = synth.distribution(entry.spec, synthesis.architecture)
+        mean, deviation = distribution(entry.spec, synthesis.architecture)
         values = draw(entry, synthesis.architecture, 0, 0, 0, min(rows, 2048)).dequantize()
         slack = 6 * deviation / values.size**0.5
         assert abs(values.mean() - mean) < slack, entry.name
@@ -127,7 +128,7 @@ def test_every_format_can_be_drawn(format: str) -> None:
     if not entry.format.fits(entry.spec.matrices[2]):
         pytest.skip(f"128 columns are no multiple of {entry.format.block}")
     values = draw(entry, synthesis.architecture, 0, 0, 0, entry.spec.shape[0]).dequantize()
-    _, deviation = synth.distribution(entry.spec, synthesis.architecture)
+    _, deviation = distribution(entry.spec, synthesis.architecture)
     assert abs(values.std() / deviation - 1) < 0.1
 
 
