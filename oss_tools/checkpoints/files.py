@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.checkpoints.overlap import read_ahead, write_behind
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 from oss_tools.escapes import json_text
 
@@ -36,6 +37,7 @@ def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray
     """Bytes of an open file, freshly allocated: uint8 [nbytes]. `path` is for messages. Raises BadCheckpoint."""
     data = np.empty(nbytes, np.uint8)
     done = 0
+    read_ahead(descriptor, offset, nbytes)
     while done < nbytes:
         try:
             count = os.preadv(descriptor, [data.data[done:]], offset + done)
@@ -50,11 +52,13 @@ def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray
 def write_at(descriptor: int, offset: int, data: np.ndarray, path: Path) -> None:
     """Writes an array's bytes at an offset of an open file. `path` is for messages. Raises NoRoom."""
     view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    start, nbytes = offset, len(view)
     with full_disk_is_no_room(path):
         while view:
             written = os.pwrite(descriptor, view, offset)
             offset += written
             view = view[written:]
+    write_behind(descriptor, start, nbytes)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/"
