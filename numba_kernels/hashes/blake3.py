@@ -1,16 +1,17 @@
 """BLAKE3, a cryptographic hash that is a tree: many of its chunks are hashed side by side, one in each vector lane.
 
-Source: J. O'Connor, J.-P. Aumasson, S. Neves, Z. Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", sections 2.1 to 2.5.
+Source: J. O'Connor, J.-P. Aumasson, S. Neves, Z. Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", sections 2.1 to
+2.5. The keyed modes, and results longer than 32 bytes, are not here.
 
-The leaves are chunks of 1,024 bytes, of 16 blocks each. Every inner node hashes the 64 bytes of its two children's values. The left
-subtree of a node is a full one of as many chunks as there are powers of two for, so that a full, aligned run of chunks
-is always one subtree: data is taken in groups of GROUP chunks, and the values of the groups are joined as they come.
+The leaves are chunks of 1,024 bytes, of 16 blocks each. An inner node hashes the values, 32 bytes each, of its two children. The
+left one is a full subtree, of the largest power of two of chunks that leaves something for the right one. So every aligned
+run of as many chunks as a power of two is one subtree, except at the end: data is taken in groups of GROUP chunks, and the
+values of the groups are joined as they come.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import njit
 
 from numba_kernels.simd import instructions as emit
@@ -194,7 +195,7 @@ def _hash(
         groups: whole groups, behind which there is more.
         last: bytes behind them, at most a group, if these are the end of all data; else −1.
         done: groups that were taken in before.
-        stack: uint32 [DEPTH, 8]: the values of subtrees of groups, one for every 1 in `done` as a binary number, the largest first.
+        stack: uint32 [DEPTH, 8]: values of subtrees of groups, the largest first: one for every 1 of `done` in binary.
         padded, state, nodes: scratch: uint8 [BLOCK], uint32 [8, LANES] and uint32 [GROUP + 2 · LANES, 8].
     """
     top = 0
@@ -222,7 +223,7 @@ def _hash(
 
 
 class Blake3:
-    """The hash of bytes that come piece by piece, as hashlib's classes have it. Releases the GIL. Used by one thread at a time."""
+    """The hash of bytes that come piece by piece, as hashlib's classes are used. Releases the GIL; for one thread at a time."""
 
     def __init__(self) -> None:
         self._pending = np.empty(GROUP_BYTES, np.uint8)

@@ -82,5 +82,13 @@ class ErrorSums:
         self.clipped += clipped
         self.values += values.size
 
+    def include(self, other: ErrorSums) -> None:
+        """Adds the sums of further values."""
+        self.squared_error += other.squared_error
+        self.squared_norm += other.squared_norm
+        self.max_error = max(self.max_error, other.max_error)
+        self.clipped += other.clipped
+        self.values += other.values
+
     def error(self) -> TensorError:
         return TensorError.of(self.squared_error, self.squared_norm, self.max_error, self.clipped, self.values)
