@@ -12,7 +12,6 @@ import numpy as np
 from numba_kernels.codec.call import over_rows
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.simd.numbers import (
-    Doubles,
     add_squared_errors,
     add_squares,
     count_first_outside,
