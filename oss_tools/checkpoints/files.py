@@ -22,6 +22,7 @@ from oss_tools.escapes import json_text
 
 LEFTOVER = re.compile(r"\.oss-tools-([0-9]{1,10})-[0-9a-f]{8}")  # of replace_file: its process, and a number
 MAX_NAME = 255  # bytes of a file's name
+AT_ONCE = 64 << 10  # bytes of a write; Linux looks for a stretch of free memory as large as a write, which can take long
 MAX_JSON = 128 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
 MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
@@ -55,7 +56,7 @@ def write_at(descriptor: int, offset: int, data: np.ndarray, path: Path) -> None
     start, nbytes = offset, len(view)
     with full_disk_is_no_room(path):
         while view:
-            written = os.pwrite(descriptor, view, offset)
+            written = os.pwrite(descriptor, view[: AT_ONCE - offset % AT_ONCE], offset)
             offset += written
             view = view[written:]
     write_behind(descriptor, start, nbytes)

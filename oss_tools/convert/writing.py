@@ -1,8 +1,8 @@
-"""How a plan's tensors are written: pieces of rows, in file order, by several threads; what is summed and hashed, in turn.
+"""How a plan's tensors are written: pieces of rows are read and rounded by several threads, then summed, hashed and written in turn.
 
-A piece is read, rounded and written by one thread. Hashes and sums are of the whole tensor, and need its pieces in order. A
-tensor that must be looked at as a whole before its first piece is rounded (formats with one scale for all of it, updates) is
-one thread's from beginning to end.
+Hashes and sums are of the whole tensor, and need its pieces in order. Files are written by one thread at a time, as the system would
+let no second one write to the same file anyway. A tensor that must be looked at as a whole before its first piece is rounded
+(formats with one scale for all of it, updates) is one thread's from beginning to end.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ Piece = tuple[int, int, int]  # (matrix, first row, last row + 1)
 
 @dataclass(frozen=True)
 class _Done:
-    """A piece that is written: its rows before and after, what rounding cost, and what it left of an update."""
+    """A piece: where it begins, its rows before and after, what rounding cost, and what it left of an update."""
 
+    matrix: int
+    start: int
     rows: QTensor
     rounded: QTensor | None
     sums: ErrorSums
@@ -52,7 +54,7 @@ def write_tensors(plan: Plan, writer: Writer, journal: Journal, options: Options
         tensor.prepare()
         for number, piece in enumerate(pieces, first):
             stop.check()
-            tensor.done.bring(number, tensor.write(*piece), stop)
+            tensor.done.bring(number, tensor.rounded(*piece), stop)
 
     in_threads(write, parts(), workers)
 
@@ -62,7 +64,7 @@ class _Tensor:
 
     Attributes:
         pieces: of the whole tensor, in order.
-        done: takes pieces that are written; the last one completes the tensor's record in the journal.
+        done: takes pieces that are rounded; the last one completes the tensor's record in the journal.
     """
 
     def __init__(
@@ -108,14 +110,12 @@ class _Tensor:
         for matrix, start, rows in self._source():
             yield matrix, start, rows.dequantize()
 
-    def write(self, matrix: int, start: int, stop: int) -> _Done:
-        """Reads, rounds and writes a piece."""
-        step = self.step
-        rows = self.plan.source.read(step.name, matrix, start, stop)
-        done = _Done(rows, None, ErrorSums(), KeptSums()) if step.moves else self._rounded(rows, matrix, start)
-        write_rows(self.writer, step.target, matrix, start, done.rounded or rows)
-        self.progress("write", step.name, (stop - start) * step.source.format.bytes_per_row(step.source.spec.matrices[2]))
-        return done
+    def rounded(self, matrix: int, start: int, stop: int) -> _Done:
+        """Reads a piece and rounds it."""
+        rows = self.plan.source.read(self.step.name, matrix, start, stop)
+        if self.step.moves:
+            return _Done(matrix, start, rows, None, ErrorSums(), KeptSums())
+        return self._rounded(rows, matrix, start)
 
     def _rounded(self, rows: QTensor, matrix: int, start: int) -> _Done:
         """A piece with the step's update, in the target's format; by so many rows at a time as stay in the cache."""
@@ -131,15 +131,19 @@ class _Tensor:
             if step.update:
                 kept.add(rows.rows(some).dequantize(), merged.rows(some).dequantize(), part.dequantize())
             parts.append(part)
-        return _Done(rows, concatenate(parts), sums, kept)
+        return _Done(matrix, start, rows, concatenate(parts), sums, kept)
 
     def _take(self, piece: _Done) -> None:
-        """Hashes and sums a piece, in its turn."""
+        """Writes, hashes and sums a piece, in its turn."""
+        step = self.step
+        write_rows(self.writer, step.target, piece.matrix, piece.start, piece.rounded or piece.rows)
         self.before.update(piece.rows)
         if piece.rounded:
             self.after.update(piece.rounded)
         self.sums.include(piece.sums)
         self.kept.include(piece.kept)
+        count, columns = piece.rows.shape
+        self.progress("write", step.name, count * step.source.format.bytes_per_row(columns))
         self.taken += 1
         if self.taken == len(self.pieces):
             self.journal.add(self._record())
