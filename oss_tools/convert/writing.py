@@ -1,8 +1,8 @@
-"""How a plan's tensors are written: pieces of rows are read and rounded by several threads, then summed, hashed and written in turn.
+"""How a plan's tensors are written: pieces of rows are read and rounded by several threads, then written, hashed and summed in turn.
 
-Hashes and sums are of the whole tensor, and need its pieces in order. Files are written by one thread at a time, as the system would
-let no second one write to the same file anyway. A tensor that must be looked at as a whole before its first piece is rounded
-(formats with one scale for all of it, updates) is one thread's from beginning to end.
+Hashes and sums are of the whole tensor, and need its pieces in order. Files are written by one thread at a time: the system
+would let no second one write to the same file anyway. A tensor that must be looked at as a whole before its first piece is
+rounded (formats with one scale for all of it, updates) is one thread's from beginning to end.
 """
 
 from __future__ import annotations
