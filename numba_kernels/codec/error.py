@@ -1,61 +1,107 @@
-"""Sums from which the error figures of a quantization are made, in one pass."""
+"""Sums from which the error figures of a quantization are made: of each row, in one order on every processor.
+
+`add_errors` takes them while a block's values are in registers; `error_sums` compares two arrays.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
 
-LANES = 16
+from numba_kernels.codec.call import over_rows
+from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.numbers import (
+    add_squared_errors,
+    add_squares,
+    count_first_outside,
+    count_outside,
+    larger_error,
+    max_doubles,
+    no_doubles,
+    set_f64,
+    sum_doubles,
+)
+from numba_kernels.simd.values import LANES, Address, Floats, get_f32, load_first, load_floats, splat
 
-
-@njit(cache=True, nogil=True)
-def _sums(values: np.ndarray, decoded: np.ndarray, squared: np.ndarray, norm: np.ndarray, largest: np.ndarray) -> None:
-    """Adds squared errors, squares and the largest error of flat arrays to float64 [LANES] each."""
-    whole = values.size // LANES
-    for i in range(whole):
-        for c in range(LANES):
-            x = np.float64(values[LANES * i + c])
-            difference = abs(x - np.float64(decoded[LANES * i + c]))
-            squared[c] += difference * difference
-            norm[c] += x * x
-            largest[c] = difference if difference > largest[c] else largest[c]
-    for i in range(LANES * whole, values.size):
-        x = np.float64(values[i])
-        difference = abs(x - np.float64(decoded[i]))
-        squared[0] += difference * difference
-        norm[0] += x * x
-        largest[0] = max(largest[0], difference)
+SUMS = 4  # float64 of a row: squared errors, squares, the largest error, how many values lie outside their block's range
+Totals = tuple[Any, Any, Any, int]  # of a row in registers
 
 
-@njit(cache=True, nogil=True)
-def _outside(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> int:
-    """How many values [R, B, N] lie outside of their block's range [R, B]."""
-    total = 0
-    for r in range(values.shape[0]):
-        for b in range(values.shape[1]):
-            bottom, top = low[r, b], high[r, b]
-            for i in range(values.shape[2]):
-                total += 1 if values[r, b, i] < bottom or values[r, b, i] > top else 0
-    return total
+def _add_errors(x: Floats, decoded: Floats, low: Floats, high: Floats, totals: Totals) -> Totals:
+    """Adds LANES values and what they became; [low, high] is what their scale can express."""
+    squared, squares, largest, outside = totals
+    return (
+        add_squared_errors(squared, x, decoded),
+        add_squares(squares, x),
+        larger_error(largest, x, decoded),
+        outside + count_outside(x, low, high),
+    )
+
+
+def _store_errors(errors: Address, totals: Totals) -> None:
+    """Stores the SUMS float64 of a row."""
+    squared, squares, largest, outside = totals
+    set_f64(errors, sum_doubles(squared))
+    set_f64(errors + 8, sum_doubles(squares))
+    set_f64(errors + 16, max_doubles(largest))
+    set_f64(errors + 24, np.float64(outside))
+
+
+add_errors, store_errors = inner(_add_errors, "always"), inner(_store_errors)
+
+
+@op
+def compare_rows(  # type: ignore[no-untyped-def]
+    values, values_stride, decoded, decoded_stride, low, low_stride, high, high_stride, errors, errors_stride,
+    rows, parts, size, team, thread,
+):  # fmt: skip
+    """float32 values and decoded [rows, parts · size], low and high [rows, parts] -> errors, float64 [rows, SUMS]."""
+    for r in range(rows):
+        x, y = values + r * values_stride, decoded + r * decoded_stride
+        squared, squares, largest, outside = no_doubles(), no_doubles(), no_doubles(), 0
+        for p in range(parts):
+            bottom, top = splat(get_f32(low + r * low_stride + 4 * p)), splat(get_f32(high + r * high_stride + 4 * p))
+            whole = size // LANES * LANES
+            for i in range(0, 4 * whole, 4 * LANES):
+                a, b = load_floats(x + i), load_floats(y + i)
+                squared, squares = add_squared_errors(squared, a, b), add_squares(squares, a)
+                largest, outside = larger_error(largest, a, b), outside + count_outside(a, bottom, top)
+            if whole < size:
+                a, b = load_first(x + 4 * whole, size - whole), load_first(y + 4 * whole, size - whole)
+                squared, squares = add_squared_errors(squared, a, b), add_squares(squares, a)
+                largest, outside = larger_error(largest, a, b), outside + count_first_outside(a, bottom, top, size - whole)
+            x, y = x + 4 * size, y + 4 * size
+        store_errors(errors + r * errors_stride, (squared, squares, largest, outside))
 
 
 def error_sums(
-    values: np.ndarray, decoded: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None
+    values: np.ndarray, decoded: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None, threads: int = 1
 ) -> tuple[float, float, float, int]:
     """Compares values with what became of them.
 
     Args:
         values, decoded: float32 [..., K].
-        low, high: float32 [rows, blocks], the range that each block can express (`Format.representable_range`), or None.
+        low, high: float32 [rows, parts], the range that each block can express (`Format.representable_range`), or None.
+        threads: how many threads share the work.
 
     Returns:
         Sum of squared errors, sum of squared values, largest absolute error, number of values outside their range.
         NaN or infinity in `decoded` makes the first one NaN or infinite.
     """
-    values, decoded = (np.ascontiguousarray(a, np.float32) for a in (values, decoded))
-    squared, norm, largest = np.zeros((3, LANES))
-    _sums(values.reshape(-1), decoded.reshape(-1), squared, norm, largest)
-    clipped = 0
-    if low is not None and high is not None:
-        clipped = _outside(values.reshape(*low.shape, -1), np.ascontiguousarray(low), np.ascontiguousarray(high))
-    return float(squared.sum()), float(norm.sum()), float(largest.max()), int(clipped)
+    columns = values.shape[-1] if values.ndim else 1
+    values, decoded = (np.ascontiguousarray(a, np.float32).reshape(-1, columns) for a in (values, decoded))
+    if low is None or high is None:
+        low, high = (np.full((1, 1), bound, np.float32) for bound in (-np.inf, np.inf))
+    errors = np.zeros((len(values), SUMS))
+    if values.size:
+        arrays = {"values": values, "decoded": decoded, "low": np.ascontiguousarray(low, np.float32)}
+        arrays |= {"high": np.ascontiguousarray(high, np.float32), "errors": errors}
+        over_rows(compare_rows, len(values), arrays, threads, parts=low.shape[1], size=columns // low.shape[1])
+    return total(errors)
+
+
+def total(errors: np.ndarray) -> tuple[float, float, float, int]:
+    """The figures of `error_sums` from those of its rows, float64 [rows, SUMS]."""
+    squared, squares, _, outside = (float(column.sum()) for column in errors.T)
+    return squared, squares, float(errors[:, 2].max(initial=0)), int(outside)

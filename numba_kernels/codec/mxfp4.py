@@ -9,27 +9,35 @@ import numpy as np
 from numba import njit
 
 from numba_kernels.codec.bits import bits_of, from_bits, inline
+from numba_kernels.codec.error import add_errors, store_errors
+from numba_kernels.codec.ggml import top_magnitude
 from numba_kernels.codec.nibbles import join_halves, split_halves
-from numba_kernels.codec.tables import (
-    LOG2_ROUNDS_UP,
-    MXFP4_CANDIDATES,
-    MXFP4_HALVES,
-    MXFP4_PER_UNIT,
-    MXFP4_TOP,
-    MXFP4_UNITS,
-    SURE,
+from numba_kernels.codec.tables import LOG2_ROUNDS_UP, MXFP4_PER_UNIT, MXFP4_TOP, MXFP4_UNITS, SURE
+from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.numbers import (
+    e2m1_rounding,
+    e2m1_values,
+    no_doubles,
+    round_e2m1,
+    store_pairs,
+    with_signs,
+    with_signs_unless_zero,
+)
+from numba_kernels.simd.values import (
+    LANES,
+    Address,
+    Float,
+    Floats,
+    Int,
+    absolute,
+    load_floats,
+    set_u8,
+    splat,
+    sum_lanes,
 )
 
-FLOOR, CEIL, OCP, SEARCH = 0, 1, 2, 3  # rules
-
-
-@inline
-def top_bits(bits: np.ndarray, row: int, start: int, count: int) -> np.int32:
-    """Bits of the largest magnitude of `count` floats, which order as integers do."""
-    top = np.int32(0)
-    for i in range(count):
-        top = max(top, np.int32(bits[row, start + i] & np.int32(0x7FFFFFFF)))
-    return top
+RULE = "search"
+VECTORS = 32 // LANES  # of a block
 
 
 @inline
@@ -57,73 +65,55 @@ def inverse_of(exponent: np.int32) -> np.float32:
     return scale_of(np.int32(254) - exponent)
 
 
-@inline
-def magnitude_code(
-    a: np.float32,
-    t0: np.float32,
-    t1: np.float32,
-    t2: np.float32,
-    t3: np.float32,
-    t4: np.float32,
-    t5: np.float32,
-    t6: np.float32,
-) -> np.int32:
-    """e2m1 code 0…7 of a magnitude in units of the scale."""
-    code = np.int32(a > t0) + np.int32(a > t1) + np.int32(a > t2) + np.int32(a > t3)
-    return np.int32(code + np.int32(a > t4) + np.int32(a > t5) + np.int32(a > t6))
+to_smaller = e2m1_rounding("to_smaller", "down")  # ggml: the first of the equally near codes
+to_even = e2m1_rounding("to_even", "even")  # IEEE; torchao
+to_larger = e2m1_rounding("to_larger", "away")  # Triton's kernels
 
 
-@njit(cache=True, nogil=True)
-def quantize(
-    values: np.ndarray,
-    importance: np.ndarray,
-    blocks: np.ndarray,
-    scales: np.ndarray,
-    rule: int,
-    ties: np.ndarray,
-    signed_zero: bool,
-) -> None:
-    """Rounds rows to MXFP4.
+@op
+def quantize_mxfp4(  # type: ignore[no-untyped-def]
+    values, values_stride, weights, weights_stride, blocks, blocks_stride, scales, scales_stride, errors, errors_stride,
+    rows, columns, team, thread,
+):  # fmt: skip
+    """Rounds rows to MXFP4 by RULE.
 
     Args:
-        values: float32 [R, K], finite.
-        importance: float32 [R or 1, K], weights of the squared error for SEARCH.
-        blocks: uint8 [R, K/2], filled with two codes a byte, the lower nibble first.
-        scales: uint8 [R, K/32], filled with e8m0 scales.
-        rule: FLOOR, CEIL, OCP or SEARCH.
-        ties: TIES_DOWN, TIES_EVEN or TIES_AWAY.
-        signed_zero: whether a negative value that rounds to zero keeps its sign.
+        values: float32 [rows, columns], finite; weights: float32, of their squared errors, for the search.
+        blocks: uint8 [rows, columns / 2], filled with two codes a byte, the lower nibble first.
+        scales: uint8 [rows, columns / 32], filled with e8m0 scales.
+        errors: float64 [rows, SUMS], filled (see `error.py`).
+        RULE: search and floor, ties to the smaller magnitude, zeros without a sign; ceil, ties to the larger; ocp, ties to even.
     """
-    bits = values.view(np.int32)
-    errors = np.empty((MXFP4_CANDIDATES, 16), np.float32)
-    t0, t1, t2, t3, t4, t5, t6 = ties[0], ties[1], ties[2], ties[3], ties[4], ties[5], ties[6]
-    for r in range(values.shape[0]):
-        w = r if importance.shape[0] > 1 else 0
-        for b in range(values.shape[1] // 32):
-            top = top_bits(bits, r, 32 * b, 32)
-            if rule == OCP:
+    for r in range(rows):
+        squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
+        for b in range(columns // 32):
+            x, at = values + r * values_stride + 128 * b, blocks + r * blocks_stride + 16 * b
+            top = bits_of(top_magnitude(x))
+            if RULE == "ocp":
                 exponent = floor_exponent(top)
-            elif rule == CEIL:
+            elif RULE == "ceil":
                 exponent = ceil_exponent(top)
             else:
                 exponent = ggml_exponent(top)
-            if rule == SEARCH:
-                exponent = best_exponent(values, r, importance, w, 32 * b, exponent, errors)
-            scales[r, b] = exponent
-            inverse = inverse_of(exponent)
-            for i in range(16):
-                x = values[r, 32 * b + 2 * i] * inverse
-                y = values[r, 32 * b + 2 * i + 1] * inverse
-                low = with_sign(magnitude_code(abs(x), t0, t1, t2, t3, t4, t5, t6), x, signed_zero)
-                high = with_sign(magnitude_code(abs(y), t0, t1, t2, t3, t4, t5, t6), y, signed_zero)
-                blocks[r, 16 * b + i] = np.uint8(low | np.int32(high << np.int32(4)))
-
-
-@inline
-def with_sign(code: np.int32, x: np.float32, signed_zero: bool) -> np.int32:
-    """The code with x's sign; a code of zero only gets one if zeros are signed."""
-    sign = np.int32((bits_of(x) >> np.int32(28)) & np.int32(8))
-    return np.int32(code | sign) if signed_zero or code > np.int32(0) else code
+            if RULE == "search":
+                exponent = best_exponent(x, weights + r * weights_stride + 128 * b, exponent)
+            set_u8(scales + r * scales_stride + b, np.int64(exponent))
+            inverse, scale = splat(inverse_of(exponent)), splat(scale_of(exponent))
+            end = splat(scale_of(exponent) * np.float32(7))
+            for i in range(VECTORS):
+                value = load_floats(x + 4 * LANES * i)
+                units = value * inverse
+                if RULE == "ocp":
+                    codes = with_signs(to_even(absolute(units)), units)
+                elif RULE == "ceil":
+                    codes = with_signs(to_larger(absolute(units)), units)
+                else:
+                    codes = with_signs_unless_zero(to_smaller(absolute(units)), units)
+                store_pairs(at + LANES // 2 * i, codes)
+                squared, squares, most, outside = add_errors(
+                    value, e2m1_values(codes) * scale, splat(np.float32(0)) - end, end, (squared, squares, most, outside)
+                )
+        store_errors(errors + r * errors_stride, (squared, squares, most, outside))
 
 
 @inline
@@ -134,51 +124,38 @@ def ggml_exponent(top: np.int32) -> np.int32:
     return min(max(np.int32(exponent - np.int32(2) + up), np.int32(0)), np.int32(MXFP4_TOP))
 
 
-@inline
-def best_exponent(
-    values: np.ndarray,
-    row: int,
-    importance: np.ndarray,
-    weight_row: int,
-    start: int,
-    plain: np.int32,
-    errors: np.ndarray,
-) -> np.int32:
+@inner
+def best_exponent(x: Address, weights: Address, plain: Int) -> Int:
     """The scale with the least weighted squared error among two below the plain rule's to one above it.
 
     Scales further up represent no value that these do not; further down they clip more than half of the range.
     """
-    inverse = inverse_of(plain)
-    for c in range(MXFP4_CANDIDATES):
-        for i in range(16):
-            first = squared_error(values[row, start + i] * inverse, importance[weight_row, start + i], c)
-            second = squared_error(values[row, start + 16 + i] * inverse, importance[weight_row, start + 16 + i], c)
-            errors[c, i] = first + second
-    for half in MXFP4_HALVES:
-        for c in range(MXFP4_CANDIDATES):
-            for i in range(half):
-                errors[c, i] += errors[c, i + half]
-    best = 2
-    for c in (3, 1, 0):
-        if errors[c, 0] < errors[best, 0] * SURE and 0 <= plain + c - 2 <= MXFP4_TOP:
-            best = c
-    return np.int32(plain + best - 2)
+    inverse = splat(inverse_of(plain))
+    below, above = candidate_error(x, weights, inverse, 1), candidate_error(x, weights, inverse, 3)
+    lowest, least, best = candidate_error(x, weights, inverse, 0), candidate_error(x, weights, inverse, 2), plain
+    if above < least * SURE and plain + 1 <= MXFP4_TOP:
+        least, best = above, plain + 1
+    if below < least * SURE and plain >= 1:
+        least, best = below, plain - 1
+    if lowest < least * SURE and plain >= 2:
+        best = plain - 2
+    return best
 
 
-@inline
-def squared_error(x: np.float32, weight: np.float32, candidate: int) -> np.float32:
-    """Weighted squared error of x, in units of the plain scale, with a candidate's scale."""
-    difference = abs(x) - round_e2m1(abs(x) * MXFP4_PER_UNIT[candidate]) * MXFP4_UNITS[candidate]
-    return weight * (difference * difference)
-
-
-@inline
-def round_e2m1(x: np.float32) -> np.float32:
-    """The nearest e2m1 value of a magnitude, ties to even."""
-    rounder = np.float32(6291456)  # 1.5 · 2^22: leaves steps of 1/2, as there are below 2
-    rounder = np.float32(12582912) if x > np.float32(2) else rounder
-    rounder = np.float32(25165824) if x > np.float32(4) else rounder
-    return min((x + rounder) - rounder, np.float32(6))
+@inner
+def candidate_error(x: Address, weights: Address, inverse: Floats, candidate: Int) -> Float:
+    """Weighted squared error of a block, in units of the plain scale, with a candidate's scale."""
+    unit, per_unit = splat(MXFP4_UNITS[candidate]), splat(MXFP4_PER_UNIT[candidate])
+    total = splat(np.float32(0))
+    for i in range(VECTORS // 2):
+        at = 4 * LANES * i
+        first = absolute(load_floats(x + at) * inverse)
+        second = absolute(load_floats(x + 64 + at) * inverse)
+        first = first - round_e2m1(first * per_unit) * unit
+        second = second - round_e2m1(second * per_unit) * unit
+        error = load_floats(weights + at) * (first * first) + load_floats(weights + 64 + at) * (second * second)
+        total = total + error if i else error
+    return sum_lanes(total)
 
 
 @njit(cache=True, nogil=True)

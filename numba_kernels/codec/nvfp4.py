@@ -6,99 +6,129 @@ Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision Infe
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from numba_kernels.codec.bits import inline
+from numba_kernels.codec.error import add_errors, store_errors
 from numba_kernels.codec.fp8 import decode_e4m3, encode_e4m3
-from numba_kernels.codec.mxfp4 import decode_e2m1, magnitude_code, round_e2m1, top_bits, with_sign
-from numba_kernels.codec.search import least, reciprocal
-from numba_kernels.codec.tables import LANES, NVFP4_STEPS, TIES_EVEN
+from numba_kernels.codec.mxfp4 import to_even
+from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
+from numba_kernels.codec.tables import NVFP4_STEPS, SURE
+from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.numbers import (
+    as_words,
+    e2m1_values,
+    from_words,
+    least_lane,
+    load_pairs,
+    no_doubles,
+    reciprocal,
+    round_e2m1,
+    splat_words,
+    store_pairs,
+    with_signs,
+)
+from numba_kernels.simd.values import (
+    LANES,
+    Address,
+    Float,
+    Floats,
+    Int,
+    absolute,
+    get_f32,
+    get_i32,
+    get_u8,
+    load_floats,
+    max_lanes,
+    maximum,
+    set_i32,
+    set_u8,
+    splat,
+    stack,
+    store_floats,
+)
 
-T0, T1, T2, T3, T4, T5, T6 = TIES_EVEN
+SEARCH = True
+VECTORS = 16 // LANES  # of a block
 
 
-@njit(cache=True, nogil=True)
-def quantize(
-    values: np.ndarray,
-    importance: np.ndarray,
-    blocks: np.ndarray,
-    scales: np.ndarray,
-    tensor_scale: np.float32,
-    search: bool,
-) -> None:
+@op
+def quantize_nvfp4(  # type: ignore[no-untyped-def]
+    values, values_stride, weights, weights_stride, blocks, blocks_stride, scales, scales_stride, errors, errors_stride,
+    rows, columns, tensor_scale: float, team, thread,
+):  # fmt: skip
     """Rounds rows to NVFP4, ties to even.
 
     Args:
-        values: float32 [R, K], finite.
-        importance: float32 [R or 1, K], weights of the squared error for the search.
-        blocks: uint8 [R, K/2], filled with two codes a byte, the lower nibble first.
-        scales: uint8 [R, K/16], filled with e4m3 scales.
+        values: float32 [rows, columns], finite; weights: float32, of their squared errors, for the search.
+        blocks: uint8 [rows, columns / 2], filled with two codes a byte, the lower nibble first.
+        scales: uint8 [rows, columns / 16], filled with e4m3 scales.
+        errors: float64 [rows, SUMS], filled (see `error.py`).
         tensor_scale: multiplies all scales.
-        search: whether to try neighbouring scales beside the one at which a block's largest value is 6.
+        SEARCH: whether to try neighbouring scales beside the one at which a block's largest value is 6.
     """
-    bits = values.view(np.int32)
-    lanes, inverses, errors = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    codes = np.empty(16, np.int32)
     global_scale = np.float32(1) / tensor_scale
-    for r in range(values.shape[0]):
-        w = r if importance.shape[0] > 1 else 0
-        for b in range(values.shape[1] // 16):
-            top = np.int32(top_bits(bits, r, 16 * b, 16)).view(np.float32)
-            code = np.int32(encode_e4m3(global_scale * (top / np.float32(6))))
-            if search:
-                for c in range(LANES):
-                    lanes[c] = decode_e4m3(np.uint8(neighbour(code, c))) * tensor_scale
-                code = neighbour(code, best_lane(values, r, importance, w, 16 * b, lanes, inverses, errors))
-            scales[r, b] = np.uint8(code)
-            scale = decode_e4m3(np.uint8(code)) / global_scale  # as compressed-tensors: it decides where ties fall
-            divisor = scale if scale > np.float32(0) else np.float32(np.inf)
-            for i in range(16):
-                x = values[r, 16 * b + i] / divisor
-                codes[i] = with_sign(magnitude_code(abs(x), T0, T1, T2, T3, T4, T5, T6), x, True)
-            for i in range(8):
-                blocks[r, 8 * b + i] = np.uint8(codes[2 * i] | np.int32(codes[2 * i + 1] << np.int32(4)))
+    for r in range(rows):
+        squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
+        for b in range(columns // 16):
+            x, at = values + r * values_stride + 64 * b, blocks + r * blocks_stride + 8 * b
+            top = absolute(load_floats(x))
+            for i in range(1, VECTORS):
+                top = maximum(top, absolute(load_floats(x + 4 * LANES * i)))
+            code = np.int64(encode_e4m3(global_scale * (max_lanes(top) / np.float32(6))))
+            if SEARCH:
+                code = search_code(x, weights + r * weights_stride + 64 * b, code, tensor_scale)
+            set_u8(scales + r * scales_stride + b, code)
+            value_of_code = decode_e4m3(np.uint8(code))
+            scale = value_of_code / global_scale  # as compressed-tensors: it decides where ties fall
+            divisor = splat(scale if scale > np.float32(0) else np.float32(np.inf))
+            stored = splat(value_of_code * tensor_scale)
+            end = stored * splat(np.float32(7))
+            for i in range(VECTORS):
+                value = load_floats(x + 4 * LANES * i)
+                units = value / divisor
+                e2m1 = with_signs(to_even(absolute(units)), units)
+                store_pairs(at + LANES // 2 * i, e2m1)
+                squared, squares, most, outside = add_errors(
+                    value, e2m1_values(e2m1) * stored, splat(np.float32(0)) - end, end, (squared, squares, most, outside)
+                )
+        store_errors(errors + r * errors_stride, (squared, squares, most, outside))
 
 
-@inline
-def neighbour(code: np.int32, lane: int) -> np.int32:
-    """The scale code that a lane tries: a positive finite one, but the plain one as it is."""
-    moved = np.int32(code + NVFP4_STEPS[lane])
-    return code if lane == 0 else min(max(moved, np.int32(1)), np.int32(126))
+@inner
+def search_code(x: Address, weights: Address, code: Int, tensor_scale: Float) -> Int:
+    """The scale code of least weighted squared error over 16 values: the plain one unless another is surely better."""
+    codes, errors = stack(64), stack(64)
+    for c in range(1, NVFP4_STEPS.size):
+        set_i32(codes + 4 * c, min(max(code + NVFP4_STEPS[c], 1), 126))  # positive and finite
+    set_i32(codes, code)
+    for v in range(CANDIDATE_VECTORS):
+        at = 4 * LANES * v
+        bits = as_words(load_floats(codes + at)) << splat_words(20)
+        scale = from_words(bits) * splat(np.float32(2.0**120)) * splat(tensor_scale)
+        store_floats(errors + at, e2m1_errors(x, weights, scale, reciprocal(scale)))
+    return get_i32(codes + 4 * least_lane(errors, SURE))
 
 
-@njit(nogil=True)
-def best_lane(
-    values: np.ndarray,
-    row: int,
-    importance: np.ndarray,
-    weight_row: int,
-    start: int,
-    scales: np.ndarray,
-    inverses: np.ndarray,
-    errors: np.ndarray,
-) -> int:
-    """The lane of least weighted squared error over 16 values; 0 unless another is surely better."""
-    for c in range(LANES):
-        inverses[c] = reciprocal(scales[c])
-        errors[c] = np.float32(0)
-    for i in range(start, start + 16):
-        x = abs(values[row, i])
-        weight = importance[weight_row, i]
-        for c in range(LANES):
-            difference = x - round_e2m1(x * inverses[c]) * scales[c]
-            errors[c] += weight * (difference * difference)
-    return least(errors)
+@inner
+def e2m1_errors(x: Address, weights: Address, scale: Floats, inverse: Floats) -> Floats:
+    """The errors of 16 values as scale · (an e2m1 value), added one after another."""
+    total = splat(np.float32(0))
+    for i in range(0, 64, 4):
+        value = absolute(splat(get_f32(x + i)))
+        difference = value - round_e2m1(value * inverse) * scale
+        total = total + splat(get_f32(weights + i)) * (difference * difference)
+    return total
 
 
-@njit(cache=True, nogil=True)
-def dequantize(blocks: np.ndarray, scales: np.ndarray, tensor_scale: np.ndarray, out: np.ndarray) -> None:
-    """uint8 [R, K/2], uint8 [R, K/16], float32 [R, 1] -> float32 [R, K]."""
-    codes = np.empty(16, np.int32)
-    for r in range(blocks.shape[0]):
-        for b in range(scales.shape[1]):
-            scale = decode_e4m3(scales[r, b]) * tensor_scale[r, 0]
-            for i in range(8):
-                byte = np.int32(blocks[r, 8 * b + i])
-                codes[2 * i], codes[2 * i + 1] = np.int32(byte & np.int32(15)), np.int32(byte >> np.int32(4))
-            for i in range(16):
-                out[r, 16 * b + i] = decode_e2m1(codes[i]) * scale
+@op
+def dequantize_nvfp4(  # type: ignore[no-untyped-def]
+    blocks, blocks_stride, scales, scales_stride, tensor_scale, tensor_scale_stride, out, out_stride, rows, columns,
+    team, thread,
+):  # fmt: skip
+    """uint8 [rows, columns / 2], uint8 [rows, columns / 16] and float32 [rows, 1] -> float32 [rows, columns]."""
+    for r in range(rows):
+        whole = get_f32(tensor_scale + r * tensor_scale_stride)
+        for b in range(columns // 16):
+            scale = splat(decode_e4m3(np.uint8(get_u8(scales + r * scales_stride + b))) * whole)
+            for i in range(VECTORS):
+                codes = load_pairs(blocks + r * blocks_stride + 8 * b + LANES // 2 * i)
+                store_floats(out + r * out_stride + 64 * b + 4 * LANES * i, e2m1_values(codes) * scale)

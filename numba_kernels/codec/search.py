@@ -1,141 +1,103 @@
-"""The search that the block formats share: of many (scale, minimum) pairs, the one of least weighted squared error.
+"""The searches that the block formats share: of many (scale, minimum) pairs, the one of least weighted squared error.
 
 All candidates of a block are tried side by side, one a vector lane; the error of each is summed in the order of the
-values, so that the choice is the same on every processor.
+values, so that the choice is the same on every processor. Memory is addressed by integers: x and weights are the addresses of a
+block's float32 values and of their weights.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from numba_kernels.codec.bits import as_half, inline, round_even
-from numba_kernels.codec.tables import LANES, SURE
+from numba_kernels.codec.tables import SURE
+from numba_kernels.cpu.op import inner
+from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_even
+from numba_kernels.simd.values import (
+    LANES,
+    Address,
+    Float,
+    Floats,
+    get_f32,
+    load_floats,
+    maximum,
+    minimum,
+    splat,
+    stack,
+    store_floats,
+)
 
-
-@inline
-def reciprocal(x: np.float32) -> np.float32:
-    """1 / x; 0 where that is infinite."""
-    inverse = np.float32(1) / x if x != np.float32(0) else np.float32(0)
-    return inverse if abs(inverse) <= np.float32(3.4e38) else np.float32(0)
-
-
-@njit(nogil=True)
-def squared_error(
-    x: np.float32,
-    weight: np.float32,
-    scale: np.float32,
-    minimum: np.float32 | None,
-    inverse: np.float32,
-    low: np.float32,
-    high: np.float32,
-) -> np.float32:
-    """Weighted squared error of x rounded to scale · code, or scale · code + minimum."""
-    if minimum is None:
-        difference = x - scale * round_even(min(max(x * inverse, low), high))
-    else:
-        code = round_even(min(max((x - minimum) * inverse, low), high))
-        difference = x - (scale * code + minimum)
-    return weight * (difference * difference)
+VECTORS = CANDIDATES // LANES
 
 
-@njit(nogil=True)
-def best_lane(
-    values: np.ndarray,
-    row: int,
-    importance: np.ndarray,
-    weight_row: int,
-    start: int,
-    scales: np.ndarray,
-    minima: np.ndarray | None,
-    inverses: np.ndarray,
-    errors: np.ndarray,
-    low: np.float32,
-    high: np.float32,
-) -> int:
-    """The lane whose scale · code (+ minimum), the code an integer in [low, high], is nearest to a block of 32 values.
-
-    Lane 0 is kept unless another is surely better. scales, minima, inverses, errors: float32 [LANES]; the last two are
-    scratch. Four values are added at a time, since each addition waits for the one before.
-    """
-    for c in range(LANES):
-        inverses[c] = reciprocal(scales[c])
-        errors[c] = np.float32(0)
-    for i in range(start, start + 32, 4):
-        x0, x1, x2, x3 = values[row, i], values[row, i + 1], values[row, i + 2], values[row, i + 3]
-        w0, w1 = importance[weight_row, i], importance[weight_row, i + 1]
-        w2, w3 = importance[weight_row, i + 2], importance[weight_row, i + 3]
-        for c in range(LANES):
-            scale, inverse = scales[c], inverses[c]
-            minimum = None if minima is None else minima[c]
-            errors[c] += (
-                squared_error(x0, w0, scale, minimum, inverse, low, high)
-                + squared_error(x1, w1, scale, minimum, inverse, low, high)
-            ) + (
-                squared_error(x2, w2, scale, minimum, inverse, low, high)
-                + squared_error(x3, w3, scale, minimum, inverse, low, high)
-            )
-    return least(errors)
+@inner
+def scale_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, low: Float, high: Float) -> Floats:
+    """The errors of 32 values as scale · code, the code an integer in [low, high]. Four values are added at a time, since each
+    addition waits for the one before."""
+    bottom, top = splat(low), splat(high)
+    total = splat(np.float32(0))
+    for i in range(0, 128, 16):
+        x0, x1 = splat(get_f32(x + i)), splat(get_f32(x + i + 4))
+        x2, x3 = splat(get_f32(x + i + 8)), splat(get_f32(x + i + 12))
+        d0 = x0 - scale * round_even(minimum(maximum(x0 * inverse, bottom), top))
+        d1 = x1 - scale * round_even(minimum(maximum(x1 * inverse, bottom), top))
+        d2 = x2 - scale * round_even(minimum(maximum(x2 * inverse, bottom), top))
+        d3 = x3 - scale * round_even(minimum(maximum(x3 * inverse, bottom), top))
+        first = splat(get_f32(weights + i)) * (d0 * d0) + splat(get_f32(weights + i + 4)) * (d1 * d1)
+        second = splat(get_f32(weights + i + 8)) * (d2 * d2) + splat(get_f32(weights + i + 12)) * (d3 * d3)
+        total = total + (first + second)
+    return total
 
 
-@inline
-def least(errors: np.ndarray) -> int:
-    """The first lane of least error; lane 0 unless another is surely better. NaN is never better."""
-    best = 0
-    for c in range(1, errors.size):
-        if errors[c] < errors[best]:
-            best = c
-    return best if errors[best] < errors[0] * SURE else 0
+@inner
+def minimum_errors(x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float) -> Floats:
+    """The same as scale · code + lowest, the code an integer in [0, high]."""
+    bottom, top = splat(np.float32(0)), splat(high)
+    total = splat(np.float32(0))
+    for i in range(0, 128, 16):
+        x0, x1 = splat(get_f32(x + i)), splat(get_f32(x + i + 4))
+        x2, x3 = splat(get_f32(x + i + 8)), splat(get_f32(x + i + 12))
+        d0 = x0 - (scale * round_even(minimum(maximum((x0 - lowest) * inverse, bottom), top)) + lowest)
+        d1 = x1 - (scale * round_even(minimum(maximum((x1 - lowest) * inverse, bottom), top)) + lowest)
+        d2 = x2 - (scale * round_even(minimum(maximum((x2 - lowest) * inverse, bottom), top)) + lowest)
+        d3 = x3 - (scale * round_even(minimum(maximum((x3 - lowest) * inverse, bottom), top)) + lowest)
+        first = splat(get_f32(weights + i)) * (d0 * d0) + splat(get_f32(weights + i + 4)) * (d1 * d1)
+        second = splat(get_f32(weights + i + 8)) * (d2 * d2) + splat(get_f32(weights + i + 12)) * (d3 * d3)
+        total = total + (first + second)
+    return total
 
 
-@njit(nogil=True)
-def search_scale(
-    values: np.ndarray,
-    row: int,
-    importance: np.ndarray,
-    weight_row: int,
-    start: int,
-    scale: np.float32,
-    steps: np.ndarray,
-    scratch: np.ndarray,
-    low: np.float32,
-    high: np.float32,
-) -> np.float32:
+@inner
+def search_scale(x: Address, weights: Address, scale: Float, steps: Address, low: Float, high: Float) -> Float:
     """A half-precision scale for a block of 32 values, never worse than the given one, rounded.
 
-    Each pass of `steps`, float32 [passes, 2, LANES], tries scale · steps[p, 0] with the best scale so far; lane 0 is 1.
-    scratch: float32 [4, LANES].
+    Each of two passes of steps, float32 [2, 2, CANDIDATES], tries scale · steps[p, 0] with the best scale so far; the first
+    of them is 1.
     """
-    scales = scratch[0]
-    for p in range(steps.shape[0]):
-        for c in range(LANES):
-            scales[c] = as_half(scale * steps[p, 0, c])
-        scale = scales[
-            best_lane(values, row, importance, weight_row, start, scales, None, scratch[2], scratch[3], low, high)
-        ]
+    scales, errors = stack(64), stack(64)
+    for p in range(2):
+        for v in range(VECTORS):
+            tried = as_half(splat(scale) * load_floats(steps + 128 * p + 4 * LANES * v))
+            store_floats(scales + 4 * LANES * v, tried)
+            found = scale_errors(x, weights, tried, reciprocal(tried), low, high)
+            store_floats(errors + 4 * LANES * v, found)
+        scale = get_f32(scales + 4 * least_lane(errors, SURE))
     return scale
 
 
-@njit(nogil=True)
+@inner
 def search_scale_and_minimum(
-    values: np.ndarray,
-    row: int,
-    importance: np.ndarray,
-    weight_row: int,
-    start: int,
-    scale: np.float32,
-    minimum: np.float32,
-    steps: np.ndarray,
-    scratch: np.ndarray,
-    high: np.float32,
-) -> tuple[np.float32, np.float32]:
-    """As `search_scale`, for codes 0 … high with a minimum, which each pass moves by scale · steps[p, 1]."""
-    scales, minima = scratch[0], scratch[1]
-    low = np.float32(0)
-    for p in range(steps.shape[0]):
-        for c in range(LANES):
-            scales[c] = as_half(scale * steps[p, 0, c])
-            minima[c] = as_half(minimum + scale * steps[p, 1, c])
-        lane = best_lane(values, row, importance, weight_row, start, scales, minima, scratch[2], scratch[3], low, high)
-        scale, minimum = scales[lane], minima[lane]
-    return scale, minimum
+    x: Address, weights: Address, scale: Float, lowest: Float, steps: Address, high: Float
+) -> tuple[Float, Float]:
+    """As `search_scale`, for codes 0 … high with a minimum, which each of three passes moves by scale · steps[p, 1]."""
+    scales, minima, errors = stack(64), stack(64), stack(64)
+    for p in range(3):
+        for v in range(VECTORS):
+            at = 4 * LANES * v
+            tried = as_half(splat(scale) * load_floats(steps + 128 * p + at))
+            moved = as_half(splat(lowest) + splat(scale) * load_floats(steps + 128 * p + 64 + at))
+            store_floats(scales + at, tried)
+            store_floats(minima + at, moved)
+            store_floats(errors + at, minimum_errors(x, weights, tried, moved, reciprocal(tried), high))
+        lane = least_lane(errors, SURE)
+        scale, lowest = get_f32(scales + 4 * lane), get_f32(minima + 4 * lane)
+    return scale, lowest

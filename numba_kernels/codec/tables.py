@@ -26,10 +26,8 @@ def _ties(up: list[bool]) -> np.ndarray:
 TIES_DOWN = _ties([False] * 7)  # ggml: the first of the equally near codes
 TIES_EVEN = _ties([False, True, False, True, False, True, False])  # IEEE; torchao
 TIES_AWAY = _ties([True] * 7)  # Triton's kernels
-MXFP4_CANDIDATES = 4  # exponents that the search tries: 2 and 1 below the floor rule's, that one, and 1 above
-MXFP4_UNITS = np.array([0.25, 0.5, 1, 2], np.float32)
+MXFP4_UNITS = np.array([0.25, 0.5, 1, 2], np.float32)  # scales that the search tries, as multiples of the floor rule's
 MXFP4_PER_UNIT = 1 / MXFP4_UNITS
-MXFP4_HALVES = (8, 4, 2, 1)
 MXFP4_TOP = 252  # the largest scale whose codes are all finite in float32
 
 

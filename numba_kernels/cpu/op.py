@@ -30,7 +30,7 @@ def _sources() -> str:
     """A digest of all code that kernels are made of: Numba's cache looks at one file only."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for file in sorted([*package.glob("simd/*.py"), *package.glob("cpu/*.py")]):
+    for file in sorted([*package.glob("simd/*.py"), *package.glob("cpu/*.py"), *package.glob("codec/*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

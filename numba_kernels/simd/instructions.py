@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 Value = Any  # an llvmlite value; llvmlite has no type stubs
 Builder = Any
 
@@ -139,7 +139,7 @@ class Portable:
             level = [b.select(is_set, high, low) for low, high in zip(level[::2], level[1::2], strict=True)]
         return level[0]
 
-    def lookup_floats(self, b: Builder, table: Sequence[int], words: Value) -> Value:
+    def lookup_floats(self, b: Builder, table: Sequence[float], words: Value) -> Value:
         """table[the low four bits of each lane] as float32, whatever the other bits; only with `float_tables`."""
         raise NotImplementedError(self.name)
 
@@ -160,6 +160,10 @@ class Portable:
         """x · y + z, rounded once where the machine can."""
         return call(b, f"llvm.fmuladd.v{x.type.count}f32", x.type, [x, y, z])
 
+    def round_even(self, b: Builder, x: Value) -> Value:
+        """The nearest integers as floats, ties to even, for |x| < 2^22."""
+        return b.fsub(b.fadd(x, same(x.type, MAGIC)), same(x.type, MAGIC))
+
     def pause(self, b: Builder) -> None:
         """Tells the core that this is a spinning wait."""
         b.fence("seq_cst")
@@ -176,6 +180,9 @@ class X86(Portable):
     def half_to_float(self, b: Builder, halves: Value) -> Value:
         count = halves.type.count
         return b.fpext(b.bitcast(halves, vector(F16, count)), vector(F32, count))
+
+    def round_even(self, b: Builder, x: Value) -> Value:
+        return call(b, f"llvm.rint.v{x.type.count}f32", x.type, [x])
 
     def pause(self, b: Builder) -> None:
         call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
@@ -209,7 +216,7 @@ class Avx512(X86):
 
         return in_parts(b, 64, part, codes)
 
-    def lookup_floats(self, b: Builder, table: Sequence[int], words: Value) -> Value:
+    def lookup_floats(self, b: Builder, table: Sequence[float], words: Value) -> Value:
         values = constant(F32, [float(v) for v in table])
         return call(b, "llvm.x86.avx512.permvar.sf.512", values.type, [values, words])
 
@@ -275,6 +282,9 @@ class Neon(Portable):
 
     def fma(self, b: Builder, x: Value, y: Value, z: Value) -> Value:
         return call(b, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
+
+    def round_even(self, b: Builder, x: Value) -> Value:
+        return call(b, f"llvm.rint.v{x.type.count}f32", x.type, [x])
 
     def pause(self, b: Builder) -> None:
         call(b, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])

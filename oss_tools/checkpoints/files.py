@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.checkpoints.overlap import read_ahead, write_behind
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 from oss_tools.escapes import json_text
 
 LEFTOVER = re.compile(r"\.oss-tools-([0-9]{1,10})-[0-9a-f]{8}")  # of replace_file: its process, and a number
 MAX_NAME = 255  # bytes of a file's name
+AT_ONCE = 64 << 10  # bytes of a write; Linux looks for a stretch of free memory as large as a write, which can take long
 MAX_JSON = 128 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
 MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
@@ -36,6 +38,7 @@ def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray
     """Bytes of an open file, freshly allocated: uint8 [nbytes]. `path` is for messages. Raises BadCheckpoint."""
     data = np.empty(nbytes, np.uint8)
     done = 0
+    read_ahead(descriptor, offset, nbytes)
     while done < nbytes:
         try:
             count = os.preadv(descriptor, [data.data[done:]], offset + done)
@@ -50,11 +53,13 @@ def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray
 def write_at(descriptor: int, offset: int, data: np.ndarray, path: Path) -> None:
     """Writes an array's bytes at an offset of an open file. `path` is for messages. Raises NoRoom."""
     view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    start, nbytes = offset, len(view)
     with full_disk_is_no_room(path):
         while view:
-            written = os.pwrite(descriptor, view, offset)
+            written = os.pwrite(descriptor, view[: AT_ONCE - offset % AT_ONCE], offset)
             offset += written
             view = view[written:]
+    write_behind(descriptor, start, nbytes)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/"

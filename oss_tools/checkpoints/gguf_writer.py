@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys, LlamaFileType
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType, Keys, LlamaFileType
 from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFWriter, WriterState
 from gguf.utility import size_label
 
@@ -154,6 +155,29 @@ class _HeaderWriter(GGUFWriter):
     def open_output_file(self, path: Path | None = None) -> None:
         self.fout = [io.BytesIO() for _ in self.tensors]
         self.state = WriterState.EMPTY
+
+    def _pack_val(self, val: Any, vtype: GGUFValueType, add_vtype: bool, sub_type: GGUFValueType | None = None) -> bytes:
+        """The same bytes as the package's; long lists in one go, since vocabularies have hundreds of thousands of items."""
+        packed = _packed(val) if vtype == GGUFValueType.ARRAY and sub_type is None and isinstance(val, list) else None
+        if packed is None:
+            return super()._pack_val(val, vtype, add_vtype, sub_type)
+        kind, items = packed
+        head = struct.pack("<I", vtype) if add_vtype else b""
+        return head + struct.pack("<IQ", kind, len(val)) + items
+
+
+def _packed(values: list[Any]) -> tuple[GGUFValueType, bytes] | None:
+    """A list's items as GGUF has them, and their type, if all are texts or all are 32-bit integers; else None."""
+    kinds = set(map(type, values))
+    if kinds == {str}:
+        texts = [text.encode() for text in values]
+        lengths = np.array([len(text) for text in texts], "<u8").tobytes()
+        return GGUFValueType.STRING, b"".join(
+            part for i, text in enumerate(texts) for part in (lengths[8 * i : 8 * i + 8], text)
+        )
+    if kinds == {int} and -(1 << 31) <= min(values) <= max(values) < 1 << 31:
+        return GGUFValueType.INT32, np.array(values, "<i4").tobytes()
+    return None
 
 
 def _make_headers(

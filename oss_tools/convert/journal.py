@@ -77,13 +77,13 @@ def check_sources(
 
     def compare(record: TensorRecord, stop: Stop) -> None:
         entry = steps[record.name].source
-        found = TensorHash(entry.format, entry.spec.shape)
+        found = TensorHash.like(record.source_hash, entry.format, entry.spec.shape)
         for matrix, start, end in chunks([entry]):
             stop.check()
             rows = plan.source.read(record.name, matrix, start, end)
             found.update(rows)
             progress("write", record.name, (end - start) * entry.format.bytes_per_row(rows.columns))
-        if found.hexdigest() != record.source_sha256:
+        if found.result() != record.source_hash:
             raise BadRecipe(
                 f"{what} {plan.source.path} has changed since: {record.name} holds other values; --overwrite starts anew"
             )

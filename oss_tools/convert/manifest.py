@@ -17,35 +17,56 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.escapes import json_text
 from oss_tools.formats import Format, QTensor
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # schema 1 had SHA-256 alone, under `source_sha256` and `sha256`
 FOLDER_NAME = "oss-tools-manifest.json"
 MAX_BYTES = 256 << 20
+BLAKE3, SHA256 = "blake3", "sha256"
 
 T = TypeVar("T")
 
 
 class TensorHash:
-    """The sha256 of a tensor's canonical content, fed in row order.
+    """The hash of a tensor's canonical content, fed in row order.
 
     Canonical content is the same in every container: the format's planes (for MXFP4: codes in value order, scales), rows in
     Hugging Face's order. Two tensors of one format have equal hashes exactly if all their codes and scales are equal.
+
+    Hashed are the format's name, a space and the shape, then for each plane, in order of their names, its name and the hash of
+    its bytes.
     """
 
-    def __init__(self, format: Format, shape: tuple[int, ...]) -> None:
+    def __init__(self, format: Format, shape: tuple[int, ...], algorithm: str = BLAKE3) -> None:
+        """`algorithm`: BLAKE3, or SHA256 to compare with older manifests."""
         self._head = f"{format.name} {list(shape)}"
+        self._algorithm = algorithm
         self._planes: dict[str, Any] = {}
+
+    @staticmethod
+    def like(expected: str, format: Format, shape: tuple[int, ...]) -> TensorHash:
+        """One whose result can be compared with `expected`, a result."""
+        return TensorHash(format, shape, SHA256 if expected.startswith(f"{SHA256}:") else BLAKE3)
 
     def update(self, rows: QTensor) -> None:
         for name, plane in rows.planes.items():
             if name not in self._planes:
-                self._planes[name] = hashlib.sha256()
-            self._planes[name].update(np.ascontiguousarray(plane).data)
+                self._planes[name] = _hash(self._algorithm)
+            self._planes[name].update(np.ascontiguousarray(plane))
 
-    def hexdigest(self) -> str:
-        whole = hashlib.sha256(self._head.encode())
-        for name in sorted(self._planes):
-            whole.update(name.encode() + self._planes[name].digest())
-        return whole.hexdigest()
+    def result(self) -> str:
+        """As `blake3:…` or `sha256:…`, in hexadecimal."""
+        whole = b"".join(name.encode() + self._planes[name].digest() for name in sorted(self._planes))
+        digest = _hash(self._algorithm)
+        digest.update(np.frombuffer(self._head.encode() + whole, np.uint8))
+        return f"{self._algorithm}:{digest.digest().hex()}"
+
+
+def _hash(algorithm: str) -> Any:
+    if algorithm == SHA256:
+        return hashlib.sha256()
+    from numba_kernels.hashes.blake3 import Blake3
+
+    return Blake3()
 
 
 @dataclass(frozen=True)
@@ -96,9 +117,9 @@ class TensorRecord:
     role: str
     shape: list[int]
     source_format: str
-    source_sha256: str
+    source_hash: str
     format: str
-    sha256: str
+    hash: str
     action: str
     note: str = ""
     error: TensorError | None = None
@@ -107,11 +128,14 @@ class TensorRecord:
     @property
     def proven_equal(self) -> bool:
         """Whether the hashes show that no value changed."""
-        return self.sha256 == self.source_sha256
+        return self.hash == self.source_hash
 
     @staticmethod
     def from_json(raw: dict[str, Any]) -> TensorRecord:
-        """Raises ValueError, TypeError or AttributeError where it is none."""
+        """Raises ValueError, TypeError, AttributeError or KeyError where it is none."""
+        if "sha256" in raw:  # of schema 1
+            hashes = {"hash": f"{SHA256}:{raw['sha256']}", "source_hash": f"{SHA256}:{raw['source_sha256']}"}
+            raw = {name: value for name, value in raw.items() if name not in ("sha256", "source_sha256")} | hashes
         error, kept = raw.get("error"), raw.get("kept")
         read = {"error": _typed(TensorError(**error)) if error else None, "kept": _typed(Kept(**kept)) if kept else None}
         return _typed(TensorRecord(**{**raw, **read}))
@@ -150,9 +174,10 @@ class Manifest:
             if path.stat().st_size > MAX_BYTES:
                 raise ValueError("too large")
             raw = json.loads(path.read_text("utf-8"))
-            if raw["schema"] != SCHEMA:
-                raise ValueError(f"schema {raw['schema']}, this program reads {SCHEMA}")
-            return _typed(Manifest(**{**raw, "tensors": [TensorRecord.from_json(t) for t in raw["tensors"]]}))
+            if raw["schema"] not in READABLE:
+                raise ValueError(f"schema {raw['schema']}, this program reads {' and '.join(map(str, READABLE))}")
+            tensors = [TensorRecord.from_json(t) for t in raw["tensors"]]
+            return _typed(Manifest(**{**raw, "schema": SCHEMA, "tensors": tensors}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadCheckpoint(f"{path}: not a manifest of oss-tools: {error}") from None
 

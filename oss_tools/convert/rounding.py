@@ -8,6 +8,7 @@ from oss_tools.convert.manifest import TensorError
 from oss_tools.convert.plan import Step
 from oss_tools.errors import BadTensor
 from oss_tools.formats import QTensor, get_format
+from oss_tools.formats.base import RoundingError
 
 
 def updated(step: Step, rows: QTensor, matrix: int, start: int) -> QTensor:
@@ -37,12 +38,15 @@ def round_rows(
         amax: the whole tensor's largest magnitude, for formats that need it.
         on_nonfinite: `refuse` or `clamp` NaN and infinity. Raises BadTensor where they are refused.
     """
-    values = rows.dequantize()
-    if step.rounds:
-        values = finite_values(values, step.name, on_nonfinite)
-    result = step.target.format.quantize(values, rule=step.quantization, importance=importance, amax=amax)
-    if step.rounds:
-        sums.add(values, result, step.name)
+    values, format = rows.dequantize(), step.target.format
+    if not step.rounds:
+        return format.quantize(values, rule=step.quantization, importance=importance, amax=amax)
+    values = finite_values(values, step.name, on_nonfinite)
+    result, cost = format.quantize_measured(values, rule=step.quantization, importance=importance, amax=amax)
+    if not np.isfinite(cost.squared_error):
+        largest = np.abs(values).max()
+        raise BadTensor(f"{step.name}: values up to {largest:.3g} overflow {format.name}; choose another format")
+    sums.add(cost, values.size)
     return result
 
 
@@ -64,23 +68,21 @@ class ErrorSums:
         self.squared_error = self.squared_norm = self.max_error = 0.0
         self.clipped = self.values = 0
 
-    def add(self, values: np.ndarray, rounded: QTensor, name: str) -> None:
-        """Adds a chunk: original float32 values and what they became. Raises BadTensor if the format overflowed."""
-        from numba_kernels.codec import error
+    def add(self, cost: RoundingError, values: int) -> None:
+        """Adds what rounding so many values cost."""
+        self.squared_error += cost.squared_error
+        self.squared_norm += cost.squared_norm
+        self.max_error = max(self.max_error, cost.max_error)
+        self.clipped += cost.clipped
+        self.values += values
 
-        bounds = rounded.format.representable_range(rounded)
-        squared_error, squared_norm, largest, clipped = error.error_sums(
-            values, rounded.dequantize(), *(bounds or (None, None))
-        )
-        if not np.isfinite(squared_error):
-            raise BadTensor(
-                f"{name}: values up to {np.abs(values).max():.3g} overflow {rounded.format.name}; choose another format"
-            )
-        self.squared_error += squared_error
-        self.squared_norm += squared_norm
-        self.max_error = max(self.max_error, largest)
-        self.clipped += clipped
-        self.values += values.size
+    def include(self, other: ErrorSums) -> None:
+        """Adds the sums of further values."""
+        self.squared_error += other.squared_error
+        self.squared_norm += other.squared_norm
+        self.max_error = max(self.max_error, other.max_error)
+        self.clipped += other.clipped
+        self.values += other.values
 
     def error(self) -> TensorError:
         return TensorError.of(self.squared_error, self.squared_norm, self.max_error, self.clipped, self.values)

@@ -88,5 +88,9 @@ class KeptSums:
 
         self._sums += kept_sums(base, merged, rounded)
 
+    def include(self, other: KeptSums) -> None:
+        """Adds the sums of further values."""
+        self._sums += other._sums
+
     def kept(self) -> Kept:
         return Kept.of(*map(float, self._sums))

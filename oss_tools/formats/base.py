@@ -76,6 +76,17 @@ class QTensor:
         return self.format.dequantize(self)
 
 
+@dataclass(frozen=True)
+class RoundingError:
+    """What became of float32 values: sums of squared errors and of squared values, the largest absolute error, and how many
+    values lay outside of what their block's scale can express (`Format.representable_range`)."""
+
+    squared_error: float
+    squared_norm: float
+    max_error: float
+    clipped: int
+
+
 class Format(ABC):
     """A number format. Subclassing it in a module of this package registers it under `name`.
 
@@ -140,6 +151,30 @@ class Format(ABC):
 
         Raises BadTensor if K is not a multiple of the block, BadRecipe if there is no such rule.
         """
+        return self._quantize(values, rule, importance, amax, threads)[0]
+
+    def quantize_measured(
+        self,
+        values: np.ndarray,
+        *,
+        rule: str | None = None,
+        importance: np.ndarray | None = None,
+        amax: float | None = None,
+        threads: int = 1,
+    ) -> tuple[QTensor, RoundingError]:
+        """As `quantize`, and what rounding cost, which most formats find while a block is in registers."""
+        from numba_kernels.codec import error
+
+        tensor, rows = self._quantize(values, rule, importance, amax, threads)
+        if rows is not None:
+            return tensor, RoundingError(*error.total(rows))
+        bounds = self.representable_range(tensor) or (None, None)
+        return tensor, RoundingError(*error.error_sums(values, self.dequantize(tensor, threads=threads), *bounds, threads))
+
+    def _quantize(
+        self, values: np.ndarray, rule: str | None, importance: np.ndarray | None, amax: float | None, threads: int
+    ) -> tuple[QTensor, np.ndarray | None]:
+        """The tensor, and what `quantize_rows` says of its errors."""
         if not self.rules:
             raise BadRecipe(f"{self.name} can be read but not written; choose another format")
         if rule is not None and rule not in self.rules:
@@ -154,8 +189,8 @@ class Format(ABC):
         if self.needs_amax and amax is None:
             amax = float(max(rows.max(initial=0), -rows.min(initial=0)))
         planes = {name: np.empty((len(rows), p.columns), p.dtype) for name, p in self.planes(columns).items()}
-        self.quantize_rows(rows, weights, planes, rule or self.rules[0], amax or 0.0, threads)
-        return QTensor(self, rows.shape, planes).reshape(*values.shape)
+        errors = self.quantize_rows(rows, weights, planes, rule or self.rules[0], amax or 0.0, threads)
+        return QTensor(self, rows.shape, planes).reshape(*values.shape), errors
 
     def dequantize(self, tensor: QTensor, *, threads: int = 1) -> np.ndarray:
         """The values as float32 [..., K]."""
@@ -172,8 +207,12 @@ class Format(ABC):
         rule: str,
         amax: float,
         threads: int,
-    ) -> None:
-        """Fills the planes [R, …] from rows, float32 [R, K]; weights: float32 [R or 1, K]. All are C-contiguous."""
+    ) -> np.ndarray | None:
+        """Fills the planes [R, …] from rows, float32 [R, K]; weights: float32 [R or 1, K]. All are C-contiguous.
+
+        Returns what rounding cost each row, float64 [R, SUMS] of `numba_kernels.codec.error`, where the kernel finds it on its
+        way, else None.
+        """
         raise NotImplementedError(f"{self.name} has rules but no quantize_rows")
 
     @abstractmethod

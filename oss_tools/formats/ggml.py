@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from oss_tools.formats.base import Format, Plane, QTensor
+
+if TYPE_CHECKING:
+    from numba_kernels.cpu.op import Op
 
 
 class _Block32(Format):
@@ -26,6 +31,25 @@ class _Block32(Format):
     def planes(self, columns: int) -> dict[str, Plane]:
         return {"blocks": Plane(np.dtype(np.uint8), columns // 32 * self.block_bytes)}
 
+    def run(
+        self,
+        op: Op,
+        steps: np.ndarray,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        planes: dict[str, np.ndarray],
+        threads: int,
+        **constants: Any,
+    ) -> np.ndarray:
+        """Quantizes rows by an operation; returns what it says of their errors."""
+        from numba_kernels.codec.call import bound, over_rows
+        from numba_kernels.codec.error import SUMS
+
+        errors = np.empty((len(rows), SUMS))
+        arrays = {"values": rows, "weights": weights, "blocks": planes["blocks"], "errors": errors}
+        over_rows(bound(op, **constants), len(rows), arrays, threads, columns=rows.shape[1], steps=steps)
+        return errors
+
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
         blocks = tensor.planes["blocks"].reshape(-1, tensor.columns // 32, self.block_bytes)
         header = np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float32)
@@ -43,18 +67,16 @@ class Q8_0(_Block32):
 
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
-    ) -> None:
+    ) -> np.ndarray:
         from numba_kernels.codec import ggml, tables
-        from numba_kernels.parallel import over_rows
 
-        parameters = (rule == "search", tables.STEPS_8_BITS)
-        over_rows(ggml.quantize_q8_0, [rows, weights], [planes["blocks"]], parameters, threads)
+        return self.run(ggml.quantize_q8_0, tables.STEPS_8_BITS, rows, weights, planes, threads, SEARCH=rule == "search")
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
-        from numba_kernels.codec import ggml
+        from numba_kernels.codec import ggml_decode
         from numba_kernels.parallel import over_rows
 
-        over_rows(ggml.dequantize_q8_0, [planes["blocks"]], [out], threads=threads)
+        over_rows(ggml_decode.dequantize_q8_0, [planes["blocks"]], [out], threads=threads)
 
 
 class _Nibbles(_Block32):
@@ -64,19 +86,18 @@ class _Nibbles(_Block32):
 
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
-    ) -> None:
+    ) -> np.ndarray:
         from numba_kernels.codec import ggml, tables
-        from numba_kernels.parallel import over_rows
 
-        kernel = ggml.quantize_minimum if self.has_minimum else ggml.quantize_symmetric
+        op = ggml.quantize_minimum if self.has_minimum else ggml.quantize_symmetric
         steps = (tables.STEPS_MINIMUM if self.has_minimum else tables.STEPS_SYMMETRIC)[self.bits]
-        over_rows(kernel, [rows, weights], [planes["blocks"]], (self.bits, rule == "search", steps), threads)
+        return self.run(op, steps, rows, weights, planes, threads, SEARCH=rule == "search", BITS=self.bits)
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
-        from numba_kernels.codec import ggml
+        from numba_kernels.codec import ggml_decode
         from numba_kernels.parallel import over_rows
 
-        over_rows(ggml.dequantize_nibbles, [planes["blocks"]], [out], (self.bits, self.has_minimum), threads)
+        over_rows(ggml_decode.dequantize_nibbles, [planes["blocks"]], [out], (self.bits, self.has_minimum), threads)
 
 
 class Q4_0(_Nibbles):
@@ -129,15 +150,13 @@ class IQ4NL(_Block32):
 
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
-    ) -> None:
-        from numba_kernels.codec import ggml, tables
-        from numba_kernels.parallel import over_rows
+    ) -> np.ndarray:
+        from numba_kernels.codec import iq4_nl, tables
 
-        parameters = (rule == "search", tables.STEPS_IQ4_NL)
-        over_rows(ggml.quantize_iq4_nl, [rows, weights], [planes["blocks"]], parameters, threads)
+        return self.run(iq4_nl.quantize_iq4_nl, tables.STEPS_IQ4_NL, rows, weights, planes, threads, SEARCH=rule == "search")
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
-        from numba_kernels.codec import ggml
+        from numba_kernels.codec import ggml_decode
         from numba_kernels.parallel import over_rows
 
-        over_rows(ggml.dequantize_iq4_nl, [planes["blocks"]], [out], threads=threads)
+        over_rows(ggml_decode.dequantize_iq4_nl, [planes["blocks"]], [out], threads=threads)

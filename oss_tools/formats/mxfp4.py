@@ -34,17 +34,15 @@ class MXFP4(Format):
 
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
-    ) -> None:
-        from numba_kernels.codec import mxfp4, tables
-        from numba_kernels.parallel import over_rows
+    ) -> np.ndarray:
+        from numba_kernels.codec import mxfp4
+        from numba_kernels.codec.call import bound, over_rows
+        from numba_kernels.codec.error import SUMS
 
-        parameters = {
-            "search": (mxfp4.SEARCH, tables.TIES_DOWN, False),
-            "floor": (mxfp4.FLOOR, tables.TIES_DOWN, False),
-            "ceil": (mxfp4.CEIL, tables.TIES_AWAY, True),
-            "ocp": (mxfp4.OCP, tables.TIES_EVEN, True),
-        }[rule]
-        over_rows(mxfp4.quantize, [rows, weights], [planes["blocks"], planes["scales"]], parameters, threads)
+        errors = np.empty((len(rows), SUMS))
+        arrays = {"values": rows, "weights": weights, **planes, "errors": errors}
+        over_rows(bound(mxfp4.quantize_mxfp4, RULE=rule), len(rows), arrays, threads, columns=rows.shape[1])
+        return errors
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
         from numba_kernels.codec import mxfp4

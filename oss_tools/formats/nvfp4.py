@@ -34,20 +34,29 @@ class NVFP4(Format):
 
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
-    ) -> None:
+    ) -> np.ndarray:
         from numba_kernels.codec import nvfp4
-        from numba_kernels.parallel import over_rows
+        from numba_kernels.codec.call import bound, over_rows
+        from numba_kernels.codec.error import SUMS
 
-        scale = tensor_scale(amax)
+        scale, errors = tensor_scale(amax), np.empty((len(rows), SUMS))
         planes["tensor_scale"][:] = scale
-        outputs = [planes["blocks"], planes["scales"]]
-        over_rows(nvfp4.quantize, [rows, weights], outputs, (scale, rule == "search"), threads)
+        arrays = {
+            "values": rows,
+            "weights": weights,
+            "blocks": planes["blocks"],
+            "scales": planes["scales"],
+            "errors": errors,
+        }
+        quantize = bound(nvfp4.quantize_nvfp4, SEARCH=rule == "search")
+        over_rows(quantize, len(rows), arrays, threads, columns=rows.shape[1], tensor_scale=scale)
+        return errors
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
         from numba_kernels.codec import nvfp4
-        from numba_kernels.parallel import over_rows
+        from numba_kernels.codec.call import over_rows
 
-        over_rows(nvfp4.dequantize, [planes[name] for name in ("blocks", "scales", "tensor_scale")], [out], threads=threads)
+        over_rows(nvfp4.dequantize_nvfp4, len(out), {**planes, "out": out}, threads, columns=out.shape[1])
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
         codes = tensor.planes["scales"].reshape(-1, tensor.columns // 16).astype(np.int32)

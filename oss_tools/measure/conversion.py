@@ -1,7 +1,11 @@
 """How fast conversion is, beside `cp` and llama.cpp's quantizer: `python -m oss_tools.measure.conversion --help`.
 
 Every figure is the median of interleaved runs (A B A B …) of whole child processes, files flushed to disk, sources dropped
-from the page cache beforehand; peak memory is the operating system's own accounting of the child.
+from the page cache beforehand; peak memory is the operating system's own accounting of the child. Ours read their output back,
+and prove it, before they end. GB/s are of the source's bytes, for `cp` too, which writes as many as it reads.
+
+With --append, rounds are added to those of an earlier record of the same machine and settings: a measurement may be done
+in several turns.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from numba_kernels.parallel import cores
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.machine.description import machine, versions
 
-SCHEMA = 1
+SCHEMA = 2
 
 LLAMA_QUANTIZE = """
 import ctypes, sys, llama_cpp
@@ -79,9 +83,9 @@ def remove(path: Path) -> None:
     path.with_name(path.name + ".manifest.json").unlink(missing_ok=True)
 
 
-def interleaved(runs: dict[str, Callable[[], Run]], repeat: int) -> dict[str, list[Run]]:
-    """A B C A B C …: so that a machine that slows down slows all of them."""
-    results: dict[str, list[Run]] = {name: [] for name in runs}
+def interleaved(runs: dict[str, Callable[[], Run]], repeat: int, before: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """A B C A B C …: so that a machine that slows down slows all of them. `before`: earlier rounds, which come first."""
+    results: dict[str, list[Run]] = {name: list(before.get(name, [])) for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
             results[name].append(run())
@@ -89,11 +93,22 @@ def interleaved(runs: dict[str, Callable[[], Run]], repeat: int) -> dict[str, li
     return results
 
 
+def earlier(record: dict[str, Any]) -> dict[str, list[Run]]:
+    """The rounds that a part of a record holds."""
+    return {
+        name: [Run(seconds, round(peak * 2**30)) for seconds, peak in zip(f["seconds"], f["peaks_GiB"], strict=True)]
+        for name, f in record.items()
+        if isinstance(f, dict) and "seconds" in f
+    }
+
+
 def figures(runs: list[Run], gigabytes: float) -> dict[str, Any]:
     seconds = [run.seconds for run in runs]
     return {
         "seconds": [round(s, 2) for s in seconds],
         "median_GBps": round(gigabytes / statistics.median(seconds), 3),
+        "spread_GBps": [round(gigabytes / max(seconds), 3), round(gigabytes / min(seconds), 3)],
+        "peaks_GiB": [round(run.peak_bytes / 2**30, 3) for run in runs],
         "peak_GiB": round(max(run.peak_bytes for run in runs) / 2**30, 3),
     }
 
@@ -104,13 +119,27 @@ def ratios(of: list[Run], to: list[Run]) -> dict[str, Any]:
     return {"pairs": [round(p, 2) for p in pairs], "median": round(statistics.median(pairs), 2)}
 
 
+def copied(source: Path, target: Path) -> Run:
+    """`cp` of a file or a folder, and `sync` of the copy."""
+    forget(source)
+    run = child(
+        [
+            "sh",
+            "-c",
+            f'cp -r "{source}" "{target}" && if [ -d "{target}" ]; then sync "{target}"/*; else sync "{target}"; fi',
+        ]
+    )
+    remove(target)
+    return run
+
+
 def tool(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "oss_tools", *arguments]
 
 
-def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
+def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int, before: dict[str, Any]) -> dict[str, Any]:
     """A synthetic checkpoint from Hugging Face's layout to GGUF, MXFP4 moved, beside `cp` of the same bytes."""
-    source, target, copy = scratch / "source", scratch / "target.gguf", scratch / "copy"
+    source, target = scratch / "source", scratch / "target.gguf"
     _synthesize(shape, layers, source, [])
     size = sum(f.stat().st_size for f in source.glob("*.safetensors"))
 
@@ -120,23 +149,16 @@ def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int
         remove(target)
         return run
 
-    def cp() -> Run:
-        forget(source)
-        run = child(["sh", "-c", f'cp -r "{source}" "{copy}" && sync "{copy}"/*'])
-        remove(copy)
-        return run
-
-    runs = interleaved(
-        {"cp": cp, "convert": lambda: convert("--no-verify"), "convert and verify": convert},
-        repeat,
-    )
-    remove(source)
+    contenders = {"cp": lambda: copied(source, scratch / "copy"), "convert": lambda: convert("--no-verify")}
+    runs = interleaved(contenders | {"convert and verify": convert}, repeat, earlier(before))
     result = {"bytes": size} | {name: figures(r, size / 1e9) for name, r in runs.items()}
     return result | {f"{name} / cp": ratios(runs[name], runs["cp"]) for name in ("convert", "convert and verify")}
 
 
-def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, threads: int) -> dict[str, Any]:
-    """Requantizing a GGUF of 16-bit floats, plain rule and search, beside llama.cpp's `llama_model_quantize`."""
+def measure_quantization(
+    scratch: Path, shape: str, layers: int, repeat: int, threads: int, before: dict[str, Any]
+) -> dict[str, Any]:
+    """Requantizing a GGUF of 16-bit floats, plain rule and search, beside llama.cpp's `llama_model_quantize` and `cp`."""
     source, target = scratch / "source.gguf", scratch / "target.gguf"
     result: dict[str, Any] = {"threads": threads}
     _synthesize(shape, layers, source, ["--container", "gguf", "--format", "bf16"])
@@ -146,7 +168,7 @@ def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, th
         forget(source)
         command = ["requantize", str(source), str(target), "--recipe", recipe, "--jobs", str(threads)]
         options = [word for rule in rules for word in ("--rule", rule)]
-        run = child(tool(*command, *options, "--no-verify", "--quiet"))
+        run = child(tool(*command, *options, "--quiet"))
         remove(target)
         return run
 
@@ -162,21 +184,26 @@ def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, th
             "llama.cpp": lambda: llama(recipe),
             "plain": lambda: ours(recipe, plain),
             "search": lambda: ours(recipe, ["search"]),
+            "cp": lambda: copied(source, scratch / "copy.gguf"),
         }
-        runs = interleaved(contenders, repeat)
-        figured = {name: figures(r, size / 1e9) for name, r in runs.items()}
-        return figured | {f"{name} / llama.cpp": ratios(runs[name], runs["llama.cpp"]) for name in ("plain", "search")}
+        runs = interleaved(contenders, repeat, earlier(before.get(recipe, {})))
+        found = {name: figures(r, size / 1e9) for name, r in runs.items()}
+        return found | {
+            f"{name} / {peer}": ratios(runs[name], runs[peer])
+            for name in ("plain", "search")
+            for peer in ("llama.cpp", "cp")
+        }
 
     result["bytes"] = size
     for recipe, plain in (("mxfp4-q8", ["floor", "plain"]), ("q8_0", ["plain"])):
         print(f"requantize to {recipe}", file=sys.stderr)
         result[recipe] = measured(recipe, plain)
-    remove(source)
     return result
 
 
 def _synthesize(shape: str, layers: int | None, target: Path, options: list[str]) -> None:
-    remove(target)
+    if target.exists():  # of an earlier turn, with --models
+        return
     print(f"synthesize {shape}", file=sys.stderr)
     child(tool("synth", shape, str(target), "--quiet", *(["--layers", str(layers)] if layers else []), *options))
 
@@ -193,16 +220,27 @@ def main() -> None:
     )
     parser.add_argument("--skip", choices=["container", "quantization"], action="append", default=[])
     parser.add_argument("--output", type=Path, help="write the record here as well")
+    parser.add_argument(
+        "--models", type=Path, help="make the sources in this folder, or take them from it, and let them stay"
+    )
+    parser.add_argument("--append", action="store_true", help="add to the rounds of the record that OUTPUT is")
     options = parser.parse_args()
+    if options.append and not options.output:
+        parser.error("--append needs --output")
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "conversion", "shape": options.shape, "layers": options.layers}
     record |= {"machine": machine(), "versions": versions("numpy", "numba", "gguf", "llama-cpp-python")}
+    before = json.loads(options.output.read_text()) if options.append and options.output.exists() else {}
+    if before and any(before.get(key) != record[key] for key in ("schema", "shape", "layers", "machine")):
+        parser.error(f"{options.output}: a record of another machine or of other settings")
+    record |= {part: before[part] for part in ("hf to gguf", "requantize") if part in before}
     with tempfile.TemporaryDirectory(prefix="conversion-", dir=options.scratch) as folder:
-        scratch = Path(folder)
+        scratch = options.models or Path(folder)
         if "container" not in options.skip:
-            record["hf to gguf"] = measure_container(scratch, options.shape, options.layers, options.repeat)
+            arguments = (scratch, options.shape, options.layers, options.repeat, record.get("hf to gguf", {}))
+            record["hf to gguf"] = measure_container(*arguments)
         if "quantization" not in options.skip:
-            arguments = (scratch, options.shape, options.quantize_layers, options.repeat, options.threads)
-            record["requantize"] = measure_quantization(*arguments)
+            settings = (options.quantize_layers, options.repeat, options.threads, record.get("requantize", {}))
+            record["requantize"] = measure_quantization(scratch, options.shape, *settings)
     text = json.dumps(record, indent=1)
     if options.output:
         replace_file(options.output, text + "\n")

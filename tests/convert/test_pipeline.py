@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oss_tools.checkpoints.hf import HfWriter
 from oss_tools.convert import pipeline
 from oss_tools.convert.manifest import Manifest, manifest_path
 from oss_tools.convert.plan import make_plan
@@ -399,8 +400,8 @@ def test_an_interrupted_run_is_not_mixed_with_another_plan(
     with pytest.raises(BadRecipe, match="differs in the recipe or format; --overwrite"):
         convert(source, target, "hf", recipe_of_format("f16"), resume=True)
     written: list[str] = []
-    original = pipeline._write_tensor
-    monkeypatch.setattr(pipeline, "_write_tensor", lambda *a: written.append(a[1].name) or original(*a))
+    write = HfWriter.write
+    monkeypatch.setattr(HfWriter, "write", lambda *a: written.append(a[1]) or write(*a))
     convert(source, target, "hf", resume=True)
     assert not written  # everything was complete
     assert_equal(source, target)

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from oss_tools.cli.main import app
 from oss_tools.convert import output, pipeline
-from oss_tools.convert.manifest import Manifest, manifest_path
+from oss_tools.convert.journal import Journal
+from oss_tools.convert.manifest import Manifest, TensorRecord, manifest_path
 from oss_tools.convert.recipe import KEEP_ALL, Recipe, Rule, recipe_of_format
 from oss_tools.errors import BadCheckpoint, BadRecipe, BadTensor, NoRoom
-from oss_tools.models import open_checkpoint
+from oss_tools.models import Checkpoint, open_checkpoint
 from oss_tools.verify import verify
 from tests.convert.helpers import contents, convert
 
@@ -36,15 +37,15 @@ def copied(source: Path, to: Path) -> Path:
 
 def interrupted_after(tensors: int, monkeypatch: pytest.MonkeyPatch, *arguments: object, **options: object) -> None:
     """A conversion that is interrupted when so many tensors are complete."""
-    write, done = pipeline._write_tensor, iter(range(10**6))
+    add, done = Journal.add, iter(range(10**6))
 
-    def some(*given: object) -> object:
+    def some(journal: Journal, record: TensorRecord) -> None:
         if next(done) >= tensors:
             raise KeyboardInterrupt
-        return write(*given)  # type: ignore[arg-type]
+        add(journal, record)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "_write_tensor", some)
+        patched.setattr(Journal, "add", some)
         with pytest.raises(KeyboardInterrupt):
             convert(*arguments, **options)  # type: ignore[arg-type]
 
@@ -215,13 +216,13 @@ def test_a_source_that_is_written_while_it_is_read_is_found_out(
     synthetic: Synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = copied(synthetic("llama-tiny"), tmp_path / "source")
-    write = pipeline._write_tensor
+    read = Checkpoint.read
 
     def meanwhile(*given: object) -> object:
         os.utime(source / "model.safetensors", (5, 5))
-        return write(*given)  # type: ignore[arg-type]
+        return read(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "_write_tensor", meanwhile)
+    monkeypatch.setattr(Checkpoint, "read", meanwhile)
     with pytest.raises(BadCheckpoint, match="was changed while it was read"):
         convert(source, tmp_path / "out", "hf")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]

@@ -16,11 +16,18 @@ from numba_kernels import simd
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OTHERS = [name for name in simd.executable_paths() if name != simd.path()]
-QUICK = "test_vector and (mxfp4 or q8_0) or test_groups or rms_norm or prefill_then_decode and 64-8-1 or any_shape and 1"
+QUICK = "test_vector and (mxfp4 or q8_0) or test_groups or rms_norm or prefill_then_decode and 64-8-1 or any_shape and 1 or published"
 
 
 def run_tests(path: str, *options: str) -> None:
-    files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py", "test_cpu_latent.py"]
+    files = [
+        "test_simd.py",
+        "test_cpu_linear.py",
+        "test_cpu_rows.py",
+        "test_cpu_attention.py",
+        "test_cpu_latent.py",
+        "test_hashes.py",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "OSS_TOOLS_SIMD": path}
     done = subprocess.run(

@@ -1,0 +1,145 @@
+"""iq4_nl: 32 values share a half-precision scale; codes are indices into a fixed table. Blocks: scale f16, 16 bytes of codes.
+
+Byte j holds values j (lower nibble) and j + 16. Source: ggml's `ggml-quants.c`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numba_kernels.codec.bits import float_to_half
+from numba_kernels.codec.error import add_errors, store_errors
+from numba_kernels.codec.ggml import largest, store_codes, within_half
+from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
+from numba_kernels.codec.tables import IQ4_NL, IQ4_NL_LEAST, IQ4_NL_MIDPOINTS, SURE
+from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.numbers import (
+    as_half,
+    least_lane,
+    no_doubles,
+    reciprocal,
+    table_codes,
+    table_values,
+)
+from numba_kernels.simd.values import (
+    LANES,
+    Address,
+    Float,
+    Floats,
+    get_f32,
+    load_floats,
+    maximum,
+    minimum,
+    set_f32,
+    set_u16,
+    splat,
+    stack,
+    store_floats,
+    to_floats,
+)
+
+SEARCH = True
+VECTORS = 32 // LANES
+FIRST = IQ4_NL[0]
+nearest = table_codes("nearest", [float(m) for m in IQ4_NL_MIDPOINTS])  # ties to the larger
+value_of = table_values("value_of", [float(v) for v in IQ4_NL])
+
+
+@op
+def quantize_iq4_nl(  # type: ignore[no-untyped-def]
+    values, values_stride, weights, weights_stride, blocks, blocks_stride, errors, errors_stride, rows, columns, steps,
+    team, thread,
+):  # fmt: skip
+    """float32 [rows, columns] -> uint8 [rows, 18 · columns / 32]. SEARCH: whether to search the scale over `steps`."""
+    codes = stack(128)
+    for r in range(rows):
+        squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
+        for b in range(columns // 32):
+            x, at = values + r * values_stride + 128 * b, blocks + r * blocks_stride + 18 * b
+            top = largest(x)
+            scale = np.float32(0)
+            inverse = np.float32(0)  # what codes are found with
+            if abs(top) >= IQ4_NL_LEAST:
+                inverse = np.float32(1) / (top / FIRST)
+                scale = plain_scale(x, inverse, top)
+            if SEARCH and scale != np.float32(0):
+                scale = search(x, weights + r * weights_stride + 128 * b, scale, top, steps)
+                inverse = get_inverse(scale)
+            stored = as_half(splat(scale))
+            first, last = stored * splat(np.float32(-138.5)), stored * splat(np.float32(125))
+            bottom, end = minimum(first, last), maximum(first, last)
+            for i in range(VECTORS):
+                value = load_floats(x + 4 * LANES * i)
+                code = nearest(value * splat(inverse))
+                if abs(top) < IQ4_NL_LEAST:
+                    code = code - code
+                store_floats(codes + 4 * LANES * i, to_floats(code))
+                squared, squares, most, outside = add_errors(
+                    value, value_of(code) * stored, bottom, end, (squared, squares, most, outside)
+                )
+            set_u16(at, float_to_half(scale))
+            store_codes(at + 2, codes, 4)
+        store_errors(errors + r * errors_stride, (squared, squares, most, outside))
+
+
+@inner
+def get_inverse(scale: Float) -> Float:
+    """1 / scale; 0 where that is infinite."""
+    place = stack(64)
+    store_floats(place, reciprocal(splat(scale)))
+    return get_f32(place)
+
+
+@inner
+def plain_scale(x: Address, inverse: Float, top: Float) -> Float:
+    """ggml's reference rule: codes by the largest value, which becomes −127, then the scale of least x²-weighted error."""
+    place = stack(128)
+    for i in range(VECTORS):
+        store_floats(place + 4 * LANES * i, value_of(nearest(load_floats(x + 4 * LANES * i) * splat(inverse))))
+    products, squares = np.float32(0), np.float32(0)
+    for i in range(0, 128, 4):
+        value, decoded = get_f32(x + i), get_f32(place + i)
+        weighted = (value * value) * decoded
+        products += weighted * value
+        squares += weighted * decoded
+    scale = products / squares if np.float32(0) < squares < np.float32(np.inf) else top / FIRST
+    return within_half(scale)
+
+
+@inner
+def search(x: Address, weights: Address, scale: Float, top: Float, steps: Address) -> Float:
+    """As `search_scale`, for the table's codes. The coarse pass is around the scale that makes the largest value −127."""
+    scales, errors = stack(64), stack(64)
+    centre = within_half(top / FIRST)
+    for p in range(2):
+        for v in range(CANDIDATE_VECTORS):
+            at = 4 * LANES * v
+            store_floats(scales + at, as_half(splat(centre) * load_floats(steps + 128 * p + at)))
+        if p == 0:
+            kept = splat(scale)
+            set_first(scales, as_half(kept))
+        for v in range(CANDIDATE_VECTORS):
+            at = 4 * LANES * v
+            tried = load_floats(scales + at)
+            store_floats(errors + at, table_errors(x, weights, tried, reciprocal(tried)))
+        centre = get_f32(scales + 4 * least_lane(errors, SURE))
+    return centre
+
+
+@inner
+def set_first(place: Address, x: Floats) -> None:
+    """Replaces the float32 at an address by the first lane of x."""
+    lanes = stack(64)
+    store_floats(lanes, x)
+    set_f32(place, get_f32(lanes))
+
+
+@inner
+def table_errors(x: Address, weights: Address, scale: Floats, inverse: Floats) -> Floats:
+    """The errors of 32 values as scale · (a value of the table), added one after another."""
+    total = splat(np.float32(0))
+    for i in range(0, 128, 4):
+        value = splat(get_f32(x + i))
+        difference = value - value_of(nearest(value * inverse)) * scale
+        total = total + splat(get_f32(weights + i)) * (difference * difference)
+    return total

@@ -1,0 +1,1 @@
+"""Hashes of large arrays, computed at the speed of memory."""

@@ -1,0 +1,381 @@
+"""What number formats need of vectors beside arithmetic: stored precisions, rounding, codes, comparisons, sums in float64.
+
+All of it is exact integer arithmetic or single IEEE operations, so every path makes the same bits.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+
+from numba_kernels.simd import instructions as emit
+from numba_kernels.simd.instructions import F32, F64, I1, I8, I32, I64, Builder, Value
+from numba_kernels.simd.path import ACTIVE
+from numba_kernels.simd.values import (
+    LANES,
+    Address,
+    Float,
+    Floats,
+    Int,
+    Vector,
+    Void,
+    Words,
+    _operator,
+    operation,
+)
+
+Doubles = Vector("f64", F64, 8)
+LARGEST_INVERSE = float(np.float32(3.4e38))
+CANDIDATES = 16  # what a search tries side by side: one or two vectors
+
+_operator(operator.and_, Words, lambda b, x, y: b.and_(x, y))
+_operator(operator.or_, Words, lambda b, x, y: b.or_(x, y))
+_operator(operator.lshift, Words, lambda b, x, y: b.shl(x, y))
+_operator(operator.rshift, Words, lambda b, x, y: b.lshr(x, y))
+
+
+def _words(value: int) -> Value:
+    return emit.same(Words.llvm, value)
+
+
+def _magnitude(b: Builder, x: Value) -> tuple[Value, Value]:
+    """The bits of |x|, and the sign bit."""
+    bits = b.bitcast(x, Words.llvm)
+    return b.and_(bits, _words(0x7FFFFFFF)), b.and_(bits, _words(0x80000000))
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+@operation(Words, Int)
+def splat_words(b: Builder, value: Value) -> Value:
+    """All lanes set to the low 32 bits of an integer."""
+    return emit.splat(b, b.trunc(value, I32), LANES)
+
+
+@operation(Words, Floats)
+def truncate(b: Builder, x: Value) -> Value:
+    """The whole parts of lanes within int32."""
+    return b.fptosi(x, Words.llvm)
+
+
+@operation(Words, Floats)
+def as_words(b: Builder, x: Value) -> Value:
+    """The bits of each lane."""
+    return b.bitcast(x, Words.llvm)
+
+
+@operation(Floats, Words)
+def from_words(b: Builder, x: Value) -> Value:
+    """The floats of these bits."""
+    return b.bitcast(x, Floats.llvm)
+
+
+@operation(Words, Address)
+def load_bytes(b: Builder, address: Value) -> Value:
+    """LANES bytes, each in a lane."""
+    return b.zext(emit.load(b, address, emit.vector(I8, LANES)), Words.llvm)
+
+
+@operation(Words, Address)
+def load_signed_bytes(b: Builder, address: Value) -> Value:
+    """LANES signed bytes, each in a lane."""
+    return b.sext(emit.load(b, address, emit.vector(I8, LANES)), Words.llvm)
+
+
+@operation(Void, Address, Words)
+def store_pairs(b: Builder, address: Value, codes: Value) -> None:
+    """Stores 4-bit codes, LANES / 2 bytes: in each two neighbours, the first in the lower nibble."""
+    low, high = (emit.shuffle(b, codes, codes, range(first, LANES, 2)) for first in (0, 1))
+    both = b.or_(low, b.shl(high, emit.same(low.type, 4)))
+    emit.store(b, b.trunc(both, emit.vector(I8, LANES // 2)), address)
+
+
+@operation(Words, Address)
+def load_pairs(b: Builder, address: Value) -> Value:
+    """The 4-bit codes that `store_pairs` stored."""
+    pairs = emit.load(b, address, emit.vector(I8, LANES // 2))
+    twice = b.zext(emit.shuffle(b, pairs, pairs, [i // 2 for i in range(LANES)]), Words.llvm)
+    return b.and_(b.lshr(twice, emit.constant(I32, [0, 4] * (LANES // 2))), _words(15))
+
+
+@operation(Int, Words)
+def fifth_bits(b: Builder, x: Value) -> Value:
+    """Bit 4 of every lane, that of lane i as bit i."""
+    return _bits(b, b.icmp_unsigned("!=", b.and_(x, _words(16)), _words(0)))
+
+
+def _bits(b: Builder, mask: Value) -> Value:
+    return b.zext(b.bitcast(mask, ir.IntType(mask.type.count)), I64)
+
+
+# ---- the precisions in which scales are stored ----------------------------------------------------------------------
+
+
+@operation(Floats, Floats)
+def as_half(b: Builder, x: Value) -> Value:
+    """x rounded to half precision, ties to even. Finite values beyond the range become the largest; NaN and infinity stay."""
+    bits, sign = _magnitude(b, x)
+    odd = b.and_(b.lshr(bits, _words(13)), _words(1))
+    normal = b.and_(b.add(bits, b.add(odd, _words(0xFFF))), _words(0xFFFFE000))
+    normal = b.select(b.icmp_signed("<", normal, _words(0x477FE000)), normal, _words(0x477FE000))
+    half = emit.same(Floats.llvm, 0.5)  # whose last place is that of half precision's denormals
+    small = b.bitcast(b.fsub(b.fadd(b.bitcast(bits, Floats.llvm), half), half), Words.llvm)
+    rounded = b.select(b.icmp_signed("<", bits, _words(0x38800000)), small, normal)
+    rounded = b.select(b.icmp_signed(">=", bits, _words(0x7F800000)), bits, rounded)
+    return b.bitcast(b.or_(rounded, sign), Floats.llvm)
+
+
+@operation(Floats, Floats)
+def as_bfloat16(b: Builder, x: Value) -> Value:
+    """x rounded to bfloat16, ties to even. Finite values beyond the range become the largest; NaN and infinity stay."""
+    bits, sign = _magnitude(b, x)
+    odd = b.and_(b.lshr(bits, _words(16)), _words(1))
+    rounded = b.and_(b.add(bits, b.add(odd, _words(0x7FFF))), _words(0xFFFF0000))
+    rounded = b.select(b.icmp_signed("<", rounded, _words(0x7F7F0000)), rounded, _words(0x7F7F0000))
+    rounded = b.select(b.icmp_signed(">=", bits, _words(0x7F800000)), bits, rounded)
+    return b.bitcast(b.or_(rounded, sign), Floats.llvm)
+
+
+@operation(Floats, Floats)
+def reciprocal(b: Builder, x: Value) -> Value:
+    """1 / x; 0 where that is infinite."""
+    inverse = b.fdiv(emit.same(Floats.llvm, 1.0), x)
+    magnitude = emit.call(b, f"llvm.fabs.v{LANES}f32", x.type, [inverse])
+    finite = b.fcmp_ordered("<=", magnitude, emit.same(Floats.llvm, LARGEST_INVERSE))
+    return b.select(finite, inverse, emit.same(Floats.llvm, 0.0))
+
+
+# ---- rounding -------------------------------------------------------------------------------------------------------
+
+
+@operation(Floats, Floats)
+def round_even(b: Builder, x: Value) -> Value:
+    """The nearest integer, ties to even, for |x| < 2^22."""
+    return ACTIVE.round_even(b, x)
+
+
+@operation(Floats, Floats)
+def round_away(b: Builder, x: Value) -> Value:
+    """The nearest integer, ties away from zero (C's roundf), for |x| < 2^22; +0 for 0."""
+    bits, sign = _magnitude(b, x)
+    magnitude = b.bitcast(bits, x.type)
+    whole = b.sitofp(b.fptosi(magnitude, Words.llvm), x.type)
+    rest = b.fsub(magnitude, whole)
+    more = b.sitofp(b.fptosi(b.fadd(rest, rest), Words.llvm), x.type)
+    return b.bitcast(b.or_(b.bitcast(b.fadd(whole, more), Words.llvm), sign), x.type)
+
+
+@operation(Floats, Floats)
+def round_e2m1(b: Builder, x: Value) -> Value:
+    """The nearest e2m1 value of a magnitude, ties to even; 6 for everything above."""
+    six = emit.same(x.type, 6.0)
+    x = b.select(b.fcmp_ordered("<", x, six), x, six)
+    exponent = b.and_(b.bitcast(x, Words.llvm), _words(0x7F800000))
+    one = _words(0x3F800000)  # below 2 the steps are those at 1
+    exponent = b.select(b.icmp_signed(">", exponent, one), exponent, one)
+    rounder = b.bitcast(b.add(exponent, _words((22 << 23) + 0x400000)), x.type)  # 1.5 · 2^22 · the power of two
+    return b.fsub(b.fadd(x, rounder), rounder)
+
+
+def e2m1_rounding(name: str, ties: str) -> Any:
+    """An operation Floats -> Words: the e2m1 codes 0 … 7 of magnitudes; ties go down, to even or away from zero."""
+
+    def body(b: Builder, x: Value) -> Value:
+        six = emit.same(x.type, 6.0)
+        x = b.select(b.fcmp_ordered("<", x, six), x, six)
+        bits = b.bitcast(x, Words.llvm)
+        half = _words(0x200000 if ties == "away" else 0x1FFFFF)
+        if ties == "even":
+            half = b.add(half, b.and_(b.lshr(bits, _words(22)), _words(1)))
+        normal = b.sub(b.lshr(b.add(bits, half), _words(22)), _words(252))
+        first, second = (">=" if ties == "away" else ">"), (">" if ties == "down" else ">=")
+        small = b.zext(b.fcmp_ordered(first, x, emit.same(x.type, 0.25)), Words.llvm)
+        small = b.add(small, b.zext(b.fcmp_ordered(second, x, emit.same(x.type, 0.75)), Words.llvm))
+        return b.select(b.fcmp_ordered("<", x, emit.same(x.type, 1.0)), small, normal)
+
+    body.__name__, body.__doc__ = name, e2m1_rounding.__doc__
+    return operation(Words, Floats)(body)
+
+
+@operation(Words, Words, Floats)
+def with_signs(b: Builder, codes: Value, x: Value) -> Value:
+    """e2m1 codes with the signs of x, those of zero too."""
+    return b.or_(codes, b.and_(b.lshr(b.bitcast(x, Words.llvm), _words(28)), _words(8)))
+
+
+@operation(Words, Words, Floats)
+def with_signs_unless_zero(b: Builder, codes: Value, x: Value) -> Value:
+    """e2m1 codes with the signs of x; a code of zero gets none."""
+    signs = b.and_(b.lshr(b.bitcast(x, Words.llvm), _words(28)), _words(8))
+    return b.select(b.icmp_signed(">", codes, _words(0)), b.or_(codes, signs), codes)
+
+
+@operation(Floats, Words)
+def e2m1_values(b: Builder, codes: Value) -> Value:
+    """The values of e2m1 codes 0 … 15."""
+    magnitude = b.shl(b.and_(codes, _words(7)), _words(22))
+    one = _words(0x3F800000)
+    small = b.fsub(b.bitcast(b.add(magnitude, one), Floats.llvm), emit.same(Floats.llvm, 1.0))
+    normal = b.add(magnitude, _words(126 << 23))
+    is_small = b.icmp_signed("<", magnitude, _words(2 << 22))
+    value = b.select(is_small, b.bitcast(small, Words.llvm), normal)
+    return b.bitcast(b.or_(value, b.shl(b.and_(codes, _words(8)), _words(28))), Floats.llvm)
+
+
+# ---- comparisons ----------------------------------------------------------------------------------------------------
+
+
+@operation(Float, Floats)
+def min_lanes(b: Builder, x: Value) -> Value:
+    """The least lane."""
+    return emit.reduce(b, x, lambda p, q: b.select(b.fcmp_ordered("<", p, q), p, q))
+
+
+@operation(Int, Address, Float)
+def least_lane(b: Builder, errors: Value, sure: Value) -> Value:
+    """The first of CANDIDATES float32 of least error; 0 unless that is below sure · the first error. NaN is never less."""
+    kind = emit.vector(F32, CANDIDATES)
+    found = emit.load(b, errors, kind)
+    infinite = emit.same(kind, float("inf"))
+    found = b.select(b.fcmp_ordered("<", found, infinite), found, infinite)
+    least = emit.reduce(b, found, lambda p, q: b.select(b.fcmp_ordered("<", p, q), p, q))
+    lane = b.cttz(_bits(b, b.fcmp_ordered("==", found, emit.splat(b, least, CANDIDATES))), I1(0))
+    surely = b.fcmp_ordered("<", least, b.fmul(emit.load(b, errors, F32), sure))
+    return b.select(surely, lane, I64(0))
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def table_codes(name: str, midpoints: list[float]) -> Any:
+    """An operation Floats -> Words: how many of 15 ascending midpoints each lane reaches."""
+
+    def body(b: Builder, x: Value) -> Value:
+        if not ACTIVE.float_tables:
+            code = _words(0)
+            for midpoint in midpoints:
+                code = b.sub(code, b.sext(b.fcmp_ordered(">=", x, emit.same(x.type, midpoint)), Words.llvm))
+            return code
+        code = _words(0)
+        for step in (8, 4, 2, 1):
+            place = b.add(code, _words(step - 1))
+            reached = b.fcmp_ordered(">=", x, ACTIVE.lookup_floats(b, [*midpoints, 0.0], place))
+            code = b.select(reached, b.add(code, _words(step)), code)
+        return code
+
+    body.__name__, body.__doc__ = name, table_codes.__doc__
+    return operation(Words, Floats)(body)
+
+
+def table_values(name: str, values: list[float]) -> Any:
+    """An operation Words -> Floats: the value of each lane's code, 0 … 15."""
+
+    def body(b: Builder, codes: Value) -> Value:
+        if ACTIVE.float_tables:
+            return ACTIVE.lookup_floats(b, values, codes)
+        level = [emit.same(Floats.llvm, value) for value in values]
+        for bit in range(4):
+            is_set = b.icmp_unsigned("!=", b.and_(codes, _words(1 << bit)), _words(0))
+            level = [b.select(is_set, high, low) for low, high in zip(level[::2], level[1::2], strict=True)]
+        return level[0]
+
+    body.__name__, body.__doc__ = name, table_values.__doc__
+    return operation(Floats, Words)(body)
+
+
+# ---- sums in float64, in one order on every path --------------------------------------------------------------------
+
+
+def _halves(b: Builder, x: Value) -> list[Value]:
+    """Eight lanes after another, as float64."""
+    return [b.fpext(emit.shuffle(b, x, x, range(at, at + 8)), Doubles.llvm) for at in range(0, LANES, 8)]
+
+
+@operation(Doubles)
+def no_doubles(b: Builder) -> Value:
+    """Eight zeros."""
+    return ir.Constant(Doubles.llvm, None)
+
+
+@operation(Doubles, Doubles, Floats)
+def add_first(b: Builder, sums: Value, x: Value) -> Value:
+    """sums + lanes 0 … 7."""
+    return b.fadd(sums, _halves(b, x)[0])
+
+
+@operation(Doubles, Doubles, Floats)
+def add_last(b: Builder, sums: Value, x: Value) -> Value:
+    """sums + the last eight lanes."""
+    return b.fadd(sums, _halves(b, x)[-1])
+
+
+@operation(Void, Address, Doubles)
+def store_doubles(b: Builder, address: Value, x: Value) -> None:
+    """Stores eight float64."""
+    emit.store(b, x, address)
+
+
+@operation(Doubles, Doubles, Floats)
+def add_squares(b: Builder, sums: Value, x: Value) -> Value:
+    """sums + x², eight lanes after another."""
+    for part in _halves(b, x):
+        sums = b.fadd(sums, b.fmul(part, part))
+    return sums
+
+
+@operation(Doubles, Doubles, Floats, Floats)
+def add_squared_errors(b: Builder, sums: Value, x: Value, y: Value) -> Value:
+    """sums + (x − y)², eight lanes after another."""
+    for p, q in zip(_halves(b, x), _halves(b, y), strict=True):
+        difference = b.fsub(p, q)
+        sums = b.fadd(sums, b.fmul(difference, difference))
+    return sums
+
+
+@operation(Doubles, Doubles, Floats, Floats)
+def larger_error(b: Builder, most: Value, x: Value, y: Value) -> Value:
+    """The larger of most and |x − y|; most where that is NaN."""
+    for p, q in zip(_halves(b, x), _halves(b, y), strict=True):
+        difference = emit.call(b, "llvm.fabs.v8f64", Doubles.llvm, [b.fsub(p, q)])
+        most = b.select(b.fcmp_ordered(">", difference, most), difference, most)
+    return most
+
+
+@operation(types.float64, Doubles)
+def sum_doubles(b: Builder, x: Value) -> Value:
+    """The sum of all lanes, pairwise."""
+    return emit.reduce(b, x, lambda p, q: b.fadd(p, q))
+
+
+@operation(types.float64, Doubles)
+def max_doubles(b: Builder, x: Value) -> Value:
+    """The largest lane."""
+    return emit.reduce(b, x, lambda p, q: emit.larger(b, p, q))
+
+
+@operation(Void, Address, types.float64)
+def set_f64(b: Builder, address: Value, value: Value) -> None:
+    """Stores a float64."""
+    emit.store(b, value, address)
+
+
+@operation(Int, Floats, Floats, Floats)
+def count_outside(b: Builder, x: Value, low: Value, high: Value) -> Value:
+    """How many lanes are below low or above high."""
+    return b.ctpop(_bits(b, _outside(b, x, low, high)))
+
+
+@operation(Int, Floats, Floats, Floats, Int)
+def count_first_outside(b: Builder, x: Value, low: Value, high: Value, count: Value) -> Value:
+    """How many of the first `count` lanes are below low or above high."""
+    first = b.icmp_signed("<", emit.constant(I32, range(LANES)), emit.splat(b, b.trunc(count, I32), LANES))
+    return b.ctpop(_bits(b, b.and_(_outside(b, x, low, high), first)))
+
+
+def _outside(b: Builder, x: Value, low: Value, high: Value) -> Value:
+    return b.or_(b.fcmp_ordered("<", x, low), b.fcmp_ordered(">", x, high))

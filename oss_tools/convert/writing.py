@@ -1,0 +1,171 @@
+"""How a plan's tensors are written: pieces of rows are read and rounded by several threads, then written, hashed and summed in turn.
+
+Hashes and sums are of the whole tensor, and need its pieces in order. Files are written by one thread at a time: the system
+would let no second one write to the same file anyway. A tensor that must be looked at as a whole before its first piece is
+rounded (formats with one scale for all of it, updates) is one thread's from beginning to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from numba_kernels.parallel import cores
+from oss_tools.checkpoints import Writer
+from oss_tools.convert.journal import Journal
+from oss_tools.convert.manifest import TensorHash, TensorRecord
+from oss_tools.convert.options import Options, Progress
+from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.rounding import ErrorSums, round_rows, updated
+from oss_tools.convert.threads import InTurn, Stop, in_threads
+from oss_tools.convert.updates import KeptSums
+from oss_tools.formats import QTensor, concatenate
+from oss_tools.models.checkpoint import chunks, write_rows
+
+ROUNDED_BYTES = 1 << 20  # of float32 values that are rounded at a time, so that they stay in a core's cache
+Piece = tuple[int, int, int]  # (matrix, first row, last row + 1)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A piece: where it begins, its rows before and after, what rounding cost, and what it left of an update."""
+
+    matrix: int
+    start: int
+    rows: QTensor
+    rounded: QTensor | None
+    sums: ErrorSums
+    kept: KeptSums
+
+
+def write_tensors(plan: Plan, writer: Writer, journal: Journal, options: Options, progress: Progress) -> None:
+    """Writes the tensors that the journal does not have, and adds them to it."""
+    workers = options.jobs or cores()
+
+    def parts() -> Iterator[tuple[_Tensor, int, Sequence[Piece]]]:
+        for step in plan.steps:
+            if step.name not in journal.records:
+                yield from _Tensor(plan, step, writer, options, progress, journal, 2 * workers).parts()
+
+    def write(part: tuple[_Tensor, int, Sequence[Piece]], stop: Stop) -> None:
+        tensor, first, pieces = part
+        tensor.prepare()
+        for number, piece in enumerate(pieces, first):
+            stop.check()
+            tensor.done.bring(number, tensor.rounded(*piece), stop)
+
+    in_threads(write, parts(), workers)
+
+
+class _Tensor:
+    """One tensor on its way from the source to the files.
+
+    Attributes:
+        pieces: of the whole tensor, in order.
+        done: takes pieces that are rounded; the last one completes the tensor's record in the journal.
+    """
+
+    def __init__(
+        self, plan: Plan, step: Step, writer: Writer, options: Options, progress: Progress, journal: Journal, most: int
+    ) -> None:
+        """most: pieces that may wait for their turn."""
+        spec = step.source.spec
+        self.plan, self.step, self.writer, self.options = plan, step, writer, options
+        self.progress, self.journal = progress, journal
+        self.pieces = list(chunks([step.source, step.target]))
+        self.done = InTurn(self._take, most)
+        self.before, self.after = TensorHash(step.source.format, spec.shape), TensorHash(step.target.format, spec.shape)
+        self.sums, self.kept = ErrorSums(), KeptSums()
+        self.amax: float | None = None
+        self.taken = 0
+
+    def parts(self) -> Iterator[tuple[_Tensor, int, Sequence[Piece]]]:
+        """What one thread does at a time: (the tensor, the number of the first piece, pieces)."""
+        if self.step.update or self._needs_amax:
+            yield self, 0, self.pieces
+        else:
+            yield from ((self, number, [piece]) for number, piece in enumerate(self.pieces))
+
+    @property
+    def _needs_amax(self) -> bool:
+        return self.step.target.format.needs_amax and not self.step.moves
+
+    def prepare(self) -> None:
+        """Looks at the whole tensor where its pieces depend on all of it."""
+        if self.step.update:
+            self.step.update.prepare(self._base)
+        if self._needs_amax:
+            rows = (updated(self.step, base, matrix, start) for matrix, start, base in self._source())
+            self.amax = max(float(np.abs(values.dequantize()).max(initial=0)) for values in rows)
+
+    def _source(self) -> Iterator[tuple[int, int, QTensor]]:
+        """The source, piece by piece: (matrix, first row, rows)."""
+        for matrix, start, stop in chunks([self.step.source]):
+            yield matrix, start, self.plan.source.read(self.step.name, matrix, start, stop)
+
+    def _base(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Its values: (matrix, first row, float32 [n, K])."""
+        for matrix, start, rows in self._source():
+            yield matrix, start, rows.dequantize()
+
+    def rounded(self, matrix: int, start: int, stop: int) -> _Done:
+        """Reads a piece and rounds it."""
+        rows = self.plan.source.read(self.step.name, matrix, start, stop)
+        if self.step.moves:
+            return _Done(matrix, start, rows, None, ErrorSums(), KeptSums())
+        return self._rounded(rows, matrix, start)
+
+    def _rounded(self, rows: QTensor, matrix: int, start: int) -> _Done:
+        """A piece with the step's update, in the target's format; by so many rows at a time as stay in the cache."""
+        step, options, sums, kept = self.step, self.options, ErrorSums(), KeptSums()
+        merged = updated(step, rows, matrix, start)
+        importance = _importance(options, step, matrix)
+        unit = int(np.lcm(step.source.format.row_block, step.target.format.row_block))
+        height = max(ROUNDED_BYTES // (4 * rows.columns) // unit, 1) * unit
+        parts = []
+        for first in range(0, rows.shape[0], height):
+            some = slice(first, first + height)
+            part = round_rows(step, merged.rows(some), importance, self.amax, options.on_nonfinite, sums)
+            if step.update:
+                kept.add(rows.rows(some).dequantize(), merged.rows(some).dequantize(), part.dequantize())
+            parts.append(part)
+        return _Done(matrix, start, rows, concatenate(parts), sums, kept)
+
+    def _take(self, piece: _Done) -> None:
+        """Writes, hashes and sums a piece, in its turn."""
+        step = self.step
+        write_rows(self.writer, step.target, piece.matrix, piece.start, piece.rounded or piece.rows)
+        self.before.update(piece.rows)
+        if piece.rounded:
+            self.after.update(piece.rounded)
+        self.sums.include(piece.sums)
+        self.kept.include(piece.kept)
+        count, columns = piece.rows.shape
+        self.progress("write", step.name, count * step.source.format.bytes_per_row(columns))
+        self.taken += 1
+        if self.taken == len(self.pieces):
+            self.journal.add(self._record())
+
+    def _record(self) -> TensorRecord:
+        step, spec = self.step, self.step.source.spec
+        source_hash = self.before.result()
+        return TensorRecord(
+            name=spec.name,
+            role=spec.role,
+            shape=list(spec.shape),
+            source_format="+".join(f.name for f in step.source.mixed) or step.source.format.name,
+            source_hash=source_hash,
+            format=step.target.format.name,
+            hash=source_hash if step.moves else self.after.result(),
+            action=step.action,
+            note=step.note,
+            error=self.sums.error() if step.rounds else None,
+            kept=self.kept.kept() if step.update else None,
+        )
+
+
+def _importance(options: Options, step: Step, matrix: int) -> np.ndarray | None:
+    weights = (options.importance or {}).get(step.name)
+    return weights[matrix] if weights is not None and weights.ndim == 2 else weights
