@@ -20,7 +20,6 @@ import numpy as np
 
 from oss_tools.checkpoints.base import Metadata, Panels, Reader, Records
 from oss_tools.checkpoints.companions import MAX_CONFIG, REFUSED
-from oss_tools.checkpoints.direct import DirectFile, read_into
 from oss_tools.checkpoints.files import MAX_JSON, parse_json, read_at, what_bytes_are
 from oss_tools.checkpoints.ready_layout import (
     HASH_BYTES,
@@ -40,6 +39,7 @@ from oss_tools.checkpoints.safetensors import is_sane_name
 from oss_tools.checkpoints.templates import MAX_TEMPLATE, MAX_TEMPLATES
 from oss_tools.errors import BadCheckpoint, NoRoom
 from oss_tools.formats import QTensor
+from oss_tools.machine.direct import DirectFile, read_into
 
 SUFFIX = ".ready"
 AT_ONCE = 8 << 20  # bytes that are hashed at a time

@@ -9,10 +9,10 @@ import numpy as np
 
 from numba_kernels.cpu.packing import Packed, pack
 from numba_kernels.simd.values import LANES
-from oss_tools.checkpoints.direct import PAGE
 from oss_tools.engine.numba_weights import CHUNK_BYTES, Stack, kernel_format
 from oss_tools.engine.weights import common_format, converted
 from oss_tools.formats import Format
+from oss_tools.machine.direct import PAGE
 from oss_tools.models import Checkpoint, Entry
 from oss_tools.models.checkpoint import chunks
 from oss_tools.models.stacks import ExpertLayer, expert_layers
