@@ -325,6 +325,12 @@ class Engine:
             self._run([(sequence, chunk)])
             yield from self._logits(np.arange(min(max(start - at, 0), len(chunk)), len(chunk)))
 
+    def extend(self, sequence: Sequence, tokens: list[int]) -> Iterator[np.ndarray]:
+        """Appends tokens, at most as many as one pass takes; the logits after each, a few rows at a time, float32 [n,
+        vocabulary], which the next overwrite."""
+        self._run([(sequence, tokens)])
+        yield from self._logits(np.arange(len(tokens)))
+
     def _logits(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """The logits at these rows of the last run, as many at a time as the backend gives."""
         for start in range(0, len(rows), self.backend.rows):
