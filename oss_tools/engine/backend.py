@@ -130,6 +130,11 @@ class Backend(ABC):
             if value is not None:
                 raise BadRequest(f"{option} is for the kernels on the CPU (--backend numba), not for {cls.name}")
 
+    @classmethod
+    def free_bytes(cls) -> int:
+        """Bytes that are free now in the memory that weights and caches are meant for."""
+        return memory.available_memory()
+
     @abstractmethod
     def open(self, capacity: int) -> Any:
         """A cache for one sequence of at most `capacity` positions."""

@@ -344,6 +344,10 @@ class CudaBackend(Backend):
             )
         return options
 
+    @classmethod
+    def free_bytes(cls) -> int:
+        return open_device().memory()[0]
+
     def open(self, capacity: int) -> Cache:
         cache = Cache(list(self.pools.values()), [[] for _ in self.pools])
         self.grow(cache, capacity)
