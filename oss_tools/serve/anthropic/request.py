@@ -131,19 +131,13 @@ class MessagesRequest(TokensRequest):
 def _schema(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind, name, about = tool.get("type") or "custom", tool.get("name"), tool.get("description") or ""
     if kind != "custom":
-        raise BadRequest(
-            f"{where}: tools of the type {kind!r} are not carried out here; leave it out"
-        )
+        raise BadRequest(f"{where}: tools of the type {kind!r} are not carried out here; leave it out")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise BadRequest(f"{where}.name is {name!r}; 1 to 128 letters, digits, dots, _ and - are wanted")
     if not isinstance(about, str) or not isinstance(tool.get("input_schema"), Mapping):
         raise BadRequest(f"{where}: a description in text and an input_schema are wanted")
-    return {
-        "name": name,
-        "description": about,
-        "parameters": tool["input_schema"],
-        **({"strict": True} if tool.get("strict") else {}),
-    }
+    strict = {"strict": True} if tool.get("strict") else {}
+    return {"name": name, "description": about, "parameters": tool["input_schema"], **strict}
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------
