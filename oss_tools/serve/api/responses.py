@@ -1,10 +1,13 @@
-"""POST /v1/responses, and what was stored by it: GET and DELETE /v1/responses/{id}, GET /v1/responses/{id}/input_items."""
+"""POST /v1/responses, and what was stored by it: GET and DELETE /v1/responses/{id}, GET /v1/responses/{id}/input_items.
+
+The same under /openresponses/v1, as Open Responses (https://www.openresponses.org) has it, which names two events otherwise.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +28,11 @@ from oss_tools.serve.responses.store import ResponseStore, Stored
 from oss_tools.serve.served import Served, State
 
 PAGE, MOST_IN_PAGE = 20, 100  # items
+OPENAI, OPEN_RESPONSES = "/v1/responses", "/openresponses/v1/responses"
+RENAMED = {
+    "response.reasoning_text.delta": "response.reasoning.delta",
+    "response.reasoning_text.done": "response.reasoning.done",
+}
 
 
 def routes(state: State) -> list[Route]:
@@ -34,7 +42,7 @@ def routes(state: State) -> list[Route]:
         sent = await read_json(request, state.settings, ResponseRequest)
         served = state.model(sent.model)
         prompt = await asyncio.to_thread(_prompt, sent, served, store)
-        making = _making(sent, served, prompt)
+        making = _making(sent, served, prompt, RENAMED if request.url.path == OPEN_RESPONSES else {})
         if sent.stream:
             events = _streamed(making, store)
             return await Events.opened(request, events, state.settings, lambda error: _failed(making, error))
@@ -72,14 +80,17 @@ def routes(state: State) -> list[Route]:
         stored(request)
         raise ApiError(400, "only a response of the background can be cancelled; closing the connection cancels others")
 
-    one = "/v1/responses/{number}"
     return [
-        Route("/v1/responses", create, methods=["POST"]),
-        Route("/v1/responses/input_tokens", count, methods=["POST"]),
-        Route(one, get, methods=["GET"]),
-        Route(one, delete, methods=["DELETE"]),
-        Route(f"{one}/input_items", input_items, methods=["GET"]),
-        Route(f"{one}/cancel", cancel, methods=["POST"]),
+        route
+        for all_ in (OPENAI, OPEN_RESPONSES)
+        for route in (
+            Route(all_, create, methods=["POST"]),
+            Route(f"{all_}/input_tokens", count, methods=["POST"]),
+            Route(f"{all_}/{{number}}", get, methods=["GET"]),
+            Route(f"{all_}/{{number}}", delete, methods=["DELETE"]),
+            Route(f"{all_}/{{number}}/input_items", input_items, methods=["GET"]),
+            Route(f"{all_}/{{number}}/cancel", cancel, methods=["POST"]),
+        )
     ]
 
 
@@ -92,10 +103,15 @@ class Making:
     events: ResponseEvents
     prompt: Prompt
     stored: bool
+    names: Mapping[str, str]  # of events -> how they are named on the wire
 
     def keep(self, store: ResponseStore) -> None:
         if self.stored:
             store.put(self.events.response, self.prompt.given, self.prompt.previous)
+
+    def sent(self, event: dict[str, Any]) -> str:
+        name = self.names.get(event["type"], event["type"])
+        return event_text({**event, "type": name}, name)
 
 
 def _prompt(sent: ResponseRequest, served: Served, store: ResponseStore) -> Prompt:
@@ -106,7 +122,7 @@ def _prompt(sent: ResponseRequest, served: Served, store: ResponseStore) -> Prom
     return prompt
 
 
-def _making(sent: ResponseRequest, served: Served, prompt: Prompt) -> Making:
+def _making(sent: ResponseRequest, served: Served, prompt: Prompt, names: Mapping[str, str]) -> Making:
     sampling = sent.sampling()
     asked = Asked(
         prompt.conversation,
@@ -126,7 +142,7 @@ def _making(sent: ResponseRequest, served: Served, prompt: Prompt) -> Making:
         logprobs=None if sent.logprobs is None else lambda tokens: token_logprobs(tuple(tokens), text),
         sealed=sent.sealed,
     )
-    return Making(served, asked, events, prompt, sent.stored)
+    return Making(served, asked, events, prompt, sent.stored, names)
 
 
 async def _whole(making: Making, store: ResponseStore) -> dict[str, Any]:
@@ -145,23 +161,19 @@ async def _streamed(making: Making, store: ResponseStore) -> AsyncIterator[str]:
             if not begun:
                 begun = True
                 for first in making.events.begin():
-                    yield _sent(first)
+                    yield making.sent(first)
             if event is None:
                 yield ": the model reads\n\n"
                 continue
             for following in making.events.take(event):
                 if isinstance(event, Ended) and "response" in following:
                     making.keep(store)
-                yield _sent(following)
-
-
-def _sent(event: dict[str, Any]) -> str:
-    return event_text(event, event["type"])
+                yield making.sent(following)
 
 
 def _failed(making: Making, error: ApiError) -> str:
     """What a client is told of an error in the middle of an answer."""
-    return "".join(map(_sent, making.events.fail(error.message)))
+    return "".join(map(making.sent, making.events.fail(error.message)))
 
 
 def _page(items: list[Item], query: dict[str, str]) -> dict[str, Any]:
