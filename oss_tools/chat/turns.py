@@ -136,8 +136,8 @@ def _jinja(
 
 
 def _thought(template: JinjaTemplate, grammars: Grammars, conversation: Conversation) -> dict[str, str]:
-    """Reasoning at the beginning of a turn, as the rule `thought`: what is left of it, if the prompt ends inside of it; nothing, if
-    the model has none."""
+    """Reasoning at the beginning of a turn, as the rule `thought`: what is left of it, if the prompt ends inside of it; nothing,
+    if the model has none."""
     end = template.render(conversation).rstrip()
     thoughts = template.marks.thoughts
     opened = next((mark for mark in thoughts if end.endswith(mark)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from oss_tools.chat.chat_template import ChatTemplate, chat_template
 from oss_tools.chat.completion import Completion
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.structured import Form, constraint_for, plain_constraint
-from oss_tools.engine.constraints import Grammars
+from oss_tools.engine.constraints import Constraint, Grammars
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from tests.chat.conversations import harmony_template
@@ -83,7 +84,7 @@ def test_an_answer_is_json_that_its_schema_allows(template: ChatTemplate, seed: 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_an_answer_matches_its_expression(template: ChatTemplate) -> None:
     said = walk(template, Conversation((Message("user", "When?"),)), 1, form=Form.regex(r"\d\d/(May|June)"))
-    assert said.final is not None and re.fullmatch(r"\d\d/(May|June)", said.final)
+    assert re.fullmatch(r"\d\d/(May|June)", said.final or "")
 
 
 @pytest.mark.parametrize("template", CALLING)
@@ -173,21 +174,24 @@ HOSTILE = {
 }
 
 
+def assert_refused(begin: Callable[[], Constraint]) -> None:
+    """Before the first token is chosen."""
+    with pytest.raises(BadRequest) as refused:
+        begin().mask(np.zeros(len(HARMONY.text.numbers()), np.float32))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_is_refused_in_one_line(name: str) -> None:
     grammars = Grammars(HARMONY.text, len(HARMONY.text.numbers()))
-    with pytest.raises(BadRequest) as refused:
-        constraint = plain_constraint(grammars, Form.json_schema(HOSTILE[name]))()
-        constraint.mask(np.zeros(len(HARMONY.text.numbers()), np.float32))
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+    assert_refused(lambda: plain_constraint(grammars, Form.json_schema(HOSTILE[name]))())
 
 
 @pytest.mark.parametrize("pattern", ["", "(", "a" * 20_000, "(?=a)", r"(a)\1", "((a{1000}){1000}){1000}", "[^\\s\\S]", 7])
 def test_a_hostile_expression_is_refused_in_one_line(pattern: Any) -> None:
     grammars = Grammars(HARMONY.text, len(HARMONY.text.numbers()))
-    with pytest.raises(BadRequest) as refused:
-        plain_constraint(grammars, Form.regex(pattern))().mask(np.zeros(len(HARMONY.text.numbers()), np.float32))
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+    assert_refused(lambda: plain_constraint(grammars, Form.regex(pattern))())
 
 
 def test_a_schema_s_own_options_for_the_library_are_left_out() -> None:
