@@ -15,7 +15,7 @@ from oss_tools.chat.chat_template import ChatTemplate
 from oss_tools.chat.messages import Conversation
 from oss_tools.chat.turns import ANSWER, Calls, turn
 from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
-from oss_tools.engine.constraints import Grammars, NewConstraint, Part
+from oss_tools.engine.constraints import Grammars, NewConstraint, Part, expression
 from oss_tools.errors import BadRequest
 
 MOST_VALUES = 20_000  # of a schema
@@ -71,9 +71,7 @@ class Form:
     def part(self) -> Part:
         """The answer as a part of a grammar."""
         if self.kind == "regex":
-            from llguidance import regex_to_lark
-
-            return Part(ANSWER, lark=f"start: /{regex_to_lark(self.pattern, use_ascii='dw')}/")
+            return Part(ANSWER, lark=f"start: {expression(self.pattern)}")
         return Part(ANSWER, schema=with_options(self.schema if self.kind == "json_schema" else {"type": "object"}))
 
 

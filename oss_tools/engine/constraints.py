@@ -63,6 +63,12 @@ class Part:
         return {"name": self.name, **({"lark_grammar": self.lark} if self.lark else {"json_schema": self.schema})}
 
 
+def expression(pattern: str) -> str:
+    """A regular expression in a grammar's text. Raises MissingPackage."""
+    with _library("the regular expression") as library:
+        return f"/{library.regex_to_lark(pattern, use_ascii='dw')}/"
+
+
 class Grammars:
     """Compiles grammars for a tokenizer.
 
