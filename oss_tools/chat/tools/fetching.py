@@ -216,27 +216,28 @@ class _Pinned(http.client.HTTPConnection):
         super().__init__(host, port, timeout=timeout)
         self._scheme, self._address = scheme, address
         self.aborted = False
+        self._live: socket.socket | None = None  # the library forgets it when an answer has begun
         if port == PORTS[scheme]:
             self.default_port = port  # not told in the header Host
 
     def connect(self) -> None:
         family, address = self._address
         plain = socket.socket(family, socket.SOCK_STREAM)
-        self.sock = plain
+        self.sock = self._live = plain
         plain.settimeout(self.timeout)
         plain.connect((address, self.port))
         if self._scheme == "https":
             context = ssl.create_default_context()
-            self.sock = context.wrap_socket(plain, server_hostname=self.host)
+            self.sock = self._live = context.wrap_socket(plain, server_hostname=self.host)
         if self.aborted:
             self.abort()
 
     def abort(self) -> None:
         """From another thread: whoever waits for this connection waits no more."""
         self.aborted = True
-        if self.sock is not None:
+        if self._live is not None:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                self._live.shutdown(socket.SHUT_RDWR)
 
 
 def _read(response: http.client.HTTPResponse, url: str) -> Answer:
