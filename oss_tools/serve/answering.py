@@ -59,6 +59,7 @@ class Ended:
         broken: what is wrong with it that makes it no answer; a protocol reports it, and sends the answer on as none. An answer
             that ran out of tokens is not broken.
         calls: those that the client is to carry out.
+        stopped_by: the stop string at which it ended.
     """
 
     completion: Completion
@@ -66,6 +67,7 @@ class Ended:
     usage: Finished
     broken: tuple[Finding, ...] = ()
     calls: tuple[ToolCall, ...] = ()
+    stopped_by: str | None = None
 
 
 Event = Piece | Ended
@@ -111,7 +113,7 @@ def _ended(reading: _Reading, usage: Finished, asked: Asked) -> Ended:
     elif usage.finish == "length":
         broken = tuple(finding for finding in broken if finding.problem not in CUT)
     calls = calls if asked.parallel_tool_calls else calls[:1]
-    return Ended(completion, "tool_calls" if calls else usage.finish, usage, broken, calls)
+    return Ended(completion, "tool_calls" if calls else usage.finish, usage, broken, calls, reading.stopped_by)
 
 
 class Stream:
@@ -163,6 +165,10 @@ class _Reading:
     @property
     def stopped(self) -> bool:
         return self._stop.stopped
+
+    @property
+    def stopped_by(self) -> str | None:
+        return self._stop.stopped_by
 
     def add(self, token: Token) -> list[Piece]:
         deltas = self._parser.add(token.id)
