@@ -90,6 +90,10 @@ class Text:
         """Every token's id, those of added tokens included."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token is inside of a text; see `Detokenizer.token_bytes`."""
+        return self._detokenizer.token_bytes(token)
+
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         """The text of tokens: what a stream of them gives in all."""
         return self._detokenizer.decode(tokens, skip_special)
