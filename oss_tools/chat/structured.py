@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from oss_tools.chat.chat_template import ChatTemplate
 from oss_tools.chat.messages import Conversation
-from oss_tools.chat.turns import ANSWER, Calls, turn
+from oss_tools.chat.turns import ANSWER, Calls, can_hold_calls, turn
 from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
 from oss_tools.engine.constraints import Grammars, NewConstraint, Part, expression
 from oss_tools.errors import BadRequest
@@ -80,6 +80,12 @@ def plain_constraint(grammars: Grammars, form: Form) -> NewConstraint:
     return grammars.compile((Part("text", lark=f"start: @{ANSWER}"), form.part()), form.name)
 
 
+def is_held(conversation: Conversation, form: Form | None, tool_choice: str) -> bool:
+    """Whether a turn is held to anything: an answer of a form, a call that must come or must not, a call by a strict schema."""
+    strict = any(tool.get("strict") is True for tool in conversation.tools)
+    return form is not None or (tool_choice != "auto" and (tool_choice != "none" or bool(conversation.tools))) or strict
+
+
 def constraint_for(
     template: ChatTemplate,
     grammars: Grammars,
@@ -91,7 +97,8 @@ def constraint_for(
     """What the assistant's next turn is held to; None if it may be anything.
 
     Args:
-        conversation: tools whose schema has a true `strict` are called with arguments that it allows, or not at all.
+        conversation: tools whose schema has a true `strict` are called with arguments that it allows, or not at all; where the
+            model does not write arguments as JSON they are called as they are.
         form: of the answer.
         tool_choice: "auto"; "none": no call; "required": a call; or the name of the tool that is to be called.
         parallel: whether a turn may have more than one call.
@@ -104,9 +111,13 @@ def constraint_for(
     strict = {name for name, tool in tools.items() if tool.get("strict") is True}
     if tool_choice == "required" and not tools:
         raise BadRequest("tool_choice 'required': no tools were given")
-    forced = tool_choice not in ("auto", "none")
-    if form is None and not forced and not (tools and tool_choice == "none") and not strict:
+    if not is_held(conversation, form, tool_choice):
         return None
+    forced = tool_choice not in ("auto", "none")
+    if strict and not forced and not can_hold_calls(template):
+        strict = set()
+        if form is None and tool_choice == "auto":
+            return None
     chosen = {"auto": list(tools), "none": [], "required": list(tools)}.get(tool_choice, [tool_choice])
     for name in chosen:
         if name in strict or forced:

@@ -21,6 +21,7 @@ from oss_tools.errors import BadCheckpoint, BadRequest
 
 ANSWER = "answer"  # the part that the answer's form is
 TEXT = "TEXT: /(?s:.*)/"  # no added token stands in it
+SOME = "SOME: /(?s:.+)/"
 PLAIN = r"PLAIN: /(?s:[^\s{\[].*)?/"  # the answer, where bare JSON is a call
 BLANK = r"BLANK: /[ \n\r\t]{1,4}/"
 PROBED = re.compile(rf'\{{\s*"{KEY}"\s*:\s*"{VALUES[0]}"\s*\}}')
@@ -50,6 +51,11 @@ def turn(
         return _harmony(template, grammars, conversation, answer, calls)
     assert isinstance(template, JinjaTemplate)
     return _jinja(template, grammars, conversation, answer, calls)
+
+
+def can_hold_calls(template: ChatTemplate) -> bool:
+    """Whether a call's arguments can be held to a schema."""
+    return not isinstance(template, JinjaTemplate) or _written_call(template) is not None
 
 
 def _arguments(calls: Calls) -> tuple[dict[str, str], list[Part]]:
@@ -111,7 +117,7 @@ def _jinja(
 ) -> list[Part]:
     arguments, parts = _arguments(calls)
     written = _written_call(template) if calls.held else None
-    if written is None and (calls.required or any(schema is not None for schema in calls.held.values())):
+    if written is None and calls.required:
         raise BadRequest(
             "calls cannot be held to a schema: this model's chat template does not write a call's arguments as JSON"
         )
@@ -126,13 +132,23 @@ def _jinja(
     calling = f"({' | '.join(names)})"
     repeated = f"{calling} (blank {calling})*" if calls.parallel else calling
     rules["last"] = calling if calls.required else f"final | {repeated}" if names else "final"
+    if calls.held and not names:
+        rules["last"] += " | free"
+        rules["free"] = _free_calls(template, grammars)
     if calls.required:
         del rules["final"]
-    terminals = [TEXT, BLANK] + ([PLAIN] if rules.get("final") == "PLAIN" else [])
+    terminals = [TEXT, SOME, BLANK] + ([PLAIN] if rules.get("final") == "PLAIN" else [])
     used = [*parts, *([answer] if answer and not calls.required else [])]
     if names and "TEXT" in arguments.values():
         used.append(Part("object", schema={"type": "object"}))
     return [_lark(rules, *terminals), *used]
+
+
+def _free_calls(template: JinjaTemplate, grammars: Grammars) -> str:
+    """Calls that are not looked into: a mark of the model's that begins them, then texts and its marks."""
+    begin = [grammars.literal(mark) for mark in template.marks.calls]
+    inside = [grammars.token(mark) for mark in template.marks.names if mark in grammars.names]
+    return f"({' | '.join(begin)}) ({' | '.join(dict.fromkeys(['SOME', *inside]))})*"
 
 
 def _thought(template: JinjaTemplate, grammars: Grammars, conversation: Conversation) -> dict[str, str]:

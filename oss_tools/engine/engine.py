@@ -414,6 +414,8 @@ class Engine:
         while waiting or live:
             live += self._admit([waiting.popleft() for _ in range(min(batch - len(live), len(waiting)))], held)
             yield from [(generation.index, token) for generation, token in self.advance(live)]
+            for failed in (generation.failed for generation in live if generation.failed):
+                raise failed
             live = [generation for generation in live if not generation.ended]
 
     def _admit(self, requests: list[tuple[int, Request]], held: list[Stem]) -> list[Generation]:
@@ -479,8 +481,8 @@ class Engine:
         others = [(g, row) for g, row in ready if g not in chosen]
         waiting = iter(others)
         for logits in self._logits(np.array([row for _, row in others], np.int64)):
-            chosen |= {g: g.choose(row) for row, (g, _) in zip(logits, waiting, strict=False)}
-        return [(g, chosen[g]) for g, _ in ready]
+            chosen |= {g: token for row, (g, _) in zip(logits, waiting, strict=False) if (token := g.choose(row))}
+        return [(g, chosen[g]) for g, _ in ready if g in chosen]
 
 
 class Generation:
@@ -492,6 +494,7 @@ class Generation:
         ahead: the tokens that the next passes are given.
         generated: how many tokens have been chosen.
         ended: whether the last one has.
+        failed: why there is no next token, though the text has not ended.
     """
 
     def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
@@ -507,6 +510,7 @@ class Generation:
         self.left = min(request.max_tokens, engine.context - len(request.tokens) + 1)
         self.generated = 0
         self.ended = False
+        self.failed: BadRequest | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -542,14 +546,19 @@ class Generation:
         self.sequence = engine.open(tokens, min(room, self.left))
         self.ahead = tokens[len(self.sequence.tokens) :]
 
-    def choose(self, logits: np.ndarray) -> Token:
-        """The next token from logits [vocabulary]; sets `ended` on the last one."""
+    def choose(self, logits: np.ndarray) -> Token | None:
+        """The next token from logits [vocabulary]; sets `ended` on the last one. None, and `failed`, if what the text is held to
+        lets no token come."""
         allowed = logits
-        if self.constraint:
-            allowed = logits.copy()
-            self.constraint.mask(allowed)
-        token = self.sampler(allowed)
-        return self.take(token, *self._logprobs(logits, token))
+        try:
+            if self.constraint:
+                allowed = logits.copy()
+                self.constraint.mask(allowed)
+            token = self.sampler(allowed)
+            return self.take(token, *self._logprobs(logits, token))
+        except BadRequest as error:
+            self.failed, self.ended = error, True
+            return None
 
     def take(self, token: int, logprob: float | None = None, top: tuple[tuple[int, float], ...] = ()) -> Token:
         """The token that was chosen, with its text."""

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from oss_tools.serve.answering import Asked, Ended, answer
 from oss_tools.serve.api.chat_completions import token_logprobs
+from oss_tools.serve.forms import form_of
 from oss_tools.serve.protocol import ApiError, Events, event_text, read_json, while_connected
 from oss_tools.serve.pulse import pulsed
 from oss_tools.serve.responses.events import ResponseEvents
@@ -132,6 +133,7 @@ def _making(sent: ResponseRequest, served: Served, prompt: Prompt, names: Mappin
         sent.logprobs,
         tool_choice=prompt.offer.choice,
         parallel_tool_calls=sent.parallel_tool_calls is not False,
+        form=form_of(sent.text.format if sent.text else None, "text.format"),
     )
     text = served.speaker.text
     head = sent.head(new_id("resp"), int(time.time()), served.name, prompt.offer, prompt.conversation.effort, sampling)
