@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ import httpx
 import pytest
 from serving import Running
 
+from oss_tools.serve.protocol import Events, event_text
 from oss_tools.serve.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -126,26 +127,31 @@ def test_a_full_queue_says_when_to_come_again(scripted: Callable[..., Running]) 
     assert answers[0].json()["choices"][0]["message"]["content"] == "Yes."
 
 
-def test_who_does_not_read_is_let_go(scripted: Callable[..., Running]) -> None:
-    """Its answer waits in the socket's buffers until they are full, then for as long as the settings say."""
-    server = scripted(ENDLESS * 30, settings=Settings(port=0, send_seconds=0.3))
-    host, port = server.address.removeprefix("http://").split(":")
-    body = json.dumps(ask(stream=True, logprobs=True, top_logprobs=20)).encode()
-    deaf = socket.socket()
-    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    deaf.connect((host, int(port)))
-    deaf.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s" % (CHAT.encode(), len(body), body))
-    scheduler = server.models["scripted"].scheduler
-    until(lambda: scheduler.stats.first_tokens == 1)
-    with server.client() as client:
-        assert client.post(CHAT, json=ask(max_tokens=5)).status_code == 200  # others go on meanwhile
-    until(lambda: scheduler.stats.running == 0)
-    deaf.settimeout(60)
-    received = b""
-    while part := deaf.recv(1 << 16):
-        received += part
-    deaf.close()
-    assert not received.endswith(b"0\r\n\r\n")
+@pytest.mark.parametrize("goes", [True, False])
+def test_who_does_not_take_an_answer_is_let_go(goes: bool) -> None:
+    """Whether the connection ends, or stands and nobody reads: then for as long as the settings say."""
+    closed = []
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield event_text("more")
+        finally:
+            closed.append(True)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # the socket's buffers are full
+
+    async def receive() -> Any:
+        if not goes:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    settings = Settings(send_seconds=3600 if goes else 0.01)
+    answer = Events(events(), settings, lambda error: event_text(error.message))
+    asyncio.run(asyncio.wait_for(answer({"type": "http"}, receive, send), 60))
+    assert closed or goes  # an iterator that was never asked has nothing to close
 
 
 def test_unknown_addresses_and_methods(server: Running) -> None:
