@@ -55,3 +55,17 @@ class Unreachable(OssToolsError):
     """A server that does not answer, refuses to go on, or breaks off again and again. Exit status 3."""
 
     exit_status = 3
+
+
+class Busy(OssToolsError):
+    """More is asked for at once than is taken on; later it will be. Exit status 3.
+
+    Attributes:
+        retry_after: seconds after which another try makes sense.
+    """
+
+    exit_status = 3
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

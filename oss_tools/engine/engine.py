@@ -387,17 +387,15 @@ class Engine:
         """The tokens of several requests as they come, each with its request's index; up to `batch` requests share each
         pass over the weights, and a request that ends makes room for the next."""
         for request in requests:
-            self._check(request.tokens)
-            if request.max_tokens < 1:
-                raise BadRequest(f"max_tokens is {request.max_tokens}, at least 1 is needed")
-        waiting, live, held = deque(enumerate(requests)), list[_Generation](), list[Stem]()
+            self.check(request)
+        waiting, live, held = deque(enumerate(requests)), list[Generation](), list[Stem]()
         batch = max(min(batch, self.backend.sequences), 1)
         while waiting or live:
             live += self._admit([waiting.popleft() for _ in range(min(batch - len(live), len(waiting)))], held)
-            yield from self._generate_one(live)
+            yield from [(generation.index, token) for generation, token in self.advance(live)]
             live = [generation for generation in live if not generation.ended]
 
-    def _admit(self, requests: list[tuple[int, Request]], held: list[Stem]) -> list[_Generation]:
+    def _admit(self, requests: list[tuple[int, Request]], held: list[Stem]) -> list[Generation]:
         """Opens a sequence for each request; what several begin with is computed once, and now. `held`: the last stem that was
         found and its parents, which a request that comes alone may begin with."""
         stems = self._share([request.tokens[:-1] for _, request in requests])
@@ -407,15 +405,33 @@ class Engine:
                 held[:] = stem.line()
             begun = next((s for s in held if request.tokens[:-1][: len(s.tokens)] == s.tokens), None)
             sequence = self._begin(request.tokens, request.max_tokens, len(request.tokens) - 1, begun)
-            admitted.append(_Generation(self, index, request, sequence))
+            admitted.append(Generation(self, index, request, sequence))
         return admitted
 
-    def _generate_one(self, live: list[_Generation]) -> list[tuple[int, Token]]:
+    def begin(self, request: Request, index: int = 0, room: int | None = None) -> Generation:
+        """A request to be worked on by `advance`, with as much of its prompt as the prefix cache has. `room`: how many tokens to
+        make room for at first; None for all that it may generate. Raises BadRequest."""
+        self.check(request)
+        wanted = request.max_tokens if room is None else min(room, request.max_tokens)
+        return Generation(self, index, request, self.open(request.tokens, wanted))
+
+    def check(self, request: Request) -> None:
+        """Raises BadRequest if this cannot be asked of the model."""
+        self._check(request.tokens)
+        if request.max_tokens < 1:
+            raise BadRequest(f"max_tokens is {request.max_tokens}, at least 1 is needed")
+
+    def advance(self, live: list[Generation], shares: list[int] | None = None) -> list[tuple[Generation, Token]]:
         """One pass: the last token of every sequence that generates, and as much as fits of the prompts of those that do not
-        yet. Returns a token of each whose prompt is complete."""
+        yet. Returns a token of each whose prompt is complete.
+
+        Args:
+            live: at most as many as the backend takes in one pass.
+            shares: how many tokens of each the pass takes at most; None gives the first all they have.
+        """
         parts, rows, ready, room = [], [], [], self.backend.chunk
-        for generation in live:
-            if part := generation.ahead[:room]:
+        for i, generation in enumerate(live):
+            if part := generation.ahead[: room if shares is None else min(room, shares[i])]:
                 parts.append((generation.sequence, part))
                 room -= len(part)
                 if len(part) == len(generation.ahead):
@@ -423,30 +439,39 @@ class Engine:
                     rows.append(self.backend.chunk - room - 1)
                 del generation.ahead[: len(part)]
         self._run(parts)
-        chosen: list[tuple[int, Token]] = []
-        if all(g.is_greedy or (g.is_drawn and self.backend.draws) for g in ready):  # a GPU does not send the logits
-            for at in range(0, len(rows), self.backend.rows):
-                found = self._choose(
-                    ready[at : at + self.backend.rows], np.array(rows[at : at + self.backend.rows], np.int64)
-                )
-                chosen += [(g.index, g.take(int(t))) for g, t in zip(ready[at:], found, strict=False)]
-            rows = []
-        for logits in self._logits(np.array(rows, np.int64)):
-            chosen += [(g.index, g.choose(row)) for g, row in zip(ready[len(chosen) :], logits, strict=False)]
+        chosen = self._choose(list(zip(ready, rows, strict=True)))
         for generation in ready:
             if generation.ended or generation.generated == 1:  # the prompt is known now, or the whole text
                 self.save(generation.sequence)
         return chosen
 
-    def _choose(self, ready: list[_Generation], rows: np.ndarray) -> np.ndarray:
-        """The next token of each, chosen by the backend."""
-        if all(g.is_greedy for g in ready):
-            return self.backend.likeliest(rows)
-        return self.backend.drawn(rows, [g.draw for g in ready])
+    def _choose(self, ready: list[tuple[Generation, int]]) -> list[tuple[Generation, Token]]:
+        """The next token of each, after its row of the last pass. What a token is drawn by does not depend on the others."""
+        chosen: dict[Generation, Token] = {}
+        here = [(g, row) for g, row in ready if g.is_greedy or (g.is_drawn and self.backend.draws)]
+        for at in range(0, len(here), self.backend.rows):  # a GPU does not send the logits of these
+            some = here[at : at + self.backend.rows]
+            rows = np.array([row for _, row in some], np.int64)
+            greedy = all(g.is_greedy for g, _ in some)
+            found = self.backend.likeliest(rows) if greedy else self.backend.drawn(rows, [g.draw for g, _ in some])
+            chosen |= {g: g.take(int(token)) for (g, _), token in zip(some, found, strict=True)}
+        others = [(g, row) for g, row in ready if g not in chosen]
+        waiting = iter(others)
+        for logits in self._logits(np.array([row for _, row in others], np.int64)):
+            chosen |= {g: g.choose(row) for row, (g, _) in zip(logits, waiting, strict=False)}
+        return [(g, chosen[g]) for g, _ in ready]
 
 
-class _Generation:
-    """A request being worked on."""
+class Generation:
+    """A request being worked on.
+
+    Attributes:
+        index: which of several requests this is.
+        sequence: what has been computed of it.
+        ahead: the tokens that the next passes are given.
+        generated: how many tokens have been chosen.
+        ended: whether the last one has.
+    """
 
     def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
         self.index, self.request, self.sequence = index, request, sequence
@@ -477,6 +502,18 @@ class _Generation:
     @property
     def draw(self) -> Draw:
         return Draw(self.request.sampling.temperature, self.seed, len(self.sequence.tokens) - 1)
+
+    def suspend(self, engine: Engine) -> None:
+        """Gives the keys and values up, but for what the prefix cache keeps of them, until `resume`."""
+        engine.save(self.sequence)
+        self.ahead = self.sequence.tokens + self.ahead
+        self.sequence = Sequence(None, 0)
+
+    def resume(self, engine: Engine, room: int) -> None:
+        """Goes on after `suspend`: what is no longer known is computed again."""
+        tokens = self.ahead
+        self.sequence = engine.open(tokens, min(room, self.left))
+        self.ahead = tokens[len(self.sequence.tokens) :]
 
     def choose(self, logits: np.ndarray) -> Token:
         """The next token from logits [vocabulary]; sets `ended` on the last one."""

@@ -1,0 +1,1 @@
+"""One file per API. Each has `routes(state) -> list[Route]`."""
