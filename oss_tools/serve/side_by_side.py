@@ -23,7 +23,7 @@ from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from oss_tools.measure.fidelity import common_rows, measure_rows
 from oss_tools.measure.machine import machine, versions
-from oss_tools.report.side_by_side import KIND, SCHEMA
+from oss_tools.report.side_by_side import KIND, SCHEMA, parted
 from oss_tools.serve.answering import Asked, stream
 from oss_tools.serve.served import Served
 
@@ -60,7 +60,7 @@ async def side_by_side(pair: Pair, asked: Asked, messages: Sequence[dict[str, An
         asked: with a seed; of the rest, the conversation, the sampling and the most tokens are heeded.
         messages: the conversation as the client sent it, for the record.
 
-    Raises BadRequest if the two have other tokenizers, what `stream` raises, and BadRequest where a model's logits are no numbers.
+    Raises BadRequest if the two have other tokenizers, or the logits of one are no numbers, and what `stream` raises.
     """
     first, second = pair
     rows = await asyncio.to_thread(common_rows, first.engine, second.engine)
@@ -159,13 +159,14 @@ class _Reader:
     def _begin(self, engine: Engine) -> bool:
         if self._live is None:
             self._live = engine.open(self._tokens, reuse=self._known)
+            self._live.kept = False  # nobody asks for what follows
         at = len(self._live.tokens)
         if at < self._known:
             engine.prefill(self._live, self._tokens[at : min(at + STEP, self._known)])
         return len(self._live.tokens) < self._known
 
     def _read(self, engine: Engine, start: int, stop: int) -> np.ndarray:
-        assert self._live and len(self._live.tokens) == start
+        assert self._live
         return np.concatenate([rows.copy() for rows in engine.append(self._live, self._tokens[start:stop])])
 
 
@@ -210,13 +211,6 @@ def _likeliest(logits: np.ndarray, text: Text) -> list[tuple[str, float, int]]:
     return [(text.decode([int(n)], skip_special=False), float(np.exp(wide[n]) / total), int(n)) for n in few]
 
 
-def parted(one: Sequence[int], two: Sequence[int]) -> int | None:
-    """The first place at which two answers differ: where the shorter ends, if it is the longer one's beginning; None if they are
-    the same."""
-    place = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-    return None if list(one) == list(two) else place
-
-
 def _record(answers: list[Answer], asked: Asked, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The case, as `oss-tools report` reads it."""
     return {
@@ -225,7 +219,7 @@ def _record(answers: list[Answer], asked: Asked, messages: Sequence[dict[str, An
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "messages": list(messages),
         "sampling": {**asdict(asked.sampling), "max_tokens": asked.max_tokens, "effort": asked.conversation.effort},
-        "parted": parted(answers[0].tokens, answers[1].tokens),
+        "parted": parted(*(tuple(answer.tokens) for answer in answers)),
         "answers": [_answer_record(answer) for answer in answers],
         "machine": machine(),
         "versions": versions("numpy", "numba", "tokenizers"),

@@ -95,9 +95,7 @@ def routes(state: State) -> list[Route]:
                 async for name, event in found:
                     yield event_text(event, name)
 
-        return await Events.opened(
-            request, events(), state.settings, lambda error: event_text(openai_error(error), "error")
-        )
+        return await Events.opened(request, events(), state.settings, lambda error: event_text(openai_error(error), "error"))
 
     return [
         Route("/", page),
@@ -145,5 +143,3 @@ def raw(template: ChatTemplate, conversation: Conversation) -> tuple[list[tuple[
         if token is not None:
             found.append((names[token], True))
     return found, len(tokens)
-
-
