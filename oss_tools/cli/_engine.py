@@ -18,6 +18,7 @@ from oss_tools.cli._output import Compiling, progress, remark, remark_reading
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
     from oss_tools.engine.engine import Engine
+    from oss_tools.models import Checkpoint
 
 Model = Annotated[
     Path,
@@ -65,9 +66,10 @@ def loaded(
     quiet: bool = False,
     check: Callable[[Metadata], None] | None = None,
     hint: bool = False,
+    context_for: Callable[[Checkpoint, str], int] | None = None,
 ) -> Iterator[Engine]:
     """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read. `hint`: on a
-    terminal, says what a run-ready file would save."""
+    terminal, says what a run-ready file would save. `context_for`: chooses the context for a checkpoint and a backend."""
     from oss_tools.engine.backend import backend_for
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
@@ -95,7 +97,7 @@ def loaded(
             checkpoint,
             backend=backend,
             threads=threads,
-            context=context,
+            context=context_for(checkpoint, backend) if context_for else context,
             activations=activations,
             load=load,
             check=examine,

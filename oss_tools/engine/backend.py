@@ -108,6 +108,11 @@ class Backend(ABC):
         each = cls.position_bytes(checkpoint.architecture, options)
         memory.require(cls.weight_bytes(checkpoint, options), each * options.context, options.context, each)
 
+    @classmethod
+    def free_bytes(cls) -> int:
+        """Bytes that are free now in the memory that weights and caches are meant for."""
+        return memory.available_memory()
+
     @abstractmethod
     def open(self, capacity: int) -> Any:
         """A cache for one sequence of at most `capacity` positions."""

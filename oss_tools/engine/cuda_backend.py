@@ -342,6 +342,10 @@ class CudaBackend(Backend):
                 f"requantize to fewer bits, or use --device cpu"
             )
 
+    @classmethod
+    def free_bytes(cls) -> int:
+        return open_device().memory()[0]
+
     def open(self, capacity: int) -> Cache:
         cache = Cache(list(self.pools.values()), [[] for _ in self.pools])
         self.grow(cache, capacity)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -62,19 +65,22 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals end the server, and no more: whoever called it goes on behind it. A second Ctrl-C does not wait for answers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
 
 def serve(
     models: dict[str, Served], settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None
 ) -> None:
     """Serves until a signal (Ctrl-C, SIGTERM) ends it: running answers have some seconds to end, then they are cancelled."""
-    try:
-        Server(models, settings, ready).run([listening])
-    finally:
-        close(models.values())
-
-
-def close(models: Iterable[Served]) -> None:
-    """Ends the models' threads, and the models."""
-    for served in models:
-        served.scheduler.close()
-        served.engine.close()
+    Server(models, settings, ready).run([listening])

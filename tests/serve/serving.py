@@ -11,7 +11,7 @@ import httpx
 
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.scheduling import Turns
-from oss_tools.serve.running import Server, address_of, close, listen
+from oss_tools.serve.running import Server, address_of, listen
 from oss_tools.serve.served import Served
 from oss_tools.serve.settings import Settings
 
@@ -49,5 +49,7 @@ def running(engines: dict[str, Engine], settings: Settings | None = None) -> Ite
     finally:
         server.should_exit = True
         thread.join(60)
-        close(models.values())
+        for served in models.values():
+            served.scheduler.close()
+            served.engine.close()
         listening.close()

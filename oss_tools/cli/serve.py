@@ -1,0 +1,172 @@
+"""Serve models over HTTP, as OpenAI's and Anthropic's clients expect it.
+
+The server listens on this machine alone unless --host says otherwise, which needs a key. What it prints when it is ready is its
+address: a page to talk with the models, and under /v1 the APIs: chat/completions, completions, responses, messages, models.
+Requests share each pass over the weights; a request gets the tokens that `generate` would give it. Ctrl-C ends the server.
+
+MODEL may be NAME=PATH, to serve a checkpoint under a name of your choice.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oss_tools.cli._engine import Activations, BackendName, Device, Load, Threads, loaded
+from oss_tools.cli._options import QuietFlag, model_path
+from oss_tools.cli._output import remark
+
+if TYPE_CHECKING:
+    from oss_tools.checkpoints import Metadata
+    from oss_tools.engine.engine import Engine
+    from oss_tools.engine.room import Room
+    from oss_tools.models import Checkpoint
+    from oss_tools.serve.settings import Settings
+
+EXAMPLES = """
+oss-tools serve tiny
+oss-tools serve gpt-oss-20b/ --context 65536 --parallel 4
+oss-tools serve small=gpt-oss-20b-q4.gguf large=gpt-oss-20b/ --port 0
+oss-tools serve model.gguf --host 0.0.0.0 --api-key-file key.txt
+"""
+
+PACKAGES = ("starlette", "uvicorn", "pydantic")
+NOTHING = ("", ".", "..")
+MOST_KEY = 4096  # bytes of a file that holds a key
+
+
+def run(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Checkpoints' paths, downloaded owner/name, or tiny; or NAME=MODEL."),
+    ],
+    host: Annotated[str, typer.Option("--host", help="Where to listen; other machines need --api-key-file.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Holds the key that clients must send.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", metavar="URL", help="Pages of this site may call the server; may be repeated."),
+    ] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="The most requests that share a pass.")] = 8,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="The most that wait; more are told to come again.")] = 64,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", min=1, help="The most positions of a sequence. [default: what fits]", show_default=False),
+    ] = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    backend: BackendName = "numba",
+    activations: Activations = "int8",
+    load: Load = "mapped",
+    quiet: QuietFlag = False,
+) -> None:
+    require_packages()
+    from oss_tools.engine.scheduling import Turns
+    from oss_tools.serve.running import address_of, listen, serve
+    from oss_tools.serve.served import Served
+    from oss_tools.serve.settings import Settings
+
+    key = read_key(api_key_file) if api_key_file else None
+    settings = Settings(host, port, key, tuple(allow_origin or ()), parallel, queue)
+    paths = named(models)
+    listening = listen(settings)
+    options = {"device": device, "backend": backend, "activations": activations, "load": load}
+    served: dict[str, Served] = {}
+    turns = Turns()
+    with listening, ExitStack() as stack:
+        for number, (name, path) in enumerate(paths.items()):
+            fitting = Fitting(settings, context, len(paths) - number, activations, threads, load)
+            engine = stack.enter_context(
+                loaded(path, **options, threads=threads, quiet=quiet, check=has_tokenizer, context_for=fitting)  # type: ignore[arg-type]
+            )
+            served[name] = Served.of(name, engine, settings, turns, fitting.room.positions)
+            stack.callback(served[name].scheduler.close)
+            if not quiet:
+                remark(about(name, engine, served[name].template is not None))
+        serve(
+            served, settings, listening, lambda: print(f"serving {', '.join(served)} at {address_of(listening)}", flush=True)
+        )
+
+
+class Fitting:
+    """Chooses the context of a model, and keeps what it found.
+
+    Attributes:
+        room: what there is room for.
+    """
+
+    room: Room
+
+    def __init__(
+        self, settings: Settings, context: int | None, models: int, activations: str, threads: int, load: str
+    ) -> None:
+        self._settings, self._context, self._models = settings, context, models
+        self._activations, self._threads, self._load = activations, threads, load
+
+    def __call__(self, checkpoint: Checkpoint, backend: str) -> int:
+        from oss_tools.engine.backend import Options
+        from oss_tools.engine.room import room_for
+
+        options = Options(self._threads, self._activations, load=self._load)
+        self.room = room_for(checkpoint, backend, options, self._settings.parallel, self._context, self._models)
+        return self.room.context
+
+
+def require_packages() -> None:
+    """Raises MissingPackage where the server's packages are not installed."""
+    from oss_tools.errors import MissingPackage
+
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise MissingPackage(f"the server needs {', '.join(missing)}: pip install 'oss-tools[serve]'")
+
+
+def read_key(path: Path) -> str:
+    """The key in a file. Raises BadRequest if there is none."""
+    from oss_tools.checkpoints.files import read_text
+    from oss_tools.errors import BadRequest
+
+    key = read_text(path, MOST_KEY).strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise BadRequest(f"{path}: a key is one word of ASCII characters; make one with: openssl rand -hex 24")
+    return key
+
+
+def named(models: list[str]) -> dict[str, Path]:
+    """The checkpoints by the names under which they are served. Raises BadRequest for two of one name, BadSource."""
+    from oss_tools.errors import BadRequest
+
+    found: dict[str, Path] = {}
+    for text in models:
+        name, given, rest = text.partition("=")
+        if not given or Path(text).exists():
+            name, rest = name_of(text), text
+        if not name or name in found:
+            raise BadRequest(f"two models are named {name!r}: say which is which with NAME={rest}")
+        found[name] = model_path(rest)
+    return found
+
+
+def name_of(text: str) -> str:
+    """The name of a model that has been given none: the end of its path."""
+    path = Path(text)
+    return (path.resolve() if path.name in NOTHING else path).name.removesuffix(".gguf").removesuffix(".ready")
+
+
+def has_tokenizer(metadata: Metadata) -> None:
+    """Raises BadCheckpoint for a model whose texts cannot be read."""
+    from oss_tools.engine.text import Text
+
+    if metadata.tokenizer is None:
+        Text(metadata)
+
+
+def about(name: str, engine: Engine, speaks: bool) -> str:
+    """A model in a line."""
+    how = "" if speaks else "; it has no chat template and continues texts only"
+    return f"{name}: a context of {engine.context} tokens{how}"
