@@ -84,12 +84,15 @@ class Said:
     def sums(self) -> list[tuple[str, str]]:
         """What is written under an answer."""
         n = len(self.tokens)
+        rate = [("tokens per second", format_number(self.rate))] if self.rate else []
         return [
             ("KL divergence, sum", f"{format_number(math.fsum(self.kld))} nats"),
             ("per token", format_number(math.fsum(self.kld) / n)),
             ("largest", format_number(max(self.kld))),
             ("same likeliest token", f"{100 * sum(self.same_top) / n:.1f} %"),
             ("tokens", str(n)),
+            ("first token", f"{format_number(1000 * self.time_to_first_token)} ms"),
+            *rate,
         ]
 
     def runs(self) -> Iterator[tuple[str, list[tuple[int, str, int, str]]]]:
@@ -182,8 +185,8 @@ def _said(answer: Node) -> Said:
 
 
 def sheet_of_case(case: Case) -> Sheet:
-    """The figures of a case: the other model's divergence from the base over the base's answer, and the speed of both, which
-    answered at the same time."""
+    """The figures of a case: the other model's divergence from the base over the base's answer. Speeds of models that answered at
+    the same time are none."""
     base, _ = case.answers
     on = hashlib.sha256(repr((case.question, base.tokens)).encode()).hexdigest()
     models = []
@@ -193,10 +196,6 @@ def sheet_of_case(case: Case) -> Sheet:
             figures["kld.mean"] = Figure(Interval(math.fsum(base.kld) / len(base.kld)), on)
             figures["kld.max"] = Figure(Interval(max(base.kld)), on)
             figures["same_top"] = Figure(Interval(sum(base.same_top) / len(base.same_top)), on)
-        machine = f"{case.machine.get('cpu') or ''}, {len(said.tokens)} tokens, side by side"
-        figures["time_to_first_token"] = Figure(Interval(said.time_to_first_token), machine)
-        if said.rate:
-            figures["tokens_per_second"] = Figure(Interval(said.rate), machine)
         models.append(Model(said.model, figures, is_base=said is base))
     environment = {"run": {"created": case.created}, "machine": case.machine, "settings": case.sampling}
     title = " ".join(case.question.split()) or "a conversation"

@@ -24,7 +24,7 @@ from oss_tools.errors import BadRequest
 from oss_tools.measure.fidelity import common_rows, measure_rows
 from oss_tools.measure.machine import machine, versions
 from oss_tools.report.side_by_side import KIND, SCHEMA, parted
-from oss_tools.serve.answering import Asked, stream
+from oss_tools.serve.answering import Asked, Stream
 from oss_tools.serve.served import Served
 
 MOST_TOKENS = 4096  # of an answer
@@ -60,7 +60,7 @@ async def side_by_side(pair: Pair, asked: Asked, messages: Sequence[dict[str, An
         asked: with a seed; of the rest, the conversation, the sampling and the most tokens are heeded.
         messages: the conversation as the client sent it, for the record.
 
-    Raises BadRequest if the two have other tokenizers, or the logits of one are no numbers, and what `stream` raises.
+    Raises BadRequest if the two have other tokenizers, or the logits of one are no numbers, and what a scheduler raises.
     """
     first, second = pair
     rows = await asyncio.to_thread(common_rows, first.engine, second.engine)
@@ -96,7 +96,7 @@ async def _both(pair: Pair, request: Request) -> AsyncIterator[tuple[int, Token 
 
     async def pass_on(side: int) -> None:
         try:
-            async with aclosing(stream(pair[side].scheduler, request)) as events:
+            async with aclosing(Stream(pair[side].scheduler, request)) as events:
                 async for event in events:
                     await queue.put((side, event))
         except Exception as error:  # it is raised where the events are awaited

@@ -1,11 +1,12 @@
 // One of two answers: its tokens coloured by divergence, a strip of all of them, the sums.
 
-import { drawn, element, figure } from "./dom.js";
+import { drawn, element, figure, time } from "./dom.js";
 
 /** Where the levels of colour begin, in nats of KL divergence. */
 export const STEPS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3];
 export const level = (kld) => STEPS.filter((step) => kld >= step).length;
 const HEIGHT = 40;
+const WHITE = { " ": "space" };
 const CHANNELS = { analysis: "reasoning", commentary: "a call", final: "the answer" };
 
 export class AnswerView {
@@ -19,7 +20,7 @@ export class AnswerView {
     this.strip = drawn("svg", { class: "strip", preserveAspectRatio: "none", "aria-hidden": "true" });
     this.list = element("div", { class: "tokens", role: "listbox", tabindex: "0", "aria-label": `Tokens of ${name}` });
     this.sums = element("dl", { class: "sums", hidden: true });
-    this.node = element("section", { class: "pane", "aria-label": name }, element("header", {}, element("h3", {}, name), this.stats), this.strip, this.list, this.sums);
+    this.node = element("section", { class: "pane", "aria-label": name }, element("header", {}, element("h2", {}, name), this.stats), this.strip, this.list, this.sums);
     this.list.addEventListener("click", (event) => this.point(event.target.closest(".token")));
     this.list.addEventListener("keydown", (event) => this.key(event));
     this.strip.addEventListener("click", (event) => {
@@ -35,7 +36,7 @@ export class AnswerView {
       this.list.append(this.run.node);
     }
     const text = token.text.replaceAll("\n", "↵\n") || "␀";
-    const node = element("span", { class: token.special ? "token special" : "token", role: "option", "aria-selected": "false" }, text);
+    const node = element("span", { class: token.special ? "token special" : "token", role: "option", "aria-selected": "false", "aria-label": text.trim() ? null : WHITE[text] ?? "white space" }, text);
     node.dataset.index = this.tokens.length;
     this.tokens.push({ ...token, node });
     this.run.node.append(node);
@@ -77,7 +78,7 @@ export class AnswerView {
 
   end({ tokens, seconds, time_to_first_token: first, finish }) {
     const rate = tokens > 1 && seconds > first ? `${figure((tokens - 1) / (seconds - first))} tokens/s` : null;
-    this.stats.textContent = [rate, `first token ${figure(first)} s`, `${tokens} tokens`, finish === "length" ? "cut off" : null].filter(Boolean).join(" · ");
+    this.stats.textContent = [rate, `first token ${time(first)}`, `${tokens} tokens`, finish === "length" ? "cut off" : null].filter(Boolean).join(" · ");
   }
 
   sum({ kld_sum, kld_mean, kld_max, same_top }) {

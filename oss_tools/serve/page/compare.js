@@ -107,7 +107,7 @@ export class Compare {
     this.legend.replaceChildren(element("span", {}, "KL divergence under the other model, nats"), element("span", { class: "scale" }, scale), element("span", {}, `seed ${record.sampling.seed}`), button);
     this.legend.hidden = false;
     announce(this.parted.textContent);
-    this.views[0].go(place === null ? 0 : Math.min(place, one.tokens.length - 1));
+    if (matchMedia("(min-width: 801px)").matches) this.views[0].go(place === null ? 0 : Math.min(place, one.tokens.length - 1));
   }
 
   /** Shows a token's figures, and its twin in the other answer while both are the same. */
@@ -122,7 +122,7 @@ export class Compare {
     const table = (name, rows) => element("table", {}, element("caption", {}, name), element("tbody", {},
       rows.map(([text, p, id]) => element("tr", { class: id === token.id ? "came" : null }, element("th", { scope: "row" }, visible(text)), element("td", {}, share(Math.log(p)))))));
     this.detail.replaceChildren(
-      element("div", {}, element("b", {}, visible(token.text)),
+      element("div", {}, element("button", { type: "button", "aria-label": "Close", onclick: () => { this.detail.hidden = true; } }, "✕"), element("b", {}, visible(token.text)),
         element("p", {}, `token ${place + 1} of ${view.tokens.length}, number ${token.id}`),
         element("p", {}, `KL ${figure(token.kld)} nats; ${view.name} gave it ${share(token.logprob)}, ${other.name} ${share(token.other_logprob)}`)),
       table(view.name, token.top), table(other.name, token.other_top));

@@ -45,6 +45,9 @@ export function announce(text) {
   byId("said").textContent = text;
 }
 
+/** Seconds as people read them. */
+export const time = (seconds) => (seconds < 1 ? `${figure(1000 * seconds)} ms` : `${figure(seconds)} s`);
+
 /** A number as people read it: three digits. */
 export function figure(value) {
   if (!Number.isFinite(value)) return "–";

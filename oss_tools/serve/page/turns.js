@@ -1,6 +1,6 @@
 // How turns look: what a person said, what the model thought, called and answered.
 
-import { byId, element, figure } from "./dom.js";
+import { byId, element, figure, time } from "./dom.js";
 import { Prose } from "./markdown.js";
 
 /** A button among a turn's acts. */
@@ -17,7 +17,7 @@ function branches(all, turn, go) {
 /** A user's turn. `does`: edit, go. */
 export function userTurn(turn, all, does) {
   return element("li", { class: "turn user", "data-turn": turn.id },
-    element("h3", { class: "hidden" }, "You"),
+    element("h2", { class: "hidden" }, "You"),
     element("div", { class: "said" }, turn.text),
     element("div", { class: "acts" }, branches(all, turn, does.go), act("Edit", "Ask otherwise, in a new branch (e)", () => does.edit(turn))));
 }
@@ -43,7 +43,7 @@ export class AssistantTurn {
     this.rounds = [];
     this.body = element("div");
     this.foot = element("div", { class: "acts" });
-    this.node = element("li", { class: "turn assistant", "data-turn": turn.id }, element("h3", { class: "hidden" }, turn.model || "Assistant"), this.body, this.foot);
+    this.node = element("li", { class: "turn assistant", "data-turn": turn.id }, element("h2", { class: "hidden" }, turn.model || "Assistant"), this.body, this.foot);
     this.update();
   }
 
@@ -67,7 +67,7 @@ export class AssistantTurn {
     const { stats } = this.turn;
     const parts = stats ? [
       stats.rate ? `${figure(stats.rate)} tokens/s` : null,
-      stats.first !== undefined ? `first token ${figure(stats.first)} s` : null,
+      stats.first !== undefined ? `first token ${time(stats.first)}` : null,
       stats.tokens ? `${stats.tokens} tokens` : null,
     ].filter(Boolean) : [];
     const answer = this.turn.rounds.map((round) => round.text).filter(Boolean).join("\n\n");
@@ -143,9 +143,11 @@ function pretty(text) {
   } catch { return text; }
 }
 
+const ENDS = new Set(["<|end|>", "<|call|>", "<|return|>"]);
+
 /** Shows pieces of a raw text, [text, special], in the dialog. */
 export function showRaw({ pieces, tokens }) {
   byId("raw-facts").textContent = `${tokens} tokens. Marked: special tokens, which no text can spell.`;
-  byId("raw-text").replaceChildren(...pieces.map(([text, special]) => (special ? element("b", {}, text) : text)));
+  byId("raw-text").replaceChildren(...pieces.flatMap(([text, special]) => (special ? [element("b", {}, text), ENDS.has(text) ? element("br") : null] : [text])).filter(Boolean));
   byId("raw").showModal();
 }
