@@ -263,6 +263,12 @@ class Engine:
             self._run([(sequence, chunk)])
         return self.backend.logits(np.array([len(chunk) - 1]))[0].copy()
 
+    def append(self, sequence: Sequence, tokens: list[int]) -> Iterator[np.ndarray]:
+        """Appends tokens, at most `backend.chunk`; the logits after each, a few rows at a time, float32 [n, vocabulary], which
+        the next overwrite."""
+        self._run([(sequence, tokens)])
+        yield from self._logits(np.arange(len(tokens)))
+
     def step(self, sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
         """Appends one token to each of several sequences; returns the logits after each, float32 [n, vocabulary], which
         the next call overwrites."""

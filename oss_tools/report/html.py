@@ -14,6 +14,7 @@ from oss_tools.report import plots, table
 from oss_tools.report.comparison import Candidate, Fidelity
 from oss_tools.report.gates import Verdict
 from oss_tools.report.sheet import Interval, Model, Sheet, format_number, formatted, mean_figure, metric_of
+from oss_tools.report.side_by_side import STEPS
 from oss_tools.sizes import format_size
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -67,6 +68,7 @@ def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
         "divergences": divergences(sheet),
         "heat": heat_maps(sheet),
         "changes": changes(sheet),
+        "steps": (0, *STEPS),
         "environment": {name: list(flat(values)) for name, values in sheet.environment.items()},
     }
 

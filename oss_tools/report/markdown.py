@@ -63,6 +63,8 @@ def _sheet(sheet: Sheet) -> list[str]:
     parts = ["\n".join(lines)]
     if line := legend(sheet, "**bold**:", "≈", escaped):
         parts.append(line)
+    if sheet.case:
+        parts.append(escaped(sheet.case.sentence))
     if wrong := [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings]:
         parts.append("\n".join(f"- **{escaped(name)}**: {escaped(message)}" for name, message in wrong))
     if sheet.remarks:

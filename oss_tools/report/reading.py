@@ -1,4 +1,5 @@
-"""Records of `bench`, `eval` and `compare`, read and checked: what a stranger's file must not hold is refused in a line."""
+"""Records of `bench`, `eval` and `compare`, and the playground's cases, read and checked: what a stranger's file must not hold is
+refused in a line."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadRequest
+from oss_tools.report import side_by_side
 from oss_tools.report.comparison import KIND, Candidate, Comparison, from_json
 from oss_tools.report.loading import load
 from oss_tools.report.shapes import BENCH, EVAL, Node, check
 from oss_tools.report.sheet import Figure, Interval, Model, Sheet, by_size, candidate_figures, sheet_of, task_metric
 
-SCHEMAS = {"bench": 1, "eval": 1, KIND: 1}  # what this program reads
+SCHEMAS = {"bench": 1, "eval": 1, KIND: 1, side_by_side.KIND: side_by_side.SCHEMA}  # what this program reads
 MAX_MODELS = 100  # in one report
 MAX_TASKS = 500  # of one model
 MAX_CELLS = 20_000  # of one candidate's weight errors
@@ -20,7 +22,10 @@ MAX_NAME = 200  # characters
 
 
 def load_sheets(files: Sequence[Path]) -> list[Sheet]:
-    """The sheets of these records: one for each comparison, one for all others together. Raises BadRequest, OSError."""
+    """The sheets of these records: one for each comparison and each case, one for all others together.
+
+    Raises BadRequest, OSError.
+    """
     sheets: list[Sheet] = []
     others: dict[str, Model] = {}
     environment: dict[str, dict[str, Any]] = {}
@@ -29,6 +34,9 @@ def load_sheets(files: Sequence[Path]) -> list[Sheet]:
         try:
             if raw["kind"] == KIND:
                 sheets.append(sheet_of(checked(from_json(raw))))
+                continue
+            if raw["kind"] == side_by_side.KIND:
+                sheets.append(side_by_side.sheet_of_case(side_by_side.from_json(raw)))
                 continue
             record, is_bench = Node(raw, "record"), raw["kind"] == "bench"
             check(record, BENCH if is_bench else EVAL)
@@ -51,7 +59,9 @@ def load_json(file: Path) -> dict[str, Any]:
     raw = load(file)
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in SCHEMAS:
-        raise BadRequest(f"{file}: no record of bench, eval or compare (the field `kind` is {str(kind)[:40]!r})")
+        raise BadRequest(
+            f"{file}: no record of bench, eval or compare, and no case (the field `kind` is {str(kind)[:40]!r})"
+        )
     schema = raw.get("schema")
     if schema != SCHEMAS[kind]:
         newer = isinstance(schema, int) and schema > SCHEMAS[kind]

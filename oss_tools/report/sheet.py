@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oss_tools.report.comparison import Candidate, Comparison, Divergence, Fidelity, Margins, TaskScore
 from oss_tools.sizes import format_size
 from oss_tools.statistics.figures import Estimate, Ratio, Timing
+
+if TYPE_CHECKING:
+    from oss_tools.report.side_by_side import Case
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,14 @@ class Sheet:
         models: sorted by size, the largest first; those of unknown size last.
         environment: sections of names and values.
         comparison: the record, where it is one.
+        case: two answers side by side, where it is that.
     """
 
     title: str
     models: list[Model]
     environment: dict[str, dict[str, Any]] = field(default_factory=dict)
     comparison: Comparison | None = None
+    case: Case | None = None
 
     @property
     def base(self) -> Model | None:

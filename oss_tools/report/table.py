@@ -91,6 +91,8 @@ def text(sheet: Sheet, width: int = 120) -> str:
     parts = [visible(sheet.title), *(_table(sheet, metrics) for metrics in blocks(sheet, width))]
     if line := legend(sheet):
         parts.append(line)
+    if sheet.case:
+        parts.append(visible(sheet.case.sentence))
     if lines := findings(sheet):
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
