@@ -30,10 +30,16 @@ from oss_tools.errors import BadSource, Unreachable
 LARGEST_ANSWER = 4 << 20  # bytes of a response
 LONGEST_PAUSE = 300.0  # seconds; a server that asks for more is left
 RENAMED = {"max_tokens": "max_completion_tokens"}  # fields that newer models of OpenAI want under another name
+MALFORMED = "malformed_answer"  # the code of an error
 MOST_TOKENS = 1 << 53  # that a server may say it counted
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Malformed(Exception):
+    """The server says that the model's answer was malformed, so that it does not send it on (`oss-tools serve` does): asking again
+    would give the same."""
 
 
 class Stopped(Exception):
@@ -161,7 +167,7 @@ class Client:
         """What `read` makes of the JSON that answers a request; it raises Transient for what is none, as of a proxy in trouble.
         `began`: called as each try is sent.
 
-        Raises BadSource if the server refuses, Unreachable if it does not answer, Stopped if another request failed for good.
+        Raises BadSource if the server refuses, Malformed if the model's answer was none, Unreachable if it does not answer, Stopped if another request failed for good.
         """
         failures = 0
         while True:
@@ -205,6 +211,8 @@ class Client:
         status, headers, content = self._post(sent, path)
         if status == 400 and self._learn(body, sent, content):
             return self._answer(body, path)
+        if status == 502 and _code(content) == MALFORMED:
+            raise Malformed(self._reason(content, status))
         if status in TRANSIENT:
             raise Transient(f"the server answers {status}", retry_after(headers))
         if status != 200:
@@ -260,6 +268,13 @@ class Client:
         hint = {401: "check the key", 403: "check the key", 404: f"check {named}"}.get(status)
         said = self.blotted(words if isinstance(words, str) and words else content.decode(errors="replace"))
         return "; ".join(filter(None, (self.blotted(" ".join(said.split()))[:200], hint)))
+
+
+def _code(content: bytes) -> Any:
+    """The code of an error, if there is one."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return json.loads(content)["error"].get("code")
+    return None
 
 
 def tokens_of(usage: Any, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from oss_tools.engine.backend import Options, backend_class
-from oss_tools.engine.memory import WORK_BYTES
+from oss_tools.machine.memory import WORK_BYTES
 from oss_tools.models import Checkpoint
 
 SHARE = 0.7  # of what is free beside the weights, for keys and values; the prefix cache and all else have the rest

@@ -18,7 +18,7 @@ from oss_tools.chat.completion import Finding, read_arguments
 from oss_tools.chat.harmony import NAMESPACE
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.plain import CallForm, plain_messages, plain_tools
-from oss_tools.endpoints.client import Client
+from oss_tools.endpoints.client import MALFORMED, Client, Malformed
 from oss_tools.endpoints.endpoint import CHAT, Endpoint
 from oss_tools.endpoints.replies import ChatReply, Echo, Unscored, read_chat, read_echo, read_text
 from oss_tools.endpoints.wire import Wire
@@ -193,7 +193,10 @@ class EndpointLM(Answerer):
             self.wire.add(self._clock.passed(), reply.prompt_tokens, reply.tokens, reply.finish == "length")
             return reply
 
-        return self.client.post(body, read, CHAT if chat else COMPLETIONS, self._clock.start)
+        try:
+            return self.client.post(body, read, CHAT if chat else COMPLETIONS, self._clock.start)
+        except Malformed:
+            return ChatReply("", "", (), MALFORMED, 0, 0)
 
     def _answer_of(
         self, reply: ChatReply, rule: Rule, conversation: Conversation | None
@@ -204,6 +207,8 @@ class EndpointLM(Answerer):
         problems: tuple[str, ...] = ()
         if conversation is not None and not shown.strip() and not calls:
             problems += ("no_final",)
+        if reply.finish == MALFORMED:
+            problems += ("malformed",)
         if reply.finish == "content_filter":
             problems += ("filtered",)
         problems += tuple("broken_json" for call in calls if call.arguments is None)

@@ -27,7 +27,7 @@ from oss_tools.engine.constraints import Grammars
 from oss_tools.engine.o200k import VOCABULARY
 from oss_tools.engine.text import Text
 from oss_tools.escapes import json_text
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 
 STEP = 0.150  # seconds: a decode step of gpt-oss-20b on two cores (results/bench-gpt-oss-20b.json)
 THOUGHT = "The user wants the facts in a fixed form. I look at what is given, and write every field in its order. " * 3

@@ -22,7 +22,7 @@ from typing import Any
 
 from numba_kernels.parallel import cores
 from oss_tools.checkpoints.files import replace_file
-from oss_tools.measure.machine import machine, versions
+from oss_tools.machine.description import machine, versions
 from oss_tools.measure.serving_client import Address, free_port, our_command, post, started
 from oss_tools.measure.serving_load import load
 

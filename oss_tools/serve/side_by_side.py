@@ -21,8 +21,8 @@ from oss_tools.engine.engine import Sequence as Live
 from oss_tools.engine.scheduling import Finished
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
+from oss_tools.machine.description import machine, versions
 from oss_tools.measure.fidelity import common_rows, measure_rows
-from oss_tools.measure.machine import machine, versions
 from oss_tools.report.side_by_side import KIND, SCHEMA, parted
 from oss_tools.serve.answering import Asked, Stream
 from oss_tools.serve.served import Served
