@@ -46,5 +46,5 @@ clean:
 	touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) -e '.[dev,eval]'
+	$(PIP) -e '.[dev,eval,serve]'
 	touch $@ .venv/demo.stamp
