@@ -135,6 +135,47 @@ def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int
     return result | {f"{name} / cp": ratios(runs[name], runs["cp"]) for name in ("convert", "convert and verify")}
 
 
+def measure_ready(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
+    """A synthetic checkpoint to a run-ready file and back, from GGUF and from Hugging Face's layout, beside `cp` of the same
+    bytes. `back is equal`: whether `verify` finds what came back to be the same, value by value."""
+    found: dict[str, Any] = {}
+    for container, name in (("gguf", "source.gguf"), ("hf", "source")):
+        source, ready, back, copy = (scratch / n for n in (name, "target.ready", f"back{Path(name).suffix}", "copy"))
+        options = ["--recipe", "mxfp4-q8"] if container == "gguf" else []
+        _synthesize(shape, layers, source, options)
+        size = source.stat().st_size if source.is_file() else sum(f.stat().st_size for f in source.glob("*.safetensors"))
+
+        def convert(a: Path, b: Path) -> Run:
+            remove(b)
+            forget(a)
+            return child(tool("convert", str(a), str(b), "--no-verify", "--quiet"))
+
+        def cp(source: Path = source, copy: Path = copy) -> Run:
+            forget(source)
+            files = f'"{copy}"' if source.is_file() else f'"{copy}"/*'
+            run = child(["sh", "-c", f'cp -r "{source}" "{copy}" && sync {files}'])
+            remove(copy)
+            return run
+
+        runs = interleaved(
+            {
+                "cp": cp,
+                "to ready": lambda a=source, b=ready: convert(a, b),
+                "from ready": lambda a=ready, b=back: convert(a, b),
+            },
+            repeat,
+        )
+        equal = json.loads(subprocess.run(tool("verify", str(source), str(back), "--json"), capture_output=True).stdout)[
+            "equal"
+        ]
+        result = {"bytes": size, "back is equal": equal} | {way: figures(r, size / 1e9) for way, r in runs.items()}
+        result |= {f"{way} / cp": ratios(runs[way], runs["cp"]) for way in ("to ready", "from ready")}
+        found[container] = result
+        for path in (source, ready, back):
+            remove(path)
+    return found
+
+
 def measure_quantization(scratch: Path, shape: str, layers: int, repeat: int, threads: int) -> dict[str, Any]:
     """Requantizing a GGUF of 16-bit floats, plain rule and search, beside llama.cpp's `llama_model_quantize`."""
     source, target = scratch / "source.gguf", scratch / "target.gguf"
@@ -191,7 +232,7 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, default=Path(), help="where temporary checkpoints may lie (the shape's size twice)"
     )
-    parser.add_argument("--skip", choices=["container", "quantization"], action="append", default=[])
+    parser.add_argument("--skip", choices=["container", "quantization", "ready"], action="append", default=[])
     parser.add_argument("--output", type=Path, help="write the record here as well")
     options = parser.parse_args()
     record: dict[str, Any] = {"schema": SCHEMA, "kind": "conversion", "shape": options.shape, "layers": options.layers}
@@ -200,6 +241,8 @@ def main() -> None:
         scratch = Path(folder)
         if "container" not in options.skip:
             record["hf to gguf"] = measure_container(scratch, options.shape, options.layers, options.repeat)
+        if "ready" not in options.skip:
+            record["ready"] = measure_ready(scratch, options.shape, options.layers, options.repeat)
         if "quantization" not in options.skip:
             arguments = (scratch, options.shape, options.quantize_layers, options.repeat, options.threads)
             record["requantize"] = measure_quantization(*arguments)
