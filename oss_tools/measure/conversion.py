@@ -155,6 +155,47 @@ def measure_container(scratch: Path, shape: str, layers: int | None, repeat: int
     return result | {f"{name} / cp": ratios(runs[name], runs["cp"]) for name in ("convert", "convert and verify")}
 
 
+def measure_ready(scratch: Path, shape: str, layers: int | None, repeat: int) -> dict[str, Any]:
+    """A synthetic checkpoint to a run-ready file and back, from GGUF and from Hugging Face's layout, beside `cp` of the same
+    bytes. `back is equal`: whether `verify` finds what came back to be the same, value by value."""
+    found: dict[str, Any] = {}
+    for container, name in (("gguf", "source.gguf"), ("hf", "source")):
+        source, ready, back, copy = (scratch / n for n in (name, "target.ready", f"back{Path(name).suffix}", "copy"))
+        options = ["--recipe", "mxfp4-q8"] if container == "gguf" else []
+        _synthesize(shape, layers, source, options)
+        size = source.stat().st_size if source.is_file() else sum(f.stat().st_size for f in source.glob("*.safetensors"))
+
+        def convert(a: Path, b: Path) -> Run:
+            remove(b)
+            forget(a)
+            return child(tool("convert", str(a), str(b), "--no-verify", "--quiet"))
+
+        def cp(source: Path = source, copy: Path = copy) -> Run:
+            forget(source)
+            files = f'"{copy}"' if source.is_file() else f'"{copy}"/*'
+            run = child(["sh", "-c", f'cp -r "{source}" "{copy}" && sync {files}'])
+            remove(copy)
+            return run
+
+        runs = interleaved(
+            {
+                "cp": cp,
+                "to ready": lambda a=source, b=ready: convert(a, b),
+                "from ready": lambda a=ready, b=back: convert(a, b),
+            },
+            repeat,
+        )
+        equal = json.loads(subprocess.run(tool("verify", str(source), str(back), "--json"), capture_output=True).stdout)[
+            "equal"
+        ]
+        result = {"bytes": size, "back is equal": equal} | {way: figures(r, size / 1e9) for way, r in runs.items()}
+        result |= {f"{way} / cp": ratios(runs[way], runs["cp"]) for way in ("to ready", "from ready")}
+        found[container] = result
+        for path in (source, ready, back):
+            remove(path)
+    return found
+
+
 def measure_quantization(
     scratch: Path, shape: str, layers: int, repeat: int, threads: int, before: dict[str, Any]
 ) -> dict[str, Any]:
@@ -218,7 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, default=Path(), help="where temporary checkpoints may lie (the shape's size twice)"
     )
-    parser.add_argument("--skip", choices=["container", "quantization"], action="append", default=[])
+    parser.add_argument("--skip", choices=["container", "quantization", "ready"], action="append", default=[])
     parser.add_argument("--output", type=Path, help="write the record here as well")
     parser.add_argument(
         "--models", type=Path, help="make the sources in this folder, or take them from it, and let them stay"
@@ -238,6 +279,8 @@ def main() -> None:
         if "container" not in options.skip:
             arguments = (scratch, options.shape, options.layers, options.repeat, record.get("hf to gguf", {}))
             record["hf to gguf"] = measure_container(*arguments)
+        if "ready" not in options.skip:
+            record["ready"] = measure_ready(scratch, options.shape, options.layers, options.repeat)
         if "quantization" not in options.skip:
             settings = (options.quantize_layers, options.repeat, options.threads, record.get("requantize", {}))
             record["requantize"] = measure_quantization(scratch, options.shape, *settings)
