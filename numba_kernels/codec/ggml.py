@@ -5,7 +5,7 @@ put 4 bytes with each value's fifth bit before the nibbles. In the nibbles, byte
 Source: ggml's `ggml-common.h` and `ggml-quants.c`.
 
 Operations on rows: float32 values and weights of their squared errors (for the search) -> blocks, and the SUMS figures of the
-rounding error (see `error.py`). SEARCH says whether the scale is searched over `steps` (see `search_scale`), BITS the format.
+rounding error (see `error.py`). SEARCH says whether the scale is searched over `steps` (see `search_scales`), BITS the format.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from numba_kernels.codec.bits import float_to_half, inline
 from numba_kernels.codec.error import add_errors, store_errors
-from numba_kernels.codec.search import search_scale, search_scale_and_minimum
+from numba_kernels.codec.search import search_scales, search_scales_and_minima
 from numba_kernels.codec.tables import HALF_MAX, HALF_OVERFLOW
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.simd.numbers import (
@@ -38,6 +38,7 @@ from numba_kernels.simd.values import (
     max_lanes,
     maximum,
     minimum,
+    set_f32,
     set_i32,
     set_u16,
     splat,
@@ -50,6 +51,7 @@ from numba_kernels.simd.values import (
 SEARCH = True
 BITS = 4
 VECTORS = 32 // LANES  # of a block
+TILE = 64  # blocks that are searched before they are rounded
 
 
 @inline
@@ -78,6 +80,16 @@ def largest(x: Address) -> Float:
     return get_f32(x + at)
 
 
+@inner
+def ends(x: Address) -> tuple[Float, Float]:
+    """The least and the largest value of a block."""
+    low = high = load_floats(x)
+    for i in range(1, VECTORS):
+        value = load_floats(x + 4 * LANES * i)
+        low, high = minimum(low, value), maximum(high, value)
+    return min_lanes(low), max_lanes(high)
+
+
 @op
 def quantize_q8_0(  # type: ignore[no-untyped-def]
     values, values_stride, weights, weights_stride, blocks, blocks_stride, errors, errors_stride, rows, columns, steps,
@@ -85,13 +97,18 @@ def quantize_q8_0(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """float32 [rows, columns] -> uint8 [rows, 34 · columns / 32]."""
     low, high = np.float32(-127), np.float32(127)
+    scales = stack(256)
     for r in range(rows):
         squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
         for b in range(columns // 32):
             x, at = values + r * values_stride + 128 * b, blocks + r * blocks_stride + 34 * b
-            scale = within_half(top_magnitude(x) / high)
-            if SEARCH:
-                scale = search_scale(x, weights + r * weights_stride + 128 * b, scale, steps, low, high)
+            if b % TILE == 0:
+                count = min(columns // 32 - b, TILE)
+                for i in range(count):
+                    set_f32(scales + 4 * i, within_half(top_magnitude(x + 128 * i) / high))
+                if SEARCH:
+                    search_scales(x, weights + r * weights_stride + 128 * b, scales, count, steps, low, high)
+            scale = get_f32(scales + 4 * (b % TILE))
             inverse, stored = reciprocal(splat(scale)), as_half(splat(scale))
             end = stored * splat(np.float32(127.5))
             for i in range(VECTORS):
@@ -117,14 +134,18 @@ def quantize_symmetric(  # type: ignore[no-untyped-def]
     """
     half, top = np.float32(1 << (BITS - 1)), np.float32((1 << BITS) - 1)
     low, high = -half, half - np.float32(1)
-    codes = stack(128)
+    scales, codes = stack(256), stack(128)
     for r in range(rows):
         squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
         for b in range(columns // 32):
             x, at = values + r * values_stride + 128 * b, blocks + r * blocks_stride + (2 + 4 * BITS) * b
-            scale = within_half(largest(x) / low)
-            if SEARCH:
-                scale = search_scale(x, weights + r * weights_stride + 128 * b, scale, steps, low, high)
+            if b % TILE == 0:
+                count = min(columns // 32 - b, TILE)
+                for i in range(count):
+                    set_f32(scales + 4 * i, within_half(largest(x + 128 * i) / low))
+                if SEARCH:
+                    search_scales(x, weights + r * weights_stride + 128 * b, scales, count, steps, low, high)
+            scale = get_f32(scales + 4 * (b % TILE))
             inverse, stored = reciprocal(splat(scale)), as_half(splat(scale))
             first, last = stored * splat(low - np.float32(0.5)), stored * splat(high + np.float32(0.5))
             bottom, end = minimum(first, last), maximum(first, last)
@@ -154,20 +175,22 @@ def quantize_minimum(  # type: ignore[no-untyped-def]
     float32 [rows, columns] -> uint8 [rows, 20 · columns / 32] or [rows, 24 · columns / 32].
     """
     top, half = np.float32((1 << BITS) - 1), np.float32(0.5)
-    codes = stack(128)
+    scales, minima, codes = stack(256), stack(256), stack(128)
     for r in range(rows):
         squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
         for b in range(columns // 32):
             x, at = values + r * values_stride + 128 * b, blocks + r * blocks_stride + (4 + 4 * BITS) * b
-            low = high = load_floats(x)
-            for i in range(1, VECTORS):
-                low, high = minimum(low, load_floats(x + 4 * LANES * i)), maximum(high, load_floats(x + 4 * LANES * i))
-            lowest = min_lanes(low)
-            scale, lowest = within_half((max_lanes(high) - lowest) / top), within_half(lowest)
-            if SEARCH:
-                scale, lowest = search_scale_and_minimum(
-                    x, weights + r * weights_stride + 128 * b, scale, lowest, steps, top
-                )
+            if b % TILE == 0:
+                count = min(columns // 32 - b, TILE)
+                for i in range(count):
+                    low, high = ends(x + 128 * i)
+                    set_f32(scales + 4 * i, within_half((high - low) / top))
+                    set_f32(minima + 4 * i, within_half(low))
+                if SEARCH:
+                    search_scales_and_minima(
+                        x, weights + r * weights_stride + 128 * b, scales, minima, count, steps, top
+                    )
+            scale, lowest = get_f32(scales + 4 * (b % TILE)), get_f32(minima + 4 * (b % TILE))
             inverse, stored, base = reciprocal(splat(scale)), as_half(splat(scale)), as_half(splat(lowest))
             bottom, end = stored * splat(-half) + base, stored * splat(top + half) + base
             for i in range(VECTORS):

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_kernels.codec.bits import float_to_half
+from numba_kernels.codec.bits import float_to_half, inline
 from numba_kernels.codec.error import add_errors, store_errors
-from numba_kernels.codec.ggml import largest, store_codes, within_half
+from numba_kernels.codec.ggml import TILE, largest, store_codes, within_half
 from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
 from numba_kernels.codec.tables import IQ4_NL, IQ4_NL_LEAST, IQ4_NL_MIDPOINTS, SURE
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.simd.numbers import (
     as_half,
+    first_lane,
     least_lane,
     no_doubles,
     reciprocal,
     table_codes,
     table_values,
+    with_first,
 )
 from numba_kernels.simd.values import (
     LANES,
     Address,
     Float,
     Floats,
+    Int,
     get_f32,
     load_floats,
     maximum,
@@ -51,26 +54,28 @@ def quantize_iq4_nl(  # type: ignore[no-untyped-def]
     team, thread,
 ):  # fmt: skip
     """float32 [rows, columns] -> uint8 [rows, 18 · columns / 32]. SEARCH: whether to search the scale over `steps`."""
-    codes = stack(128)
+    tops, scales, inverses, codes = stack(256), stack(256), stack(256), stack(128)
     for r in range(rows):
         squared, squares, most, outside = no_doubles(), no_doubles(), no_doubles(), 0
         for b in range(columns // 32):
             x, at = values + r * values_stride + 128 * b, blocks + r * blocks_stride + 18 * b
-            top = largest(x)
-            scale = np.float32(0)
-            inverse = np.float32(0)  # what codes are found with
-            if abs(top) >= IQ4_NL_LEAST:
-                inverse = np.float32(1) / (top / FIRST)
-                scale = plain_scale(x, inverse, top)
-            if SEARCH and scale != np.float32(0):
-                scale = search(x, weights + r * weights_stride + 128 * b, scale, top, steps)
-                inverse = get_inverse(scale)
+            if b % TILE == 0:
+                count = min(columns // 32 - b, TILE)
+                for i in range(count):
+                    top = largest(x + 128 * i)
+                    set_f32(tops + 4 * i, top)
+                    set_f32(inverses + 4 * i, first_inverse(top))  # ggml's codes are those of the scale that it begins with
+                    set_f32(scales + 4 * i, plain_scale(x + 128 * i, top))
+                if SEARCH:
+                    search(x, weights + r * weights_stride + 128 * b, tops, scales, inverses, count, steps)
+            top, scale = get_f32(tops + 4 * (b % TILE)), get_f32(scales + 4 * (b % TILE))
+            inverse = splat(get_f32(inverses + 4 * (b % TILE)))
             stored = as_half(splat(scale))
             first, last = stored * splat(np.float32(-138.5)), stored * splat(np.float32(125))
             bottom, end = minimum(first, last), maximum(first, last)
             for i in range(VECTORS):
                 value = load_floats(x + 4 * LANES * i)
-                code = nearest(value * splat(inverse))
+                code = nearest(value * inverse)
                 if abs(top) < IQ4_NL_LEAST:
                     code = code - code
                 store_floats(codes + 4 * LANES * i, to_floats(code))
@@ -82,20 +87,18 @@ def quantize_iq4_nl(  # type: ignore[no-untyped-def]
         store_errors(errors + r * errors_stride, (squared, squares, most, outside))
 
 
-@inner
-def get_inverse(scale: Float) -> Float:
-    """1 / scale; 0 where that is infinite."""
-    place = stack(64)
-    store_floats(place, reciprocal(splat(scale)))
-    return get_f32(place)
+@inline
+def first_inverse(top: np.float32) -> np.float32:
+    """What codes are found with first: the inverse of the scale that makes the largest value −127; 0 for a block of zeros."""
+    return np.float32(1) / (top / FIRST) if abs(top) >= IQ4_NL_LEAST else np.float32(0)
 
 
 @inner
-def plain_scale(x: Address, inverse: Float, top: Float) -> Float:
+def plain_scale(x: Address, top: Float) -> Float:
     """ggml's reference rule: codes by the largest value, which becomes −127, then the scale of least x²-weighted error."""
-    place = stack(128)
+    place, inverse = stack(128), splat(first_inverse(top))
     for i in range(VECTORS):
-        store_floats(place + 4 * LANES * i, value_of(nearest(load_floats(x + 4 * LANES * i) * splat(inverse))))
+        store_floats(place + 4 * LANES * i, value_of(nearest(load_floats(x + 4 * LANES * i) * inverse)))
     products, squares = np.float32(0), np.float32(0)
     for i in range(0, 128, 4):
         value, decoded = get_f32(x + i), get_f32(place + i)
@@ -103,35 +106,31 @@ def plain_scale(x: Address, inverse: Float, top: Float) -> Float:
         products += weighted * value
         squares += weighted * decoded
     scale = products / squares if np.float32(0) < squares < np.float32(np.inf) else top / FIRST
-    return within_half(scale)
+    return within_half(scale) if abs(top) >= IQ4_NL_LEAST else np.float32(0)
 
 
 @inner
-def search(x: Address, weights: Address, scale: Float, top: Float, steps: Address) -> Float:
-    """As `search_scale`, for the table's codes. The coarse pass is around the scale that makes the largest value −127."""
-    scales, errors = stack(64), stack(64)
-    centre = within_half(top / FIRST)
-    for p in range(2):
-        for v in range(CANDIDATE_VECTORS):
-            at = 4 * LANES * v
-            store_floats(scales + at, as_half(splat(centre) * load_floats(steps + 128 * p + at)))
-        if p == 0:
-            kept = splat(scale)
-            set_first(scales, as_half(kept))
-        for v in range(CANDIDATE_VECTORS):
-            at = 4 * LANES * v
-            tried = load_floats(scales + at)
-            store_floats(errors + at, table_errors(x, weights, tried, reciprocal(tried)))
-        centre = get_f32(scales + 4 * least_lane(errors, SURE))
-    return centre
-
-
-@inner
-def set_first(place: Address, x: Floats) -> None:
-    """Replaces the float32 at an address by the first lane of x."""
-    lanes = stack(64)
-    store_floats(lanes, x)
-    set_f32(place, get_f32(lanes))
+def search(x: Address, weights: Address, tops: Address, scales: Address, inverses: Address, count: Int, steps: Address) -> None:
+    """As `search_scales`, for the table's codes. The coarse pass is around the scale that makes the largest value −127, and
+    its first candidate is the plain scale. Blocks whose plain scale is 0 keep it."""
+    tried, errors = stack(64), stack(64)
+    for b in range(count):
+        plain = get_f32(scales + 4 * b)
+        if plain != np.float32(0):
+            centre = within_half(get_f32(tops + 4 * b) / FIRST)
+            for p in range(2):
+                for v in range(CANDIDATE_VECTORS):
+                    at = 4 * LANES * v
+                    scale = splat(centre) * load_floats(steps + 128 * p + at)
+                    if v == 0 and p == 0:
+                        scale = with_first(scale, plain)
+                    scale = as_half(scale)
+                    store_floats(tried + at, scale)
+                    found = table_errors(x + 128 * b, weights + 128 * b, scale, reciprocal(scale))
+                    store_floats(errors + at, found)
+                centre = get_f32(tried + 4 * least_lane(errors, SURE))
+            set_f32(scales + 4 * b, centre)
+            set_f32(inverses + 4 * b, first_lane(reciprocal(splat(centre))))
 
 
 @inner

@@ -11,17 +11,19 @@ from numba_kernels.codec.error import add_errors, store_errors
 from numba_kernels.codec.fp8 import decode_e4m3, encode_e4m3
 from numba_kernels.codec.mxfp4 import to_even
 from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
-from numba_kernels.codec.tables import NVFP4_STEPS, SURE
+from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.simd.numbers import (
     as_words,
     e2m1_values,
     from_words,
+    larger_words,
     least_lane,
     load_pairs,
     no_doubles,
     reciprocal,
     round_e2m1,
+    smaller_words,
     splat_words,
     store_pairs,
     with_signs,
@@ -39,7 +41,6 @@ from numba_kernels.simd.values import (
     load_floats,
     max_lanes,
     maximum,
-    set_i32,
     set_u8,
     splat,
     stack,
@@ -53,7 +54,7 @@ VECTORS = 16 // LANES  # of a block
 @op
 def quantize_nvfp4(  # type: ignore[no-untyped-def]
     values, values_stride, weights, weights_stride, blocks, blocks_stride, scales, scales_stride, errors, errors_stride,
-    rows, columns, tensor_scale: float, team, thread,
+    rows, columns, steps, tensor_scale: float, team, thread,
 ):  # fmt: skip
     """Rounds rows to NVFP4, ties to even.
 
@@ -62,6 +63,7 @@ def quantize_nvfp4(  # type: ignore[no-untyped-def]
         blocks: uint8 [rows, columns / 2], filled with two codes a byte, the lower nibble first.
         scales: uint8 [rows, columns / 16], filled with e4m3 scales.
         errors: float64 [rows, SUMS], filled (see `error.py`).
+        steps: int32 [2, CANDIDATES], what the search adds to the plain scale's code, and the least code of each.
         tensor_scale: multiplies all scales.
         SEARCH: whether to try neighbouring scales beside the one at which a block's largest value is 6.
     """
@@ -75,7 +77,7 @@ def quantize_nvfp4(  # type: ignore[no-untyped-def]
                 top = maximum(top, absolute(load_floats(x + 4 * LANES * i)))
             code = np.int64(encode_e4m3(global_scale * (max_lanes(top) / np.float32(6))))
             if SEARCH:
-                code = search_code(x, weights + r * weights_stride + 64 * b, code, tensor_scale)
+                code = search_code(x, weights + r * weights_stride + 64 * b, code, steps, tensor_scale)
             set_u8(scales + r * scales_stride + b, code)
             value_of_code = decode_e4m3(np.uint8(code))
             scale = value_of_code / global_scale  # as compressed-tensors: it decides where ties fall
@@ -94,16 +96,15 @@ def quantize_nvfp4(  # type: ignore[no-untyped-def]
 
 
 @inner
-def search_code(x: Address, weights: Address, code: Int, tensor_scale: Float) -> Int:
+def search_code(x: Address, weights: Address, code: Int, steps: Address, tensor_scale: Float) -> Int:
     """The scale code of least weighted squared error over 16 values: the plain one unless another is surely better."""
     codes, errors = stack(64), stack(64)
-    for c in range(1, NVFP4_STEPS.size):
-        set_i32(codes + 4 * c, min(max(code + NVFP4_STEPS[c], 1), 126))  # positive and finite
-    set_i32(codes, code)
     for v in range(CANDIDATE_VECTORS):
         at = 4 * LANES * v
-        bits = as_words(load_floats(codes + at)) << splat_words(20)
-        scale = from_words(bits) * splat(np.float32(2.0**120)) * splat(tensor_scale)
+        tried = splat_words(code) + as_words(load_floats(steps + at))
+        tried = smaller_words(larger_words(tried, as_words(load_floats(steps + 64 + at))), splat_words(126))
+        scale = from_words(tried << splat_words(20)) * splat(np.float32(2.0**120)) * splat(tensor_scale)
+        store_floats(codes + at, from_words(tried))
         store_floats(errors + at, e2m1_errors(x, weights, scale, reciprocal(scale)))
     return get_i32(codes + 4 * least_lane(errors, SURE))
 

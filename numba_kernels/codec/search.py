@@ -11,16 +11,19 @@ import numpy as np
 
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner
-from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_even
+from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_e2m1, round_even
 from numba_kernels.simd.values import (
     LANES,
     Address,
     Float,
     Floats,
+    Int,
+    absolute,
     get_f32,
     load_floats,
     maximum,
     minimum,
+    set_f32,
     splat,
     stack,
     store_floats,
@@ -49,7 +52,9 @@ def scale_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, l
 
 
 @inner
-def minimum_errors(x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float) -> Floats:
+def minimum_errors(
+    x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float
+) -> Floats:
     """The same as scale · code + lowest, the code an integer in [0, high]."""
     bottom, top = splat(np.float32(0)), splat(high)
     total = splat(np.float32(0))
@@ -67,37 +72,65 @@ def minimum_errors(x: Address, weights: Address, scale: Floats, lowest: Floats, 
 
 
 @inner
-def search_scale(x: Address, weights: Address, scale: Float, steps: Address, low: Float, high: Float) -> Float:
-    """A half-precision scale for a block of 32 values, never worse than the given one, rounded.
-
-    Each of two passes of steps, float32 [2, 2, CANDIDATES], tries scale · steps[p, 0] with the best scale so far; the first
-    of them is 1.
-    """
-    scales, errors = stack(64), stack(64)
-    for p in range(2):
-        for v in range(VECTORS):
-            tried = as_half(splat(scale) * load_floats(steps + 128 * p + 4 * LANES * v))
-            store_floats(scales + 4 * LANES * v, tried)
-            found = scale_errors(x, weights, tried, reciprocal(tried), low, high)
-            store_floats(errors + 4 * LANES * v, found)
-        scale = get_f32(scales + 4 * least_lane(errors, SURE))
-    return scale
+def magnitude_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, high: Float) -> Floats:
+    """`scale_errors` of a scale that is not negative and codes in [−high, high]: of the magnitudes, which need one bound."""
+    top = splat(high)
+    total = splat(np.float32(0))
+    for i in range(0, 128, 16):
+        x0, x1 = splat(get_f32(x + i)), splat(get_f32(x + i + 4))
+        x2, x3 = splat(get_f32(x + i + 8)), splat(get_f32(x + i + 12))
+        d0, d1 = x0 - scale * round_even(minimum(x0 * inverse, top)), x1 - scale * round_even(minimum(x1 * inverse, top))
+        d2, d3 = x2 - scale * round_even(minimum(x2 * inverse, top)), x3 - scale * round_even(minimum(x3 * inverse, top))
+        first = splat(get_f32(weights + i)) * (d0 * d0) + splat(get_f32(weights + i + 4)) * (d1 * d1)
+        second = splat(get_f32(weights + i + 8)) * (d2 * d2) + splat(get_f32(weights + i + 12)) * (d3 * d3)
+        total = total + (first + second)
+    return total
 
 
 @inner
-def search_scale_and_minimum(
-    x: Address, weights: Address, scale: Float, lowest: Float, steps: Address, high: Float
-) -> tuple[Float, Float]:
-    """As `search_scale`, for codes 0 … high with a minimum, which each of three passes moves by scale · steps[p, 1]."""
-    scales, minima, errors = stack(64), stack(64), stack(64)
+def search_scales(
+    x: Address, weights: Address, scales: Address, count: Int, steps: Address, low: Float, high: Float
+) -> None:
+    """Replaces the scales of `count` neighbouring blocks of 32 values, float32, by half-precision ones that are never worse.
+
+    Each of two passes of steps, float32 [2, 2, CANDIDATES], tries scale · steps[p, 0] with the best scale so far; the first
+    of them is 1. A pass over many blocks lets the processor begin with the next while it looks for the least of this one.
+    """
+    tried, errors, magnitudes = stack(64), stack(64), stack(128)
+    for p in range(2):
+        for b in range(count):
+            start, at = splat(get_f32(scales + 4 * b)), x + 128 * b
+            if low == -high:
+                for i in range(32 // LANES):
+                    store_floats(magnitudes + 4 * LANES * i, absolute(load_floats(at + 4 * LANES * i)))
+            for v in range(VECTORS):
+                scale = as_half(start * load_floats(steps + 128 * p + 4 * LANES * v))
+                store_floats(tried + 4 * LANES * v, scale)
+                if low == -high:
+                    found = magnitude_errors(magnitudes, weights + 128 * b, scale, reciprocal(scale), high)
+                else:
+                    found = scale_errors(at, weights + 128 * b, scale, reciprocal(scale), low, high)
+                store_floats(errors + 4 * LANES * v, found)
+            set_f32(scales + 4 * b, get_f32(tried + 4 * least_lane(errors, SURE)))
+
+
+@inner
+def search_scales_and_minima(
+    x: Address, weights: Address, scales: Address, minima: Address, count: Int, steps: Address, high: Float
+) -> None:
+    """As `search_scales`, for codes 0 … high with a minimum, which each of three passes moves by scale · steps[p, 1]."""
+    tried, moved, errors = stack(64), stack(64), stack(64)
     for p in range(3):
-        for v in range(VECTORS):
-            at = 4 * LANES * v
-            tried = as_half(splat(scale) * load_floats(steps + 128 * p + at))
-            moved = as_half(splat(lowest) + splat(scale) * load_floats(steps + 128 * p + 64 + at))
-            store_floats(scales + at, tried)
-            store_floats(minima + at, moved)
-            store_floats(errors + at, minimum_errors(x, weights, tried, moved, reciprocal(tried), high))
-        lane = least_lane(errors, SURE)
-        scale, lowest = get_f32(scales + 4 * lane), get_f32(minima + 4 * lane)
-    return scale, lowest
+        for b in range(count):
+            start, base = splat(get_f32(scales + 4 * b)), splat(get_f32(minima + 4 * b))
+            for v in range(VECTORS):
+                at = 4 * LANES * v
+                scale = as_half(start * load_floats(steps + 128 * p + at))
+                lowest = as_half(base + start * load_floats(steps + 128 * p + 64 + at))
+                store_floats(tried + at, scale)
+                store_floats(moved + at, lowest)
+                found = minimum_errors(x + 128 * b, weights + 128 * b, scale, lowest, reciprocal(scale), high)
+                store_floats(errors + at, found)
+            lane = least_lane(errors, SURE)
+            set_f32(scales + 4 * b, get_f32(tried + 4 * lane))
+            set_f32(minima + 4 * b, get_f32(moved + 4 * lane))

@@ -52,6 +52,8 @@ LOG2_ROUNDS_UP = _log2_rounds_up()
 
 # Scale codes tried, from the plain one, at which the largest value is 6; it is 4 at four or five codes up, and 3 at eight.
 NVFP4_STEPS = np.array([0, -4, -3, -2, -1, *range(1, 12)], np.int32)
+NVFP4_LEAST = np.array([0, *[1] * 15], np.int32)  # the plain one may be 0
+NVFP4_SEARCH = np.stack([NVFP4_STEPS, NVFP4_LEAST])
 
 # ---- ggml -----------------------------------------------------------------------------------------------------------
 

@@ -227,6 +227,30 @@ def e2m1_values(b: Builder, codes: Value) -> Value:
     return b.bitcast(b.or_(value, b.shl(b.and_(codes, _words(8)), _words(28))), Floats.llvm)
 
 
+@operation(Float, Floats)
+def first_lane(b: Builder, x: Value) -> Value:
+    """Lane 0."""
+    return b.extract_element(x, I32(0))
+
+
+@operation(Floats, Floats, Float)
+def with_first(b: Builder, x: Value, value: Value) -> Value:
+    """x with another first lane."""
+    return b.insert_element(x, value, I32(0))
+
+
+@operation(Words, Words, Words)
+def larger_words(b: Builder, x: Value, y: Value) -> Value:
+    """The larger int32 of each lane."""
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+@operation(Words, Words, Words)
+def smaller_words(b: Builder, x: Value, y: Value) -> Value:
+    """The smaller int32 of each lane."""
+    return b.select(b.icmp_signed("<", x, y), x, y)
+
+
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,8 @@ Source: gguf-py's `constants.py` (block sizes) and `quants.py` (decoding).
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
 import numpy as np
 from gguf import quants
@@ -30,17 +31,32 @@ class ReadOnly(Format):
         return {"blocks": Plane(np.dtype(np.uint8), columns // self.block * self.block_bytes)}
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
-        threads = max(min(threads, len(out)), 1)
-        bounds = [len(out) * i // threads for i in range(threads + 1)]
+        from numba_kernels.codec import i_quants, k_quants
+        from numba_kernels.parallel import over_rows
 
-        def decode(part: int) -> None:
-            start, stop = bounds[part], bounds[part + 1]
-            with np.errstate(all="ignore"):
-                if stop > start:
-                    out[start:stop] = quants.dequantize(planes["blocks"][start:stop], self.type)
+        kernel, tables = f"dequantize_{self.name}", ()
+        if module := (i_quants if hasattr(i_quants, kernel) else None):
+            tables = _tables(self.type)
+        elif not hasattr(k_quants, kernel):
+            _with_gguf_py(self.type, planes["blocks"], out)
+            return
+        over_rows(getattr(module or k_quants, kernel), [planes["blocks"]], [out], tables, threads)
 
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(decode, range(threads)))
+
+def _with_gguf_py(kind: GGMLQuantizationType, blocks: np.ndarray, out: np.ndarray) -> None:
+    """Decodes a type that gguf-py knows and the kernels do not."""
+    with np.errstate(all="ignore"):
+        if len(out):
+            out[:] = quants.dequantize(blocks, kind)
+
+
+@cache
+def _tables(kind: GGMLQuantizationType) -> tuple[np.ndarray, np.ndarray]:
+    """An i-quant's grid, float32 [entries, 4 or 8], and what seven sign bits stand for, uint8 [128]."""
+    traits: Any = quants._type_traits[kind]
+    traits.init_grid()
+    signs = np.frombuffer(quants.IQ2_XXS.ksigns, np.uint8)
+    return np.ascontiguousarray(traits.grid, np.float32).reshape(traits.grid_shape), signs
 
 
 def _register() -> None:

@@ -35,7 +35,7 @@ class NVFP4(Format):
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
     ) -> np.ndarray:
-        from numba_kernels.codec import nvfp4
+        from numba_kernels.codec import nvfp4, tables
         from numba_kernels.codec.call import bound, over_rows
         from numba_kernels.codec.error import SUMS
 
@@ -49,7 +49,8 @@ class NVFP4(Format):
             "errors": errors,
         }
         quantize = bound(nvfp4.quantize_nvfp4, SEARCH=rule == "search")
-        over_rows(quantize, len(rows), arrays, threads, columns=rows.shape[1], tensor_scale=scale)
+        parameters = {"columns": rows.shape[1], "steps": tables.NVFP4_SEARCH, "tensor_scale": scale}
+        over_rows(quantize, len(rows), arrays, threads, **parameters)
         return errors
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
