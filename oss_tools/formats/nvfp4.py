@@ -41,7 +41,13 @@ class NVFP4(Format):
 
         scale, errors = tensor_scale(amax), np.empty((len(rows), SUMS))
         planes["tensor_scale"][:] = scale
-        arrays = {"values": rows, "weights": weights, "blocks": planes["blocks"], "scales": planes["scales"], "errors": errors}
+        arrays = {
+            "values": rows,
+            "weights": weights,
+            "blocks": planes["blocks"],
+            "scales": planes["scales"],
+            "errors": errors,
+        }
         quantize = bound(nvfp4.quantize_nvfp4, SEARCH=rule == "search")
         parameters = {"columns": rows.shape[1], "steps": tables.NVFP4_SEARCH, "tensor_scale": scale}
         over_rows(quantize, len(rows), arrays, threads, **parameters)
