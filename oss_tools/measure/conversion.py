@@ -184,6 +184,7 @@ def measure_ready(scratch: Path, shape: str, layers: int | None, repeat: int) ->
                 "from ready": lambda a=ready, b=back: convert(a, b),
             },
             repeat,
+            {},
         )
         equal = json.loads(subprocess.run(tool("verify", str(source), str(back), "--json"), capture_output=True).stdout)[
             "equal"
