@@ -42,7 +42,7 @@ def _read(item: Any, where: str, find: Callable[[str], Item | None]) -> Item:
         found = find(_text(item, "id", where))
         if found is None:
             raise BadRequest(f"{where}: no stored response has the item {item['id']!r}; send the item itself")
-        return found
+        return dict(found)  # each response has items of its own
     if kind not in PREFIXES:
         known = ", ".join((*PREFIXES, REFERENCE))
         raise BadRequest(f"{where}: items of the type {kind!r} are not taken here; those that are: {known}")

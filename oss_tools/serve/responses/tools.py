@@ -9,6 +9,7 @@ from typing import Any
 
 from oss_tools.chat.tools.base import Tool
 from oss_tools.errors import BadRequest
+from oss_tools.serve.conversing import MOST_TOOLS
 from oss_tools.serve.own_tools import named
 from oss_tools.serve.responses.items import INPUT
 
@@ -44,6 +45,8 @@ class Offer:
 def read_tools(tools: Sequence[Any], choice: Any, own: Mapping[str, Tool] | None = None) -> Offer:
     """The offer of a request. A tool of another type than function and custom is one of the server's own, which `own` has by
     name. Raises BadRequest, which names the place."""
+    if len(tools) > MOST_TOOLS:
+        raise BadRequest(f"tools: {len(tools)} of them, {MOST_TOOLS} are the most")
     kinds: list[str] = []
     schemas: dict[str, Mapping[str, Any]] = {}
     custom: set[str] = set()
