@@ -19,6 +19,7 @@ from oss_tools.errors import BadRequest
 
 Schema = Mapping[str, Any]
 PARAGRAPH = "\n\n"
+MOST_OPEN = 1024  # calls that wait for their results at a time
 
 
 def own_names(template: ChatTemplate, tools: Sequence[Schema]) -> frozenset[str]:
@@ -36,6 +37,7 @@ class History:
         self._own = frozenset(own)
         self._told: list[str] = []
         self._messages: list[Message] = []
+        self._asked: list[str] = []  # the user's message, until somebody else speaks
         self._open: dict[str, Message] = {}  # calls by id that have no result yet
         self._results: dict[str, str] = {}
         self._ids: set[str] = set()
@@ -47,10 +49,9 @@ class History:
 
     def ask(self, text: str) -> None:
         """What the user says. Messages in a row are one, as many templates want turns in alternation."""
-        self._close()
-        if self._messages and self._messages[-1].role == "user":
-            text = f"{self._messages.pop().content}{PARAGRAPH}{text}"
-        self._messages.append(Message("user", text))
+        if not self._asked:
+            self._close()
+        self._asked.append(text)
 
     def think(self, text: str) -> None:
         """The assistant's reasoning."""
@@ -67,6 +68,8 @@ class History:
         self._give()
         if number in self._ids:
             raise BadRequest(f"two calls have the id {number!r}; each has one of its own")
+        if len(self._open) >= MOST_OPEN:
+            raise BadRequest(f"more than {MOST_OPEN} calls wait for their results")
         self._ids.add(number)
         message = Message("assistant", arguments, "commentary", NAMESPACE + name, "json")
         if name in self._own:
@@ -83,7 +86,12 @@ class History:
         self._results[number] = text
 
     def _give(self) -> None:
-        """Writes the results that have come, in the order of their calls."""
+        """Writes what the user said, or the results that have come, in the order of their calls."""
+        if self._asked:
+            self._messages.append(Message("user", PARAGRAPH.join(self._asked)))
+            self._asked = []
+        if not self._results:
+            return
         for number in [number for number in self._open if number in self._results]:
             call = self._open.pop(number)
             text = self._results.pop(number)

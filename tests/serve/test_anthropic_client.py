@@ -33,12 +33,8 @@ def told(server: Running, number: int) -> str:
 
 def test_messages(server: Running) -> None:
     client = client_of(server)
-    asked = {
-        "model": "tiny",
-        "max_tokens": 500,
-        "messages": [{"role": "user", "content": "What is 47 + 38?"}],
-        "temperature": 0,
-    }
+    asked = {"model": "tiny", "max_tokens": 500, "messages": [{"role": "user", "content": "What is 47 + 38?"}]}
+    asked["extra_body"] = {"temperature": 0}
     whole = client.messages.create(**asked)
     assert whole.stop_reason == "end_turn"
     assert [block.type for block in whole.content] == ["thinking", "text"]

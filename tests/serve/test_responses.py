@@ -11,8 +11,10 @@ import pytest
 from replying import answered, called
 from serving import Running
 
+from oss_tools.chat.tools.choice import open_tools
 from oss_tools.serve.responses.store import ResponseStore
 from oss_tools.serve.sealed import seal
+from oss_tools.serve.settings import Settings
 
 RESPONSES = "/v1/responses"
 WEATHER = {
@@ -254,7 +256,7 @@ def test_the_store_forgets_what_was_used_longest_ago() -> None:
         store.get("a")
     assert store.get("b") is None
     assert store.get("a") is not None
-    store = ResponseStore(nbytes=1000)
+    store = ResponseStore(nbytes=1200)
     store.put({"id": "a", "output": [{"id": "x", "text": "y" * 300}]}, (), None)
     store.put({"id": "b", "output": []}, ({"id": "z", "text": "y" * 300},), store.get("a"))
     assert store.item("x") is not None
@@ -347,3 +349,21 @@ def test_only_allowed_tools_are_offered(scripted: Callable[..., Running]) -> Non
     made(server, "?", tools=[WEATHER, other], tool_choice=allowed)
     assert "get_time" in told(server, 0)
     assert "get_weather" not in told(server, 0)
+
+
+# ---- tools that the server carries out -------------------------------------------------------------------------------
+
+
+def test_the_server_s_own_tools(scripted: Callable[..., Running]) -> None:
+    script = (called("calculator", '{"expression": "6*7"}', THOUGHT), answered("It is 42."), answered("As I said."))
+    server = scripted(*script, settings=Settings(port=0, tools=open_tools("calculator")))
+    events = events_of(server, "6*7?", tools=[{"type": "calculator"}, WEATHER])
+    is_valid(events)
+    response = events[-1]["response"]
+    assert [item["type"] for item in response["output"]] == ["reasoning", "mcp_call", "reasoning", "message"]
+    call = response["output"][1]
+    assert (call["name"], json.loads(call["arguments"]), call["output"]) == ("calculator", {"expression": "6*7"}, "42")
+    assert response["output"][3]["content"][0]["text"] == "It is 42."
+    made(server, [{"role": "user", "content": "6*7?"}, *response["output"], {"role": "user", "content": "Sure?"}])
+    assert '{"expression": "6*7"}' in told(server, 2)
+    assert post(server, "?", tools=[{"type": "calculator"}, {**WEATHER, "name": "calculator"}]).status_code == 400

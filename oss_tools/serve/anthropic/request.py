@@ -13,7 +13,7 @@ from oss_tools.chat.messages import Conversation, Effort
 from oss_tools.engine.sampling import Sampling
 from oss_tools.errors import BadRequest
 from oss_tools.escapes import json_text
-from oss_tools.serve.conversing import effort_of
+from oss_tools.serve.conversing import MOST_TOOLS, effort_of
 from oss_tools.serve.history import History, own_names
 from oss_tools.serve.sealed import unseal
 
@@ -62,6 +62,8 @@ class TokensRequest(BaseModel):
 
     def conversation(self, template: ChatTemplate) -> Conversation:
         """The conversation as the model is told of it. Raises BadRequest, which names the place."""
+        if len(self.tools or []) > MOST_TOOLS:
+            raise BadRequest(f"tools: {MOST_TOOLS} are the most")
         tools = [_schema(tool, f"tools.{number}") for number, tool in enumerate(self.tools or [])]
         names = [tool["name"] for tool in tools]
         if len(set(names)) < len(names):

@@ -15,6 +15,7 @@ from oss_tools.serve.answering import Asked, Ended, answer
 from oss_tools.serve.anthropic.events import MessageEvents
 from oss_tools.serve.anthropic.request import MessagesRequest, TokensRequest
 from oss_tools.serve.api.chat_completions import broken_answer
+from oss_tools.serve.forms import form_of
 from oss_tools.serve.protocol import ApiError, Events, anthropic_error, event_text, read_json, while_connected
 from oss_tools.serve.pulse import pulsed
 from oss_tools.serve.served import Served, State
@@ -54,6 +55,7 @@ def _asked(sent: MessagesRequest, served: Served) -> Asked:
         tuple(stop for stop in sent.stop_sequences or () if stop),
         tool_choice=sent.choice,
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
+        form=form_of(sent.output_config.format if sent.output_config else None, "output_config.format"),
     )
 
 

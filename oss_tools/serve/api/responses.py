@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from oss_tools.chat.tools.base import Tool
 from oss_tools.serve.answering import Asked, Ended, answer
 from oss_tools.serve.api.chat_completions import token_logprobs
 from oss_tools.serve.forms import form_of
@@ -42,8 +43,8 @@ def routes(state: State) -> list[Route]:
     async def create(request: Request) -> Response:
         sent = await read_json(request, state.settings, ResponseRequest)
         served = state.model(sent.model)
-        prompt = await asyncio.to_thread(_prompt, sent, served, store)
-        making = _making(sent, served, prompt, RENAMED if request.url.path == OPEN_RESPONSES else {})
+        prompt = await asyncio.to_thread(_prompt, sent, served, store, state.settings.tools)
+        making = _making(sent, served, prompt, state.settings.rounds, RENAMED if request.url.path == OPEN_RESPONSES else {})
         if sent.stream:
             events = _streamed(making, store)
             return await Events.opened(request, events, state.settings, lambda error: _failed(making, error))
@@ -52,7 +53,7 @@ def routes(state: State) -> list[Route]:
     async def count(request: Request) -> Response:
         sent = await read_json(request, state.settings, Prompted)
         served = state.model(sent.model)
-        prompt = await asyncio.to_thread(read_prompt, sent, served.speaker, store)
+        prompt = await asyncio.to_thread(read_prompt, sent, served.speaker, store, state.settings.tools)
         tokens = await asyncio.to_thread(served.speaker.encode, prompt.conversation)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
@@ -115,15 +116,15 @@ class Making:
         return event_text({**event, "type": name}, name)
 
 
-def _prompt(sent: ResponseRequest, served: Served, store: ResponseStore) -> Prompt:
-    prompt = read_prompt(sent, served.speaker, store)
+def _prompt(sent: ResponseRequest, served: Served, store: ResponseStore, own: Mapping[str, Tool]) -> Prompt:
+    prompt = read_prompt(sent, served.speaker, store, own)
     if sent.truncation == "auto":
         short = shortened(prompt, sent, served.speaker, served.engine.context, sent.max_output_tokens)
         return replace(prompt, conversation=short)
     return prompt
 
 
-def _making(sent: ResponseRequest, served: Served, prompt: Prompt, names: Mapping[str, str]) -> Making:
+def _making(sent: ResponseRequest, served: Served, prompt: Prompt, rounds: int, names: Mapping[str, str]) -> Making:
     sampling = sent.sampling()
     asked = Asked(
         prompt.conversation,
@@ -134,17 +135,26 @@ def _making(sent: ResponseRequest, served: Served, prompt: Prompt, names: Mappin
         tool_choice=prompt.offer.choice,
         parallel_tool_calls=sent.parallel_tool_calls is not False,
         form=form_of(sent.text.format if sent.text else None, "text.format"),
+        own_tools=prompt.offer.own,
+        rounds=rounds,
     )
     text = served.speaker.text
     head = sent.head(new_id("resp"), int(time.time()), served.name, prompt.offer, prompt.conversation.effort, sampling)
     events = ResponseEvents(
         head,
-        [str(schema["name"]) for schema in prompt.offer.schemas],
+        prompt.offer.functions,
         prompt.offer.custom,
-        logprobs=None if sent.logprobs is None else lambda tokens: token_logprobs(tuple(tokens), text),
+        logprobs=None if sent.logprobs is None else lambda tokens: _with_bytes(token_logprobs(tuple(tokens), text)),
         sealed=sent.sealed,
     )
     return Making(served, asked, events, prompt, sent.stored, names)
+
+
+def _with_bytes(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Descriptions of tokens, their bytes never null, as this API has it: of a part of a character, those of U+FFFD."""
+    for entry in (described for outer in entries for described in (outer, *outer["top_logprobs"])):
+        entry["bytes"] = list(entry["token"].encode()) if entry["bytes"] is None else entry["bytes"]
+    return entries
 
 
 async def _whole(making: Making, store: ResponseStore) -> dict[str, Any]:

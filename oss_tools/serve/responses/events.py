@@ -18,11 +18,12 @@ from oss_tools.chat.harmony import NAMESPACE
 from oss_tools.chat.sections import PYTHON
 from oss_tools.engine.engine import Token
 from oss_tools.escapes import json_text
-from oss_tools.serve.answering import Ended, Piece
+from oss_tools.serve.answering import Ended, Piece, Ran
 from oss_tools.serve.responses.items import INPUT, PREFIXES, Item, new_id
 from oss_tools.serve.sealed import seal
 
 Event = dict[str, Any]
+SERVER = "oss-tools"  # the label of the tools that the server carries out
 LogProbs = Callable[[Sequence[Token]], list[dict[str, Any]]]
 
 
@@ -65,7 +66,7 @@ class ResponseEvents:
         """
         Args:
             response: its head: everything but output, status, times, error and usage.
-            functions: the names of the tools that were offered.
+            functions: the names of the tools that the client carries out.
             custom: those of them that take a text as it is.
             logprobs: describes tokens, if they are asked for.
             sealed: whether reasoning is to be given in `encrypted_content` too.
@@ -89,7 +90,9 @@ class ResponseEvents:
 
     def take(self, event: Piece | Ended) -> list[Event]:
         """The events that follow from the next event of an answer."""
-        return self._ended(event) if isinstance(event, Ended) else self._piece(event)
+        if isinstance(event, Ended):
+            return self._ended(event)
+        return self._ran(event) if isinstance(event, Ran) else self._piece(event)
 
     def fail(self, message: str, code: str = "server_error") -> list[Event]:
         """The events of an answer that comes to nothing: what has been said of an answer, and calls, are no part of it."""
@@ -111,6 +114,21 @@ class ResponseEvents:
             events = [*self._leave(), *self._open(kind, piece.delta, key)]
         assert self._current
         return [*events, self._add(self._current, piece)]
+
+    def _ran(self, ran: Ran) -> list[Event]:
+        """A call that the server carried out, with what it gave, as the item of a remote tool's call."""
+        events = self._leave()
+        arguments = json_text(ran.call.arguments)
+        item: Item = {"type": "mcp_call", "id": new_id("mcp"), "server_label": SERVER, "name": ran.call.name}
+        item |= {"arguments": "", "output": None, "error": None, "approval_request_id": None, "status": "in_progress"}
+        open_ = _Open(item, self._take_index())
+        events.append(self._event("response.output_item.added", output_index=open_.index, item=dict(item)))
+        events.append(self._event("response.mcp_call.in_progress", **open_.place))
+        events.append(self._event("response.mcp_call_arguments.delta", **open_.place, delta=arguments))
+        events.append(self._event("response.mcp_call_arguments.done", **open_.place, arguments=arguments))
+        item |= {"arguments": arguments, "output": ran.delta.text, "status": "completed"}
+        events.append(self._event("response.mcp_call.completed", **open_.place))
+        return [*events, self._item_done(open_)]
 
     def _kind(self, delta: Delta) -> str | None:
         """The type of the item that a text belongs to; None for what is seen at the end only, or never."""

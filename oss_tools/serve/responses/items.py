@@ -13,7 +13,7 @@ from oss_tools.serve.sealed import unseal
 
 Item = dict[str, Any]
 PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
-PREFIXES |= {"custom_tool_call": "ctc", "custom_tool_call_output": "ctco"}
+PREFIXES |= {"custom_tool_call": "ctc", "custom_tool_call_output": "ctco", "mcp_call": "mcp"}
 REFERENCE = "item_reference"
 INPUT = "input"  # the argument that stands for the text of a custom tool's call
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -42,7 +42,7 @@ def _read(item: Any, where: str, find: Callable[[str], Item | None]) -> Item:
         found = find(_text(item, "id", where))
         if found is None:
             raise BadRequest(f"{where}: no stored response has the item {item['id']!r}; send the item itself")
-        return found
+        return dict(found)  # each response has items of its own
     if kind not in PREFIXES:
         known = ", ".join((*PREFIXES, REFERENCE))
         raise BadRequest(f"{where}: items of the type {kind!r} are not taken here; those that are: {known}")
@@ -67,6 +67,9 @@ def tell(items: Iterable[Item], history: History) -> None:
             history.call(item["name"], item["arguments"], item["call_id"])
         elif kind == "custom_tool_call":
             history.call(item["name"], json_text({INPUT: item["input"]}), item["call_id"])
+        elif kind == "mcp_call":  # that the server carried out
+            history.call(item["name"], item["arguments"], item["id"])
+            history.result(item["id"], item["output"])
         else:
             history.result(item["call_id"], _texts(item["output"], item["id"]))
 
@@ -132,6 +135,11 @@ def _check_custom_call(item: Item, where: str) -> None:
         _text(item, field, where)
 
 
+def _check_own_call(item: Item, where: str) -> None:
+    for field in ("name", "arguments", "output"):
+        _text(item, field, where)
+
+
 def _check_result(item: Item, where: str) -> None:
     _text(item, "call_id", where)
     if "output" not in item:
@@ -147,6 +155,7 @@ _CHECKS: dict[str, Callable[[Item, str], None]] = {
     "function_call_output": _check_result,
     "custom_tool_call": _check_custom_call,
     "custom_tool_call_output": _check_result,
+    "mcp_call": _check_own_call,
 }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from oss_tools.chat.chat_template import ChatTemplate
 from oss_tools.chat.messages import Conversation
+from oss_tools.chat.tools.base import Tool
 from oss_tools.errors import BadRequest
 from oss_tools.serve.history import History, own_names
 from oss_tools.serve.protocol import ApiError
@@ -36,8 +37,13 @@ class Prompt:
     previous: Stored | None
 
 
-def read_prompt(sent: Prompted, template: ChatTemplate, store: ResponseStore) -> Prompt:
-    """The prompt of a request. Raises BadRequest and ApiError, which name the place."""
+def read_prompt(
+    sent: Prompted, template: ChatTemplate, store: ResponseStore, own: Mapping[str, Tool] | None = None
+) -> Prompt:
+    """The prompt of a request. `own`: tools that the server carries out for those who ask.
+
+    Raises BadRequest and ApiError, which name the place.
+    """
     sent.check()
     previous = None
     if sent.previous_response_id is not None:
@@ -50,7 +56,7 @@ def read_prompt(sent: Prompted, template: ChatTemplate, store: ResponseStore) ->
                 parameter="previous_response_id",
             )
     given = tuple(read_input(sent.input, store.item))
-    offer = read_tools(sent.tools or (), sent.tool_choice)
+    offer = read_tools(sent.tools or (), sent.tool_choice, own)
     if offer.schemas and not template.takes_tools:
         raise BadRequest("tools: this model's chat template has no place for them")
     items = (*(previous.items if previous else ()), *given)

@@ -29,9 +29,14 @@ class Stored:
     size: int = field(default=0, compare=False)
 
     @property
+    def own(self) -> tuple[Item, ...]:
+        """What this turn added."""
+        return (*self.given, *self.response["output"])
+
+    @property
     def items(self) -> tuple[Item, ...]:
         """The whole conversation."""
-        return (*self.before, *self.given, *self.response["output"])
+        return (*self.before, *self.own)
 
 
 class ResponseStore:
@@ -42,6 +47,7 @@ class ResponseStore:
         self._most, self._nbytes = most, nbytes
         self._kept: OrderedDict[str, Stored] = OrderedDict()
         self._size = 0
+        self._items: dict[str, Item] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -58,21 +64,24 @@ class ResponseStore:
         size = sum(len(json_text(item)) for item in (response, *given)) + (previous.size if previous else 0)
         if size > self._nbytes:
             return
-        self._kept[response["id"]] = Stored(response, given, previous.items if previous else (), size)
+        stored = Stored(response, given, previous.items if previous else (), size)
+        self._kept[response["id"]] = stored
+        self._items |= {item["id"]: item for item in stored.own}
         self._size += size
         while len(self._kept) > self._most or self._size > self._nbytes:
-            self._size -= self._kept.popitem(last=False)[1].size
+            self.delete(next(iter(self._kept)))
 
     def delete(self, number: str) -> bool:
         """Forgets a response; says whether there was one. Those that go on from it keep what they need of it."""
         found = self._kept.pop(number, None)
-        self._size -= found.size if found else 0
-        return found is not None
+        if found is None:
+            return False
+        self._size -= found.size
+        for item in found.own:
+            if self._items.get(item["id"]) is item:
+                del self._items[item["id"]]
+        return True
 
     def item(self, number: str) -> Item | None:
-        """The item of this id in any response that is kept, the newest first."""
-        for stored in reversed(self._kept.values()):
-            for item in (*stored.response["output"], *stored.given):
-                if item["id"] == number:
-                    return item
-        return None
+        """The item of this id, as the newest of the responses that are kept has it."""
+        return self._items.get(number)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from oss_tools.chat.tools.base import Tool
 from oss_tools.errors import BadRequest
+from oss_tools.serve.conversing import MOST_TOOLS
+from oss_tools.serve.own_tools import named
 from oss_tools.serve.responses.items import INPUT
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -21,6 +24,7 @@ class Offer:
     Attributes:
         schemas: name, description, parameters (JSON schema), strict; as the model is told of them.
         custom: names of those that take a text as it is, in no JSON.
+        own: those that the server carries out itself, by name.
         choice: auto, none, required, or a name.
         echo, echoed_choice: tools and tool_choice as the response gives them back.
     """
@@ -30,20 +34,32 @@ class Offer:
     choice: str = "auto"
     echo: tuple[Mapping[str, Any], ...] = ()
     echoed_choice: Any = "auto"
+    own: Mapping[str, Tool] = field(default_factory=dict)
+
+    @property
+    def functions(self) -> list[str]:
+        """The names of those that the client carries out."""
+        return [str(schema["name"]) for schema in self.schemas if schema["name"] not in self.own]
 
 
-def read_tools(tools: Sequence[Any], choice: Any) -> Offer:
-    """The offer of a request. Raises BadRequest, which names the place."""
+def read_tools(tools: Sequence[Any], choice: Any, own: Mapping[str, Tool] | None = None) -> Offer:
+    """The offer of a request. A tool of another type than function and custom is one of the server's own, which `own` has by
+    name. Raises BadRequest, which names the place."""
+    if len(tools) > MOST_TOOLS:
+        raise BadRequest(f"tools: {len(tools)} of them, {MOST_TOOLS} are the most")
+    kinds: list[str] = []
     schemas: dict[str, Mapping[str, Any]] = {}
     custom: set[str] = set()
     echo: list[Mapping[str, Any]] = []
     for number, tool in enumerate(tools):
         where = f"tools[{number}]"
         kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if not isinstance(kind, str):
+            raise BadRequest(f"{where}: a tool is an object with a type")
         if kind not in ("function", "custom"):
-            raise BadRequest(
-                f"{where}: tools of the type {kind!r} are not carried out here; leave it out (function and custom are taken)"
-            )
+            kinds.append(kind)
+            echo.append(tool)
+            continue
         schema = _schema(tool, where)
         if schema["name"] in schemas:
             raise BadRequest(f"{where}: a second tool of the name {schema['name']!r}")
@@ -54,8 +70,15 @@ def read_tools(tools: Sequence[Any], choice: Any) -> Offer:
         else:
             given = {"description": None, "parameters": None, "strict": False, **tool}
             echo.append(given)
+    carried_out = named(kinds, own or {})
+    for name, tool in carried_out.items():
+        if name in schemas:
+            raise BadRequest(f"tools: a second tool of the name {name!r}")
+        schemas[name] = tool.schema
     allowed, chosen = _choice(choice, list(schemas))
-    return Offer(tuple(schemas[name] for name in allowed), frozenset(custom), chosen, tuple(echo), choice or "auto")
+    return Offer(
+        tuple(schemas[name] for name in allowed), frozenset(custom), chosen, tuple(echo), choice or "auto", carried_out
+    )
 
 
 def _schema(tool: Mapping[str, Any], where: str) -> Mapping[str, Any]:
