@@ -47,7 +47,7 @@ def run(
     reasoning: Reasoning = "medium",
     system: Annotated[str | None, typer.Option("--system", help="Instructions that stand before the conversation.")] = None,
     tools: Annotated[
-        str, typer.Option("--tools", metavar="LIST", help="calculator, python, browser:FOLDER, YAML files and mcp.json, by commas.")
+        str, typer.Option("--tools", metavar="LIST", help="calculator, python, browser:FOLDER, YAML, mcp.json, by commas.")
     ] = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most calls of tools for one answer.")] = 8,
     max_tokens: Annotated[

@@ -38,8 +38,8 @@ R = TypeVar("R")
 
 
 class Malformed(Exception):
-    """The server says that the model's answer was malformed, so that it does not send it on (`oss-tools serve` does): asking again
-    would give the same."""
+    """The server says that the model's answer was malformed and not sent on (`oss-tools serve` does): asked again it would be the
+    same."""
 
 
 class Stopped(Exception):
@@ -167,7 +167,8 @@ class Client:
         """What `read` makes of the JSON that answers a request; it raises Transient for what is none, as of a proxy in trouble.
         `began`: called as each try is sent.
 
-        Raises BadSource if the server refuses, Malformed if the model's answer was none, Unreachable if it does not answer, Stopped if another request failed for good.
+        Raises BadSource if the server refuses, Malformed if the model's answer was none, Unreachable if it does not answer,
+        Stopped if another request failed for good.
         """
         failures = 0
         while True:
