@@ -59,7 +59,7 @@ class Pool:
             if had:
                 self.device.copy(larger, self.memory[h.layer])
             self.memory[h.layer] = larger
-        self._free = list(range(pages - 1, had - 1, -1)) + self._free
+        self._free[:0] = range(pages - 1, had - 1, -1)  # in place: another thread may drop a cache meanwhile
         self._pages = pages
         self._moved()
 

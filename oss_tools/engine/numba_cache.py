@@ -65,7 +65,7 @@ class Pool:
             if had:
                 larger[:had] = self.memory[h.layer]
             self.memory[h.layer] = larger
-        self._free = list(range(count - 1, had - 1, -1)) + self._free
+        self._free[:0] = range(count - 1, had - 1, -1)  # in place: another thread may drop a cache meanwhile
         self._uses += [0] * (count - had)
         self.version += 1
 

@@ -93,8 +93,9 @@ def shape_for(path: str) -> Shape:
 
 
 def error_response(error: BaseException, shape: Shape = openai_error) -> JSONResponse:
+    """An error as a response. The connection ends with it: a body that nobody has read would be waited for else, endlessly."""
     told = as_api_error(error)
-    return JSONResponse(shape(told), told.status, told.headers)
+    return JSONResponse(shape(told), told.status, {"Connection": "close", **told.headers})
 
 
 # ---- what a client sends ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -22,8 +22,9 @@ from oss_tools.chat.completion import Finding, ToolCall
 from oss_tools.engine.engine import Token
 from oss_tools.engine.scheduling import Finished
 from oss_tools.engine.text import Text
-from oss_tools.serve.answering import Asked, Ended, Event, Piece, answer, is_answer
+from oss_tools.serve.answering import Asked, Ended, Piece, answer, is_answer
 from oss_tools.serve.chat_request import ChatRequest
+from oss_tools.serve.merging import merged
 from oss_tools.serve.protocol import (
     ApiError,
     Events,
@@ -41,7 +42,7 @@ def routes(state: State) -> list[Route]:
     async def create(request: Request) -> Response:
         sent = await read_json(request, state.settings, ChatRequest)
         served = state.model(sent.model)
-        asked = [sent.asked(served.speaker.efforts, choice) for choice in range(sent.n or 1)]
+        asked = [sent.asked(served.speaker.efforts, choice, state.settings) for choice in range(sent.n or 1)]
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
         if sent.stream:
             events = _chunks(served, asked, {**head, "object": "chat.completion.chunk"}, sent.with_usage)
@@ -93,7 +94,7 @@ async def _choice(served: Served, asked: Asked, index: int) -> tuple[dict[str, A
 async def _chunks(served: Served, asked: list[Asked], head: dict[str, Any], with_usage: bool) -> AsyncIterator[str]:
     """The events of all choices, in the order in which they come."""
     answers = [Answered() for _ in asked]
-    async with aclosing(_merged([answer(served, one) for one in asked])) as events:
+    async with aclosing(merged([answer(served, one) for one in asked])) as events:
         async for index, event in events:
             if not answers[index].begun:
                 yield _chunk(head, index, {"role": "assistant", "content": ""})
@@ -130,41 +131,6 @@ def _chunk(
 ) -> str:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
     return event_text({**head, "choices": [choice]})
-
-
-async def _merged(answers: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of several answers as they come, each with its answer's number. Closing it closes them all."""
-    if len(answers) == 1:
-        async with aclosing(answers[0]) as events:
-            async for event in events:
-                yield 0, event
-        return
-    queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(maxsize=64)
-
-    async def pass_on(index: int) -> None:
-        try:
-            async with aclosing(answers[index]) as events:
-                async for event in events:
-                    await queue.put((index, event))
-            await queue.put((index, None))
-        except Exception as error:  # whatever it is, it is raised where the answers are awaited
-            await queue.put((index, error))
-
-    tasks = [asyncio.ensure_future(pass_on(index)) for index in range(len(answers))]
-    try:
-        left = len(tasks)
-        while left:
-            index, event = await queue.get()
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                left -= 1
-            else:
-                yield index, event
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # ---- forms that both have --------------------------------------------------------------------------------------------
