@@ -54,6 +54,9 @@ def test_the_wheel_holds_configurations_and_tasks(wheel: Path) -> None:
     files = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "evals").rglob("*.yaml"), *(ROOT / "evals").rglob("*.jsonl")]
     carried = {f"oss_tools/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert carried
+    page = {file.relative_to(ROOT).as_posix() for file in (ROOT / "oss_tools" / "serve" / "page").iterdir()}
+    assert "oss_tools/serve/page/index.html" in page
+    carried |= page
     assert carried <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/")) or "__pycache__" in name]
 
