@@ -11,6 +11,7 @@ import numpy as np
 
 from numba_kernels.codec.call import over_rows
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.kinds import Address, Floats
 from numba_kernels.simd.numbers import (
     add_squared_errors,
     add_squares,
@@ -22,7 +23,7 @@ from numba_kernels.simd.numbers import (
     set_f64,
     sum_doubles,
 )
-from numba_kernels.simd.values import LANES, Address, Floats, get_f32, load_first, load_floats, splat
+from numba_kernels.simd.values import LANES, get_f32, load_first, load_floats, splat
 
 SUMS = 4  # float64 of a row: squared errors, squares, the largest error, how many values lie outside their block's range
 Totals = tuple[Any, Any, Any, int]  # of a row in registers

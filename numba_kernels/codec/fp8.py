@@ -65,7 +65,7 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
 
 @njit(cache=True, nogil=True)
 def block_scales(values: np.ndarray, scales: np.ndarray, side: int) -> None:
-    """float32 [R, K] -> scales float32 [R, ⌈K / side⌉], the same in the `side` rows of a block, whose largest magnitude becomes 448;
+    """float32 [R, K] -> scales float32 [R, ⌈K / side⌉], the same in the `side` rows of a block, whose largest becomes 448;
     1 for a block of zeros and for what is too small for a scale."""
     bits, columns = values.view(np.int32), values.shape[1]
     tops = np.empty(scales.shape[1], np.int32)

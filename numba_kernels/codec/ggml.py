@@ -17,6 +17,7 @@ from numba_kernels.codec.error import add_errors, store_errors
 from numba_kernels.codec.search import search_scales, search_scales_and_minima
 from numba_kernels.codec.tables import HALF_MAX, HALF_OVERFLOW
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.kinds import Address, Float
 from numba_kernels.simd.numbers import (
     as_half,
     fifth_bits,
@@ -30,8 +31,6 @@ from numba_kernels.simd.numbers import (
 )
 from numba_kernels.simd.values import (
     LANES,
-    Address,
-    Float,
     absolute,
     get_f32,
     load_floats,

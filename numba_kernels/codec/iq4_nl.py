@@ -13,6 +13,7 @@ from numba_kernels.codec.ggml import TILE, largest, store_codes, within_half
 from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
 from numba_kernels.codec.tables import IQ4_NL, IQ4_NL_LEAST, IQ4_NL_MIDPOINTS, SURE
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.kinds import Address, Float, Floats, Int
 from numba_kernels.simd.numbers import (
     as_half,
     first_lane,
@@ -25,10 +26,6 @@ from numba_kernels.simd.numbers import (
 )
 from numba_kernels.simd.values import (
     LANES,
-    Address,
-    Float,
-    Floats,
-    Int,
     get_f32,
     load_floats,
     maximum,

@@ -13,6 +13,7 @@ from numba_kernels.codec.mxfp4 import to_even
 from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.kinds import Address, Float, Floats, Int
 from numba_kernels.simd.numbers import (
     as_words,
     e2m1_values,
@@ -30,10 +31,6 @@ from numba_kernels.simd.numbers import (
 )
 from numba_kernels.simd.values import (
     LANES,
-    Address,
-    Float,
-    Floats,
-    Int,
     absolute,
     get_f32,
     get_i32,

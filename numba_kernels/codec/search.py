@@ -11,13 +11,10 @@ import numpy as np
 
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner
+from numba_kernels.simd.kinds import Address, Float, Floats, Int
 from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_even
 from numba_kernels.simd.values import (
     LANES,
-    Address,
-    Float,
-    Floats,
-    Int,
     absolute,
     get_f32,
     load_floats,

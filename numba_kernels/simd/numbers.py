@@ -75,18 +75,6 @@ def from_words(b: Builder, x: Value) -> Value:
     return b.bitcast(x, Floats.llvm)
 
 
-@operation(Words, Address)
-def load_bytes(b: Builder, address: Value) -> Value:
-    """LANES bytes, each in a lane."""
-    return b.zext(emit.load(b, address, emit.vector(I8, LANES)), Words.llvm)
-
-
-@operation(Words, Address)
-def load_signed_bytes(b: Builder, address: Value) -> Value:
-    """LANES signed bytes, each in a lane."""
-    return b.sext(emit.load(b, address, emit.vector(I8, LANES)), Words.llvm)
-
-
 @operation(Void, Address, Words)
 def store_pairs(b: Builder, address: Value, codes: Value) -> None:
     """Stores 4-bit codes, LANES / 2 bytes: in each two neighbours, the first in the lower nibble."""

@@ -168,8 +168,9 @@ class Format(ABC):
         tensor, rows = self._quantize(values, rule, importance, amax, threads)
         if rows is not None:
             return tensor, RoundingError(*error.total(rows))
-        bounds = self.representable_range(tensor) or (None, None)
-        return tensor, RoundingError(*error.error_sums(values, self.dequantize(tensor, threads=threads), *bounds, threads))
+        low, high = self.representable_range(tensor) or (None, None)
+        decoded = self.dequantize(tensor, threads=threads)
+        return tensor, RoundingError(*error.error_sums(values, decoded, low, high, threads))
 
     def _quantize(
         self, values: np.ndarray, rule: str | None, importance: np.ndarray | None, amax: float | None, threads: int

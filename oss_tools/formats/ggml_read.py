@@ -34,13 +34,13 @@ class ReadOnly(Format):
         from numba_kernels.codec import i_quants, k_quants
         from numba_kernels.parallel import over_rows
 
-        kernel, tables = f"dequantize_{self.name}", ()
-        if module := (i_quants if hasattr(i_quants, kernel) else None):
-            tables = _tables(self.type)
-        elif not hasattr(k_quants, kernel):
+        kernel = f"dequantize_{self.name}"
+        if hasattr(i_quants, kernel):
+            over_rows(getattr(i_quants, kernel), [planes["blocks"]], [out], _tables(self.type), threads)
+        elif hasattr(k_quants, kernel):
+            over_rows(getattr(k_quants, kernel), [planes["blocks"]], [out], threads=threads)
+        else:
             _with_gguf_py(self.type, planes["blocks"], out)
-            return
-        over_rows(getattr(module or k_quants, kernel), [planes["blocks"]], [out], tables, threads)
 
 
 def _with_gguf_py(kind: GGMLQuantizationType, blocks: np.ndarray, out: np.ndarray) -> None:

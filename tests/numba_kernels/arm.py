@@ -42,10 +42,10 @@ def stop_at_llvm_ir() -> None:
     caching.FunctionCache.save_overload = lambda self, *_: None
 
 
-def libraries(library: Any, seen: dict[str, Any]) -> dict[str, Any]:
-    """A compiled library and all that it was linked from."""
-    if library._final_module.name not in seen:
-        seen[library._final_module.name] = library
+def libraries(library: Any, seen: dict[int, Any]) -> dict[int, Any]:
+    """A compiled library and all that it was linked from. Several can have one name: a builtin for several types."""
+    if id(library) not in seen:
+        seen[id(library)] = library
         for other in library._linking_libraries:
             libraries(other, seen)
     return seen
