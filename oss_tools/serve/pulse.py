@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ SOON = 2.0  # seconds within which what cannot be asked is refused
 PULSE = 15.0  # seconds; proxies and clients give up after 30 and more
 
 
-async def pulsed(events: AsyncGenerator[T, None], soon: float = SOON, pulse: float = PULSE) -> AsyncIterator[T | None]:
+async def pulsed(
+    events: AsyncGenerator[T, None], soon: float = SOON, pulse: float = PULSE
+) -> AsyncGenerator[T | None, None]:
     """The events, and None where none has come for `pulse` seconds, the first time for `soon`. Closing it closes them."""
     async with aclosing(events):
         wait = soon

@@ -19,11 +19,10 @@ from oss_tools.chat.sections import PYTHON
 from oss_tools.engine.engine import Token
 from oss_tools.escapes import json_text
 from oss_tools.serve.answering import Ended, Piece, Ran
-from oss_tools.serve.responses.items import INPUT, PREFIXES, Item, new_id
+from oss_tools.serve.responses.items import INPUT, PREFIXES, SERVER, Item, new_id
 from oss_tools.serve.sealed import seal
 
 Event = dict[str, Any]
-SERVER = "oss-tools"  # the label of the tools that the server carries out
 LogProbs = Callable[[Sequence[Token]], list[dict[str, Any]]]
 
 

@@ -15,6 +15,7 @@ Item = dict[str, Any]
 PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
 PREFIXES |= {"custom_tool_call": "ctc", "custom_tool_call_output": "ctco", "mcp_call": "mcp"}
 REFERENCE = "item_reference"
+SERVER = "oss-tools"  # the label of the tools that the server carries out
 INPUT = "input"  # the argument that stands for the text of a custom tool's call
 TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
@@ -108,8 +109,8 @@ def _check_message(item: Item, where: str) -> None:
     _texts(item["content"], f"{where}.content")
     if isinstance(item["content"], str):
         kind = "output_text" if item["role"] == "assistant" else "input_text"
-        extra = {"annotations": []} if item["role"] == "assistant" else {}
-        item["content"] = [{"type": kind, "text": item["content"], **extra}]
+        part: Item = {"type": kind, "text": item["content"]}
+        item["content"] = [part | {"annotations": []} if kind == "output_text" else part]
     item["status"] = "completed"
 
 

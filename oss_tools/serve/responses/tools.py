@@ -11,7 +11,7 @@ from oss_tools.chat.tools.base import Tool
 from oss_tools.errors import BadRequest
 from oss_tools.serve.conversing import MOST_TOOLS
 from oss_tools.serve.own_tools import named
-from oss_tools.serve.responses.items import INPUT
+from oss_tools.serve.responses.items import INPUT, SERVER
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MODES = ("auto", "none", "required")
@@ -58,7 +58,6 @@ def read_tools(tools: Sequence[Any], choice: Any, own: Mapping[str, Tool] | None
             raise BadRequest(f"{where}: a tool is an object with a type")
         if kind not in ("function", "custom"):
             kinds.append(kind)
-            echo.append(tool)
             continue
         schema = _schema(tool, where)
         if schema["name"] in schemas:
@@ -75,6 +74,8 @@ def read_tools(tools: Sequence[Any], choice: Any, own: Mapping[str, Tool] | None
         if name in schemas:
             raise BadRequest(f"tools: a second tool of the name {name!r}")
         schemas[name] = tool.schema
+    if carried_out:  # as a remote server's, of which their calls are items
+        echo.append({"type": "mcp", "server_label": SERVER, "allowed_tools": list(carried_out)})
     allowed, chosen = _choice(choice, list(schemas))
     return Offer(
         tuple(schemas[name] for name in allowed), frozenset(custom), chosen, tuple(echo), choice or "auto", carried_out
