@@ -1,6 +1,7 @@
 """Show records as tables, a page or JUnit, and judge them by a gate.
 
-RECORDS are what `compare`, `eval` and `bench` wrote as JSON, and cases that the page of `serve` saved. Without options they become tables, sorted by size, in which the
+RECORDS are what `compare`, `eval` and `bench` wrote as JSON, and cases that the page of `serve` saved.
+Without options they become tables, sorted by size, in which the
 best of each column and differences that are only noise are marked. --html makes one page with plots that needs no network.
 --gate takes a gate's name or a YAML file: limits on figures, or on their change against the base or against --baseline, an
 earlier record. A rule fails on evidence (the 95 % interval lies beyond its limit), or, where it says `strict`, by the figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -52,7 +52,7 @@ class Answer:
         return {"kld_sum": float(kld.sum()), "kld_mean": float(kld.mean()), "kld_max": float(kld.max()), "same_top": same}
 
 
-async def side_by_side(pair: Pair, asked: Asked, messages: Sequence[dict[str, Any]]) -> AsyncIterator[Event]:
+async def side_by_side(pair: Pair, asked: Asked, messages: Sequence[dict[str, Any]]) -> AsyncGenerator[Event, None]:
     """Events: `token` of either model as it comes, `answer` at the end of each, `divergence` of some tokens, `sums` of each, and
     last `case`, the record of all. The first model's chat template writes the prompt for both. Closing the iterator cancels.
 
@@ -90,7 +90,7 @@ async def side_by_side(pair: Pair, asked: Asked, messages: Sequence[dict[str, An
     yield "case", _record(answers, replace(asked, max_tokens=most), messages)
 
 
-async def _both(pair: Pair, request: Request) -> AsyncIterator[tuple[int, Token | Finished]]:
+async def _both(pair: Pair, request: Request) -> AsyncGenerator[tuple[int, Token | Finished], None]:
     """The tokens of both models as they come, each with which of them it is of."""
     queue: asyncio.Queue[tuple[int, Token | Finished | Exception]] = asyncio.Queue(maxsize=64)
 
@@ -172,7 +172,7 @@ class _Reader:
 
 async def _divergence(
     own: Served, other: Served, prompt: list[int], answer: list[int], rows: int, text: Text
-) -> AsyncIterator[dict[str, list[Any]]]:
+) -> AsyncGenerator[dict[str, list[Any]], None]:
     """What both models predicted at the answer's tokens, some at a time."""
     tokens = prompt + answer[:-1]
     known = len(prompt) - 1

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "guides"
 TINY = Path(resource("tiny/checkpoint"))
 PART = re.compile(
-    r"^    \$ (?P<command>.+)$|^`(?P<file>[\w./-]+)`.*:\n\n```\w*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^    \$ (?P<command>[^\n]+)$|^`(?P<file>[\w./-]+)`[^\n]*:\n\n```\w*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 QUESTIONS, CONTEXT = 2, 4096
 SECONDS = 900  # of one command, on a machine that does other things as well
@@ -62,7 +62,7 @@ def made(recipe: str) -> Callable[[Path], None]:
 def adapter(at: Path) -> None:
     from tests.adapters.written import lora, random_pair, write_peft
 
-    write_peft(at, lora("model.layers.0.self_attn.q_proj", *random_pair(64, 64, size=0.3)))
+    write_peft(at, lora("model.layers.0.self_attn.q_proj", *random_pair(128, 160, size=0.3)))
 
 
 LAID: dict[str, dict[str, Callable[[Path], None]]] = {

@@ -69,7 +69,7 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in page(sheets)
     for document in (markdown(sheets), text(sheets[0])):
         assert "\x1b" not in document
-    assert "<script" not in markdown(sheets)
+    assert not re.search(r"(?<!\\)<", markdown(sheets))  # a backslash makes it text
 
 
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
