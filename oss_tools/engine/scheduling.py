@@ -236,11 +236,15 @@ class Scheduler:
 
     def _work(self) -> None:
         while self._wait():
-            self._do_jobs()
-            self._drop_cancelled()
-            self._admit()
-            if self._live:
-                self._step()
+            try:
+                self._do_jobs()
+                self._drop_cancelled()
+                self._admit()
+                if self._live:
+                    self._step()
+            except BaseException as error:  # whatever it is, whoever waits for an answer is told, and the next are served
+                for work in list(self._live):
+                    self._fail(work, error)
         self._end_all()
 
     def _wait(self) -> bool:
@@ -321,15 +325,9 @@ class Scheduler:
         began = time.perf_counter()
         live = sorted(self._live, key=lambda work: _prompt_left(work) > 0)  # those who generate first
         generations = [work.generation for work in live if work.generation]
-        try:
-            with self._turns:
-                chosen = self.engine.advance(
-                    generations, shares([len(g.ahead) for g in generations], self.engine.backend.chunk)
-                )
-        except BaseException as error:  # whatever it is, whoever waits for an answer is told
-            for work in live:
-                self._fail(work, error)
-            return
+        parts = shares([len(generation.ahead) for generation in generations], self.engine.backend.chunk)
+        with self._turns:
+            chosen = self.engine.advance(generations, parts)
         now = time.perf_counter()
         with self._changed:
             self._stats.passes += 1

@@ -187,6 +187,26 @@ def test_what_fails_is_told_and_others_go_on(engine: Engine, monkeypatch: pytest
     scheduler.close()
 
 
+def test_a_fault_beside_a_pass_ends_no_more_than_those_at_hand(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(engine)
+    leaving, staying, after = Heard(), Heard(), Heard()
+    ticket = scheduler.submit(Request([5, 6], 900, stop_tokens=frozenset()), leaving)
+    scheduler.submit(Request([7, 8], 900, stop_tokens=frozenset()), staying)
+    leaving.next()
+    staying.next()
+
+    def fail(sequence: Any) -> None:
+        monkeypatch.undo()
+        raise MemoryError("no room for a block")
+
+    monkeypatch.setattr(engine, "save", fail)
+    ticket.cancel()
+    assert isinstance(staying.all()[1], MemoryError)
+    scheduler.submit(Request([5, 6], 3, stop_tokens=frozenset()), after)
+    assert len(after.all()[0]) == 3
+    scheduler.close()
+
+
 def test_closing_ends_what_is_waited_for(engine: Engine) -> None:
     scheduler = Scheduler(engine, parallel=1)
     running, waiting = Heard(), Heard()
