@@ -5,6 +5,7 @@ A container knows how bytes lie in its files and nothing of architectures: names
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,24 @@ class Panels:
     read: Callable[[int, np.ndarray], None]
 
 
+@dataclass(frozen=True)
+class Records:
+    """Matrices of several stacks that lie beside each other in a file, as kernels take them: what one read fetches.
+
+    Attributes:
+        nbytes: of a record, a multiple of a page.
+        places: where each stack's panels begin in it.
+        read: (matrix, first, uint8 [n] at a multiple of a page) fills memory with a record's bytes from `first` on, which is a
+            multiple of a page too. Safe from threads; outlives the reader.
+        check: raises BadCheckpoint where the file is no longer what it was.
+    """
+
+    nbytes: int
+    places: tuple[int, ...]
+    read: Callable[[int, int, np.ndarray], None]
+    check: Callable[[], None]
+
+
 class Reader(ABC):
     """An open container. Opening reads headers only and checks every size and offset against the files' real lengths.
 
@@ -142,6 +161,10 @@ class Reader(ABC):
         """Whether a tensor is part of such matrices."""
         return False
 
+    def records(self, stacks: Sequence[tuple[Sequence[str], bool]]) -> Records | None:
+        """The matrices of all these stacks (tensors, and whether their rows take turns), if they lie so beside each other."""
+        return None
+
     def damage(self) -> list[str]:
         """What of the files is not as it was written, by name, where they hold hashes of themselves. Reads them whole."""
         return []
@@ -149,6 +172,15 @@ class Reader(ABC):
     @abstractmethod
     def files(self) -> list[Path]:
         """The files that hold tensors."""
+
+    def descriptors(self) -> list[int]:
+        """Of the open files that hold tensors, where there are some."""
+        return []
+
+    def state(self) -> list[tuple[int, int]]:
+        """Sizes and times of modification of the open files: what differs if one is written to."""
+        found = [os.fstat(descriptor) for descriptor in self.descriptors()]
+        return [(each.st_size, each.st_mtime_ns) for each in found]
 
     @abstractmethod
     def close(self) -> None: ...

@@ -78,6 +78,10 @@ class _Part:
         """Bytes of the file, freshly allocated: uint8 [nbytes]. Raises BadCheckpoint."""
         return read_at(self._descriptor, offset, nbytes, self.path)
 
+    @property
+    def descriptor(self) -> int:
+        return self._descriptor
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -213,6 +217,9 @@ class GgufReader(Reader):
 
     def files(self) -> list[Path]:
         return [part.path for part in self._parts]
+
+    def descriptors(self) -> list[int]:
+        return [part.descriptor for part in self._parts]
 
     def close(self) -> None:
         for part in self._parts:

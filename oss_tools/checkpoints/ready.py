@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints.base import Metadata, Panels, Reader
+from oss_tools.checkpoints.base import Metadata, Panels, Reader, Records
 from oss_tools.checkpoints.companions import MAX_CONFIG, REFUSED
+from oss_tools.checkpoints.direct import DirectFile, read_into
 from oss_tools.checkpoints.files import MAX_JSON, parse_json, read_at, what_bytes_are
 from oss_tools.checkpoints.ready_layout import (
     HASH_BYTES,
@@ -73,6 +74,7 @@ class ReadyReader(Reader):
         self.path = path
         self.file = next(path.glob(f"*{SUFFIX}")) if path.is_dir() else path
         self._mapping: Mapping | None = None
+        self._direct: DirectFile | None = None
         self._lock = threading.Lock()
         if not self.file.is_file():
             raise BadCheckpoint(f"{self.file}: not a regular file")
@@ -240,6 +242,26 @@ class ReadyReader(Reader):
         place = self.layout.panels.get(name)
         return place is not None and self.panels(place.stack.tensors, place.stack.interleave) is not None
 
+    def records(self, stacks: Sequence[tuple[Sequence[str], bool]]) -> Records | None:
+        if not all(self.panels(names, interleave) for names, interleave in stacks):
+            return None
+        record = self.layout.panels[stacks[0][0][0]].record
+        if [stack.tensors for stack in record.stacks] != [tuple(names) for names, _ in stacks]:
+            return None
+        file = self.direct()
+
+        def read(matrix: int, first: int, memory: np.ndarray) -> None:
+            file.read(record.offset + matrix * record.stride + first, memory)
+
+        return Records(record.stride, tuple(stack.at for stack in record.stacks), read, file.check)
+
+    def direct(self) -> DirectFile:
+        """The file for large reads."""
+        with self._lock:
+            if self._direct is None:
+                self._direct = DirectFile(self._descriptor, self.file)
+            return self._direct
+
     def mapping(self) -> Mapping:
         """The whole file in memory, mapped once."""
         with self._lock:
@@ -261,6 +283,9 @@ class ReadyReader(Reader):
 
     def files(self) -> list[Path]:
         return [self.file]
+
+    def descriptors(self) -> list[int]:
+        return [self._descriptor]
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -298,19 +323,6 @@ class Mapping:
     def view(self, offset: int, shape: tuple[int, int, int], stride: int) -> np.ndarray:
         """uint8 [matrices, panels, panel_bytes], the matrices `stride` bytes apart; read-only."""
         return np.ndarray(shape, np.uint8, self._memory, offset, (stride, shape[2], 1))
-
-
-def read_into(descriptor: int, offset: int, memory: np.ndarray, path: Path) -> None:
-    """Fills contiguous memory from an open file. Raises BadCheckpoint."""
-    view, done = memory.reshape(-1).view(np.uint8).data, 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-        except OSError as error:
-            raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from None
-        if not count:
-            raise BadCheckpoint(f"{path}: ended at byte {offset + done} while being read; did it change?")
-        done += count
 
 
 def piece_hash(descriptor: int, piece: Piece, path: Path) -> bytes:

@@ -167,6 +167,11 @@ class SafetensorsFile:
             raise IndexError(f"bytes {start}..{stop} of {tensor.name}, which has {tensor.nbytes}")
         return read_at(self._fd, tensor.offset + start, stop - start, self.path)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file."""
+        return self._fd
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

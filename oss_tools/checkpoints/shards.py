@@ -141,6 +141,9 @@ class ShardedReader(Reader):
     def files(self) -> list[Path]:
         return [shard.path for shard in self._shards]
 
+    def descriptors(self) -> list[int]:
+        return [shard.descriptor for shard in self._shards]
+
     def close(self) -> None:
         for shard in self._shards:
             shard.close()

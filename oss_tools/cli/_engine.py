@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._options import model_path
+from oss_tools.cli._options import model_path, size_option
 from oss_tools.cli._output import Compiling, progress, remark, remark_reading
 
 if TYPE_CHECKING:
@@ -50,6 +50,22 @@ Load = Annotated[
 ]
 
 
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        parser=size_option,
+        metavar="SIZE",
+        help="What may be taken in all, e.g. 8GB: experts that do not fit in are read from the disk. [default: what is free]",
+        show_default=False,
+    ),
+]
+TraceExperts = Annotated[
+    Path | None,
+    typer.Option("--trace-experts", metavar="FILE", help="Write down which experts the model chooses.", show_default=False),
+]
+
+
 WORTH_SAYING = 1.0  # seconds
 
 
@@ -63,6 +79,8 @@ def loaded(
     context: int | None = None,
     activations: str = "int8",
     load: str = "mapped",
+    memory: int | None = None,
+    trace_experts: Path | None = None,
     quiet: bool = False,
     check: Callable[[Metadata], None] | None = None,
     hint: bool = False,
@@ -100,6 +118,8 @@ def loaded(
             context=context_for(checkpoint, backend) if context_for else context,
             activations=activations,
             load=load,
+            memory=memory,
+            trace_experts=trace_experts,
             check=examine,
             progress=loading,
             say=say,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Load, Threads
+from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads, TraceExperts
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import print_json, print_table, remark, remark_reading
 from oss_tools.escapes import in_a_line
@@ -50,6 +50,8 @@ def run(
     backend: BackendName = "numba",
     activations: Activations = "int8",
     load: Load = "mapped",
+    memory: Memory = None,
+    trace_experts: TraceExperts = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -66,7 +68,7 @@ def run(
     backend = backend_for(device, backend, (lambda line: None) if quiet else remark)
     settings = Settings(
         prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peers,
-        backend, activations, load,
+        backend, activations, load, memory, str(trace_experts) if trace_experts else None,
     )  # fmt: skip
     if not quiet:
         for path in models:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Model, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Model, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
 from oss_tools.escapes import json_text
@@ -63,6 +63,7 @@ def run(
     backend: BackendName = "numba",
     activations: Activations = "int8",
     load: Load = "mapped",
+    memory: Memory = None,
     context: Context = None,
     quiet: QuietFlag = False,
 ) -> None:  # fmt: skip
@@ -88,6 +89,7 @@ def run(
         context=context,
         activations=activations,
         load=load,
+        memory=memory,
         quiet=quiet,
         check=check,
     ) as engine:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Threads
+from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
 from oss_tools.escapes import in_a_line
@@ -102,6 +102,8 @@ def run(
     threads: Threads = 0,
     backend: BackendName = "numba",
     activations: Activations = "int8",
+    load: Load = "mapped",
+    memory: Memory = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
     ] = Path("comparison"),
@@ -138,7 +140,7 @@ def run(
     if not (paths or base) or resource("tiny/checkpoint") in (*paths, base):
         limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
     say = (lambda line: None) if quiet else remark
-    timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations)
+    timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations, load, memory)
     settings = Settings(
         _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing  # type: ignore[arg-type]
     )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Threads, TraceExperts, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
 from oss_tools.cli._scores import DIVERGENCE, print_record
@@ -130,6 +130,8 @@ def run(
     backend: BackendName = "numba",
     activations: Activations = "int8",
     load: Load = "mapped",
+    memory: Memory = None,
+    trace_experts: TraceExperts = None,
     list_tasks: Annotated[
         bool, typer.Option("--list", help="Show suites and tasks with tiers, sizes, licences and sources.")
     ] = False,
@@ -179,10 +181,11 @@ def run(
         max_tokens=max_tokens,
     )
     where = {"device": device, "backend": backend, "threads": threads}
-    engine_options = where | {"context": context, "activations": activations, "load": load, "quiet": quiet}
+    room = memory // 2 if memory and base else memory  # both are loaded in the end
+    engine_options = where | {"context": context, "activations": activations, "load": load, "memory": room, "quiet": quiet}
     with graders as grader:
         tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
-        with loaded(model, **engine_options) as engine:  # type: ignore[arg-type]
+        with loaded(model, trace_experts=trace_experts, **engine_options) as engine:  # type: ignore[arg-type]
             record = evaluated(engine, model, listed, tasks, settings, output, resume, quiet, grader)
             if base is not None:
                 with loaded(base, **engine_options) as other:  # type: ignore[arg-type]

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Model, Threads, loaded
+from oss_tools.cli._engine import (
+    Activations,
+    BackendName,
+    Context,
+    Device,
+    Load,
+    Memory,
+    Model,
+    Threads,
+    TraceExperts,
+    loaded,
+)
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._outlet import say
 from oss_tools.cli._output import print_json, remark
@@ -68,6 +79,8 @@ def run(
     backend: BackendName = "numba",
     activations: Activations = "int8",
     load: Load = "mapped",
+    memory: Memory = None,
+    trace_experts: TraceExperts = None,
     context: Context = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -79,7 +92,8 @@ def run(
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     options = {"device": device, "backend": backend, "activations": activations, "load": load}
-    with loaded(model, **options, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
+    room = {"memory": memory, "trace_experts": trace_experts}
+    with loaded(model, **options, **room, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             speaker = Speaker(engine, sampling, max_tokens)

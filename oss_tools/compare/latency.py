@@ -31,7 +31,7 @@ class Settings:
     Attributes:
         prompt, generate: tokens of each round.
         repeat: rounds, after one that is not timed.
-        threads, backend, activations: as for the engine.
+        threads, backend, activations, load, memory: as for the engine.
     """
 
     prompt: int = 128
@@ -40,6 +40,8 @@ class Settings:
     threads: int = 0
     backend: str = "numba"
     activations: str = "int8"
+    load: str = "mapped"
+    memory: int | None = None
 
 
 def reference_seconds() -> float:
@@ -130,6 +132,8 @@ def _start(path: Path, s: Settings) -> Child:
         batch=1,
         backend=s.backend,
         activations=s.activations,
+        load=s.load,
+        memory=s.memory,
     )
 
 

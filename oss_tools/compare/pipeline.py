@@ -296,7 +296,7 @@ class _Work:
                 if self._has_predictions(base, m):
                     continue
                 if not loaded:
-                    engine = stack.enter_context(self._load(base))
+                    engine = stack.enter_context(self._load(base, beside=1))
                     texts = passages(engine, [task for _, task in self.tasks], self.settings.chunks, self.settings.seed)
                     loaded.append((BaseLogits(engine), texts))
                 self.parts.get("predict", self._predicted(base, m), partial(self._predict, *loaded[0], m, m is base))
@@ -307,7 +307,7 @@ class _Work:
         total, done = sum(len(text.chunks) for text in texts), 0
         found = []
         with self.schedule.step("predict", f"predictions of {m.name}") as advance, ExitStack() as stack:
-            engine = base.engine if own else stack.enter_context(self._load(m))
+            engine = base.engine if own else stack.enter_context(self._load(m, beside=1))
             for text in texts:
                 before = done
 
@@ -370,10 +370,17 @@ class _Work:
 
     # ---- engines ----------------------------------------------------------------------------------------------------
 
-    def _load(self, m: Member) -> Engine:
+    def _load(self, m: Member, beside: int = 0) -> Engine:
+        """beside: engines that are loaded at the same time and have the same share of the memory that was given."""
         timing = self.settings.timing
         return Engine.load(
-            m.path, backend=timing.backend, threads=timing.threads, activations=timing.activations, say=self.say
+            m.path,
+            backend=timing.backend,
+            threads=timing.threads,
+            activations=timing.activations,
+            load=timing.load,
+            memory=timing.memory and timing.memory // (1 + beside),
+            say=self.say,
         )
 
     # ---- the record -------------------------------------------------------------------------------------------------

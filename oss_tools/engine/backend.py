@@ -8,13 +8,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from oss_tools.engine import memory
 from oss_tools.errors import BadRecipe, BadRequest, MissingPackage, Unsupported
 from oss_tools.models import Architecture, Checkpoint
+
+if TYPE_CHECKING:
+    from oss_tools.engine.stream.plan import Plan
 
 Progress = Callable[[int], None]
 OnCompile = Callable[[int, int, str], None]
@@ -30,6 +34,10 @@ class Options:
         context: the most positions that a sequence may have.
         load: "mapped" uses the weights of a run-ready file where they lie, in pages that the system can take back; "resident"
             copies them into memory of this process. Other files' weights are always copied.
+        memory: bytes that the process may take in all; experts that do not fit in stream from the disk. None for what is free.
+        trace_experts: the file that says which experts were chosen, see `stream.trace`.
+        prefix_bytes: for the prefix cache; None for a share of what is left.
+        streaming: what stays and what streams, where something does: `require` decides.
         say: is told, in a line, what the user should know (a conversion on load).
         on_compile: is called as each kernel begins to be compiled, and once after the last, with how many are ready, how many
             there are, and the kernel's name; never where all come from the cache.
@@ -39,6 +47,10 @@ class Options:
     activations: str = "int8"
     context: int = 4096
     load: str = "mapped"
+    memory: int | None = None
+    trace_experts: Path | None = None
+    prefix_bytes: int | None = None
+    streaming: Plan | None = None
     say: Callable[[str], None] = field(default=lambda line: None)
     on_compile: OnCompile = field(default=lambda done, total, name: None)
 
@@ -103,10 +115,20 @@ class Backend(ABC):
         """Bytes of memory that the keys and values of one position take, in layers that keep all positions."""
 
     @classmethod
-    def require(cls, checkpoint: Checkpoint, options: Options) -> None:
-        """Raises NoRoom with the numbers if weights and cache do not fit into the memory that they are meant for."""
+    def require(cls, checkpoint: Checkpoint, options: Options) -> Options:
+        """Raises NoRoom with the numbers if weights and cache do not fit into the memory that they are meant for. Returns the
+        options, with what was left to be decided."""
+        cls.refuse_streaming(options)
         each = cls.position_bytes(checkpoint.architecture, options)
         memory.require(cls.weight_bytes(checkpoint, options), each * options.context, options.context, each)
+        return options
+
+    @classmethod
+    def refuse_streaming(cls, options: Options) -> None:
+        """Raises BadRequest for what the kernels on the CPU alone can do."""
+        for value, option in ((options.memory, "--memory"), (options.trace_experts, "--trace-experts")):
+            if value is not None:
+                raise BadRequest(f"{option} is for the kernels on the CPU (--backend numba), not for {cls.name}")
 
     @classmethod
     def free_bytes(cls) -> int:

@@ -324,8 +324,9 @@ class CudaBackend(Backend):
         return sum(width * cached_values(h) for h in architecture.attention_layers() if h.window is None)
 
     @classmethod
-    def require(cls, checkpoint: Checkpoint, options: Options) -> None:
+    def require(cls, checkpoint: Checkpoint, options: Options) -> Options:
         """Raises NoRoom with the numbers if weights and cache do not fit into the GPU's free memory; Unsupported without one."""
+        cls.refuse_streaming(options)
         device = open_device()
         free, total = device.memory()
         weights = cls.weight_bytes(checkpoint, options)
@@ -341,6 +342,7 @@ class CudaBackend(Backend):
                 f"{format_size(WORK_BYTES)}), {format_size(free)} of {format_size(total)} are free; take a smaller --context, "
                 f"requantize to fewer bits, or use --device cpu"
             )
+        return options
 
     @classmethod
     def free_bytes(cls) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.engine import memory
 from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
+from oss_tools.engine.memory import available_memory, give_back
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
 from oss_tools.engine.sharing import Stem, find_stems
@@ -125,6 +125,8 @@ class Engine:
         context: int | None = None,
         activations: str = "int8",
         load: str = "mapped",
+        memory: int | None = None,
+        trace_experts: str | Path | None = None,
         prefix_budget: int | None = None,
         check: Callable[[Metadata], None] = lambda metadata: None,
         progress: Progress = lambda nbytes: None,
@@ -140,6 +142,9 @@ class Engine:
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
             activations: "int8" or "f32", see `Options`.
             load: "mapped" or "resident", see `Options`.
+            memory: bytes that the process may take in all; of a model that does not fit in, experts stream from the disk. None
+                takes what is free.
+            trace_experts: a file for the numbers of the experts that are chosen.
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
             check: is given the tokenizer, templates and configuration before weights are read, and may refuse them.
             progress: called with the stored bytes that were read.
@@ -157,6 +162,8 @@ class Engine:
                     context=context,
                     activations=activations,
                     load=load,
+                    memory=memory,
+                    trace_experts=trace_experts,
                     prefix_budget=prefix_budget,
                     check=check,
                     progress=progress,
@@ -168,16 +175,26 @@ class Engine:
             raise BadRequest(f"a context of {context} positions: this model was made for 1..{made_for}")
         if load not in LOADS:
             raise BadRequest(f"weights cannot be loaded {load!r}; there are {', '.join(LOADS)}")
-        options = Options(threads, activations, context or min(DEFAULT_CONTEXT, made_for), load, say, on_compile)
+        context = context or min(DEFAULT_CONTEXT, made_for)
+        options = Options(
+            threads,
+            activations,
+            context,
+            load,
+            memory,
+            Path(trace_experts) if trace_experts else None,
+            prefix_budget,
+            say=say,
+            on_compile=on_compile,
+        )
         chosen = backend_class(backend)
-        chosen.require(path, options)
+        options = chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata(), check)  # first: what this takes is free again for the weights
-        memory.give_back()
+        give_back()
         loaded = chosen(path, options, progress)
-        memory.give_back()
-        if prefix_budget is None:
-            prefix_budget = memory.available_memory() // PREFIX_SHARE
-        return cls(path.architecture, loaded, options.context, prefix_budget, metadata, text)
+        give_back()
+        prefix_bytes = available_memory() // PREFIX_SHARE if options.prefix_bytes is None else options.prefix_bytes
+        return cls(path.architecture, loaded, options.context, prefix_bytes, metadata, text)
 
     @property
     def text(self) -> Text:

@@ -70,19 +70,32 @@ def _address_space_left() -> int:
 
 
 def _group_left() -> list[int]:
-    """What the memory limits of the control groups leave (version 2, then version 1)."""
+    """What the memory limits of this process's control groups, and of those around them, leave (version 2, then version 1)."""
     left = []
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for root, limit, used, own in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", _group("")),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", _group("memory")),
     ):
-        try:
-            most = Path(folder, limit).read_text().strip()
-            if most.isdigit():
-                left.append(int(most) - int(Path(folder, used).read_text()) + _reclaimable(Path(folder, "memory.stat")))
-        except OSError:
-            continue
+        for folder in [Path(root, own), *Path(root, own).parents]:
+            if not folder.is_relative_to(root):
+                break
+            try:
+                most = (folder / limit).read_text().strip()
+                if most.isdigit():
+                    left.append(int(most) - int((folder / used).read_text()) + _reclaimable(folder / "memory.stat"))
+            except OSError:
+                continue  # no limits here, or the group is seen under another name in this container
     return left
+
+
+def _group(controller: str) -> str:
+    """The control group of this process, as a path below its root. Version 2 has no controllers' names."""
+    try:
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return ""
+    found = (path for _, names, path in lines if controller in names.split(","))
+    return next(found, "").strip("/")
 
 
 def _reclaimable(stat: Path) -> int:

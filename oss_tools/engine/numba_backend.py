@@ -25,10 +25,15 @@ from numba_kernels.simd import path as simd_path
 from oss_tools.engine import memory
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import compile_all
-from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, parts
+from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, pages_for, pages_of, parts
 from oss_tools.engine.numba_recorder import Recorder
+from oss_tools.engine.numba_replay import Replay
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS, Buffers, State, Value
 from oss_tools.engine.numba_weights import TRANSPOSED, NumbaWeights, bytes_by_format, kernel_bytes
+from oss_tools.engine.stream.choice import choose
+from oss_tools.engine.stream.replaying import Streaming
+from oss_tools.engine.stream.streamed import StreamedExperts
+from oss_tools.engine.stream.trace import trace_writer
 from oss_tools.errors import BadRequest
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Latent, Rope
@@ -36,49 +41,6 @@ from oss_tools.sizes import format_size
 
 PIECES = 1024  # of attention whose keys are divided among threads, at most
 MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
-
-
-class Replay:
-    """A recorded program with the arguments that change between replays."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.program = recorder.program
-        ops = self.program.ops
-        cells = [(number, 1 + ops[number].names.index("rows"), each) for number, each in recorder.counts]
-        self._numbers, self._cells, self._each = np.array(cells, np.int64).reshape(-1, 3).T
-        self._attentions = [(number, ops[number].names, heads) for number, heads in recorder.attentions]
-        tiles = [ops[number].constants.get("ROWS", 0) for number, _ in recorder.attentions]
-        self.tile_rows = max(tiles, default=1)
-        self._known: dict[str, Any] = {}
-
-    def set_rows(self, rows: int) -> None:
-        """How many tokens the next replay has."""
-        if self._known.get("rows") != rows:
-            self.program.table[self._numbers, self._cells] = rows * self._each
-            self._known["rows"] = rows
-
-    def set_attention(self, name: str, values: dict[int | None, int]) -> None:
-        """An argument of the attention operations that have it, by the layers' window."""
-        if self._known.get(name) != values:
-            for number, names, heads in self._attentions:
-                if name in names:
-                    self.program.table[number, 1 + names.index(name)] = values[heads.window]
-            self._known[name] = values
-
-    def set_pages(self, places: dict[int | None, Pool | Passing]) -> None:
-        """Where keys and values are stored and read, by the layers' window."""
-        layout = [(id(place), place.version) for place in places.values()]
-        if self._known.get("layout") == layout:
-            return
-        for number, names, heads in self._attentions:
-            place = places[heads.window]
-            arguments = {
-                "pages": place.memory[heads.layer].ctypes.data, "tables": place.table.ctypes.data,
-                "table_stride": place.table.strides[0], "ring": place.ring,
-            }  # fmt: skip
-            for name, value in arguments.items():
-                self.program.table[number, 1 + names.index(name)] = value
-        self._known["layout"] = layout
 
 
 class NumbaBackend(Backend):
@@ -92,6 +54,7 @@ class NumbaBackend(Backend):
     def __init__(self, checkpoint: Checkpoint, options: Options, progress: Progress) -> None:
         self.options = options
         self.architecture = checkpoint.architecture
+        self._trace = trace_writer(options.trace_experts, self.architecture) if options.trace_experts else None
         self.layers = self.architecture.attention_layers()
         if options.activations not in ("int8", "f32"):
             raise BadRequest(f"activations {options.activations!r}: there are int8 and f32")
@@ -102,7 +65,9 @@ class NumbaBackend(Backend):
         self.threads = options.threads or cores()
         self.buffers = Buffers()
         transposed = "f32" if options.activations == "f32" else TRANSPOSED
-        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed, options.load == "mapped")
+        plan = options.streaming
+        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed, options.load == "mapped" and not plan)
+        self.streamed = StreamedExperts(plan, checkpoint, self.weights) if plan else None
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
         self.state = State()
@@ -120,6 +85,8 @@ class NumbaBackend(Backend):
             )
         self.team = Team(self.threads)
         self._last = self._many_head
+        self._streaming = Streaming(self.team, self.streamed.cache if self.streamed else None, self._trace)
+        self._has_stops = self._trace is not None or self.streamed is not None
 
     def _pools(self) -> dict[int | None, Pool]:
         windows = dict.fromkeys(h.window for h in self.layers)
@@ -138,14 +105,15 @@ class NumbaBackend(Backend):
         logits = self.architecture.logits(head, hidden)
         self._kept += [hidden, logits]
         self.vocabulary = logits.columns
-        return Replay(recorder), head.program
+        return Replay(recorder, self.streamed.bases if self.streamed else {}), head.program
 
     def _compile(self) -> None:
         """Has all kernels compiled, or taken from the cache, before there is a need for them."""
         programs = (self._one.program, self._one_head, self._many.program, self._many_head)
         ops = dict.fromkeys([op for program in programs for op in program.ops])
         jobs: list[tuple[str, Callable[[], Any]]] = [("threads", Team.functions)]
-        jobs += [(f"pack {f}", partial(pack_kernel, f)) for f in self.weights.formats]
+        formats = {*self.weights.formats, *(self.streamed.formats if self.streamed else ())}
+        jobs += [(f"pack {f}", partial(pack_kernel, f)) for f in sorted(formats)]
         copies = [op for pool in self.pools.values() for op in (*pool.copies, *([copy_pages] if pool.passing else []))]
         jobs += [(op.name, partial(getattr, op, "address")) for op in dict.fromkeys([*ops, *copies])]
         compile_all(jobs, self.options.on_compile)
@@ -182,6 +150,20 @@ class NumbaBackend(Backend):
             for h in layers
         )
 
+    @classmethod
+    def context_bytes(cls, architecture: Architecture, options: Options) -> int:
+        """Bytes of memory that the keys and values of one sequence of the whole context take in all layers."""
+        element = "f32" if options.activations == "f32" else "bf16"
+        return sum(
+            pages_for(h, element).nbytes * pages_of(min(h.window or options.context, options.context))
+            for h in architecture.attention_layers()
+        )
+
+    @classmethod
+    def require(cls, checkpoint: Checkpoint, options: Options) -> Options:
+        """Raises NoRoom if the model does not fit, not even with experts that stream; which of both, the options say then."""
+        return choose(checkpoint, options, cls.context_bytes(checkpoint.architecture, options), super().require)
+
     def open(self, capacity: int) -> Cache:
         return Cache(self.pools, {w: pool.take(pool.needed(capacity)) for w, pool in self.pools.items()})
 
@@ -194,6 +176,8 @@ class NumbaBackend(Backend):
         return Cache(self.pools, {w: p.fork(cache.numbers[w], length, capacity) for w, p in self.pools.items()})
 
     def run(self, runs: list[Run]) -> None:
+        if self.streamed:
+            self.streamed.make_room(sum(pool.nbytes for pool in self.pools.values()))
         rows = self.state.fill(runs)
         replay, self._last = (self._one, self._one_head) if rows == 1 else (self._many, self._many_head)
         places = {window: pool.lay_out(runs) for window, pool in self.pools.items()}
@@ -205,10 +189,19 @@ class NumbaBackend(Backend):
         passing = [place for place in places.values() if isinstance(place, Passing)]
         for place in passing:
             self.team.run(place.copying(back=False))
-        self._replay(replay.program, rows)
+        if self._has_stops:
+            self._streaming.run(replay.stops, rows, self._check)
+        else:
+            self._replay(replay.program, rows)
         for place in passing:
             self.team.run(place.copying(back=True))
+        self._check()
+
+    def _check(self) -> None:
+        """Raises BadCheckpoint if a file that weights come from is not what it was."""
         self.weights.check()
+        if self.streamed:
+            self.streamed.check()
 
     def _replay(self, program: Program, rows: int) -> None:
         """Replays a program, a long one in parts: between them an interrupt (Ctrl-C) is heard."""
@@ -230,7 +223,7 @@ class NumbaBackend(Backend):
         self.state.outputs[:n] = rows
         self.state.output_rows["group_start"][1] = n
         self.team.run(self._last)
-        self.weights.check()
+        self._check()
         logits = self._kept[1 if self._last is self._one_head else 3]
         return logits.floats[:n, : self.vocabulary]
 
@@ -254,15 +247,22 @@ class NumbaBackend(Backend):
             "kernels": f"numba {simd_path()}",
             "threads": self.threads,
             "activations": self.options.activations,
-            "weight_bytes": bytes_by_format(self.weights.packed),
+            "weight_bytes": bytes_by_format(self.weights.packed, self.streamed.formats if self.streamed else {}),
             **({"mapped_bytes": self.weights.mapped_bytes} if self.weights.mapped_bytes else {}),
-            "bytes_per_token": self.weights.bytes_per_token(self.architecture),
+            "bytes_per_token": self.weights.bytes_per_token(self.architecture)
+            + (self.streamed.plan.bytes_per_token if self.streamed else 0),
+            **({"streaming": self.streamed.facts()} if self.streamed else {}),
         }
 
     def ceilings(self) -> dict[str, float]:
+        if self.streamed:  # the disk is the ceiling
+            return {}
         stacks = self.weights.packed
         read, multiply = reading([p.data for p in stacks]), multiplying(stacks, self.threads)
         return {"read": rate(self.team, *read), "multiply": rate(self.team, *multiply)}
 
     def close(self) -> None:
         self.team.close()
+        self._streaming.close()
+        if self.streamed:
+            self.streamed.close()

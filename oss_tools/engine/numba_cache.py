@@ -55,6 +55,7 @@ class Pool:
         self.version = 0
         self._laid: list[tuple[int, int]] = [(0, 0)] * SEQUENCES  # whose pages, and how many, are in each row of the table
         self._uses: list[int] = []  # of each page: how many sequences it belongs to
+        self._most = 0  # pages that have been in use at once
         self.grow(FIRST_PAGES)
 
     def grow(self, count: int) -> None:
@@ -76,6 +77,7 @@ class Pool:
         numbers = [self._free.pop() for _ in range(count)]
         for number in numbers:
             self._uses[number] = 1
+        self._most = max(self._most, len(self._uses) - len(self._free))
         return numbers
 
     def give(self, numbers: list[int]) -> None:
@@ -116,6 +118,11 @@ class Pool:
         return self.passing
 
     # ---- copies of single positions, as [n, values of all layers] float32 or bfloat16 bits ---------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pages that have been written to, in all layers: the others take no memory yet."""
+        return self._most * self.pages.nbytes * len(self.heads)
 
     @property
     def width(self) -> int:

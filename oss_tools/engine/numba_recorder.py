@@ -29,6 +29,8 @@ from oss_tools.engine.backend import Options
 from oss_tools.engine.numba_cache import POSITIONS, Pool
 from oss_tools.engine.numba_values import CHUNK, Buffers, Routing, State, Value
 from oss_tools.engine.numba_weights import NumbaWeights, Stack
+from oss_tools.engine.stream.replaying import ExpertStop
+from oss_tools.engine.stream.streamed import StreamedExperts
 from oss_tools.errors import BadRequest
 from oss_tools.models.operations import SILU, Gate, Heads, Latent, Operations, Rope, Router
 
@@ -40,6 +42,7 @@ class Model(Protocol):
         dense_kind: what the inputs of dense layers are quantized to, or "f32".
         element: of the KV cache.
         pools: by the layers' window.
+        streamed: the experts, if they are not all in memory.
     """
 
     options: Options
@@ -50,6 +53,8 @@ class Model(Protocol):
     weights: NumbaWeights
     pools: dict[int | None, Pool]
     state: State
+
+    streamed: StreamedExperts | None
 
     def rope_tables(self, rope: Rope) -> tuple[np.ndarray, np.ndarray]: ...
     def scratch(self, size: int) -> tuple[np.ndarray, np.ndarray]: ...
@@ -65,6 +70,7 @@ class Recorder(Operations[Any]):
         self.dense = model.state.all_rows
         self.counts: list[tuple[int, int]] = []  # operations with an argument `rows`, and their rows for each token
         self.attentions: list[tuple[int, Heads | Latent]] = []
+        self.stops: list[ExpertStop] = []
 
     # ---- values -----------------------------------------------------------------------------------------------------
 
@@ -335,20 +341,34 @@ class Recorder(Operations[Any]):
             group_start=group_start, index=index, place=place,
         )  # fmt: skip
         sorted_rows = {"groups": groups, "group_matrix": group_expert, "group_start": group_start, "index": index}
-        return Routing(chosen, weights, place, sorted_rows)
+        return Routing(x.producer, chosen, ids, weights, place, sorted_rows)
 
-    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
+    def _expert_stacks(self, name: str) -> tuple[Stack, Stack]:
+        """A layer's matrices before and after the gate."""
+        if self.model.streamed:
+            return self.model.streamed.stacks(name)
         if self.model.weights.has(f"{name}.gate_up_proj"):
             (first,) = self.model.weights.stacks((f"{name}.gate_up_proj",))
         else:
             (first,) = self.model.weights.stacks((f"{name}.gate_proj", f"{name}.up_proj"), interleave=True)
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
+        return first, second
+
+    def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
+        (first, second), groups = self._expert_stacks(name), routing.groups
+        sorted_by = groups["groups"], groups["group_matrix"], groups["group_start"]
+        stop = ExpertStop(name, routing.begins, routing.chosen, routing.ids, *sorted_by)
+        if self.model.streamed:
+            groups = groups | {"groups": stop.count, "group_matrix": stop.matrix}
         both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations
-        self._multiply(first, x, both.floats, routing.groups, kind, routing.chosen)
+        stop.first = self._multiply(first, x, both.floats, groups, kind, routing.chosen)
+        self.stops.append(stop)
         inner = self._gate(both, gate)
         down = self._value(second.packed.rows, routing.chosen)
         in_order = {"index": np.arange(CHUNK * routing.chosen, dtype=np.int32)}
-        self._multiply(second, inner, down.floats, routing.groups | in_order, kind, routing.chosen)
+        last = self._multiply(second, inner, down.floats, groups | in_order, kind, routing.chosen)
+        if (inner.producer, last) != (stop.first + 1, stop.first + 2):
+            raise TypeError("an expert's products have the gate alone between them")
         out = self._value(down.columns)
         out.producer = self._add(
             combine, x=down.floats, x_stride=down.stride, place=routing.place, weights=routing.weights, top=routing.chosen,

@@ -51,9 +51,12 @@ class Value:
 
 @dataclass(eq=False)
 class Routing:
-    """Chosen experts [tokens, chosen], their weights, and the tokens sorted by expert."""
+    """Chosen experts [tokens, chosen], their weights, and the tokens sorted by expert; `begins`: the operation that makes the
+    router's input."""
 
+    begins: int
     chosen: int
+    ids: np.ndarray
     weights: np.ndarray
     place: np.ndarray
     groups: dict[str, np.ndarray]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -173,6 +173,13 @@ class NumbaWeights(Weights[Stack]):
         self._jobs += [partial(copy, matrix) for matrix in range(count)]
         return packed
 
+    def stacked_biases(self, entries: Sequence[Entry], interleave: bool) -> np.ndarray | None:
+        """The biases of matrices that are multiplied as one and kept elsewhere, float32 [matrices, padded rows]; None if there
+        are none."""
+        names = tuple(entry.name.removesuffix(".weight") for entry in entries)
+        heights = [entry.spec.matrices[1] for entry in entries]
+        return self._biases(names, entries[0].spec.matrices[0], heights, len(entries) if interleave else 1)
+
     def check(self) -> None:
         """Raises BadCheckpoint if a mapped file is no longer what it was: nothing that was computed with it is to be used."""
         for check in self._checks:
@@ -243,9 +250,9 @@ def padded_zeros(shape: tuple[int, ...]) -> np.ndarray:
     return np.zeros((*shape[:-1], -(-shape[-1] // 32) * 32), np.float32)
 
 
-def bytes_by_format(packed: Iterable[Packed]) -> dict[str, int]:
-    """Bytes of panels by format."""
-    total: dict[str, int] = {}
+def bytes_by_format(packed: Iterable[Packed], others: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of panels by format, added to others'."""
+    total = dict(others)
     for p in packed:
         total[p.format] = total.get(p.format, 0) + p.nbytes
     return total

@@ -56,7 +56,7 @@ class Weights(ABC, Generic[S]):
             entries = [self._checkpoint.entries[name] for name in key]
             forms = [self._form(entry) for entry in entries]
             if len(set(forms)) == 1 or interleave:
-                form = forms[0] if len(set(forms)) == 1 else _common(forms, entries[0].spec.matrices[2])
+                form = forms[0] if len(set(forms)) == 1 else common_format(forms, entries[0].spec.matrices[2])
                 self._stacks[key] = [self._load(entries, names, form, interleave)]
             else:
                 triples = zip(entries, names, forms, strict=True)
@@ -113,10 +113,10 @@ def nearest_format(entry: Entry, has_kernel: Callable[[Format, int], bool]) -> F
     formats = entry.mixed or (entry.format,)
     if len(formats) == 1 and has_kernel(formats[0], columns):
         return formats[0]
-    return _common(formats, columns)
+    return common_format(formats, columns)
 
 
-def _common(formats: Sequence[Format], columns: int) -> Format:
+def common_format(formats: Sequence[Format], columns: int) -> Format:
     """The format that holds what is in several of them well."""
     if all(f.is_float for f in formats):
         return get_format("f32")

@@ -92,7 +92,7 @@ class Settings:
         threads: 0 for every core.
         repeat: timed rounds; the first run of each case in a process is not timed.
         peers: other programs, of `PEERS`.
-        backend, activations, load: as for the engine; cuda runs on the GPU, timed by its events.
+        backend, activations, load, memory, trace_experts: as for the engine; cuda runs on the GPU, timed by its events.
     """
 
     prompt: int = 512
@@ -105,6 +105,8 @@ class Settings:
     backend: str = "numba"
     activations: str = "int8"
     load: str = "mapped"
+    memory: int | None = None
+    trace_experts: str | None = None
 
     def cases(self) -> list[Case]:
         prompts = [Case("prompt", self.prompt, d) for d in self.depths if self.prompt]
@@ -206,6 +208,7 @@ class Contest:
         arguments = {"model": str(self.file), "threads": s.threads, "context": s.context, "batch": max(s.batches)}
         if kind == "oss-tools":
             arguments |= {"backend": s.backend, "activations": s.activations, "load": s.load}
+            arguments |= {"memory": s.memory, "trace_experts": s.trace_experts}
         else:
             arguments["threads"] = self.ready["oss-tools"]["facts"]["threads"]
         child = Child(kind, **arguments)

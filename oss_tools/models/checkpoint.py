@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_container
-from oss_tools.checkpoints.base import Panels
+from oss_tools.checkpoints.base import Panels, Records
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
 from oss_tools.models.base import READY, Architecture, Placement, TensorSpec, architecture_of
@@ -69,6 +69,8 @@ class Checkpoint:
         entries: canonical name -> Entry, in the architecture's order.
         remarks: what a user should know about how all of this was read, a sentence each.
     """
+
+    _users = 1
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -143,6 +145,10 @@ class Checkpoint:
             raise BadCheckpoint(f"{self.path}: tensor {name}{more} {reason}")
         return [f"not the model's, and left out: {named(found.left_out)}"] if found.left_out else []
 
+    def records(self, stacks: Sequence[tuple[Sequence[str], bool]]) -> Records | None:
+        """The matrices of stacks that lie beside each other in the file, see `Reader.records`."""
+        return self.reader.records(stacks)
+
     def panels(self, names: Sequence[str], interleave: bool) -> Panels | None:
         """The matrices of these tensors as the kernels take them, if they lie so in the file, see `Reader.panels`."""
         return self.reader.panels(names, interleave)
@@ -215,8 +221,15 @@ class Checkpoint:
         """Bytes of tensor data as stored."""
         return sum(t.nbytes for t in self.reader.tensors.values())
 
+    def held(self) -> Checkpoint:
+        """This checkpoint for one more user: its files are closed when all have closed it."""
+        self._users += 1
+        return self
+
     def close(self) -> None:
-        self.reader.close()
+        self._users -= 1
+        if self._users <= 0:
+            self.reader.close()
 
     def __enter__(self) -> Checkpoint:
         return self

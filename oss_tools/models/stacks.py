@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from oss_tools.checkpoints.ready_layout import Group
@@ -17,12 +18,35 @@ def stacks_of(architecture: Architecture) -> list[Group]:
     return tracer.groups
 
 
+@dataclass(frozen=True)
+class ExpertLayer:
+    """The experts of a layer.
+
+    Attributes:
+        name: their module.
+        stacks: what comes before the gate, and what after it: names of tensors, and whether their rows take turns.
+        router: how many there are, and how many a token has.
+    """
+
+    name: str
+    stacks: Group
+    router: Router
+
+
+def expert_layers(architecture: Architecture) -> list[ExpertLayer]:
+    """The layers of a model that have experts, in the order in which a token meets them."""
+    tracer = _Tracer({spec.name for spec in architecture.tensors()})
+    architecture.forward(tracer)
+    return tracer.experts_of
+
+
 class _Tracer(Operations[Any]):
     """Carries out nothing, and takes note of weights."""
 
     def __init__(self, names: set[str]) -> None:
         self._names = names
         self.groups: list[Group] = []
+        self.experts_of: list[ExpertLayer] = []
 
     def _stack(self, *modules: str, interleave: bool = False) -> tuple[list[str], bool]:
         return [f"{m}.weight" if f"{m}.weight" in self._names else m for m in modules], interleave
@@ -45,13 +69,14 @@ class _Tracer(Operations[Any]):
     def activated(self, x: None, name: str, activation: str = "gelu_tanh") -> None:
         self.linear(x, name)
 
-    def route(self, x: None, name: str, router: Router) -> None:
+    def route(self, x: None, name: str, router: Router) -> Router:
         self.linear(x, name)
+        return router
 
     def scaled_by_gate(self, x: None, y: None, name: str) -> None:
         self.linear(x, name)
 
-    def experts(self, x: None, routing: None, name: str, gate: Gate) -> None:
+    def experts(self, x: None, routing: Router, name: str, gate: Gate) -> None:
         together = f"{name}.gate_up_proj" in self._names
         first = (
             self._stack(f"{name}.gate_up_proj")
@@ -59,6 +84,7 @@ class _Tracer(Operations[Any]):
             else self._stack(f"{name}.gate_proj", f"{name}.up_proj", interleave=True)
         )
         self.groups.append([first, self._stack(f"{name}.down_proj")])
+        self.experts_of.append(ExpertLayer(name, self.groups[-1], routing))
 
     def split(self, x: None, widths: tuple[int, ...]) -> tuple[None, ...]:
         return (None,) * len(widths)
