@@ -37,7 +37,7 @@ def room_for(
     each = chosen.position_bytes(checkpoint.architecture, replace(options, context=made_for))
     weights = max(chosen.weight_bytes(checkpoint, options), checkpoint.nbytes)  # mapped ones need memory, too, to be fast
     free = (chosen.free_bytes() if options.memory is None else options.memory) - WORK_BYTES
-    free = max((free - weights) / (models if options.memory is None else 1) * SHARE, free * STREAMED, 0)
-    fitting = int(free / each) if each else parallel * made_for
+    spare = max((free - weights) / (models if options.memory is None else 1) * SHARE, free * STREAMED, 0)
+    fitting = int(spare / each) if each else parallel * made_for
     context = context or min(made_for, max(fitting, LEAST))
     return Room(context, max(min(fitting, parallel * context), context))

@@ -21,6 +21,7 @@ from oss_tools.errors import Busy
 
 PROMPT = 128  # tokens of prompts in a pass that others generate in, at most: so long do those wait
 ROOM = 256  # tokens that a sequence has room for at first; it grows as it needs to
+SHARED = 128  # tokens that are worth waiting for while another request computes them
 PATIENCE = 60  # seconds, the longest that anybody is told to wait before another try
 
 T = TypeVar("T")
@@ -287,17 +288,26 @@ class Scheduler:
         """Begins with those who wait longest, as many as there is room for."""
         while True:
             with self._changed:
-                if not self._waiting or len(self._live) >= self.parallel:
+                work = next((work for work in self._waiting if not self._is_being_computed(work)), None)
+                if work is None or len(self._live) >= self.parallel:
                     return
-                work = self._waiting[0]
                 if self._live and self._held() + self._wanted(work) > self.positions:
                     return
-                self._waiting.popleft()
+                self._waiting.remove(work)
                 self._live.append(work)
             try:
                 self._begin(work)
             except BaseException as error:  # whatever it is, whoever asked is told
                 self._fail(work, error)
+
+    def _is_being_computed(self, work: _Work) -> bool:
+        """Whether a prompt begins as one does that is being computed: then it waits, and takes that from the cache."""
+        prompts = [live.request.tokens for live in self._live if live.generation and _prompt_left(live)]
+        if not prompts or not self.engine.prefixes.budget:
+            return False
+        more = self.engine.prefixes.longest(work.request.tokens)[0] + SHARED
+        begins = work.request.tokens[:more]
+        return len(begins) == more and any(prompt[:more] == begins for prompt in prompts)
 
     def _begin(self, work: _Work) -> None:
         if work.generation is None:
