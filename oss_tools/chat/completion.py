@@ -120,11 +120,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class Delta:
-    """Text that became certain with a token, and the message that it belongs to."""
+    """Text that became certain with a token, and the message that it belongs to.
+
+    Attributes:
+        recipient: of a call; `functions` while the name of what is called is not known.
+        message: tells messages of one kind in a row apart.
+    """
 
     text: str
     channel: str | None
     recipient: str | None = None
+    message: int = field(default=0, compare=False)
 
 
 class Parser(ABC):

@@ -176,7 +176,9 @@ class HarmonyParser(Parser):
     def _delta(self, text: str) -> list[Delta]:
         assert self._message
         self._streamed += text
-        return [Delta(text, self._message.channel, self._message.recipient)] if text else []
+        if not text:
+            return []
+        return [Delta(text, self._message.channel, self._message.recipient, len(self._messages))]
 
     def _end_message(self, end: str | None) -> list[Delta]:
         assert self._message

@@ -23,7 +23,8 @@ SCHEMA = {
 }
 
 
-def _conversation(calls: int) -> Conversation:
+def probe(calls: int) -> Conversation:
+    """A conversation with so many calls in one turn, and their results."""
     recipient = f"functions.{NAME}"
     made = [Message("assistant", f'{{"{KEY}": "{value}"}}', "commentary", recipient, "json") for value in VALUES[:calls]]
     results = [Message("tool", RESULT + value, name=recipient) for value in VALUES[:calls]]
@@ -36,7 +37,7 @@ def call_form(render: Callable[[Conversation, CallForm], str]) -> CallForm:
 
     def fault(form: CallForm, calls: int) -> tuple[int, bool, int]:
         try:
-            text = render(_conversation(calls), form)
+            text = render(probe(calls), form)
         except BadCheckpoint:
             return len(VALUES) * 3, True, 0
         missing = sum(part not in text for value in VALUES[:calls] for part in (NAME, value, RESULT + value))

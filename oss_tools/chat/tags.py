@@ -30,6 +30,7 @@ from oss_tools.chat.written_calls import NAMED, Written, calls_in, name_and_argu
 from oss_tools.engine.text import Text, overlap
 
 ANSWER, THOUGHT, CALL = "final", "analysis", "commentary"
+UNNAMED = "functions"  # the recipient of a call whose name is not known
 BEGINNING = ""  # stands for the mark before an answer
 BEGINS_LIKE_A_CALL = ("{", "[")
 QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
@@ -171,7 +172,9 @@ class TagParser(Parser):
         if self._blank:
             self._began_like_a_call = channel == ANSWER and self._withheld(text)
         self._blank = False
-        return [] if self._began_like_a_call else [Delta(text, channel)]
+        if self._began_like_a_call:
+            return []
+        return [Delta(text, channel, UNNAMED if channel == CALL else None, len(self._parts))]
 
     def _withheld(self, text: str) -> bool:
         return bool(self._tools) and text.lstrip().startswith(BEGINS_LIKE_A_CALL)

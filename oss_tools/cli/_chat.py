@@ -14,6 +14,7 @@ from oss_tools.cli._outlet import say, whisper
 
 if TYPE_CHECKING:
     from oss_tools.chat.completion import Delta
+    from oss_tools.engine.constraints import NewConstraint
     from oss_tools.engine.engine import Engine
     from oss_tools.engine.sampling import Sampling
 
@@ -97,11 +98,13 @@ def figures_line(record: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A model that completes prompts, with its settings. `max_tokens` None: as many as the context has room for."""
+    """A model that completes prompts, with its settings. `max_tokens` None: as many as the context has room for. `constraint`:
+    what its texts are held to."""
 
     engine: Engine
     sampling: Sampling
     max_tokens: int | None
+    constraint: NewConstraint | None = None
 
     def complete(self, tokens: list[int], figures: Figures) -> Iterator[int]:
         """The tokens that follow, as they come."""
@@ -111,7 +114,7 @@ class Speaker:
         figures.prompt_tokens += len(tokens)
         limit = self.max_tokens or self.engine.context
         first = True
-        for token in self.engine.generate(Request(tokens, limit, self.sampling)):
+        for token in self.engine.generate(Request(tokens, limit, self.sampling, constraint=self.constraint)):
             now = time.perf_counter()
             if first:
                 figures.time_to_first_token += now - began

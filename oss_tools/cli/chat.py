@@ -4,7 +4,8 @@ Answers go to stdout as they come; reasoning and tool calls to stderr, dimmed on
 the conversation; Ctrl-D or /quit ends it. /help lists the commands. Lines may also come through a pipe, one question each.
 
 Tools: calculator; python, which runs the model's code in a process without a network, other programs or write access
-outside of its own folder (Linux); a YAML file that declares commands, which run with your rights.
+outside of its own folder (Linux); browser:FOLDER and browser:ADDRESS, which search a folder's texts or by a SearXNG; a YAML file
+that declares commands, which run with your rights, or a browser; a JSON file of MCP servers, which are started.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 oss-tools chat tiny --tools calculator
 oss-tools chat gpt-oss-20b/ --reasoning high --tools python,tools.yaml
+oss-tools chat gpt-oss-20b/ --tools browser:handbook/
 oss-tools chat tiny -q < questions.txt
 """
 
@@ -45,7 +47,7 @@ def run(
     reasoning: Reasoning = "medium",
     system: Annotated[str | None, typer.Option("--system", help="Instructions that stand before the conversation.")] = None,
     tools: Annotated[
-        str, typer.Option("--tools", metavar="LIST", help="calculator, python and YAML files, separated by commas.")
+        str, typer.Option("--tools", metavar="LIST", help="calculator, python, browser:FOLDER, YAML, mcp.json, by commas.")
     ] = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most calls of tools for one answer.")] = 8,
     max_tokens: Annotated[
@@ -248,6 +250,9 @@ class Chat:
         remark(f"tools: {', '.join(self._tools) or 'none; see --tools'}")
 
     def _reset(self, _: str) -> None:
+        from oss_tools.chat.tools.choice import fresh
+
+        self._tools = fresh(self._tools)
         self.conversation = replace(self.conversation, messages=())
 
     def _reason(self, effort: Any) -> None:

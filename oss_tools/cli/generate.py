@@ -3,6 +3,9 @@
 A model that has a chat template answers PROMPT as a user's message: its final answer goes to stdout as it comes, reasoning
 (--show-analysis) and figures to stderr. Exit status 1 if there is no final answer; stderr says why. --raw continues PROMPT as
 plain text, as it is done for models without a template.
+
+--json-schema and --regex hold the answer to a form, token by token; the reasoning stays free. Exit status 1 if the answer was cut
+off before its end.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +38,8 @@ from oss_tools.cli._output import print_json, remark
 if TYPE_CHECKING:
     from oss_tools.chat.chat_template import ChatTemplate
     from oss_tools.chat.completion import Completion, Delta
+    from oss_tools.chat.messages import Conversation
+    from oss_tools.chat.structured import Form
     from oss_tools.engine.engine import Token
 
 EXAMPLES = """
@@ -41,10 +47,13 @@ oss-tools generate tiny "What is 47 + 38?" --show-analysis --reasoning high
 oss-tools generate gpt-oss-20b/ "Why is the sky blue?"
 oss-tools generate model.gguf "Once upon a time" --raw --max-tokens 64 --temperature 0.8 --seed 1
 oss-tools generate model.gguf - --stop END < prompt.txt
+oss-tools generate gpt-oss-20b/ "Who wrote Emma, and when?" --json-schema book.json
 """
 
 
 PLAIN_TOKENS = 256
+MOST_SCHEMA = 1 << 20  # bytes
+CUT_OFF = "the tokens ran out before the answer had its form; raise --max-tokens or --context"
 
 
 def run(
@@ -74,6 +83,16 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End where this text comes; may be repeated.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--json-schema", metavar="FILE", help="The answer is JSON that this schema allows.", show_default=False
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option("--regex", metavar="PATTERN", help="The answer matches this expression in whole.", show_default=False),
+    ] = None,
     threads: Threads = 0,
     device: Device = "cpu",
     backend: BackendName = "numba",
@@ -86,46 +105,69 @@ def run(
     quiet: QuietFlag = False,
 ) -> None:
     from oss_tools.chat.chat_template import chat_template, has_chat_template
+    from oss_tools.chat.messages import Conversation, Message
+    from oss_tools.chat.structured import constraint_for, plain_constraint
     from oss_tools.engine.engine import Request
     from oss_tools.engine.sampling import Sampling
 
     sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
+    form = form_of(json_schema, regex)
     text = sys.stdin.read() if prompt == "-" else prompt
     options = {"device": device, "backend": backend, "activations": activations, "load": load}
     room = {"memory": memory, "trace_experts": trace_experts}
     with loaded(model, **options, **room, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
-            speaker = Speaker(engine, sampling, max_tokens)
+            conversation = Conversation((Message("user", text),), effort=reasoning)
+            constraint = constraint_for(template, engine.grammars, conversation, form) if form else None
+            speaker = Speaker(engine, sampling, max_tokens, constraint)
             screen = None if as_json else Screen(show_analysis)
-            answer(speaker, template, text, reasoning, tuple(stop or ()), screen, quiet)
+            answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
             return
         if not raw and not quiet:
             remark("the checkpoint has no chat template: the prompt is continued as plain text")
         tokens = engine.text.encode(text)
         began = time.perf_counter()
-        stream = engine.generate(Request(tokens, max_tokens or PLAIN_TOKENS, sampling, tuple(stop or ())))
+        constraint = plain_constraint(engine.grammars, form) if form else None
+        stream = engine.generate(
+            Request(tokens, max_tokens or PLAIN_TOKENS, sampling, tuple(stop or ()), constraint=constraint)
+        )
         record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json)
     if as_json:
         print_json(record)
     elif not quiet:
         remark(figures_line(record))
+    if form and record["finish"] == "length":
+        remark(CUT_OFF)
+        raise typer.Exit(1)
+
+
+def form_of(json_schema: Path | None, regex: str | None) -> Form | None:
+    """What the answer is held to. Raises BadRequest, BadCheckpoint for a file that is no JSON, MissingPackage."""
+    if json_schema is None and regex is None:
+        return None
+    from oss_tools.chat.structured import Form
+    from oss_tools.checkpoints.files import parse_value, read_small
+    from oss_tools.errors import BadRequest
+
+    if regex is not None and json_schema is not None:
+        raise BadRequest("--json-schema and --regex: an answer has one form; leave one of them out")
+    if json_schema is None:
+        return Form.regex(regex)
+    return Form.json_schema(parse_value(read_small(json_schema, MOST_SCHEMA), str(json_schema)))
 
 
 def answer(
     speaker: Speaker,
     template: ChatTemplate,
-    text: str,
-    reasoning: Any,
+    conversation: Conversation,
     stop: tuple[str, ...],
     screen: Screen | None,
     quiet: bool,
 ) -> None:
     """Answers a user's message on the screen, or as JSON without one. Raises typer.Exit if there is no final answer."""
     from oss_tools.chat.loop import listen
-    from oss_tools.chat.messages import Conversation, Message
 
-    conversation = Conversation((Message("user", text),), effort=reasoning)
     figures, final = Figures(), Final(stop, screen)
     tokens = speaker.complete(template.encode(conversation), figures)
     completion = listen(final.until_stop(tokens), template.parser(conversation), final.add)
@@ -133,6 +175,8 @@ def answer(
     if final.stopped:
         figures.finish = "stop"
     wrong = None if final.stopped else problem_of(completion, figures)
+    if wrong is None and speaker.constraint and figures.finish == "length":
+        wrong = CUT_OFF
     if screen is None:
         print_json(
             {

@@ -60,6 +60,15 @@ def run(
         int | None,
         typer.Option("--context", min=1, help="The most positions of a sequence. [default: what fits]", show_default=False),
     ] = None,
+    tools: Annotated[
+        str,
+        typer.Option(
+            "--tools",
+            metavar="LIST",
+            help="Tools that the server carries out for clients that ask: as of chat, separated by commas.",
+        ),
+    ] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most calls of tools for one answer.")] = 8,
     threads: Threads = 0,
     device: Device = "cpu",
     backend: BackendName = "numba",
@@ -69,6 +78,7 @@ def run(
     quiet: QuietFlag = False,
 ) -> None:
     require_packages()
+    from oss_tools.chat.tools.choice import open_tools
     from oss_tools.engine.backend import Options
     from oss_tools.engine.scheduling import Turns
     from oss_tools.serve.running import address_of, listen, serve
@@ -76,7 +86,7 @@ def run(
     from oss_tools.serve.settings import Settings
 
     key = read_key(api_key_file) if api_key_file else None
-    settings = Settings(host, port, key, tuple(allow_origin or ()), parallel, queue)
+    settings = Settings(host, port, key, tuple(allow_origin or ()), parallel, queue, tools=open_tools(tools), rounds=rounds)
     paths = named(models)
     listening = listen(settings)
     each = memory // len(paths) if memory else None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters
-from oss_tools.errors import BadCheckpoint
+from oss_tools.errors import BadCheckpoint, BadRequest
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ONE_A_BYTE = "oss_tools_one_a_byte"  # the name of an error handler
@@ -58,8 +58,11 @@ class _Replace:
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new = old, new
 
+    def spelt(self, piece: str) -> str:
+        return piece.replace(self._old, self._new)
+
     def feed(self, piece: str) -> list[str]:
-        return [piece.replace(self._old, self._new)]
+        return [self.spelt(piece)]
 
     def flush(self) -> list[str]:
         return []
@@ -73,12 +76,14 @@ class _ByteLevel:
     def __init__(self) -> None:
         self._decoder = _utf8("replace")
 
-    def feed(self, piece: str) -> list[str]:
+    def spelt(self, piece: str) -> bytes:
         try:
-            data = bytes([self.BYTES[letter] for letter in piece])
+            return bytes([self.BYTES[letter] for letter in piece])
         except KeyError:
-            data = piece.encode()
-        return [self._decoder.decode(data)]
+            return piece.encode()
+
+    def feed(self, piece: str) -> list[str]:
+        return [self._decoder.decode(self.spelt(piece))]
 
     def flush(self) -> list[str]:
         return [self._decoder.decode(b"", final=True)]
@@ -90,9 +95,13 @@ class _ByteFallback:
     def __init__(self) -> None:
         self._decoder = _utf8(ONE_A_BYTE)
 
-    def feed(self, piece: str) -> list[str]:
+    def spelt(self, piece: str) -> str | bytes:
         found = BYTE_TOKEN.fullmatch(piece)
-        return [self._decoder.decode(bytes.fromhex(found[1]))] if found else [*self.flush(), piece]
+        return bytes.fromhex(found[1]) if found else piece
+
+    def feed(self, piece: str) -> list[str]:
+        spelt = self.spelt(piece)
+        return [self._decoder.decode(spelt)] if isinstance(spelt, bytes) else [*self.flush(), piece]
 
     def flush(self) -> list[str]:
         return [self._decoder.decode(b"", final=True)]
@@ -103,6 +112,9 @@ class _Metaspace:
 
     def __init__(self, replacement: str, prepended: bool) -> None:
         self._replacement, self._first = replacement, prepended
+
+    def spelt(self, piece: str) -> str:
+        return piece.replace(self._replacement, " ")
 
     def feed(self, piece: str) -> list[str]:
         space, self._first = "" if self._first else " ", False
@@ -206,6 +218,23 @@ class Detokenizer:
         """A new text."""
         steps = steps_of(self._decoder)
         return RereadStream(self, skip_special) if steps is None else PieceStream(self, steps, skip_special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token is inside of a text, of which a character may be a part only; b"" if no token has this number. Raises
+        BadRequest if tokens have no bytes of their own: the decoder reads the whole text, or puts spaces between them."""
+        name = self.tokenizer.id_to_token(token)
+        if name is None:
+            return b""
+        steps = steps_of(self._decoder)
+        if steps is None or any(isinstance(step, _Spaced) for step in steps):
+            raise BadRequest("answers cannot be held to a form: this tokenizer's decoder does not say which text a token is")
+        for step in steps:
+            if isinstance(step, _Replace | _Metaspace | _ByteLevel | _ByteFallback):
+                found = step.spelt(name)
+                if isinstance(found, bytes):
+                    return found
+                name = found
+        return str(name).encode()
 
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         """The text of all these tokens. Numbers that no token has are passed over."""

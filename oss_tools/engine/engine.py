@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
+from oss_tools.engine.constraints import Constraint, Grammars, NewConstraint
 from oss_tools.engine.memory import available_memory, give_back
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
@@ -37,6 +39,7 @@ class Request:
         stop: strings at which the text ends; they are cut off.
         stop_tokens: ids that end it; None takes the tokenizer's.
         logprobs: None for none; 0 for the chosen tokens' log-probabilities, n for the n likeliest as well.
+        constraint: makes what the text is held to; None for nothing.
     """
 
     tokens: list[int]
@@ -45,6 +48,7 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] | None = None
     logprobs: int | None = None
+    constraint: NewConstraint | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class Engine:
         self.prefixes = PrefixCache(prefix_budget)
         self.computed = 0
         self._text = text
+        self._grammars: Grammars | None = None
+        self._lock = Lock()
 
     @classmethod
     def load(
@@ -202,6 +208,15 @@ class Engine:
         if self._text is None:
             self._text = Text(self.metadata)
         return self._text
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiles what texts are held to. Made when it is first asked for, from any thread. Raises what `Grammars` and `text`
+        raise."""
+        with self._lock:
+            if self._grammars is None:
+                self._grammars = Grammars(self.text, self.backend.vocabulary)
+            return self._grammars
 
     @property
     def has_text(self) -> bool:
@@ -416,6 +431,8 @@ class Engine:
         while waiting or live:
             live += self._admit([waiting.popleft() for _ in range(min(batch - len(live), len(waiting)))], held)
             yield from [(generation.index, token) for generation, token in self.advance(live)]
+            for failed in (generation.failed for generation in live if generation.failed):
+                raise failed
             live = [generation for generation in live if not generation.ended]
 
     def _admit(self, requests: list[tuple[int, Request]], held: list[Stem]) -> list[Generation]:
@@ -481,8 +498,8 @@ class Engine:
         others = [(g, row) for g, row in ready if g not in chosen]
         waiting = iter(others)
         for logits in self._logits(np.array([row for _, row in others], np.int64)):
-            chosen |= {g: g.choose(row) for row, (g, _) in zip(logits, waiting, strict=False)}
-        return [(g, chosen[g]) for g, _ in ready]
+            chosen |= {g: token for row, (g, _) in zip(logits, waiting, strict=False) if (token := g.choose(row))}
+        return [(g, chosen[g]) for g, _ in ready if g in chosen]
 
 
 class Generation:
@@ -494,6 +511,7 @@ class Generation:
         ahead: the tokens that the next passes are given.
         generated: how many tokens have been chosen.
         ended: whether the last one has.
+        failed: why there is no next token, though the text has not ended.
     """
 
     def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
@@ -505,22 +523,29 @@ class Generation:
         self.stream = engine.text.stream(request.stop) if has_text else None
         own = engine.text.stop_tokens if has_text else frozenset()
         self.stop_tokens = own if request.stop_tokens is None else request.stop_tokens
+        self.constraint: Constraint | None = request.constraint() if request.constraint else None
         self.left = min(request.max_tokens, engine.context - len(request.tokens) + 1)
         self.generated = 0
         self.ended = False
+        self.failed: BadRequest | None = None
 
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is all that is asked for."""
         s = self.request.sampling
-        return s.temperature == 0 and s.repetition_penalty == 1.0 and self.request.logprobs is None
+        return s.temperature == 0 and s.repetition_penalty == 1.0 and self._is_token_all
 
     @property
     def is_drawn(self) -> bool:
         """Whether the token is drawn from all there are, and nothing but the token is asked for."""
         s = self.request.sampling
         plain = s.repetition_penalty == 1.0 and s.top_k == 0 and s.top_p == 1.0 and s.min_p == 0.0
-        return plain and self.request.logprobs is None
+        return plain and self._is_token_all
+
+    @property
+    def _is_token_all(self) -> bool:
+        """Whether nothing is asked for that needs all logits."""
+        return self.request.logprobs is None and self.constraint is None
 
     @property
     def draw(self) -> Draw:
@@ -538,10 +563,19 @@ class Generation:
         self.sequence = engine.open(tokens, min(room, self.left))
         self.ahead = tokens[len(self.sequence.tokens) :]
 
-    def choose(self, logits: np.ndarray) -> Token:
-        """The next token from logits [vocabulary]; sets `ended` on the last one."""
-        token = self.sampler(logits)
-        return self.take(token, *self._logprobs(logits, token))
+    def choose(self, logits: np.ndarray) -> Token | None:
+        """The next token from logits [vocabulary]; sets `ended` on the last one. None, and `failed`, if what the text is held to
+        lets no token come."""
+        allowed = logits
+        try:
+            if self.constraint:
+                allowed = logits.copy()
+                self.constraint.mask(allowed)
+            token = self.sampler(allowed)
+            return self.take(token, *self._logprobs(logits, token))
+        except BadRequest as error:
+            self.failed, self.ended = error, True
+            return None
 
     def take(self, token: int, logprob: float | None = None, top: tuple[tuple[int, float], ...] = ()) -> Token:
         """The token that was chosen, with its text."""
@@ -549,11 +583,14 @@ class Generation:
         self.left -= 1
         self.generated += 1
         text = ""
+        if self.constraint:
+            self.constraint.accept(token)
         if token in self.stop_tokens:
             finish: str | None = "stop"
         else:
             text = self.stream.add(token) if self.stream else ""
-            finish = "stop" if self.stream and self.stream.stopped else "length" if self.left == 0 else None
+            over = self.constraint is not None and self.constraint.ended and not self.stop_tokens
+            finish = "stop" if over or (self.stream and self.stream.stopped) else "length" if self.left == 0 else None
         self.ended = finish is not None
         if self.ended and self.stream and not self.stream.stopped:
             text += self.stream.flush()

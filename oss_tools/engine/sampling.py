@@ -64,6 +64,8 @@ class Sampler:
         else:
             candidates, shares = distribution(logits, s)
             token = int(candidates[min(int(np.searchsorted(shares.cumsum(), self._random.random())), len(shares) - 1)])
+            if np.isneginf(logits[token]):  # drawn at the very border of the shares; it may not be chosen at all
+                token = int(logits.argmax())
         self.seen.add(token)
         return token
 

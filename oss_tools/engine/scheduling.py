@@ -346,6 +346,9 @@ class Scheduler:
         owners = {work.generation: work for work in live}
         for generation, token in chosen:
             self._tell(owners[generation], token, now)
+        for work in live:
+            if work.generation and work.generation.failed:
+                self._fail(work, work.generation.failed)
 
     def _make_room(self) -> None:
         """Sends the youngest back to the queue while sequences that grow find no room."""

@@ -90,6 +90,10 @@ class Text:
         """Every token's id, those of added tokens included."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token is inside of a text; see `Detokenizer.token_bytes`."""
+        return self._detokenizer.token_bytes(token)
+
     def decode(self, tokens: Iterable[int], skip_special: bool = True) -> str:
         """The text of tokens: what a stream of them gives in all."""
         return self._detokenizer.decode(tokens, skip_special)
@@ -106,15 +110,20 @@ class StopStrings:
     def __init__(self, stop: Iterable[str] = ()) -> None:
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self.stopped = False
+        self.stopped_by: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was complete."""
+        return self.stopped_by is not None
 
     def add(self, text: str) -> str:
-        """The text that is certain after this part; sets `stopped` if a stop string is complete (it is cut off)."""
+        """The text that is certain after this part; sets `stopped_by` if a stop string is complete (it is cut off)."""
         self._held += text
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        found = [(at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
-            self.stopped = True
-            text, self._held = self._held[: min(found)], ""
+            at, self.stopped_by = min(found)
+            text, self._held = self._held[:at], ""
             return text
         keep = max((overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep

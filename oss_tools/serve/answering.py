@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall
+from oss_tools.chat.loop import ROUNDS
 from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.structured import Form, constraint_for, is_held
+from oss_tools.chat.tools.base import Tool
+from oss_tools.engine.constraints import NewConstraint
 from oss_tools.engine.engine import Request, Token
 from oss_tools.engine.sampling import Sampling
 from oss_tools.engine.scheduling import Event as EngineEvent
 from oss_tools.engine.scheduling import Finished, Scheduler
 from oss_tools.engine.text import StopStrings, Text
+from oss_tools.serve.own_tools import result
 from oss_tools.serve.served import Served
 
 
@@ -29,6 +34,9 @@ class Asked:
         logprobs: None for none; n for the chosen tokens' and the n likeliest ones'.
         tool_choice: auto, none, required, or a function's name.
         parallel_tool_calls: whether an answer may have more than one call.
+        form: what the answer must be; None for any text.
+        own_tools: those of its tools, by name, that the server carries out itself.
+        rounds: how often the model may be asked, where the server carries calls out.
     """
 
     conversation: Conversation
@@ -38,6 +46,9 @@ class Asked:
     logprobs: int | None = None
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
+    form: Form | None = None
+    own_tools: Mapping[str, Tool] = field(default_factory=dict)
+    rounds: int = ROUNDS
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,13 @@ class Piece:
 
     delta: Delta
     tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ran(Piece):
+    """A call that the server carried out, and its result, which is the delta: on the channel of the call, to the assistant."""
+
+    call: ToolCall = field(default_factory=lambda: ToolCall("", {}))
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ class Ended:
         broken: what is wrong with it that makes it no answer; a protocol reports it, and sends the answer on as none. An answer
             that ran out of tokens is not broken.
         calls: those that the client is to carry out.
+        stopped_by: the stop string at which it ended.
     """
 
     completion: Completion
@@ -66,6 +85,7 @@ class Ended:
     usage: Finished
     broken: tuple[Finding, ...] = ()
     calls: tuple[ToolCall, ...] = ()
+    stopped_by: str | None = None
 
 
 Event = Piece | Ended
@@ -77,8 +97,49 @@ CUT = frozenset(
 async def answer(served: Served, asked: Asked) -> AsyncGenerator[Event, None]:
     """The model's answer as it comes; the last event is Ended. Closing the iterator cancels the request.
 
+    Calls of the server's own tools are carried out on the way to it: Ran tells of each. Where the client's are among a turn's
+    calls, the answer ends with these.
+
     Raises BadRequest for what cannot be asked, Busy where too many wait, and whatever goes wrong in the engine.
     """
+    usages: list[Finished] = []
+    for _ in range(asked.rounds):
+        async with aclosing(_turn(served, asked)) as events:
+            async for event in events:
+                if isinstance(event, Ended):
+                    ended = event
+                else:
+                    yield event
+        usages.append(ended.usage)
+        theirs = tuple(call for call in ended.calls if call.name not in asked.own_tools)
+        if theirs or not ended.calls or ended.broken:
+            yield replace(ended, calls=theirs, usage=total(usages))
+            return
+        results = []
+        for call in ended.calls:
+            results.append(await result(asked.own_tools[call.name], call))
+            yield Ran(Delta(results[-1].content, results[-1].channel, "assistant"), (), call)
+        said = (*asked.conversation.messages, *ended.completion.messages, *results)
+        asked = replace(asked, conversation=replace(asked.conversation, messages=said), tool_choice="auto")
+    finding = Finding(Problem.TOO_MANY_ROUNDS, f"no answer after {asked.rounds} rounds of calls")
+    yield replace(ended, calls=(), broken=(finding,), finish="stop", usage=total(usages))
+
+
+def total(usages: list[Finished]) -> Finished:
+    """The figures of several requests that make one answer."""
+    first = usages[0]
+    return Finished(
+        usages[-1].finish,
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
+        sum(usage.tokens for usage in usages),
+        first.time_to_first_token,
+        sum(usage.seconds for usage in usages),
+    )
+
+
+async def _turn(served: Served, asked: Asked) -> AsyncGenerator[Event, None]:
+    """One turn of the model."""
     template = served.speaker
     served.scheduler.require_room()
     conversation = asked.conversation
@@ -86,7 +147,9 @@ async def answer(served: Served, asked: Asked) -> AsyncGenerator[Event, None]:
         conversation = replace(conversation, tools=())
     tokens = await asyncio.to_thread(template.encode, conversation)  # a Jinja template may take its time
     parser = await asyncio.to_thread(template.parser, conversation)
-    request = Request(tokens, asked.max_tokens or served.engine.context, asked.sampling, logprobs=asked.logprobs)
+    constraint = await asyncio.to_thread(_constraint, served, asked, conversation)
+    limit = asked.max_tokens or served.engine.context
+    request = Request(tokens, limit, asked.sampling, logprobs=asked.logprobs, constraint=constraint)
     reading = _Reading(parser, template.text, asked.stop)
     async with aclosing(Stream(served.scheduler, request)) as events:
         async for event in events:
@@ -102,6 +165,15 @@ async def answer(served: Served, asked: Asked) -> AsyncGenerator[Event, None]:
                 return
 
 
+def _constraint(served: Served, asked: Asked, conversation: Conversation) -> NewConstraint | None:
+    """What the turn is held to. Raises BadRequest, MissingPackage."""
+    if not is_held(conversation, asked.form, asked.tool_choice):
+        return None
+    grammars = served.engine.grammars
+    parallel = asked.parallel_tool_calls
+    return constraint_for(served.speaker, grammars, conversation, asked.form, asked.tool_choice, parallel)
+
+
 def _ended(reading: _Reading, usage: Finished, asked: Asked) -> Ended:
     completion = reading.completion()
     broken = completion.findings
@@ -111,7 +183,7 @@ def _ended(reading: _Reading, usage: Finished, asked: Asked) -> Ended:
     elif usage.finish == "length":
         broken = tuple(finding for finding in broken if finding.problem not in CUT)
     calls = calls if asked.parallel_tool_calls else calls[:1]
-    return Ended(completion, "tool_calls" if calls else usage.finish, usage, broken, calls)
+    return Ended(completion, "tool_calls" if calls else usage.finish, usage, broken, calls, reading.stopped_by)
 
 
 class Stream:
@@ -163,6 +235,10 @@ class _Reading:
     @property
     def stopped(self) -> bool:
         return self._stop.stopped
+
+    @property
+    def stopped_by(self) -> str | None:
+        return self._stop.stopped_by
 
     def add(self, token: Token) -> list[Piece]:
         deltas = self._parser.add(token.id)

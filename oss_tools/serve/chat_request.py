@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.tools.base import Tool
 from oss_tools.engine.sampling import Sampling
 from oss_tools.errors import BadRequest
 from oss_tools.serve import conversing
 from oss_tools.serve.answering import Asked
+from oss_tools.serve.forms import form_of
+from oss_tools.serve.own_tools import named
+from oss_tools.serve.settings import Settings
 
 NAME = r"^[\w.:-]{1,128}$"
 MOST_STOPS, LONGEST_STOP, MOST_CHOICES, MOST_LOGPROBS = 16, 1000, 16, 20
@@ -57,6 +61,12 @@ class Function(BaseModel):
 class FunctionTool(BaseModel):
     type: Literal["function"]
     function: Function
+
+
+class OwnTool(BaseModel):
+    """A tool that the server carries out itself."""
+
+    type: Annotated[str, Field(pattern=NAME)]
 
 
 class ChosenFunction(BaseModel):
@@ -123,37 +133,51 @@ class ChatRequest(Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool | OwnTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     response_format: dict[str, Any] | None = None
     functions: list[Any] | None = None
 
-    def asked(self, efforts: tuple[str, ...], choice: int = 0) -> Asked:
-        """What it asks for, of a model that knows these efforts. Raises BadRequest."""
+    def asked(self, efforts: tuple[str, ...], choice: int = 0, settings: Settings | None = None) -> Asked:
+        """What it asks for, of a model that knows these efforts, and a server that has tools. Raises BadRequest."""
         if self.functions:
             raise BadRequest("functions: use tools")
         chosen = self.tool_choice
         name = chosen.function.name if isinstance(chosen, ToolChoice) else chosen or "auto"
-        tools = [tool.function for tool in self.tools or []]
-        if isinstance(chosen, ToolChoice) and name not in [tool.name for tool in tools]:
+        tools = self.functions_offered
+        if any(tool.type == "function" for tool in self.tools or [] if isinstance(tool, OwnTool)):
+            raise BadRequest("tools: a tool of type function needs a `function` with a name")
+        own = named(
+            [tool.type for tool in self.tools or [] if isinstance(tool, OwnTool)], settings.tools if settings else {}
+        )
+        if isinstance(chosen, ToolChoice) and name not in [*[tool.name for tool in tools], *own]:
             raise BadRequest(f"tool_choice: no tool named {name!r}")
-        if name == "required" and not tools:
+        if name == "required" and not tools and not own:
             raise BadRequest("tool_choice is required, and there are no tools")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return Asked(
-            self._conversation(efforts),
+            self._conversation(efforts, own),
             self.sampling(choice),
             self.max_completion_tokens or self.max_tokens,
             self.stops,
             logprobs,
             tool_choice=name,
             parallel_tool_calls=self.parallel_tool_calls is not False,
+            form=form_of(self.response_format, "response_format"),
+            own_tools=own,
+            rounds=settings.rounds if settings else 1,
         )
 
-    def _conversation(self, efforts: tuple[str, ...]) -> Conversation:
-        schemas = [conversing.function_schema(tool.function.model_dump()) for tool in self.tools or []]
+    @property
+    def functions_offered(self) -> list[Function]:
+        """Those that the client carries out."""
+        return [tool.function for tool in self.tools or [] if isinstance(tool, FunctionTool)]
+
+    def _conversation(self, efforts: tuple[str, ...], own: Mapping[str, Tool]) -> Conversation:
+        schemas = [conversing.function_schema(function.model_dump()) for function in self.functions_offered]
+        schemas += [dict(tool.schema) for tool in own.values()]
         told = [text_of(m.content) for m in self.messages if m.role in ("system", "developer")]
         effort = conversing.effort_of(self.reasoning_effort, efforts)
         return conversing.conversation(self._messages(), schemas, effort, filter(None, told))

@@ -15,6 +15,7 @@ from oss_tools.chat.chat_template import HarmonyTemplate
 from oss_tools.chat.harmony import Preamble, Special, render
 from oss_tools.chat.harmony_parser import HarmonyParser
 from oss_tools.chat.messages import Conversation, Message
+from oss_tools.chat.tools.browser import FIND, OPEN, SEARCH
 from oss_tools.chat.tools.python import PythonTool
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine import o200k
@@ -201,3 +202,10 @@ def test_what_they_refuse_is_never_an_answer(text: Text, peer: Any, conversation
         assert found.final is None
     else:
         assert found.findings or list(found.messages) == expected
+
+
+def test_the_browser_s_tools_are_told_as_openai_harmony_tells_them() -> None:
+    openai_harmony = pytest.importorskip("openai_harmony")
+    theirs = openai_harmony.ToolNamespaceConfig.browser().model_dump(exclude_none=True)["tools"]
+    ours = [{**schema, "name": schema["name"].removeprefix("browser.")} for schema in (SEARCH, OPEN, FIND)]
+    assert ours == theirs

@@ -42,6 +42,11 @@ class Tool(ABC):
     def run(self, arguments: Mapping[str, Any]) -> str:
         """Carries out a call whose arguments suit the schema. Raises ToolError."""
 
+    def fresh(self, made: dict[int, Any]) -> Tool:
+        """The tool for another conversation; one that keeps nothing between calls is the same. `made`: what tools of one kind
+        share in that conversation."""
+        return self
+
     def call(self, arguments: Mapping[str, Any]) -> str:
         """Carries out a call; what went wrong is told in the answer."""
         try:

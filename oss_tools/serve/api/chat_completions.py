@@ -42,7 +42,7 @@ def routes(state: State) -> list[Route]:
     async def create(request: Request) -> Response:
         sent = await read_json(request, state.settings, ChatRequest)
         served = state.model(sent.model)
-        asked = [sent.asked(served.speaker.efforts, choice) for choice in range(sent.n or 1)]
+        asked = [sent.asked(served.speaker.efforts, choice, state.settings) for choice in range(sent.n or 1)]
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
         if sent.stream:
             events = _chunks(served, asked, {**head, "object": "chat.completion.chunk"}, sent.with_usage)
