@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Load, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads, loaded
 from oss_tools.cli._options import QuietFlag, model_path
 from oss_tools.cli._output import remark
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
+    from oss_tools.engine.backend import Options
     from oss_tools.engine.engine import Engine
     from oss_tools.engine.room import Room
     from oss_tools.models import Checkpoint
@@ -73,10 +74,12 @@ def run(
     backend: BackendName = "numba",
     activations: Activations = "int8",
     load: Load = "mapped",
+    memory: Memory = None,
     quiet: QuietFlag = False,
 ) -> None:
     require_packages()
     from oss_tools.chat.tools.choice import open_tools
+    from oss_tools.engine.backend import Options
     from oss_tools.engine.scheduling import Turns
     from oss_tools.serve.running import address_of, listen, serve
     from oss_tools.serve.served import Served
@@ -86,12 +89,13 @@ def run(
     settings = Settings(host, port, key, tuple(allow_origin or ()), parallel, queue, tools=open_tools(tools), rounds=rounds)
     paths = named(models)
     listening = listen(settings)
-    options = {"device": device, "backend": backend, "activations": activations, "load": load}
+    each = memory // len(paths) if memory else None
+    options = {"device": device, "backend": backend, "activations": activations, "load": load, "memory": each}
     served: dict[str, Served] = {}
     turns = Turns()
     with listening, ExitStack() as stack:
         for number, (name, path) in enumerate(paths.items()):
-            fitting = Fitting(settings, context, len(paths) - number, activations, threads, load)
+            fitting = Fitting(settings, context, len(paths) - number, Options(threads, activations, load=load, memory=each))
             engine = stack.enter_context(
                 loaded(path, **options, threads=threads, quiet=quiet, check=has_tokenizer, context_for=fitting)  # type: ignore[arg-type]
             )
@@ -113,18 +117,13 @@ class Fitting:
 
     room: Room
 
-    def __init__(
-        self, settings: Settings, context: int | None, models: int, activations: str, threads: int, load: str
-    ) -> None:
-        self._settings, self._context, self._models = settings, context, models
-        self._activations, self._threads, self._load = activations, threads, load
+    def __init__(self, settings: Settings, context: int | None, models: int, options: Options) -> None:
+        self._settings, self._context, self._models, self._options = settings, context, models, options
 
     def __call__(self, checkpoint: Checkpoint, backend: str) -> int:
-        from oss_tools.engine.backend import Options
         from oss_tools.engine.room import room_for
 
-        options = Options(self._threads, self._activations, load=self._load)
-        self.room = room_for(checkpoint, backend, options, self._settings.parallel, self._context, self._models)
+        self.room = room_for(checkpoint, backend, self._options, self._settings.parallel, self._context, self._models)
         return self.room.context
 
 

@@ -228,4 +228,6 @@ def _library(what: str) -> Iterator[Any]:
 def _shortened(message: str) -> str:
     """A message of the library's in one line."""
     line = " ".join(message.replace("<non-verbose/>", "").split())
+    if line.startswith("NoExtension"):
+        return "no text is of this form: it contradicts itself, or refers to itself without end"
     return line if len(line) <= LONGEST_MESSAGE else line[:LONGEST_MESSAGE] + "…"

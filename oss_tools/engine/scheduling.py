@@ -21,6 +21,7 @@ from oss_tools.errors import Busy
 
 PROMPT = 128  # tokens of prompts in a pass that others generate in, at most: so long do those wait
 ROOM = 256  # tokens that a sequence has room for at first; it grows as it needs to
+SHARED = 128  # tokens that are worth waiting for while another request computes them
 PATIENCE = 60  # seconds, the longest that anybody is told to wait before another try
 
 T = TypeVar("T")
@@ -236,11 +237,15 @@ class Scheduler:
 
     def _work(self) -> None:
         while self._wait():
-            self._do_jobs()
-            self._drop_cancelled()
-            self._admit()
-            if self._live:
-                self._step()
+            try:
+                self._do_jobs()
+                self._drop_cancelled()
+                self._admit()
+                if self._live:
+                    self._step()
+            except BaseException as error:  # whatever it is, whoever waits for an answer is told, and the next are served
+                for work in list(self._live):
+                    self._fail(work, error)
         self._end_all()
 
     def _wait(self) -> bool:
@@ -283,17 +288,26 @@ class Scheduler:
         """Begins with those who wait longest, as many as there is room for."""
         while True:
             with self._changed:
-                if not self._waiting or len(self._live) >= self.parallel:
+                work = next((work for work in self._waiting if not self._is_being_computed(work)), None)
+                if work is None or len(self._live) >= self.parallel:
                     return
-                work = self._waiting[0]
                 if self._live and self._held() + self._wanted(work) > self.positions:
                     return
-                self._waiting.popleft()
+                self._waiting.remove(work)
                 self._live.append(work)
             try:
                 self._begin(work)
             except BaseException as error:  # whatever it is, whoever asked is told
                 self._fail(work, error)
+
+    def _is_being_computed(self, work: _Work) -> bool:
+        """Whether a prompt begins as one does that is being computed: then it waits, and takes that from the cache."""
+        prompts = [live.request.tokens for live in self._live if live.generation and _prompt_left(live)]
+        if not prompts or not self.engine.prefixes.budget:
+            return False
+        more = self.engine.prefixes.longest(work.request.tokens)[0] + SHARED
+        begins = work.request.tokens[:more]
+        return len(begins) == more and any(prompt[:more] == begins for prompt in prompts)
 
     def _begin(self, work: _Work) -> None:
         if work.generation is None:
@@ -321,15 +335,9 @@ class Scheduler:
         began = time.perf_counter()
         live = sorted(self._live, key=lambda work: _prompt_left(work) > 0)  # those who generate first
         generations = [work.generation for work in live if work.generation]
-        try:
-            with self._turns:
-                chosen = self.engine.advance(
-                    generations, shares([len(g.ahead) for g in generations], self.engine.backend.chunk)
-                )
-        except BaseException as error:  # whatever it is, whoever waits for an answer is told
-            for work in live:
-                self._fail(work, error)
-            return
+        parts = shares([len(generation.ahead) for generation in generations], self.engine.backend.chunk)
+        with self._turns:
+            chosen = self.engine.advance(generations, parts)
         now = time.perf_counter()
         with self._changed:
             self._stats.passes += 1

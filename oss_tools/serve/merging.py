@@ -33,13 +33,13 @@ async def merged(answers: list[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple
     try:
         left = len(tasks)
         while left:
-            event = await queue.get()
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
+            found = await queue.get()
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
                 left -= 1
             else:
-                yield event
+                yield found
     finally:
         for task in tasks:
             task.cancel()

@@ -61,9 +61,9 @@ def test_one_form_only(tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
-def test_chat_answers_from_a_folder_s_texts(tmp_path: Path) -> None:
-    """The embedded model knows nothing of a browser; that it is told of it, and that nothing fails, is what is seen."""
+def test_chat_has_a_browser_of_a_folder_s_texts(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n")
     command = [sys.executable, "-m", "oss_tools", "chat", "tiny", "--tools", f"browser:{tmp_path}", "-q", "-t", "1"]
-    done = subprocess.run(command, input="What is 47 + 38?\n", capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "85\n")
+    done = subprocess.run(command, input="/help\n/reset\n", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "tools: browser.search, browser.open, browser.find" in done.stderr

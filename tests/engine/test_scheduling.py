@@ -128,6 +128,21 @@ def test_the_second_of_a_prompt_takes_it_from_the_cache(engine: Engine) -> None:
     scheduler.close()
 
 
+def test_a_prompt_that_is_being_computed_is_not_computed_again(engine: Engine) -> None:
+    prompt = np.random.default_rng(5).integers(0, engine.backend.vocabulary, 900).tolist()
+    asked = [Request([*prompt, 5 + n], 3, stop_tokens=frozenset()) for n in range(3)] + [Request([5, 6], 3)]
+    scheduler = Scheduler(engine)
+    gate = Gate(scheduler)
+    heard = [Heard() for _ in asked]
+    for request, own in zip(asked, heard, strict=True):
+        scheduler.submit(request, own)
+    gate.open()
+    found = [own.all() for own in heard]
+    assert sum(end.cached_tokens > 600 for _, end in found) == 2
+    scheduler.close()
+    assert [tokens for tokens, _ in found] == [alone(engine, request) for request in asked]
+
+
 class Gate:
     """Holds the engine between two passes until it is opened."""
 
@@ -184,6 +199,26 @@ def test_what_fails_is_told_and_others_go_on(engine: Engine, monkeypatch: pytest
     assert len(after.all()[0]) == 3
     with pytest.raises(ZeroDivisionError):
         scheduler.run(lambda engine: 1 / 0).result(60)
+    scheduler.close()
+
+
+def test_a_fault_beside_a_pass_ends_no_more_than_those_at_hand(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(engine)
+    leaving, staying, after = Heard(), Heard(), Heard()
+    ticket = scheduler.submit(Request([5, 6], 900, stop_tokens=frozenset()), leaving)
+    scheduler.submit(Request([7, 8], 900, stop_tokens=frozenset()), staying)
+    leaving.next()
+    staying.next()
+
+    def fail(sequence: Any) -> None:
+        monkeypatch.undo()
+        raise MemoryError("no room for a block")
+
+    monkeypatch.setattr(engine, "save", fail)
+    ticket.cancel()
+    assert isinstance(staying.all()[1], MemoryError)
+    scheduler.submit(Request([5, 6], 3, stop_tokens=frozenset()), after)
+    assert len(after.all()[0]) == 3
     scheduler.close()
 
 

@@ -94,3 +94,79 @@ def test_broken_answers_are_reported(scripted: Callable[..., Running]) -> None:
     assert found.json()["error"]["code"] == "malformed_answer"
     assert "[DONE]" not in chunks
     assert chunks[-1]["error"]["code"] == "malformed_answer"
+
+
+def test_a_stop_string_ends_the_answer_alone(scripted: Callable[..., Running]) -> None:
+    server = scripted(
+        "<|channel|>analysis<|message|>So END it.<|end|><|start|>assistant<|channel|>final<|message|>One. END Two.<|return|>"
+    )
+    with server.client() as client:
+        asked = ask("?", stop="END") | {"model": "scripted"}
+        choice = client.post(CHAT, json=asked).json()["choices"][0]
+        chunks = events(client.post(CHAT, json=asked | {"stream": True}))
+    assert choice["message"]["content"] == "One. "
+    assert choice["message"]["reasoning"] == "So END it."
+    assert choice["finish_reason"] == "stop"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1]) == "One. "
+
+
+def test_tokens_that_run_out_are_no_fault(scripted: Callable[..., Running]) -> None:
+    server = scripted("<|channel|>final<|message|>One two three four.<|return|>")
+    with server.client() as client:
+        found = client.post(CHAT, json=ask("?", max_completion_tokens=9) | {"model": "scripted"}).raise_for_status().json()
+    assert found["choices"][0]["finish_reason"] == "length"
+    assert "One two three four.".startswith(found["choices"][0]["message"]["content"])
+    assert found["usage"]["completion_tokens"] == 9
+
+
+def test_logprobs_are_of_the_answer_s_tokens(server: Running) -> None:
+    with server.client() as client:
+        asked = ask("What is 12 * 3?", logprobs=True, top_logprobs=3)
+        choice = client.post(CHAT, json=asked).raise_for_status().json()["choices"][0]
+    tokens = choice["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == choice["message"]["content"]
+    for token in tokens:
+        assert bytes(token["bytes"]).decode() == token["token"]
+        assert len(token["top_logprobs"]) == 3
+        assert token["top_logprobs"][0]["logprob"] >= token["logprob"]
+
+
+def test_choices_have_seeds_of_their_own(server: Running) -> None:
+    with server.client() as client:
+        asked = ask("What is 30 + 4?", temperature=1.0)
+        several = client.post(CHAT, json={**asked, "seed": 11, "n": 2}).raise_for_status().json()["choices"]
+        single = [client.post(CHAT, json={**asked, "seed": seed}).json()["choices"][0] for seed in (11, 12)]
+    assert [choice["message"] for choice in several] == [choice["message"] for choice in single]
+    assert [choice["index"] for choice in several] == [0, 1]
+
+
+def test_calls_and_their_results_are_given_back(scripted: Callable[..., Running]) -> None:
+    server = scripted("<|channel|>final<|message|>42.<|return|>")
+    call = {"id": "c1", "type": "function", "function": {"name": "calculator", "arguments": '{"expression": "6*7"}'}}
+    messages = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "6*7?"}]},
+        {"role": "assistant", "content": None, "reasoning": "I calculate.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    with server.client() as client:
+        found = client.post(CHAT, json={"messages": messages, "tools": [CALCULATOR], "temperature": 0}).raise_for_status()
+    assert found.json()["choices"][0]["message"]["content"] == "42."
+    served = server.models["scripted"]
+    prompt = served.engine.text.decode(served.engine.backend.prompts[0], skip_special=False)  # type: ignore[attr-defined]
+    for part in (
+        "Be short.",
+        "6*7?",
+        "I calculate.",
+        "to=functions.calculator",
+        '{"expression": "6*7"}',
+        "functions.calculator",
+    ):
+        assert part in prompt
+    assert prompt.index("I calculate.") < prompt.index('{"expression"') < prompt.rindex("42")
+
+
+def test_the_second_time_the_prompt_is_cached(server: Running) -> None:
+    with server.client() as client:
+        usages = [client.post(CHAT, json=ask("What is 61 + 7?", max_tokens=2)).json()["usage"] for _ in range(2)]
+    assert usages[1]["prompt_tokens_details"]["cached_tokens"] == usages[1]["prompt_tokens"] - 1

@@ -113,7 +113,9 @@ class Browser:
         if page.is_found:
             raise ToolError("Cannot run `find` on search results page or find results page")
         lines = without_links("\n".join(wrapped(page.text))).split("\n")
-        sought, parts, places, at = pattern.lower(), [], {}, 0
+        sought, at = pattern.lower(), 0
+        parts: list[str] = []
+        places: dict[int, int] = {}
         while at < len(lines) and len(parts) < MOST_MATCHES:
             if sought in lines[at].lower():
                 places[len(parts)] = at
@@ -152,7 +154,8 @@ class Browser:
         if len(self.pages) >= MOST_PAGES:
             raise ToolError(f"{MOST_PAGES} pages were opened, and no more can be")
         self.pages.append(page)
-        shown, room = [], MAX_OUTPUT
+        shown: list[str] = []
+        room = MAX_OUTPUT
         for number, line in zip(count(start), lines[start : start + most if most > 0 else None], strict=False):
             room -= len(line) + 8
             if room < 0 and shown:

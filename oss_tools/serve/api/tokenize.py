@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
-from oss_tools.serve.chat_request import ChatRequest, FunctionTool, SentMessage
+from oss_tools.serve.chat_request import ChatRequest, FunctionTool, OwnTool, SentMessage
 from oss_tools.serve.protocol import read_json
 from oss_tools.serve.served import Served, State
 
@@ -23,7 +23,7 @@ class TokenizeRequest(BaseModel):
     model: str | None = None
     prompt: str | None = None
     messages: list[SentMessage] | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool | OwnTool] | None = None
     reasoning_effort: str | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
