@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -38,7 +38,7 @@ from oss_tools.cli._output import print_json, remark
 if TYPE_CHECKING:
     from oss_tools.chat.chat_template import ChatTemplate
     from oss_tools.chat.completion import Completion, Delta
-    from oss_tools.chat.messages import Conversation
+    from oss_tools.chat.messages import Conversation, Effort
     from oss_tools.chat.structured import Form
     from oss_tools.engine.engine import Token
 
@@ -118,7 +118,7 @@ def run(
     with loaded(model, **options, **room, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
-            conversation = Conversation((Message("user", text),), effort=reasoning)
+            conversation = Conversation((Message("user", text),), effort=cast("Effort", reasoning))
             constraint = constraint_for(template, engine.grammars, conversation, form) if form else None
             speaker = Speaker(engine, sampling, max_tokens, constraint)
             screen = None if as_json else Screen(show_analysis)

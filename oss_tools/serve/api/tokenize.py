@@ -60,7 +60,7 @@ def _tokens(served: Served, sent: TokenizeRequest) -> list[int]:
     if sent.prompt is not None:
         return served.engine.text.encode(sent.prompt, sent.add_special_tokens)
     template = served.speaker
-    whole = ChatRequest(messages=sent.messages or [], tools=sent.tools, reasoning_effort=sent.reasoning_effort)
+    whole = ChatRequest(messages=sent.messages or [], tools=[*(sent.tools or ())], reasoning_effort=sent.reasoning_effort)
     return template.encode(whole.asked(template.efforts).conversation)
 
 
