@@ -146,10 +146,11 @@ def test_the_same_logits_where_formats_differ_in_an_expert(recipe: Recipe, tmp_p
 def test_the_same_logits_with_float_activations_and_one_thread(ready: Path) -> None:
     with load(ready, None, activations="f32") as engine:
         expected = outputs(engine)
-    kept = 2 * plan_of(ready).context_bytes  # of float32
-    with Engine.load(
-        ready, threads=1, context=CONTEXT, memory=plan_of(ready).least + kept, prefix_budget=0, activations="f32"
-    ) as engine:
+    with open_checkpoint(ready) as checkpoint:
+        options = Options(context=CONTEXT, activations="f32")
+        kept = NumbaBackend.context_bytes(checkpoint.architecture, options)
+        size = plan_streaming(checkpoint, 1 << 40, kept, 0).least
+    with Engine.load(ready, threads=1, context=CONTEXT, memory=size, prefix_budget=0, activations="f32") as engine:
         assert "streaming" in engine.backend.facts()
         assert_same(engine, expected)
 
