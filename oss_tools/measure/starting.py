@@ -181,7 +181,7 @@ def main() -> None:
     if len(given.files) != 2:
         parser.error("two files: the model as .ready and as .gguf")
     try:
-        record = measure(*given.files, threads, given.rounds, given.skip)
+        record = measure(given.files[0], given.files[1], threads, given.rounds, given.skip)
     except subprocess.CalledProcessError as error:
         sys.exit(error.stderr.decode(errors="replace").strip() or str(error))
     text = json.dumps(record, indent=1)
