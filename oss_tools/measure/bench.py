@@ -165,7 +165,12 @@ class Contest:
 
     def _start(self, kind: str) -> Child:
         s = self.settings
-        arguments = {"model": str(self.file), "threads": s.threads, "context": s.context, "batch": max(s.batches)}
+        arguments: dict[str, Any] = {
+            "model": str(self.file),
+            "threads": s.threads,
+            "context": s.context,
+            "batch": max(s.batches),
+        }
         if kind == "oss-tools":
             arguments |= {"backend": s.backend, "activations": s.activations, "load": s.load}
             arguments |= {"memory": s.memory, "trace_experts": s.trace_experts}

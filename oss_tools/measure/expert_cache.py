@@ -242,7 +242,7 @@ def show(record: dict[str, Any], by_layer: bool, expert_bytes: int | None) -> No
             [str(layer), *(f"{row['lru_by_layer'][i]:.1%}" for row in record["sizes"])] for i, layer in enumerate(layers)
         ]
         headers = ["layer", *(f"{row['experts']:,}" for row in record["sizes"])]
-        print_table(cells, headers, title="LRU by layer and size of the cache", right=range(len(headers)))
+        print_table(table, headers, title="LRU by layer and size of the cache", right=range(len(headers)))
 
 
 def _range(values: list[float], form: str) -> str:
