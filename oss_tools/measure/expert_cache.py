@@ -238,7 +238,7 @@ def show(record: dict[str, Any], by_layer: bool, expert_bytes: int | None) -> No
     print_table(rows, headers, right=range(len(headers)))
     if by_layer:
         print()
-        cells = [
+        table = [
             [str(layer), *(f"{row['lru_by_layer'][i]:.1%}" for row in record["sizes"])] for i, layer in enumerate(layers)
         ]
         headers = ["layer", *(f"{row['experts']:,}" for row in record["sizes"])]
