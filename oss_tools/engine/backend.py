@@ -90,10 +90,12 @@ class Backend(ABC):
         recent: so many of the last positions can be read from a cache whatever else was run.
         vocabulary: tokens that have a logit.
         draws: whether it draws tokens itself, by `drawn`.
+        streams: whether experts can stream, and their choice be traced.
     """
 
     name: ClassVar[str] = ""
     draws: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     chunk: int
     rows: int
     sequences: int
@@ -127,7 +129,7 @@ class Backend(ABC):
     def refuse_streaming(cls, options: Options) -> None:
         """Raises BadRequest for what the kernels on the CPU alone can do."""
         for value, option in ((options.memory, "--memory"), (options.trace_experts, "--trace-experts")):
-            if value is not None:
+            if value is not None and not cls.streams:
                 raise BadRequest(f"{option} is for the kernels on the CPU (--backend numba), not for {cls.name}")
 
     @classmethod

@@ -47,6 +47,7 @@ class NumbaBackend(Backend):
     """The Numba kernels on the CPU."""
 
     name = "numba"
+    streams = True
     chunk = CHUNK
     rows = OUTPUTS
     sequences = SEQUENCES

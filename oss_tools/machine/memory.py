@@ -71,20 +71,24 @@ def _address_space_left() -> int:
 
 def _group_left() -> list[int]:
     """What the memory limits of this process's control groups, and of those around them, leave (version 2, then version 1)."""
+    return [
+        *group_left(Path("/sys/fs/cgroup"), "memory.max", "memory.current", _group("")),
+        *group_left(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", _group("memory")),
+    ]
+
+
+def group_left(root: Path, limit: str, used: str, own: str) -> list[int]:
+    """What the limits leave of the group `own` below `root` and of those around it, by the names of their files."""
     left = []
-    for root, limit, used, own in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", _group("")),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", _group("memory")),
-    ):
-        for folder in [Path(root, own), *Path(root, own).parents]:
-            if not folder.is_relative_to(root):
-                break
-            try:
-                most = (folder / limit).read_text().strip()
-                if most.isdigit():
-                    left.append(int(most) - int((folder / used).read_text()) + _reclaimable(folder / "memory.stat"))
-            except OSError:
-                continue  # no limits here, or the group is seen under another name in this container
+    for folder in [root / own, *(root / own).parents]:
+        if not folder.is_relative_to(root):
+            break
+        try:
+            most = (folder / limit).read_text().strip()
+            if most.isdigit():
+                left.append(int(most) - int((folder / used).read_text()) + _reclaimable(folder / "memory.stat"))
+        except OSError:
+            continue  # no limits here, or the group is seen under another name in this container
     return left
 
 

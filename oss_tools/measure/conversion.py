@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,8 @@ def measure_ready(scratch: Path, shape: str, layers: int | None, repeat: int) ->
         runs = interleaved(
             {
                 "cp": cp,
-                "to ready": lambda a=source, b=ready: convert(a, b),
-                "from ready": lambda a=ready, b=back: convert(a, b),
+                "to ready": partial(convert, source, ready),
+                "from ready": partial(convert, ready, back),
             },
             repeat,
             {},

@@ -15,7 +15,10 @@ import pytest
 
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD, and reads past the cache")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD, and reads past the cache"),
+]
 LARGER = {"hidden_size": 256, "moe_intermediate_size": 512}
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.engine.memory import WORK_BYTES
 from oss_tools.engine.numba_weights import NumbaWeights, Stack
 from oss_tools.engine.stream.cache import ExpertCache
 from oss_tools.engine.stream.experts import Experts, Source, StackPlace
@@ -15,6 +16,7 @@ from oss_tools.models import Checkpoint
 from oss_tools.sizes import format_size
 
 EACH = 1 << 16  # keys of a layer
+IN_HAND = WORK_BYTES // 4  # of the work memory, which small models and short prompts do not need
 
 
 class StreamedExperts:
@@ -78,14 +80,16 @@ class StreamedExperts:
 
     def make_room(self, context_bytes: int) -> None:
         """Keeps to the size that was given where keys and values take more than the plan has for them (several sequences at
-        once): fewer experts are kept then. Raises NoRoom where there would be too few."""
-        more = max(context_bytes - self.plan.context_bytes, 0)
-        slots = self.plan.slots - -(-more // self.plan.slot_bytes)
-        if slots < self.plan.least_slots:
+        once): fewer experts are kept then, and if there would be too few, part of what is in hand for other things is taken.
+        Raises NoRoom where that is not enough."""
+        plan = self.plan
+        more = max(context_bytes - plan.context_bytes, 0)
+        if more > IN_HAND + (plan.slots - plan.least_slots) * plan.slot_bytes:
             raise NoRoom(
                 f"keys and values of the sequences take {format_size(context_bytes)}, which leaves no room for a layer's experts "
-                f"in {format_size(self.plan.memory)}; take fewer sequences at once, a smaller --context or more --memory"
+                f"in {format_size(plan.memory)}; take fewer sequences at once, a smaller --context or more --memory"
             )
+        slots = max(plan.slots - -(-more // plan.slot_bytes), plan.least_slots)
         if slots != self.cache.slots:
             self.cache.resize(slots)
 
