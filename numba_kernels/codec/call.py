@@ -26,14 +26,14 @@ def over_rows(op: Op, rows: int, arrays: Mapping[str, np.ndarray], threads: int 
 
     Args:
         op: has a parameter `rows`, and `NAME_stride`, bytes from a row to the next, for each of the arrays.
-        arrays: C-contiguous [rows, …], read or filled; what is read and has a single row is shared by all rows.
+        arrays: [rows, …], each row contiguous, read or filled; what is read and has a single row is shared by all rows.
         threads: at most this many threads, each with a range of rows.
         parameters: the op's other arguments.
     """
     if rows == 0:
         return
-    if not all(array.flags.c_contiguous for array in arrays.values()):
-        raise ValueError(f"{op.name}: its arrays are not contiguous")
+    if not all(array[0].flags.c_contiguous for array in arrays.values()):
+        raise ValueError(f"{op.name}: its arrays' rows are not contiguous")
     strides = {f"{name}_stride": a.strides[0] if len(a) == rows else 0 for name, a in arrays.items()}
     threads = max(min(threads, rows), 1)
     function = FUNCTION(op.address)

@@ -75,6 +75,27 @@ def compare_rows(  # type: ignore[no-untyped-def]
         store_errors(errors + r * errors_stride, (squared, squares, largest, outside))
 
 
+def row_errors(
+    values: np.ndarray, decoded: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
+    """The SUMS figures of each row, float64 [rows, SUMS].
+
+    Args:
+        values, decoded: float32 [rows, K], of contiguous rows.
+        low, high: float32 [rows, parts], the range that each block can express (`Format.representable_range`), or None.
+        threads: how many threads share the work.
+    """
+    if low is None or high is None:
+        low, high = (np.full((1, 1), bound, np.float32) for bound in (-np.inf, np.inf))
+    errors = np.zeros((len(values), SUMS))
+    if values.size:
+        arrays = {"values": values, "decoded": decoded, "low": np.ascontiguousarray(low, np.float32)}
+        arrays |= {"high": np.ascontiguousarray(high, np.float32), "errors": errors}
+        parts = low.shape[1]
+        over_rows(compare_rows, len(values), arrays, threads, parts=parts, size=values.shape[1] // parts)
+    return errors
+
+
 def error_sums(
     values: np.ndarray, decoded: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None = None, threads: int = 1
 ) -> tuple[float, float, float, int]:
@@ -91,14 +112,7 @@ def error_sums(
     """
     columns = values.shape[-1] if values.ndim else 1
     values, decoded = (np.ascontiguousarray(a, np.float32).reshape(-1, columns) for a in (values, decoded))
-    if low is None or high is None:
-        low, high = (np.full((1, 1), bound, np.float32) for bound in (-np.inf, np.inf))
-    errors = np.zeros((len(values), SUMS))
-    if values.size:
-        arrays = {"values": values, "decoded": decoded, "low": np.ascontiguousarray(low, np.float32)}
-        arrays |= {"high": np.ascontiguousarray(high, np.float32), "errors": errors}
-        over_rows(compare_rows, len(values), arrays, threads, parts=low.shape[1], size=columns // low.shape[1])
-    return total(errors)
+    return total(row_errors(values, decoded, low, high, threads))
 
 
 def total(errors: np.ndarray) -> tuple[float, float, float, int]:

@@ -64,6 +64,27 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
+def block_scales(values: np.ndarray, scales: np.ndarray, side: int) -> None:
+    """float32 [R, K] -> scales float32 [R, ⌈K / side⌉], the same in the `side` rows of a block, whose largest magnitude becomes 448;
+    1 for a block of zeros and for what is too small for a scale."""
+    bits, columns = values.view(np.int32), values.shape[1]
+    tops = np.empty(scales.shape[1], np.int32)
+    for first in range(0, values.shape[0], side):
+        last = min(first + side, values.shape[0])
+        tops[:] = 0
+        for r in range(first, last):
+            for block in range(scales.shape[1]):
+                part, top = bits[r, block * side : min((block + 1) * side, columns)], tops[block]
+                for i in range(part.size):
+                    top = max(top, np.int32(part[i] & np.int32(0x7FFFFFFF)))
+                tops[block] = top
+        for block in range(scales.shape[1]):
+            scale = tops[block : block + 1].view(np.float32)[0] / TOP
+            for r in range(first, last):
+                scales[r, block] = scale if scale != np.float32(0) else np.float32(1)
+
+
+@njit(cache=True, nogil=True)
 def quantize_blocks(values: np.ndarray, scales: np.ndarray, codes: np.ndarray, side: int) -> None:
     """float32 [R, K] and positive scales float32 [R, ⌈K / side⌉] -> e4m3 codes uint8 [R, K]."""
     columns = values.shape[1]
@@ -71,8 +92,10 @@ def quantize_blocks(values: np.ndarray, scales: np.ndarray, codes: np.ndarray, s
         for block in range(scales.shape[1]):
             scale = scales[r, block]
             limit = TOP if scale <= FLOAT32_MAX / TOP else NEXT_TO_TOP  # so that decoding stays finite
-            for i in range(block * side, min((block + 1) * side, columns)):
-                codes[r, i] = encode_e4m3(min(max(values[r, i] / scale, -limit), limit))
+            start, stop = block * side, min((block + 1) * side, columns)
+            part, out = values[r, start:stop], codes[r, start:stop]
+            for i in range(part.size):
+                out[i] = encode_e4m3(min(max(part[i] / scale, -limit), limit))
 
 
 @njit(cache=True, nogil=True)
@@ -82,5 +105,7 @@ def dequantize_blocks(codes: np.ndarray, scales: np.ndarray, out: np.ndarray, si
     for r in range(codes.shape[0]):
         for block in range(scales.shape[1]):
             scale = scales[r, block]
-            for i in range(block * side, min((block + 1) * side, columns)):
-                out[r, i] = decode_e4m3(codes[r, i]) * scale
+            start, stop = block * side, min((block + 1) * side, columns)
+            part, values = codes[r, start:stop], out[r, start:stop]
+            for i in range(part.size):
+                values[i] = decode_e4m3(part[i]) * scale

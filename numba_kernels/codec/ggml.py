@@ -187,9 +187,7 @@ def quantize_minimum(  # type: ignore[no-untyped-def]
                     set_f32(scales + 4 * i, within_half((high - low) / top))
                     set_f32(minima + 4 * i, within_half(low))
                 if SEARCH:
-                    search_scales_and_minima(
-                        x, weights + r * weights_stride + 128 * b, scales, minima, count, steps, top
-                    )
+                    search_scales_and_minima(x, weights + r * weights_stride + 128 * b, scales, minima, count, steps, top)
             scale, lowest = get_f32(scales + 4 * (b % TILE)), get_f32(minima + 4 * (b % TILE))
             inverse, stored, base = reciprocal(splat(scale)), as_half(splat(scale)), as_half(splat(lowest))
             bottom, end = stored * splat(-half) + base, stored * splat(top + half) + base

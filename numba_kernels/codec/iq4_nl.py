@@ -110,7 +110,9 @@ def plain_scale(x: Address, top: Float) -> Float:
 
 
 @inner
-def search(x: Address, weights: Address, tops: Address, scales: Address, inverses: Address, count: Int, steps: Address) -> None:
+def search(
+    x: Address, weights: Address, tops: Address, scales: Address, inverses: Address, count: Int, steps: Address
+) -> None:
     """As `search_scales`, for the table's codes. The coarse pass is around the scale that makes the largest value −127, and
     its first candidate is the plain scale. Blocks whose plain scale is 0 keep it."""
     tried, errors = stack(64), stack(64)

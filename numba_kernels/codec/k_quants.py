@@ -177,7 +177,7 @@ def unsigned_e4m3(code: np.uint8) -> np.float32:
 
 @njit(cache=True, nogil=True)
 def dequantize_ggml_nvfp4(blocks: np.ndarray, out: np.ndarray) -> None:
-    """uint8 [R, 36 · K/64] -> float32 [R, K]: 4 scales of unsigned e4m3, then e2m1 codes; byte j of 8 holds values j and j + 8."""
+    """uint8 [R, 36 · K/64] -> float32 [R, K]: 4 scales, e2m1 codes; byte j of 8 holds values j and j + 8."""
     for r in range(blocks.shape[0]):
         for b in range(blocks.shape[1] // 36):
             block, y = blocks[r, 36 * b : 36 * b + 36], out[r, 64 * b : 64 * b + 64]

@@ -11,7 +11,7 @@ import numpy as np
 
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner
-from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_e2m1, round_even
+from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_even
 from numba_kernels.simd.values import (
     LANES,
     Address,
@@ -52,9 +52,7 @@ def scale_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, l
 
 
 @inner
-def minimum_errors(
-    x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float
-) -> Floats:
+def minimum_errors(x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float) -> Floats:
     """The same as scale · code + lowest, the code an integer in [0, high]."""
     bottom, top = splat(np.float32(0)), splat(high)
     total = splat(np.float32(0))

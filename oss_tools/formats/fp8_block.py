@@ -13,7 +13,7 @@ import numpy as np
 from oss_tools.formats.base import Format, Plane, QTensor, concatenate
 
 SIDE = 128  # rows and columns of a block
-TOP = np.float32(448)  # the largest e4m3 value
+BOUND = np.float32(464)  # half a step beyond the largest e4m3 value
 
 
 class FP8Block(Format):
@@ -45,12 +45,30 @@ class FP8Block(Format):
 
     def quantize_rows(
         self, rows: np.ndarray, weights: np.ndarray, planes: dict[str, np.ndarray], rule: str, amax: float, threads: int
-    ) -> None:
+    ) -> np.ndarray:
         from numba_kernels.codec import fp8
         from numba_kernels.parallel import over_rows
 
-        planes["scales"][:] = block_scales(rows)
+        fp8.block_scales(rows, planes["scales"], SIDE)
         over_rows(fp8.quantize_blocks, [rows, planes["scales"]], [planes["codes"]], (SIDE,), threads)
+        return self._errors(rows, planes, threads)
+
+    def _errors(self, rows: np.ndarray, planes: dict[str, np.ndarray], threads: int) -> np.ndarray:
+        """What rounding cost each row: of its whole blocks, and of the one that is cut."""
+        from numba_kernels.codec.error import SUMS, row_errors
+
+        decoded = np.empty_like(rows)
+        with np.errstate(over="ignore"):  # at the end of float32's range nothing is out of it
+            high = planes["scales"] * BOUND
+        self.dequantize_rows(planes, decoded, threads)
+        whole, errors = rows.shape[1] // SIDE, np.zeros((len(rows), SUMS))
+        for columns, blocks in ((slice(whole * SIDE), slice(whole)), (slice(whole * SIDE, None), slice(whole, None))):
+            if high[:, blocks].size:
+                part = row_errors(rows[:, columns], decoded[:, columns], -high[:, blocks], high[:, blocks], threads)
+                largest = np.maximum(errors[:, 2], part[:, 2])
+                errors += part
+                errors[:, 2] = largest
+        return errors
 
     def dequantize_rows(self, planes: dict[str, np.ndarray], out: np.ndarray, threads: int) -> None:
         from numba_kernels.codec import fp8
@@ -60,19 +78,7 @@ class FP8Block(Format):
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
         scales = tensor.planes["scales"]
-        high = scales.reshape(-1, scales.shape[-1]) * np.float32(464)
+        high = scales.reshape(-1, scales.shape[-1]) * BOUND
         if tensor.columns % SIDE:  # the last block is cut: a range for each value
             high = high.repeat(SIDE, axis=1)[:, : tensor.columns]
         return -high, high
-
-
-def block_scales(rows: np.ndarray) -> np.ndarray:
-    """The scale of each row's blocks, by which a block's largest magnitude is 448; 1 for a block of zeros.
-
-    rows: float32 [R, K], the first of which begins a block. Returns float32 [R, ⌈K / 128⌉].
-    """
-    starts = np.arange(0, len(rows), SIDE), np.arange(0, rows.shape[1], SIDE)
-    largest = np.maximum.reduceat(np.maximum.reduceat(np.abs(rows), starts[0], axis=0), starts[1], axis=1)
-    scales = largest / TOP
-    scales[scales == 0] = 1  # zeros, and what is too small for a scale
-    return scales.repeat(SIDE, axis=0)[: len(rows)]

@@ -254,6 +254,50 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
         result += attention_cases(arena, element, head_dim)
     for element, rank in (("bf16", 40), ("f32", 21)):
         result += latent_cases(arena, element, rank)
+    return result + codec_cases(arena)
+
+
+def codec_cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
+    """Rows are searched and rounded to the bytes that the plain twins make."""
+    from numba_kernels.codec import ggml, iq4_nl, mxfp4, nvfp4, tables
+    from numba_kernels.codec.call import bound
+    from numba_kernels.reference import formats as twin
+
+    rng = np.random.default_rng(0)
+    rows, columns = 3, 96
+    values = arena.copy((rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-6, 3, (rows, 1))).astype(np.float32))
+    weights = arena.copy(rng.random((1, columns)).astype(np.float32))
+    x, w = values.reshape(-1, 32), np.broadcast_to(weights, values.shape).reshape(-1, 32)
+    given = {"values": values, "values_stride": 4 * columns, "weights": weights, "weights_stride": 0, "rows": rows}
+    given |= {"columns": columns, "errors": arena.copy(np.zeros((rows, 4))), "errors_stride": 32}
+    result: list[tuple[str, Any, dict[str, Any], Any]] = []
+
+    def add(name: str, op: Any, wanted: list[np.ndarray], **parameters: Any) -> None:
+        made = [arena.copy(np.zeros((rows, plane.size // rows), np.uint8)) for plane in wanted]
+        planes = dict(zip(("blocks", "scales"), made, strict=False))
+        strides = {f"{key}_stride": plane.shape[1] for key, plane in planes.items()}
+
+        def error() -> float:
+            return float(sum((a.reshape(b.shape) != b).sum() for a, b in zip(made, wanted, strict=True)))
+
+        result.append((f"{name} blocks", op, {**given, **planes, **strides, **parameters}, error))
+
+    steps = arena.copy(tables.STEPS_8_BITS)
+    add("q8_0", bound(ggml.quantize_q8_0, SEARCH=True), [twin.quantize_q8_0(x, "search", w)], steps=steps)
+    for bits in (4, 5):
+        steps = arena.copy(tables.STEPS_SYMMETRIC[bits])
+        wanted = [twin.quantize_nibbles(x, bits, False, "search", w)]
+        add(f"q{bits}_0", bound(ggml.quantize_symmetric, SEARCH=True, BITS=bits), wanted, steps=steps)
+        steps = arena.copy(tables.STEPS_MINIMUM[bits])
+        wanted = [twin.quantize_nibbles(x, bits, True, "search", w)]
+        add(f"q{bits}_1", bound(ggml.quantize_minimum, SEARCH=True, BITS=bits), wanted, steps=steps)
+    steps = arena.copy(tables.STEPS_IQ4_NL)
+    add("iq4_nl", bound(iq4_nl.quantize_iq4_nl, SEARCH=True), [twin.quantize_iq4_nl(x, "search", w)], steps=steps)
+    for rule in ("search", "ceil", "ocp"):
+        add(f"mxfp4 {rule}", bound(mxfp4.quantize_mxfp4, RULE=rule), list(twin.quantize_mxfp4(x, rule, w)))
+    scale, steps = np.float32(0.01), arena.copy(tables.NVFP4_SEARCH)
+    wanted = list(twin.quantize_nvfp4(x.reshape(-1, 16), scale, "search", w.reshape(-1, 16)))
+    add("nvfp4", bound(nvfp4.quantize_nvfp4, SEARCH=True), wanted, steps=steps, tensor_scale=scale)
     return result
 
 

@@ -9,6 +9,7 @@ from numba_kernels.codec.error import error_sums
 from numba_kernels.codec.finite import FLOAT32_MAX, clamp_nonfinite, nonfinite_count
 from numba_kernels.codec.low_rank import add_low_rank, kept_sums
 from numba_kernels.parallel import over_rows
+from oss_tools.formats import all_formats, get_format
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300))
@@ -38,7 +39,29 @@ def test_error_sums(seed: int, rows: int, block: int, blocks: int) -> None:
     assert largest == np.abs(error).max()
     outside = (values < np.repeat(low, block, 1)) | (values > np.repeat(high, block, 1))
     assert clipped == outside.sum()
-    assert error_sums(values, decoded) == (squared, norm, largest, 0)
+    assert error_sums(values, decoded) == pytest.approx((squared, norm, largest, 0), rel=1e-12)  # added in another order
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([n for n, f in all_formats().items() if f.rules]), st.sampled_from([1, 3]))
+@settings(deadline=None, max_examples=60)
+def test_errors_that_quantizing_finds_are_those_of_what_it_wrote(seed: int, name: str, times: int) -> None:
+    format, rng = get_format(name), np.random.default_rng(seed)
+    columns = times * (format.block if format.block > 1 else 40) if name != "fp8_block" else times * 100
+    values = (rng.standard_normal((5, columns)) * 10.0 ** rng.integers(-30, 25)).astype(np.float32)
+    values[rng.random(values.shape) < 0.1] = 0
+    rule = format.rules[seed % len(format.rules)]
+    tensor, found = format.quantize_measured(values, rule=rule)
+    for plane, again in zip(tensor.planes.values(), format.quantize(values, rule=rule).planes.values(), strict=True):
+        np.testing.assert_array_equal(plane, again)
+    exact, decoded = values.astype(np.float64), tensor.dequantize()
+    assert found.squared_error == pytest.approx(((exact - decoded) ** 2).sum(), rel=1e-12)
+    assert found.squared_norm == pytest.approx((exact**2).sum(), rel=1e-12)
+    assert found.max_error == np.abs(exact - decoded).max()
+    clipped = 0
+    if bounds := format.representable_range(tensor):
+        low, high = (b.repeat(columns // b.shape[1], axis=1) for b in bounds)
+        clipped = ((values < low) | (values > high)).sum()
+    assert found.clipped == clipped
 
 
 def test_error_sums_do_not_hide_overflow() -> None:

@@ -17,18 +17,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OTHERS = [name for name in simd.executable_paths() if name != simd.path()]
 QUICK = "test_vector and (mxfp4 or q8_0) or test_groups or rms_norm or prefill_then_decode and 64-8-1 or any_shape and 1"
-QUICK += " or published"
+QUICK += " or test_mxfp4 or test_ggml or test_error_sums or published"
 
 
 def run_tests(path: str, *options: str) -> None:
-    files = [
-        "test_simd.py",
-        "test_cpu_linear.py",
-        "test_cpu_rows.py",
-        "test_cpu_attention.py",
-        "test_cpu_latent.py",
-        "test_hashes.py",
-    ]
+    files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py", "test_cpu_latent.py"]
+    files += ["test_codec_twins.py", "test_codec_sums.py", "test_hashes.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "OSS_TOOLS_SIMD": path}
     done = subprocess.run(
@@ -79,8 +73,10 @@ def check_arm(report: dict[str, dict]) -> None:
 
 
 def test_some_arm_kernels():
-    report = arm_report("quantize", "rms_norm", "linear mxfp4 int8", "linear q8_0 int8 one", "attention 20", "latent .* 40")
-    assert len(report) == 9
+    report = arm_report(
+        "quantize", "rms_norm", "linear mxfp4 int8", "linear q8_0 int8 one", "attention 20", "latent .* 40", "q8_0 blocks"
+    )
+    assert len(report) == 10
     check_arm(report)
 
 
