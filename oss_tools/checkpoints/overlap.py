@@ -38,4 +38,4 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     if function is None:
         return None
     function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    return function  # type: ignore[no-any-return]
+    return function

@@ -1,4 +1,4 @@
-"""How a plan's tensors are written: pieces of rows are read and rounded by several threads, then written, hashed and summed in turn.
+"""How tensors are written: several threads read and round pieces of rows, which are then written, hashed and summed in turn.
 
 Hashes and sums are of the whole tensor, and need its pieces in order. Files are written by one thread at a time: the system
 would let no second one write to the same file anyway. A tensor that must be looked at as a whole before its first piece is
