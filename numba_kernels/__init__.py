@@ -22,7 +22,9 @@ def _cache_folder() -> Path | None:
     except PackageNotFoundError:
         numba_version = "none"
     sources = hashlib.sha256()
-    for file in sorted(file for folder in ("codec", "hashes", "simd") for file in (Path(__file__).parent / folder).glob("*.py")):
+    for file in sorted(
+        file for folder in ("codec", "hashes", "simd") for file in (Path(__file__).parent / folder).glob("*.py")
+    ):
         sources.update(file.read_bytes())
     root, name = user_cache(), f"numba-{numba_version}-{sources.hexdigest()[:12]}"
     return private_folder(root, "oss-tools", name) if root else None

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from oss_tools.engine.backend import Options
-from oss_tools.machine.memory import WORK_BYTES
 from oss_tools.engine.numba_backend import NumbaBackend
 from oss_tools.engine.room import LEAST, room_for
+from oss_tools.machine.memory import WORK_BYTES
 from oss_tools.models import open_checkpoint
 
 

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oss_tools.checkpoints.direct import PAGE, DirectFile
 from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.convert.synth import Shape, load_shape, plan_synthesis, synthesize
-from oss_tools.engine import memory
 from oss_tools.engine.backend import Options
 from oss_tools.engine.engine import Engine, Request
 from oss_tools.engine.numba_backend import NumbaBackend
@@ -22,6 +20,8 @@ from oss_tools.engine.stream.plan import Plan, plan_streaming
 from oss_tools.engine.stream.replaying import Streaming
 from oss_tools.engine.stream.streamed import IN_HAND, StreamedExperts
 from oss_tools.errors import BadCheckpoint, BadRecipe, BadRequest, NoRoom
+from oss_tools.machine import memory
+from oss_tools.machine.direct import PAGE, DirectFile
 from oss_tools.models import open_checkpoint
 from tests.convert.helpers import convert
 from tests.models.small_families import CONFIGS
@@ -172,7 +172,7 @@ def test_the_same_text_with_a_prefix_cache(ready: Path) -> None:
 def test_where_there_are_no_reads_past_the_cache(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(ready, None) as engine:
         expected = engine.logits(PROMPT)
-    monkeypatch.setattr("oss_tools.checkpoints.direct._reopened", lambda descriptor: -1)
+    monkeypatch.setattr("oss_tools.machine.direct._reopened", lambda descriptor: -1)
     with load(ready, 3) as engine:
         np.testing.assert_array_equal(engine.logits(PROMPT), expected)
 
@@ -187,7 +187,7 @@ def test_bytes_of_direct_reads(tmp_path: Path, refused: str, monkeypatch: pytest
     memory_ = memory_[-memory_.ctypes.data % PAGE :]
     with path.open("rb") as file:
         if refused == "open":
-            monkeypatch.setattr("oss_tools.checkpoints.direct._reopened", lambda descriptor: -1)
+            monkeypatch.setattr("oss_tools.machine.direct._reopened", lambda descriptor: -1)
         direct = DirectFile(file.fileno(), path)
         if refused == "read":
             read = os.preadv

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oss_tools.engine import memory
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.stream.trace import HEADER, TraceWriter, read_trace
 from oss_tools.errors import BadRequest
+from oss_tools.machine import memory
 
 TOKENS = list(range(30, 70))
 

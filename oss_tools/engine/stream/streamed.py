@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.engine.memory import WORK_BYTES
 from oss_tools.engine.numba_weights import NumbaWeights, Stack
 from oss_tools.engine.stream.cache import ExpertCache
 from oss_tools.engine.stream.experts import Experts, Source, StackPlace
 from oss_tools.engine.stream.plan import Plan
 from oss_tools.errors import BadCheckpoint, NoRoom
+from oss_tools.machine.memory import WORK_BYTES
 from oss_tools.models import Checkpoint
 from oss_tools.sizes import format_size
 
