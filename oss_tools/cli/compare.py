@@ -133,7 +133,7 @@ def run(
             "--write-pack", help="Keep what MODEL says in this file of a few MB, and compare nothing.", show_default=False
         ),
     ] = None,
-    load: Load = "mapped",
+    load: Load = "resident",
     memory: Memory = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")

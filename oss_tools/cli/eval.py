@@ -150,7 +150,7 @@ def run(
     device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
-    load: Load = "mapped",
+    load: Load = "resident",
     memory: Memory = None,
     trace_experts: TraceExperts = None,
     list_tasks: Annotated[

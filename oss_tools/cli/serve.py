@@ -73,7 +73,7 @@ def run(
     device: Device = "cpu",
     backend: BackendName = "numba",
     activations: Activations = "int8",
-    load: Load = "mapped",
+    load: Load = "resident",
     memory: Memory = None,
     quiet: QuietFlag = False,
 ) -> None:
