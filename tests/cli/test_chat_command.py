@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tools.choice import open_tools
 from oss_tools.cli import generate
 from oss_tools.cli._chat import Figures, Screen, Speaker
@@ -196,7 +197,8 @@ def test_generate_prints_the_final_channel_or_fails(
     import typer
 
     try:
-        generate.answer(Parrot(completion), TEMPLATE, "What is 47 + 38?", "low", stop, Screen(False), True)
+        asked = Conversation((Message("user", "What is 47 + 38?"),), effort="low")
+        generate.answer(Parrot(completion), TEMPLATE, asked, stop, Screen(False), True)
         found = 0
     except typer.Exit as leaving:
         found = leaving.exit_code

@@ -12,7 +12,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
 
-from scripted import scripted_engine
+from scripted_engine import scripted_engine
 from serving import Running, running
 
 from oss_tools.engine.engine import Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scripted import ScriptedBackend, scripted_engine
+from scripted_engine import ScriptedBackend, scripted_engine
 
 from oss_tools.engine.engine import Engine
 

@@ -13,7 +13,7 @@ import pytest
 from axe import find_axe, violations
 from browser import Browser, find_chromium
 from pairs import DOSE, load_pair
-from scripted import scripted_engine
+from scripted_engine import scripted_engine
 from serving import Running, running
 from test_side_by_side import slowed
 
