@@ -75,7 +75,7 @@ def free_port() -> int:
 def our_command(model: Path | str, threads: int, parallel: int, *more: str) -> list[str]:
     """What starts this program's server."""
     options = ["--port", "0", "--threads", str(threads), "--parallel", str(parallel), "--quiet", *more]
-    return [sys.executable, "-m", "oss_tools", "serve", f"model={model}", *options]
+    return [sys.executable, "-P", "-m", "oss_tools", "serve", f"model={model}", *options]
 
 
 def resident_bytes(process: int) -> int:
