@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def model_or_endpoint(text: str) -> Path | str:
     """A checkpoint's path, or an address as it is. Raises BadSource."""
-    return text if text.startswith(("http://", "https://")) else model_path(text)
+    from oss_tools.endpoints.endpoint import is_endpoint
+
+    return text if is_endpoint(text) else model_path(text)
 
 
 def read_price(text: str) -> Price:

@@ -27,7 +27,7 @@ class Wire:
         seconds: of each request.
         rates: tokens a second of each that the server counted tokens of.
         prompt_tokens, tokens: in all.
-        truncated: answers that ended at their limit; uncounted: answers without a count of tokens.
+        truncated: answers that ended at their limit.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -35,7 +35,6 @@ class Wire:
     prompt_tokens: int = 0
     tokens: int = 0
     truncated: int = 0
-    uncounted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, seconds: float, prompt_tokens: int, tokens: int, truncated: bool) -> None:
@@ -46,7 +45,6 @@ class Wire:
             self.prompt_tokens += prompt_tokens
             self.tokens += tokens
             self.truncated += truncated
-            self.uncounted += not prompt_tokens
 
     def to_json(self, price: Price | None = None) -> dict[str, Any]:
         """For records: medians, sums, and the cost where a price is known."""

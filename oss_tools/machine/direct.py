@@ -34,11 +34,6 @@ class DirectFile:
         state = os.fstat(self._descriptor)
         return state.st_size, state.st_mtime_ns
 
-    @property
-    def is_direct(self) -> bool:
-        """Whether reads go past the cache."""
-        return self._direct >= 0
-
     def check(self) -> None:
         """Raises BadCheckpoint if the file was written to, or cut short, since it was opened."""
         if self._now() != self._state:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -232,9 +232,3 @@ async def _close(events: AsyncIterator[Any]) -> None:
     close: Callable[[], Awaitable[None]] | None = getattr(events, "aclose", None)
     if close:
         await close()
-
-
-async def collected(events: AsyncIterator[T]) -> list[T]:
-    """All events, the iterator closed at the end."""
-    async with aclosing(events) as open_:  # type: ignore[type-var]
-        return [event async for event in open_]
