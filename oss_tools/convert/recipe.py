@@ -12,6 +12,7 @@ from oss_tools.checkpoints import container_names, writer_for
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, all_formats, get_format
+from oss_tools.guesses import near_names, none_named
 from oss_tools.models import TensorSpec
 from oss_tools.resources import resource
 
@@ -117,7 +118,7 @@ def load_recipe(name: str | Path) -> Recipe:
     if path.suffix not in (".yaml", ".yml"):
         path = resource("configs/recipes") / f"{name}.yaml"
         if not path.exists():
-            raise BadRecipe(f"no recipe named {str(name)!r}; there are {', '.join(recipe_names())}; or give a .yaml file")
+            raise BadRecipe(f"{none_named('recipe', str(name), recipe_names())}; or give a .yaml file")
     return _parse(read_yaml(path, BadRecipe, MAX_BYTES), path)
 
 
@@ -179,7 +180,9 @@ def writable(name: str, where: str = "") -> Format:
             f"{where}{name} is llama.cpp's name of a mixture of formats, of which {match[1].lower()} can be read but not "
             f"written; formats to write: {_by_container()}"
         )
-    raise BadRecipe(f"{where}no number format named {name!r}; formats to write: {_by_container()}")
+    near = near_names(name, [f.name for f in all_formats().values() if f.rules or f.is_float], likeness=0.5)
+    guess = f"did you mean {' or '.join(near)}? F" if near else "f"
+    raise BadRecipe(f"{where}no number format named {name!r}; {guess}ormats to write: {_by_container()}")
 
 
 def writable_formats(container: str = "") -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from oss_tools.errors import BadRecipe, BadRequest, MissingPackage, Unsupported
+from oss_tools.guesses import none_named
 from oss_tools.machine import memory
 from oss_tools.models import Architecture, Checkpoint
 
@@ -206,7 +207,7 @@ def backend_for(device: str, backend: str, say: Callable[[str], None] = lambda l
     """The backend that runs on a device: `backend` on the cpu, cuda on the GPU; auto takes the GPU if there is one that the
     kernels run on, and says so if not. Raises BadRequest, and Unsupported or MissingPackage where cuda cannot be had."""
     if device not in DEVICES:
-        raise BadRequest(f"no device named {device!r}; there are {', '.join(DEVICES)}")
+        raise BadRequest(none_named("device", device, DEVICES))
     if device == "cpu":
         return backend
     if backend not in ("numba", "cuda"):
@@ -234,6 +235,6 @@ def backend_class(name: str) -> type[Backend]:
     """The backend of this name. Raises BadRecipe with the names there are, MissingPackage if its package is missing."""
     known = backends()
     if name not in known:
-        raise BadRecipe(f"no backend named {name!r}; there are {', '.join(sorted(known))}")
+        raise BadRecipe(none_named("backend", name, sorted(known)))
     module = importlib.import_module(known[name])
     return next(c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Backend) and c.name == name)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from oss_tools.errors import BadRecipe, BadTensor
+from oss_tools.guesses import none_named
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Format(ABC):
         if not self.rules:
             raise BadRecipe(f"{self.name} can be read but not written; choose another format")
         if rule is not None and rule not in self.rules:
-            raise BadRecipe(f"{self.name} has no rule named {rule!r}; there are {', '.join(self.rules)}")
+            raise BadRecipe(f"{self.name}: {none_named('rule', rule, self.rules)}")
         self.check(values.shape, "values")
         columns = values.shape[-1]
         rows = np.ascontiguousarray(values, np.float32).reshape(-1, columns)
@@ -284,7 +285,7 @@ def get_format(name: str) -> Format:
     try:
         return _REGISTRY[name]
     except KeyError:
-        raise BadRecipe(f"no number format named {name!r}; there are {', '.join(sorted(_REGISTRY))}") from None
+        raise BadRecipe(none_named("number format", name, sorted(_REGISTRY))) from None
 
 
 def format_of_ggml(ggml_type: int) -> Format | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadRecipe
+from oss_tools.guesses import none_named
 from oss_tools.resources import resource
 
 TIERS = ("smoke", "full")
@@ -52,7 +53,7 @@ def load_suite(name: str) -> Suite:
     """The suite of this name. Raises BadRecipe, with the names there are or with what is wrong in the file."""
     file = resource("configs/suites") / f"{name}.yaml"
     if name not in suite_names():
-        raise BadRecipe(f"no suite named {name!r}; there are {', '.join(suite_names())}")
+        raise BadRecipe(none_named("suite", name, suite_names()))
     import yaml
 
     try:

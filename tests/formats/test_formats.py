@@ -95,7 +95,7 @@ def test_ragged_last_axis_is_refused(name: str) -> None:
 
 
 def test_unknown_rules_and_read_only_formats_are_refused() -> None:
-    with pytest.raises(BadRecipe, match="mxfp4 has no rule named 'best'; there are search, floor, ceil, ocp"):
+    with pytest.raises(BadRecipe, match="mxfp4: no rule named 'best'; there are search, floor, ceil, ocp"):
         get_format("mxfp4").quantize(gaussian(), rule="best")
     with pytest.raises(BadRecipe, match="q4_k can be read but not written"):
         get_format("q4_k").quantize(gaussian())
