@@ -248,13 +248,17 @@ class Engine:
         return sequence
 
     def _check(self, tokens: list[int]) -> None:
-        vocabulary = self.backend.vocabulary
         if not tokens:
             raise BadRequest("the prompt has no tokens")
         if len(tokens) > self.context:
             raise BadRequest(f"{len(tokens)} tokens do not fit into the context of {self.context}; raise it with --context")
-        if min(tokens) < 0 or max(tokens) >= vocabulary:
-            raise BadRequest(f"token {max(tokens)} is outside the vocabulary of {vocabulary}")
+        self._check_known(tokens)
+
+    def _check_known(self, tokens: list[int]) -> None:
+        """Kernels take tokens' rows as they are told."""
+        if min(tokens) < 0 or max(tokens) >= self.backend.vocabulary:
+            wrong = next(token for token in tokens if not 0 <= token < self.backend.vocabulary)
+            raise BadRequest(f"token {wrong} is outside the vocabulary of {self.backend.vocabulary}")
 
     def prefill(self, sequence: Sequence, tokens: list[int]) -> np.ndarray:
         """Appends tokens; returns the logits after the last one, float32 [vocabulary]."""
@@ -284,6 +288,7 @@ class Engine:
         """One forward pass. Lengths advance only when it is complete, so an interrupted one leaves the sequences as they
         were."""
         for sequence, tokens in parts:
+            self._check_known(tokens)
             needed = len(sequence.tokens) + len(tokens)
             if needed > self.context:
                 raise BadRequest(f"the sequence is at the end of its context of {self.context} positions")
