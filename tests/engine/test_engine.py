@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused(engine: Engine, prompt: list[int]) -> None
 
 @pytest.mark.parametrize("wrong", [-1, 1 << 30])
 def test_a_token_of_no_vocabulary_never_reaches_the_kernels(engine: Engine, prompt: list[int], wrong: int) -> None:
-    sequence = engine.open(prompt[:4])
+    sequence = engine.open(prompt[:4], reuse=0)
     engine.prefill(sequence, prompt[:4])
     for append in (
         lambda: engine.prefill(sequence, [wrong]),
