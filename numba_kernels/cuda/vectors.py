@@ -16,6 +16,7 @@ from numba_kernels.cuda.intrinsics import (
     prefetch_span,
     reciprocal,
     round_to_int,
+    settled_floats,
     shuffle_xor,
     store_floats,
     wait_for_launch_before,
@@ -33,6 +34,8 @@ BATCH = 1
 ASKING = 8  # blocks
 NORM = ALIGNED = 0
 FOUR: Any = None
+LOAD: Any = load_floats
+WAITS = 1
 PUT: Any = None
 PUT_ONE: Any = None
 WEIGHTS_OF: Any = None
@@ -64,7 +67,7 @@ def four_at(values, at, column):  # type: ignore[no-untyped-def]
     """Four values from a column on; zeros beyond the last."""
     if ALIGNED:
         if column < COLUMNS:
-            return load_floats(values, at + column)
+            return LOAD(values, at + column)
         return ZERO, ZERO, ZERO, ZERO
     return (
         values[at + column] if column < COLUMNS else ZERO,
@@ -166,12 +169,12 @@ def weights_of(weight, i):  # type: ignore[no-untyped-def]
 
 
 def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-untyped-def]
-    """Waits for the launch before, puts one vector into shared memory, and waits until it is there. Returns what products with it
+    """Waits for the launch before (with WAITS), puts one vector into shared memory, and waits until it is there. Returns what products with it
     are to be multiplied with so that the vector counts as normalized, 1 / √(mean of squares + epsilon), or 1 without NORM; sums
     is shared, [WARPS]."""
     i0, size = cuda.threadIdx.x, WARPS * WARP
     i1, i2, i3 = i0 + size, i0 + 2 * size, i0 + 3 * size
-    if not (NORM and ALIGNED):
+    if WAITS and not (NORM and ALIGNED):
         wait_for_launch_before()
     w0 = w1 = w2 = w3 = (ZERO, ZERO, ZERO, ZERO)
     if NORM:
@@ -182,9 +185,10 @@ def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-
             w2 = WEIGHTS_OF(weight, i2)
         if BATCH > 3:
             w3 = WEIGHTS_OF(weight, i3)
-    if NORM and ALIGNED:
+    if WAITS and NORM and ALIGNED:
         wait_for_launch_before()
-    let_next_begin()
+    if WAITS:
+        let_next_begin()
     v0 = FOUR(source, at, 4 * i0)
     v1, v2, v3 = v0, v0, v0
     if BATCH > 1:
@@ -265,3 +269,17 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1, *, aligned
         "FILL": filled,
         "PREPARE": prepared,
     }
+
+
+def prepare_early(shape: Shape, warps: int) -> Any:
+    """PREPARE of a normalized vector that a launch wrote which has ended, before the wait for the launch before; it and its weight
+    begin at multiples of four values."""
+    units = shape.quads * (4 if shape.quantized else 1)
+    put = device(
+        put_int8 if shape.quantized else put_f32, PADDED=shape.steps * WARP, PARTS=shape.parts, QUADS=shape.quads, UNITS=units
+    )
+    return device(
+        prepare, COLUMNS=shape.columns, NORM=1, ALIGNED=1, WARPS=warps, BATCH=min(-(-units // (warps * WARP)), MOST_AT_ONCE),
+        FOUR=device(four_at, COLUMNS=shape.columns, ALIGNED=1, LOAD=settled_floats), UNITS=units, WAITS=0,
+        PUT_ONE=device(put_one, NORM=1, PUT=put), WEIGHTS_OF=device(weights_of, COLUMNS=shape.columns, ALIGNED=1),
+    )  # fmt: skip

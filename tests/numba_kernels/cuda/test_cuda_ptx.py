@@ -26,7 +26,7 @@ HOPPER = [pytest.param(e, marks=() if e.name in QUICK else pytest.mark.slow, id=
 
 def assert_waits(text: str) -> None:
     """A launch may begin while the one before it still runs: until it waits for that, it touches nothing but weights, which alone
-    are read past the first cache."""
+    are read past the first cache, and what launches wrote that have ended, which alone is read by relaxed loads."""
     lines = [line.strip() for line in text.splitlines()]
     (wait,) = (n for n, line in enumerate(lines) if line == "griddepcontrol.wait;")
     touching = re.compile(
