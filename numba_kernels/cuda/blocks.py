@@ -195,8 +195,8 @@ def dot4(a0: Any, a1: Any, a2: Any, a3: Any, x: Any) -> Any:
 @device
 def fp4_sum(w: Any, v: Any, x: Any) -> Any:
     """Σ over the 16 codes of two words, as twice their values, with a quad. A selector with its highest bit set gives copies of a
-    byte's sign, which is 0: so codes give the values that are not negative, and, signs turned, the others. `low` is no constant for
-    the assembler, which would move one into a register before each permutation."""
+    byte's sign, which is 0: so codes give the values that are not negative, and, signs turned, the others. `low` is no constant
+    for the assembler, which would move one into a register before each permutation."""
     low = np.uint32(MXFP4_LOW | np.uint32(cuda.threadIdx.y))
     m, n = np.uint32(w ^ SIGNS), np.uint32(v ^ SIGNS)
     plus = dp4a(byte_permute(low, MXFP4_HIGH, w), x[0], ZERO)

@@ -31,6 +31,7 @@ GROUP_SIZE = 1
 PICK: Any = None
 KEY_OF: Any = None
 VALUE_OF: Any = None
+SHARED = 1  # whether the weights are asked for
 ZERO, ONE = np.float32(0), np.float32(1)
 LOWEST = np.float32(-math.inf)
 NOTHING, LEAST, SIGN, ALL_BITS = np.uint32(0), np.uint32(1), np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
@@ -75,9 +76,9 @@ class Choice:
         """Scores in shared memory."""
         return self.experts
 
-    def best(self) -> Any:
-        """The device function of kernels that choose for themselves; for a plain choice."""
-        sizes = {"EXPERTS": self.experts, "TOP": self.top, "SLICES": -(-self.experts // WARP)}
+    def best(self, shared: bool) -> Any:
+        """The device function of kernels that choose for themselves, for a plain choice; shared: whether they need weights."""
+        sizes = {"SHARED": int(shared), "EXPERTS": self.experts, "TOP": self.top, "SLICES": -(-self.experts // WARP)}
         return device(best_by_logit, **sizes, KEY_OF=key_of, VALUE_OF=value_of)
 
     def function(self) -> Any:
@@ -153,12 +154,13 @@ def value_of(key: Any) -> Any:
 
 
 def best_by_logit(logits, keys, chosen, shares, share_scale):  # type: ignore[no-untyped-def]
-    """A token's experts as `choose_by_logit` finds them, from logits that a launch wrote which has ended, into shared memory: chosen
-    and shares [TOP]; keys [EXPERTS] is shared too. For one warp, some of whose other warps do something else."""
-    lane, total, top = cuda.threadIdx.x % WARP, ZERO, ZERO
+    """A token's experts as `choose_by_logit` finds them, from logits that a launch wrote which has ended, into shared memory:
+    chosen and shares [TOP], at most 32; keys [EXPERTS] is shared too. By one warp, while others do something else."""
+    lane, top = cuda.threadIdx.x % WARP, NOTHING
     for i in range(SLICES):
         if i * WARP + lane < EXPERTS:
             keys[i * WARP + lane] = KEY_OF(settled(logits, i * WARP + lane))
+    mine = NOTHING
     for k in range(TOP):
         best, number = NOTHING, np.uint32(EXPERTS)
         for i in range(SLICES):
@@ -170,17 +172,17 @@ def best_by_logit(logits, keys, chosen, shares, share_scale):  # type: ignore[no
         winner = least_of_warp(number if best == highest else np.uint32(EXPERTS))
         if number == winner:
             keys[winner] = NOTHING
-        value = VALUE_OF(highest)
         if k == 0:
-            top = value
-        share = np.float32(math.exp(value - top))
-        total += share
+            top = highest
+        if lane == k:
+            mine = highest
         if lane == 0:
             chosen[k] = np.int32(winner)
-            shares[k] = share
-    warp_barrier()
-    for k in range(lane, TOP, WARP):
-        shares[k] = shares[k] / total * share_scale
+    if SHARED:
+        share = np.float32(math.exp(VALUE_OF(mine) - VALUE_OF(top))) if lane < TOP else ZERO
+        total = warp_sum(share)
+        if lane < TOP:
+            shares[lane] = share / total * share_scale
 
 
 def choose_by_score(  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ from numba_kernels.cuda.intrinsics import (
     let_next_begin,
     load_floats,
     load_words,
+    reciprocal,
     store_floats,
     store_words,
     wait_for_launch_before,
@@ -59,7 +60,7 @@ def swiglu(gate: Any, up: Any, limit: Any, alpha: Any) -> Any:
     gate = limit if gate > limit else gate
     up = limit if up > limit else up
     up = -limit if up < -limit else up
-    return gate / (ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
+    return gate * reciprocal(ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
 
 
 def slot_of(pair, inner):  # type: ignore[no-untyped-def]
@@ -111,8 +112,8 @@ def gate_up_coded(  # type: ignore[no-untyped-def]
     """The same, whose values are left as the second projection takes them: as codes, out [TOP, 4 · OUT_QUADS], with a scale for
     each 16, out_scales [TOP, OUT_QUADS]. inner is a multiple of 16, and so many values at a time are a block's.
 
-    With CHOOSES the experts are those of the largest `logits`, and x is source normalized, with `weight`, while the launch before,
-    the router's, still runs: source was there before it.
+    With CHOOSES the experts are those of the largest `logits`, and x is source normalized, with `weight`, while the launch
+    before, the router's, still runs: source was there before it.
     """
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
@@ -189,8 +190,8 @@ def down(  # type: ignore[no-untyped-def]
     """out[n] += Σ over k of shares[k] · (row n of expert ids[k] · source[k · stride …] + bias); bias [EXPERTS, rows]. With CODED,
     source and source_scales are what `gate_up_coded` leaves.
 
-    With CHOOSES the experts are chosen from `logits`, while the launch before, that of `gate_up_coded`, still runs: the logits were
-    there before it.
+    With CHOOSES the experts are chosen from `logits`, while the launch before, that of `gate_up_coded`, still runs: the
+    logits were there before it.
     The vectors of SLOTS experts are in shared memory at a time; a warp has a row of each, two by two.
     """
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
@@ -261,23 +262,30 @@ def gate_up_coded_kernel(
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     out = {"OUT_QUADS": second.quads}
     slots = {"TOP": top, "SLOT_OF": device(slot_of, TOP=top), **out}
-    code = device(code_group, PADDED=second.steps * WARP, PARTS=second.parts)
-    rows = row_constants(shape, False, warps) | _choosing(choice)
+    code = device(code_group, PADDED=second.steps * WARP, PARTS=second.parts, PART_BITS=second.parts.bit_length() - 1)
+    rows = row_constants(shape, False, warps) | _choosing(choice, False)
     if choice:
         rows["PREPARE_EARLY"] = prepare_early(shape, warps)
     return gate_up_coded.bind(**names, **slots, BIAS=int(bias), GATE=gate, CODE_GROUP=code, **rows)
 
 
-def _choosing(choice: Choice | None) -> dict[str, Any]:
+def _choosing(choice: Choice | None, shares: bool) -> dict[str, Any]:
     """What kernels need that choose."""
-    return {"CHOOSES": 1, "KEYS": choice.experts, "BEST": choice.best()} if choice else {}
+    return {"CHOOSES": 1, "KEYS": choice.experts, "BEST": choice.best(shares)} if choice else {}
 
 
 def may_choose(choice: Choice, first: Shape, second: Shape, warps: int = 8) -> bool:
     """Whether blocks of both projections can choose the experts by themselves, so that the router need not."""
     slots = choice.top + choice.top % 2
     fits = 4 * (5 * max(first.quads, second.quads * slots) + choice.experts + RESERVED) <= SHARED
-    return choice.is_plain and takes_codes(second, warps) and first.columns % 4 == 0 and _slots(second, choice.top) >= choice.top and fits
+    return (
+        choice.is_plain
+        and choice.top <= WARP
+        and takes_codes(second, warps)
+        and first.columns % 4 == 0
+        and _slots(second, choice.top) >= choice.top
+        and fits
+    )
 
 
 def takes_codes(second: Shape, warps: int = 8) -> bool:
@@ -296,7 +304,14 @@ def down_kernel(
     """The second projection, weighted and added up; with a choice, each block makes it."""
     slots = _slots(shape, top)
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads, "CODED": int(coded)} | _choosing(choice)
+    constants = {
+        **names,
+        "TOP": top,
+        "BIAS": int(bias),
+        "SLOTS": slots,
+        "QUADS": shape.quads,
+        "CODED": int(coded),
+    } | _choosing(choice, True)
     rows = row_constants(shape, False, warps, slots)
     filled = rows.pop("FILL")
     bring = device(bring_codes, QUADS=shape.quads, WARPS=warps) if coded else device(bring_floats, FILL=filled)

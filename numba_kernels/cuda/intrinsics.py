@@ -10,6 +10,7 @@ else:
 as_int = _forms.as_int
 bits_as_float = _forms.bits_as_float
 byte_permute = _forms.byte_permute
+count_up = _forms.count_up
 dp4a = _forms.dp4a
 early_floats = _forms.early_floats
 early_scale = _forms.early_scale
@@ -33,6 +34,7 @@ reciprocal = _forms.reciprocal
 round_to_int = _forms.round_to_int
 settled = _forms.settled
 settled_floats = _forms.settled_floats
+settled_words = _forms.settled_words
 shuffle_xor = _forms.shuffle_xor
 store_floats = _forms.store_floats
 store_words = _forms.store_words

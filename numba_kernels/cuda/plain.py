@@ -145,6 +145,11 @@ def settled_floats(array: Any, index: Any) -> tuple[Any, ...]:
     return early_floats(array, index)
 
 
+def settled_words(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four words, alike."""
+    return early_words(array, index)
+
+
 def load_words(array: Any, index: Any) -> tuple[Any, ...]:
     """Four words, 16 bytes at once."""
     at = _four(array, index)
@@ -170,6 +175,15 @@ def load_fresh(array: Any, index: Any) -> Any:
     if not 0 <= int(index) < len(array):
         raise IndexError(f"element {index} of {len(array)}")
     return array[int(index)]
+
+
+def count_up(array: Any, index: Any) -> Any:
+    """Adds 1 to an int32 and gives what was there. What this block's threads wrote before a barrier is seen by
+    those of a block one of whose threads counts on, after another barrier."""
+    with _meetings_lock:
+        before = load_fresh(array, index)
+        array[int(index)] = before + 1
+    return before
 
 
 def store_words(array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> None:

@@ -11,6 +11,7 @@ from numba_kernels.cuda.blocks import Shape, bf16_pair, f16_pair
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
+    count_up,
     early_words,
     let_next_begin,
     store_floats,
@@ -91,7 +92,6 @@ def logits_by_warps(  # type: ignore[no-untyped-def]
         other = min(row + 1, EXPERTS - 1)
         if row < EXPERTS:
             a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, other, 0)
-    cuda.threadfence()
     cuda.syncthreads()
 
 
@@ -247,13 +247,11 @@ def route(  # type: ignore[no-untyped-def]
     if not CHOOSES:
         return
     if thread == 0:
-        cuda.threadfence()
-        last[0] = cuda.atomic.add(counter, token, 1)
+        last[0] = count_up(counter, token)
         for k in range(TOP):
             chosen[k] = -1
     cuda.syncthreads()
     if last[0] == cuda.gridDim.x - 1 and thread < WARP:
-        cuda.threadfence()
         CHOOSE(
             logits, first, correction, scores, merits, groups, chosen, share_scale, share_epsilon, ids, shares, token * TOP
         )
@@ -303,7 +301,14 @@ def route_kernel(
     words = rows["X_SIZE"] + (rows["S_SIZE"] if shape.quantized else 0)
     words += RESERVED + choice.top + 2 * choice.held + choice.groups
     require_shared(4 * words, f"{choice.experts} experts and vectors of {shape.columns} values")
-    constants = {"TOP": choice.top, "HELD": choice.held, "GROUPS": choice.groups, "SUMS": 3 * warps, "SPREAD": spread, "CHOOSES": int(chooses)}
+    constants = {
+        "TOP": choice.top,
+        "HELD": choice.held,
+        "GROUPS": choice.groups,
+        "SUMS": 3 * warps,
+        "SPREAD": spread,
+        "CHOOSES": int(chooses),
+    }
     return route.bind(**names, **numbers, **constants, CHOOSE=choice.function(), LOGITS=logits, **rows)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attention import PAGE, Attention, partial_size
+from numba_kernels.cuda.attention_ahead import one_token_kernel
 from numba_kernels.cuda.blocks import GROUP
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
@@ -82,7 +83,7 @@ class OneToken(AttentionRecorder):
         self, heads: Heads | Latent, shape: Attention, given: Floats, cos: Any, sin: Any, sinks: Any, out: Floats
     ) -> None:
         model, parts = self.model, splits(shape)
-        kernel = self._kernel(attend_kernel(shape, parts))
+        kernel = self._kernel(one_token_kernel(shape, parts))
         partial = model.buffer("parts", partial_size(shape, parts), np.float32)
         counters = self._ints("head counters", shape.keys)
         self._add(
@@ -123,7 +124,9 @@ class OneToken(AttentionRecorder):
             blocks = self._blocks(top * inner, kernel)
             given = (first.codes, first.scales, bias, routing.normed.view, routing.ids, inner)
             self._add(kernel, lambda tokens: blocks(), *given, inner, *limits, between)
-        return Pending("experts", second.rows, lambda out, add: self._down(second, between, scales, routing, choice, out, add))
+        return Pending(
+            "experts", second.rows, lambda out, add: self._down(second, between, scales, routing, choice, out, add)
+        )
 
     def _down(
         self, stack: Stack, between: Any, scales: Any, routing: Routing, choice: Choice | None, out: Floats, add: bool
@@ -133,9 +136,13 @@ class OneToken(AttentionRecorder):
         shape = self.model.shape(stack)
         kernel = self._kernel(
             down_kernel(
-                shape, top=routing.chosen, bias=stack.bias is not None, coded=takes_codes(shape, WARPS), warps=WARPS,
+                shape,
+                top=routing.chosen,
+                bias=stack.bias is not None,
+                coded=takes_codes(shape, WARPS),
+                warps=WARPS,
                 choice=choice,
-            )  # fmt: skip
+            )
         )
         bias = routing.shares if stack.bias is None else stack.bias
         blocks = self._blocks(stack.rows, kernel)

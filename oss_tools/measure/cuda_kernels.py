@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attention import PAGE, Attention, partial_size
+from numba_kernels.cuda.attention_ahead import one_token_kernel
 from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.device import Device
@@ -223,7 +224,9 @@ def first_projection(device: Device, sizes: Sizes, format: str) -> Problem:
         return lambda: device.launch(kernel, blocks, held.codes, held.scales, bias, *given, *after)
 
     nbytes = sizes.top * rows * held.row_bytes
-    return Problem(f"experts' gate and up {format}", nbytes, 0, [launch(*chosen) for chosen in chosen_experts(device, sizes)])
+    return Problem(
+        f"experts' gate and up {format}", nbytes, 0, [launch(*chosen) for chosen in chosen_experts(device, sizes)]
+    )
 
 
 def between(device: Device, sizes: Sizes, format: str) -> tuple[Shape, Any, Any]:
@@ -261,7 +264,7 @@ def attention(device: Device, sizes: Sizes, depth: int) -> Problem:
     pages = -(-depth // PAGE)
     shape = Attention(queries, keys, size, None, pages, "bf16", sinks=True)
     parts = splits(shape)
-    kernel = attend_kernel(shape, parts)
+    kernel = one_token_kernel(shape, parts)
     nbytes = 4 * keys * size * depth
     count = min(max(sizes.bytes // nbytes, 1), 24)
     caches = [device.zeros(pages * shape.page_words, np.uint32) for _ in range(count)]

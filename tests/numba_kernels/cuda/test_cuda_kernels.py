@@ -8,6 +8,7 @@ from carry_out import poison, run, where
 from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attention_ahead import attend_ahead_kernel, reads_ahead
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import (
@@ -184,7 +185,22 @@ def test_experts(format: str, activations: str, top: int, rng: np.random.Generat
         gate_up = gate_up_coded_kernel(Shape(format, hidden, activations), shape, top=top, bias=True, warps=WARPS)
         down = down_kernel(shape, top=top, bias=True, coded=True, warps=WARPS)
         for grid in (3, 2):  # what was there before is written over
-            run(gate_up, grid, first.codes, first.scales, first_bias.reshape(-1), x, x, EPSILON, x, ids, inner, *limits, codes, scales)
+            run(
+                gate_up,
+                grid,
+                first.codes,
+                first.scales,
+                first_bias.reshape(-1),
+                x,
+                x,
+                EPSILON,
+                x,
+                ids,
+                inner,
+                *limits,
+                codes,
+                scales,
+            )
         run(down, 3, *given, codes, scales, inner, x, EPSILON, ids, shares, hidden, out)
         assert_near(out, wanted, 1e-3)  # a code may be another where the value is halfway between two
 
@@ -317,12 +333,15 @@ CASES = [
     "case", [pytest.param(c, marks=() if c in (CASES[0], CASES[2]) else pytest.mark.slow, id=str(c)) for c in CASES]
 )
 @pytest.mark.parametrize("position", [5, 64] if SLOW else rest_slow([0, 5, 63, 64, 200, 333], 0, 64, 200))
-def test_attend(case: tuple, position: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_attend(case: tuple, position: int, ahead: bool, rng: np.random.Generator) -> None:
     """Around pages' ends, with windows that begin within a page, over pages that lie anywhere and held NaN before."""
     queries, kv, size, window, element, sinks = case
     context, splits = 400, 3
     ring = -(-context // 64) if window is None else 3
     shape = Attention(queries, kv, size, window, ring, element, sinks)
+    if ahead and not reads_ahead(shape):
+        pytest.skip("not for such heads")
     q, keys, values = floats(rng, queries, size), *(floats(rng, position + 1, kv, size) for _ in range(2))
     cos, sin = ops.rope_table(ops.rope_frequencies(size, 1e4), context, 1.1)
     held = [ops.apply_rope(keys, cos[: position + 1], sin[: position + 1]), values]
@@ -338,7 +357,7 @@ def test_attend(case: tuple, position: int, rng: np.random.Generator) -> None:
     out, partial, counters = poison(queries * size), poison(partial_size(shape, splits)), np.zeros(kv, np.int32)
     qkv = np.concatenate([q.reshape(-1), keys[position].reshape(-1), values[position].reshape(-1)])
     state, scale = np.array([position, 0], np.int32), np.float32(size**-0.5)
-    kernel = attend_kernel(shape, splits)
+    kernel = attend_ahead_kernel(shape, splits) if ahead else attend_kernel(shape, splits)
     run(
         kernel, (kv, splits), qkv, cos.reshape(-1), sin.reshape(-1), scale, logits, cache, table, state, partial, counters, out
     )  # fmt: skip
