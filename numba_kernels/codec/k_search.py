@@ -75,7 +75,7 @@ def range_of(x: Address, size: Int) -> tuple[Float, Float]:
 
 @inner
 def fit_range(x: Address, weights: Address, scale: Floats, lowest: Floats, high: Float, size: Int) -> tuple[Floats, Floats]:
-    """The scale and minimum, not above 0, of least error for the codes that a scale and minimum give; these where there are none."""
+    """The scale and minimum, not above 0, of least error for the codes that a scale and minimum give; else these."""
     bottom, top, zero = splat(np.float32(0)), splat(high), splat(np.float32(0))
     inverse = reciprocal(scale)
     w, wx, wq, wqq, wqx = zero, zero, zero, zero, zero
