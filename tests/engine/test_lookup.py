@@ -293,6 +293,23 @@ def test_an_interrupt_while_tokens_are_chosen_leaves_a_text_that_goes_on(
     assert interrupts > 3
 
 
+@pytest.mark.parametrize("plain_passes", [0, 1, 3])
+def test_what_is_saved_after_a_wrong_guess_is_of_the_right_tokens(engine: Engine, plain_passes: int) -> None:
+    for number in range(3):
+        prompt = np.random.default_rng(number).integers(0, engine.backend.vocabulary, 140 + number).tolist()
+        generation = engine.begin(Request(prompt, 60, stop_tokens=frozenset()))
+        engine._advance([generation], None)
+        engine._advance_guessed([generation], [[(generation.ahead[0] + n) % 90 for n in range(1, 21)]])
+        for _ in range(plain_passes):
+            engine._advance([generation], None)
+        engine.save(generation.sequence)
+        text = generation.sequence.tokens + generation.ahead
+        assert len(text) > len(prompt) + 1 + plain_passes
+        known = engine.open(text)
+        assert len(known.tokens) == len(text) - 1
+        np.testing.assert_array_equal(engine.prefill(known, text[-1:]), engine.logits(text)[-1])
+
+
 @settings(deadline=None, max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_a_text_that_repeats_itself_is_guessed_by_itself(engine: Engine, seed: int) -> None:
