@@ -60,6 +60,13 @@ Memory = Annotated[
         show_default=False,
     ),
 ]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="Guess tokens from the text so far where that is faster. They are the same tokens.",
+    ),
+]
 TraceExperts = Annotated[
     Path | None,
     typer.Option("--trace-experts", metavar="FILE", help="Write down which experts the model chooses.", show_default=False),
@@ -81,6 +88,7 @@ def loaded(
     load: str = "mapped",
     memory: int | None = None,
     trace_experts: Path | None = None,
+    speculate: bool = True,
     quiet: bool = False,
     check: Callable[[Metadata], None] | None = None,
     hint: bool = False,
@@ -120,6 +128,7 @@ def loaded(
             load=load,
             memory=memory,
             trace_experts=trace_experts,
+            speculate=speculate,
             check=examine,
             progress=loading,
             say=say,

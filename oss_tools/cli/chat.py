@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Model, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Model, Speculate, Threads, loaded
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
 from oss_tools.escapes import json_text
@@ -66,6 +66,7 @@ def run(
     activations: Activations = "int8",
     load: Load = "mapped",
     memory: Memory = None,
+    speculate: Speculate = True,
     context: Context = None,
     quiet: QuietFlag = False,
 ) -> None:  # fmt: skip
@@ -92,6 +93,7 @@ def run(
         activations=activations,
         load=load,
         memory=memory,
+        speculate=speculate,
         quiet=quiet,
         check=check,
     ) as engine:

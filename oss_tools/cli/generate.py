@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
+from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line, guesses
 from oss_tools.cli._engine import (
     Activations,
     BackendName,
@@ -27,6 +27,7 @@ from oss_tools.cli._engine import (
     Load,
     Memory,
     Model,
+    Speculate,
     Threads,
     TraceExperts,
     loaded,
@@ -99,6 +100,7 @@ def run(
     activations: Activations = "int8",
     load: Load = "mapped",
     memory: Memory = None,
+    speculate: Speculate = True,
     trace_experts: TraceExperts = None,
     context: Context = None,
     as_json: JsonFlag = False,
@@ -114,7 +116,7 @@ def run(
     form = form_of(json_schema, regex)
     text = sys.stdin.read() if prompt == "-" else prompt
     options = {"device": device, "backend": backend, "activations": activations, "load": load}
-    room = {"memory": memory, "trace_experts": trace_experts}
+    room = {"memory": memory, "trace_experts": trace_experts, "speculate": speculate}
     with loaded(model, **options, **room, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
@@ -132,7 +134,7 @@ def run(
         stream = engine.generate(
             Request(tokens, max_tokens or PLAIN_TOKENS, sampling, tuple(stop or ()), constraint=constraint)
         )
-        record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json)
+        record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json) | guesses(engine)
     if as_json:
         print_json(record)
     elif not quiet:

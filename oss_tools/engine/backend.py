@@ -92,11 +92,13 @@ class Backend(ABC):
         vocabulary: tokens that have a logit.
         draws: whether it draws tokens itself, by `drawn`.
         streams: whether experts can stream, and their choice be traced.
+        rewinds: whether a token's logits are the same bits in any pass, and the last tokens of a pass can be given up.
     """
 
     name: ClassVar[str] = ""
     draws: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    rewinds: ClassVar[bool] = False
     chunk: int
     rows: int
     sequences: int
@@ -153,6 +155,11 @@ class Backend(ABC):
     @abstractmethod
     def run(self, runs: list[Run]) -> None:
         """One forward pass over the tokens of all runs (together at most `chunk`, each of another cache)."""
+
+    def rewind(self, ends: list[tuple[Any, int]]) -> None:
+        """Gives up the last positions that the last `run` has computed: of each of its runs' caches, in their order, those from
+        this one on, which is at least the run's first. Only where `rewinds` is true."""
+        raise NotImplementedError
 
     @abstractmethod
     def logits(self, rows: np.ndarray) -> np.ndarray:
