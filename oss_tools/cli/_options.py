@@ -72,6 +72,16 @@ def size_option(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+Repeats = Annotated[
+    int | None,
+    typer.Option(
+        "--repeats",
+        min=1,
+        max=1024,
+        help="Answers to each question, sampled where there are several; their mean counts. [default: the task's, mostly 1]",
+        show_default=False,
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 ShardSize = Annotated[

@@ -21,7 +21,7 @@ import typer
 
 from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, EndpointTimeout, model_or_endpoint, opened
 from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, Repeats, model_path, size_option
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
 from oss_tools.escapes import in_a_line
 
@@ -104,6 +104,7 @@ def run(
             "--seed", min=0, help="Which questions and chunks, where they are limited (0: the first); of resampling."
         ),
     ] = 0,
+    repeats: Repeats = None,
     device: Device = "cpu",
     threads: Threads = 0,
     backend: BackendName = "numba",
@@ -190,7 +191,7 @@ def run(
     say = (lambda line: None) if quiet else remark
     timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations, load, memory)
     settings = Settings(
-        _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing  # type: ignore[arg-type]
+        _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats  # type: ignore[arg-type]
     )  # fmt: skip
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:

@@ -177,8 +177,8 @@ class Work:
         if missing:
             raise BadRequest(f"{file}: has no answers to {', '.join(missing)}; choose other --suites, or make it with them")
         own, theirs = self._asking(), pack.about["settings"]
-        if self.tasks and own != theirs:
-            names = sorted(name for name in own if own[name] != theirs.get(name))
+        names = sorted(name for name in own if own[name] != theirs.get(name))
+        if self.tasks and names:
             raise BadRequest(f"{file}: was made with another {', '.join(names)}; use the same options, or --suites ''")
 
     # ---- parts ------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class Work:
     def _asking(self) -> dict[str, Any]:
         """On which answers depend, beside the model."""
         s = self.settings
-        names = ("tier", "limit", "seed", "reasoning", "max_tokens")
+        names = ("tier", "limit", "seed", "reasoning", "max_tokens", "repeats")
         return {name: getattr(s, name) for name in names}
 
     def _from(self, pack: Pack, m: Member) -> dict[str, Any]:
@@ -301,6 +301,7 @@ class Work:
             "seed": s.seed,
             "reasoning": s.reasoning,
             "max_tokens": s.max_tokens,
+            "repeats": s.repeats,
         }
 
     def _answers(self, m: Member | Remote) -> dict[str, Any]:
@@ -315,7 +316,8 @@ class Work:
     def _answer(self, subject: Subject, m: Member | Remote, task: SuiteTask) -> dict[str, Any]:
         s = self.settings
         folder = self.output / "answers" / self.parts.key(task.task, self._asked(m, task))
-        settings = EvalSettings(s.limit, s.seed or None, s.seed, effort=s.reasoning, max_tokens=s.max_tokens)
+        how: dict[str, Any] = {"effort": s.reasoning, "max_tokens": s.max_tokens, "repeats": s.repeats}
+        settings = EvalSettings(s.limit, s.seed or None, s.seed, **how)
         with self.schedule.step("answer", f"{task.task} by {m.name}") as advance:
             return answers.answer(subject, task, settings, folder, m.identity, s.data, advance, self.say)
 

@@ -159,6 +159,8 @@ class TaskScore:
         item_ids: the documents' hashes, in that order.
         data_sha256: of all documents.
         difference: to the base; None for the base itself.
+        repeats: answers to each item, of which an outcome is the mean.
+        prompts: whose wording the questions have, where that is somebody else's ("gpt_oss/evals").
     """
 
     task: str
@@ -171,6 +173,8 @@ class TaskScore:
     item_ids: list[str]
     data_sha256: str
     difference: Difference | None = None
+    repeats: int = 1
+    prompts: str = ""
 
 
 @dataclass(frozen=True)
