@@ -56,9 +56,6 @@ def test_right_and_wrong_answers(tmp_path: Path) -> None:
     folder = write(tmp_path, ROWS)
     right = Scripted(lambda doc: f"It is {'ABCD'[doc['key']]}.\n\nAnswer: {'ABCD'[doc['key']]}")
     for model, expected in ((right, 1.0), (Scripted(lambda doc: "?"), 0.0)):
-        (lambda doc: f"It is {'ABCD'[doc['key']]}.\n\nAnswer: {'ABCD'[doc['key']]}", 1.0),
-        (lambda doc: "?", 0.0),
-    ):
         found = evaluate(model, load_tasks(["gpqa"], folder), bootstrap_iters=0)["results"]["gpqa"]
         assert found["correct,none"] == expected
 
