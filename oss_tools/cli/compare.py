@@ -21,7 +21,7 @@ import typer
 
 from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, EndpointTimeout, model_or_endpoint, opened
 from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, Repeats, model_path, size_option
+from oss_tools.cli._options import EMBEDDED, JsonFlag, Published, QuietFlag, Repeats, model_path, names_in, size_option
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
 from oss_tools.escapes import in_a_line
 
@@ -149,6 +149,7 @@ def run(
         Path | None,
         typer.Option("--baseline", help="A record that the gate compares with.", show_default=False),
     ] = None,
+    published: Published = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -172,6 +173,7 @@ def run(
         raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
     judge = _judge(gate, baseline)
+    _check_published(names_in(published))
     from oss_tools.checkpoints.files import check_folder
     from oss_tools.compare.latency import Settings as Timing
     from oss_tools.compare.pipeline import (
@@ -191,7 +193,7 @@ def run(
     say = (lambda line: None) if quiet else remark
     timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations, load, memory)
     settings = Settings(
-        _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats  # type: ignore[arg-type]
+        names_in(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats  # type: ignore[arg-type]
     )  # fmt: skip
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:
@@ -206,7 +208,7 @@ def run(
             away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": price}
             record = compare_checkpoints(paths, settings, output, base=own, report=report, **away, **shared)
         else:
-            wanted = _names(formats or FORMATS)
+            wanted = names_in(formats or FORMATS)
             record = compare_formats(
                 paths[0] if paths else model_path(EMBEDDED), wanted, settings, output, report=report, **shared
             )
@@ -218,7 +220,7 @@ def run(
         more = {"verdict": verdict and verdict.to_json(), "advice": advice and asdict(advice)}
         print_json(record.to_json() | {name: value for name, value in more.items() if value})
     else:
-        print_comparison(record, output / RECORD, verdict)
+        print_comparison(record, output / RECORD, verdict, names_in(published))
         if advice:
             print_advice(advice)
     if verdict and not verdict.passed:
@@ -241,10 +243,6 @@ def _may_be_model(file: Path) -> bool:
         return stream.read(4) == b"GGUF"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _judge(gate: str | None, baseline: Path | None) -> Callable[[Comparison], Verdict | None]:
     """What the gate will say of the record; its file and the baseline are read before anything is measured."""
     if gate is None:
@@ -260,14 +258,24 @@ def _judge(gate: str | None, baseline: Path | None) -> Callable[[Comparison], Ve
     return lambda record: judge(rules, sheet_of(record), known)
 
 
-def print_comparison(record: Comparison, file: Path, verdict: Verdict | None) -> None:
+def _check_published(names: tuple[str, ...]) -> None:
+    """Raises BadRecipe for figures that there are not, before anything is measured."""
+    if names and "none" not in names:
+        from oss_tools.report.published import load_published
+
+        for name in names:
+            load_published(name)
+
+
+def print_comparison(record: Comparison, file: Path, verdict: Verdict | None, published: tuple[str, ...]) -> None:
     """The table, what is wrong, the gate's word, and how to go on."""
     import shutil
 
+    from oss_tools.report.published import with_published
     from oss_tools.report.sheet import sheet_of
     from oss_tools.report.table import text
 
-    print(text(sheet_of(record), max(shutil.get_terminal_size((120, 24)).columns, 80)))
+    print(text(with_published(sheet_of(record), published), max(shutil.get_terminal_size((120, 24)).columns, 80)))
     print(_about(record))
     if verdict:
         print()
