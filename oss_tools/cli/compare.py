@@ -39,6 +39,7 @@ oss-tools compare gpt-oss-20b/ gpt-oss-20b-q4.gguf https://api.openai.com/v1#o4-
 oss-tools compare gpt-oss-120b/ --write-pack 120b.pack
 oss-tools compare gpt-oss-120b-q4.gguf --pack 120b.pack
 oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,q4_0 --budget 16GB --context 32768
+oss-tools compare gpt-oss-20b/ --formats mxfp4,q4_0 --suites "" --drift depth,cache --depths 0,4k,32k
 oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
@@ -105,6 +106,18 @@ def run(
         ),
     ] = 0,
     repeats: Repeats = None,
+    drift: Annotated[
+        str,
+        typer.Option(
+            "--drift",
+            metavar="KINDS",
+            help="Divergence by context: depth, cache, backends.",
+            show_default=False,
+        ),
+    ] = "",
+    depths: Annotated[
+        str, typer.Option("--depths", help="Of the drift: tokens of context, a list.")
+    ] = "0,1024,2048,4096,8192,16384,32768",
     device: Device = "cpu",
     threads: Threads = 0,
     backend: BackendName = "numba",
@@ -172,9 +185,13 @@ def run(
     if baseline and not gate:
         raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
+    if drift and pack:
+        raise typer.BadParameter("needs the base itself, of which a pack has no logits", param_hint="--drift")
+    drifts, places = names_in(drift), _depths(depths)
     judge = _judge(gate, baseline)
     _check_published(names_in(published))
     from oss_tools.checkpoints.files import check_folder
+    from oss_tools.compare.drift import KINDS
     from oss_tools.compare.latency import Settings as Timing
     from oss_tools.compare.pipeline import (
         RECORD,
@@ -188,12 +205,15 @@ def run(
     from oss_tools.resources import resource
 
     check_folder(output)
+    if unknown := [kind for kind in drifts if kind not in KINDS]:
+        raise typer.BadParameter(f"{unknown[0]!r}: a list of {', '.join(KINDS)}", param_hint="--drift")
     if not (paths or base) or resource("tiny/checkpoint") in (*paths, base):
         limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
     say = (lambda line: None) if quiet else remark
     timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations, load, memory)
     settings = Settings(
-        names_in(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats  # type: ignore[arg-type]
+        names_in(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats,  # type: ignore[arg-type]
+        drifts, places,
     )  # fmt: skip
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:
@@ -256,6 +276,19 @@ def _judge(gate: str | None, baseline: Path | None) -> Callable[[Comparison], Ve
     if rules.wants_baseline and known is None:
         raise typer.BadParameter(f"the gate {rules.name} compares with a record; give --baseline", param_hint="--gate")
     return lambda record: judge(rules, sheet_of(record), known)
+
+
+def _depths(text: str) -> tuple[int, ...]:
+    """Numbers of tokens; 4k is 4,096."""
+    found = []
+    for name in names_in(text):
+        number, thousands = (name[:-1], 1024) if name.lower().endswith("k") else (name, 1)
+        if not number.isdecimal() or int(number) * thousands > 1 << 24:
+            raise typer.BadParameter(f"{name!r}: numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+        found.append(int(number) * thousands)
+    if not found:
+        raise typer.BadParameter("numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+    return tuple(found)
 
 
 def _check_published(names: tuple[str, ...]) -> None:

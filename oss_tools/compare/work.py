@@ -18,6 +18,7 @@ import numpy as np
 
 from oss_tools.compare import answers, latency, margins, weights
 from oss_tools.compare.checks import made_tasks, require_speech
+from oss_tools.compare.drift import Drifting
 from oss_tools.compare.models import Member
 from oss_tools.compare.packs import Pack, against, pack_passage, shortened, vocabulary_hash
 from oss_tools.compare.pairing import Pairing
@@ -95,6 +96,7 @@ class Work:
         margined = members if self.tasks and members > 1 else 0
         for kind, count in (("weights", members - 1), ("predict", members), ("answer", answers), ("margins", margined)):
             self.schedule.expect(kind, count)
+        self.schedule.expect("drift", members * len(self.settings.drift))
         self.schedule.expect("time", 1 if self.settings.timing.repeat else 0)
 
     def compare(
@@ -128,6 +130,8 @@ class Work:
         if not base or base in (m.name for m in members):
             for name, figures in self._margins(members, said).items():
                 found[name] = replace(found[name], margins=figures)
+        for name, drifts in Drifting(self.settings, self.parts, self.schedule, self._load, self.say).of(members).items():
+            found[name] = replace(found[name], drift=drifts)
         reference = self._add_times(found, members)
         record = Comparison(model, base or first.name, self._environment(reference), list(found.values()))
         record.write(self.output / RECORD)
@@ -378,18 +382,18 @@ class Work:
         finally:
             subject.close()
 
-    def _load(self, m: Member, beside: int = 0) -> Engine:
-        """beside: engines that are loaded at the same time and have the same share of the memory that was given."""
+    def _load(self, m: Member, beside: int = 0, **more: Any) -> Engine:
+        """beside: engines that are loaded at the same time and have the same share of the memory that was given; more:
+        arguments of `Engine.load` that are not the settings'."""
         timing = self.settings.timing
-        return Engine.load(
-            m.path,
-            backend=timing.backend,
-            threads=timing.threads,
-            activations=timing.activations,
-            load=timing.load,
-            memory=timing.memory and timing.memory // (1 + beside),
-            say=self.say,
-        )
+        usual: dict[str, Any] = {
+            "backend": timing.backend,
+            "threads": timing.threads,
+            "activations": timing.activations,
+            "load": timing.load,
+            "memory": timing.memory and timing.memory // (1 + beside),
+        }
+        return Engine.load(m.path, **usual | more, say=self.say)
 
     # ---- the record -------------------------------------------------------------------------------------------------
 

@@ -255,6 +255,37 @@ class Margins:
 
 
 @dataclass(frozen=True)
+class DriftPoint:
+    """The divergence of one run from another where so many tokens stand before what is predicted.
+
+    Attributes:
+        depth: tokens of context; positions: predictions; windows: independent places of the text.
+        kld: mean KL divergence, nats; same_top: share of positions at which both hold the same token likeliest.
+    """
+
+    depth: int
+    positions: int
+    windows: int
+    kld: Estimate
+    same_top: Estimate
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The divergence by depth.
+
+    Attributes:
+        kind: what differs: "depth" (the checkpoint), "cache" (the format of the KV cache), "backends" (the program).
+        reference, subject: the base and the candidate, or how the candidate was run twice.
+    """
+
+    kind: str
+    reference: str
+    subject: str
+    points: list[DriftPoint]
+
+
+@dataclass(frozen=True)
 class Change:
     """An item whose answer the candidate changed.
 
@@ -338,6 +369,7 @@ class Candidate:
             programs that did not look.
         remarks: what its figures are to be read with, a sentence each.
         margins: of the base's decisions, all and by kind; none for the base.
+        drift: by depth, KV-cache format and backend, as far as it was asked for.
         wire: of a model behind an address, whose container is "endpoint", path that address and name, and size 0.
     """
 
@@ -363,6 +395,7 @@ class Candidate:
     remarks: list[str] = field(default_factory=list)
     wire: OverTheWire | None = None
     margins: list[Margins] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
 
     def task(self, name: str) -> TaskScore | None:
         return next((t for t in self.tasks if t.task == name), None)

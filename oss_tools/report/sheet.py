@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from oss_tools.report.comparison import Candidate, Comparison, Divergence, Fidelity, Margins, TaskScore
+from oss_tools.report.comparison import Candidate, Comparison, Divergence, Drift, Fidelity, Margins, TaskScore
 from oss_tools.sizes import format_size
 from oss_tools.statistics.figures import Estimate, Ratio, Timing
 
@@ -124,6 +124,11 @@ METRICS: dict[str, Metric] = {
     "margin.flips": Metric("flips", "share of decisions that the candidate would take otherwise", True, "percent"),
     "margin.shift": Metric("margin shift", "mean change of the margins, nats", False, shown=False),
     "margin.hanging": Metric("hanging", "decisions that hang by less than a nat", True, "count", False),
+    "drift.depth": Metric(
+        "drift", "mean KL divergence from the base behind the deepest context, nats per token", shown=False
+    ),
+    "drift.cache": Metric("drift by cache", "the same of a bfloat16 KV cache from a float32 one", shown=False),
+    "drift.backends": Metric("drift by backend", "the same of another backend from this one", shown=False),
     "task": Metric("", "a task's score", False, "percent"),
     "suite": Metric("", "mean score of a suite's tasks", False, "percent", False),
     "time_to_first_token": Metric("first token", "milliseconds from the prompt to the first new token", unit="ms"),
@@ -303,6 +308,7 @@ def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple
     for place, fidelity in enumerate(c.fidelity):
         yield from _fidelity(fidelity, f"@{fidelity.text}" if place else "")
     yield from _margins(c.margins)
+    yield from _drifts(c.drift)
     yield from _tasks(c.tasks)
     yield from _latency(c, machine, kernel)
     if c.load_seconds:
@@ -374,6 +380,17 @@ def _margins(margins: list[Margins]) -> Iterator[tuple[str, Figure]]:
         yield f"margin.flips{suffix}", Figure(_estimate(m.flips), on)
         yield f"margin.shift{suffix}", Figure(_estimate(m.shift), on, noise=not m.significant)
         yield f"margin.hanging{suffix}", _exact(m.hanging, f"{m.base_hanging} of the base's")
+
+
+def _drifts(drifts: list[Drift]) -> Iterator[tuple[str, Figure]]:
+    """Of the deepest context `drift.KIND`, of others `drift.KIND@DEPTH`; of backends `drift.backends@NAME`, `…@NAME, DEPTH`."""
+    for drift in drifts:
+        whose = [drift.subject] if drift.kind == "backends" else []
+        for point in drift.points:
+            behind = [*whose, *([] if point is drift.points[-1] else [str(point.depth)])]
+            suffix = f"@{', '.join(behind)}" if behind else ""
+            on = f"{point.positions} positions behind {point.depth} tokens, {drift.reference}"
+            yield f"drift.{drift.kind}{suffix}", Figure(_estimate(point.kld), on)
 
 
 def _tasks(tasks: list[TaskScore]) -> Iterator[tuple[str, Figure]]:
