@@ -13,6 +13,11 @@ from oss_tools.sizes import parse_size as parse_size
 EMBEDDED = "tiny"  # as MODEL, the model that travels with the program
 
 
+def names_in(text: str | None) -> tuple[str, ...]:
+    """The names of a list that commas part."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def model_path(text: str) -> Path:
     """The path of the checkpoint that MODEL names.
 
@@ -72,6 +77,25 @@ def size_option(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+Repeats = Annotated[
+    int | None,
+    typer.Option(
+        "--repeats",
+        min=1,
+        max=1024,
+        help="Answers to each question, sampled where there are several; their mean counts. [default: the task's, mostly 1]",
+        show_default=False,
+    ),
+]
+Published = Annotated[
+    str | None,
+    typer.Option(
+        "--published",
+        metavar="NAMES",
+        help="Published figures to show beside, a list of names or .yaml files; none for none. [default: of the same model]",
+        show_default=False,
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 ShardSize = Annotated[

@@ -21,7 +21,7 @@ import typer
 
 from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, EndpointTimeout, model_or_endpoint, opened
 from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path, size_option
+from oss_tools.cli._options import EMBEDDED, JsonFlag, Published, QuietFlag, Repeats, model_path, names_in, size_option
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
 from oss_tools.escapes import in_a_line
 
@@ -39,6 +39,7 @@ oss-tools compare gpt-oss-20b/ gpt-oss-20b-q4.gguf https://api.openai.com/v1#o4-
 oss-tools compare gpt-oss-120b/ --write-pack 120b.pack
 oss-tools compare gpt-oss-120b-q4.gguf --pack 120b.pack
 oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,q4_0 --budget 16GB --context 32768
+oss-tools compare gpt-oss-20b/ --formats mxfp4,q4_0 --suites "" --drift depth,cache --depths 0,4k,32k
 oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
@@ -104,6 +105,19 @@ def run(
             "--seed", min=0, help="Which questions and chunks, where they are limited (0: the first); of resampling."
         ),
     ] = 0,
+    repeats: Repeats = None,
+    drift: Annotated[
+        str,
+        typer.Option(
+            "--drift",
+            metavar="KINDS",
+            help="Divergence by context: depth, cache, backends.",
+            show_default=False,
+        ),
+    ] = "",
+    depths: Annotated[
+        str, typer.Option("--depths", help="Of the drift: tokens of context, a list.")
+    ] = "0,1024,2048,4096,8192,16384,32768",
     device: Device = "cpu",
     threads: Threads = 0,
     backend: BackendName = "numba",
@@ -148,6 +162,7 @@ def run(
         Path | None,
         typer.Option("--baseline", help="A record that the gate compares with.", show_default=False),
     ] = None,
+    published: Published = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -170,8 +185,13 @@ def run(
     if baseline and not gate:
         raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
+    if drift and pack:
+        raise typer.BadParameter("needs the base itself, of which a pack has no logits", param_hint="--drift")
+    drifts, places = names_in(drift), _depths(depths)
     judge = _judge(gate, baseline)
+    _check_published(names_in(published))
     from oss_tools.checkpoints.files import check_folder
+    from oss_tools.compare.drift import KINDS
     from oss_tools.compare.latency import Settings as Timing
     from oss_tools.compare.pipeline import (
         RECORD,
@@ -185,12 +205,15 @@ def run(
     from oss_tools.resources import resource
 
     check_folder(output)
+    if unknown := [kind for kind in drifts if kind not in KINDS]:
+        raise typer.BadParameter(f"{unknown[0]!r}: a list of {', '.join(KINDS)}", param_hint="--drift")
     if not (paths or base) or resource("tiny/checkpoint") in (*paths, base):
         limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
     say = (lambda line: None) if quiet else remark
     timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations, load, memory)
     settings = Settings(
-        _names(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing  # type: ignore[arg-type]
+        names_in(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats,  # type: ignore[arg-type]
+        drifts, places,
     )  # fmt: skip
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
     with shown(quiet=quiet) as report:
@@ -205,7 +228,7 @@ def run(
             away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": price}
             record = compare_checkpoints(paths, settings, output, base=own, report=report, **away, **shared)
         else:
-            wanted = _names(formats or FORMATS)
+            wanted = names_in(formats or FORMATS)
             record = compare_formats(
                 paths[0] if paths else model_path(EMBEDDED), wanted, settings, output, report=report, **shared
             )
@@ -217,7 +240,7 @@ def run(
         more = {"verdict": verdict and verdict.to_json(), "advice": advice and asdict(advice)}
         print_json(record.to_json() | {name: value for name, value in more.items() if value})
     else:
-        print_comparison(record, output / RECORD, verdict)
+        print_comparison(record, output / RECORD, verdict, names_in(published))
         if advice:
             print_advice(advice)
     if verdict and not verdict.passed:
@@ -240,10 +263,6 @@ def _may_be_model(file: Path) -> bool:
         return stream.read(4) == b"GGUF"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _judge(gate: str | None, baseline: Path | None) -> Callable[[Comparison], Verdict | None]:
     """What the gate will say of the record; its file and the baseline are read before anything is measured."""
     if gate is None:
@@ -259,14 +278,37 @@ def _judge(gate: str | None, baseline: Path | None) -> Callable[[Comparison], Ve
     return lambda record: judge(rules, sheet_of(record), known)
 
 
-def print_comparison(record: Comparison, file: Path, verdict: Verdict | None) -> None:
+def _depths(text: str) -> tuple[int, ...]:
+    """Numbers of tokens; 4k is 4,096."""
+    found = []
+    for name in names_in(text):
+        number, thousands = (name[:-1], 1024) if name.lower().endswith("k") else (name, 1)
+        if not number.isdecimal() or int(number) * thousands > 1 << 24:
+            raise typer.BadParameter(f"{name!r}: numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+        found.append(int(number) * thousands)
+    if not found:
+        raise typer.BadParameter("numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+    return tuple(found)
+
+
+def _check_published(names: tuple[str, ...]) -> None:
+    """Raises BadRecipe for figures that there are not, before anything is measured."""
+    if names and "none" not in names:
+        from oss_tools.report.published import load_published
+
+        for name in names:
+            load_published(name)
+
+
+def print_comparison(record: Comparison, file: Path, verdict: Verdict | None, published: tuple[str, ...]) -> None:
     """The table, what is wrong, the gate's word, and how to go on."""
     import shutil
 
+    from oss_tools.report.published import with_published
     from oss_tools.report.sheet import sheet_of
     from oss_tools.report.table import text
 
-    print(text(sheet_of(record), max(shutil.get_terminal_size((120, 24)).columns, 80)))
+    print(text(with_published(sheet_of(record), published), max(shutil.get_terminal_size((120, 24)).columns, 80)))
     print(_about(record))
     if verdict:
         print()

@@ -33,7 +33,7 @@ from oss_tools.cli._endpoints import (
     show_calls,
 )
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Threads, TraceExperts, loaded
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
+from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, Repeats, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
 from oss_tools.cli._scores import DIVERGENCE, print_record
 
@@ -116,6 +116,7 @@ def run(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Answers that are generated together.")] = 16,
+    repeats: Repeats = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -192,7 +193,7 @@ def run(
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, price)
+            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, price, repeats)
         return
     from oss_tools.harness.run import Settings, write_record
     from oss_tools.harness.subjects import EngineSubject
@@ -205,6 +206,7 @@ def run(
         chat=chat,
         batch=batch,
         max_tokens=max_tokens,
+        repeats=repeats,
     )
     where = {"device": device, "backend": backend, "threads": threads}
     room = memory // 2 if memory and base else memory  # both are loaded in the end
@@ -257,13 +259,14 @@ def show_plan(
     as_json: bool,
     endpoint: Endpoint | None = None,
     price: Any = None,
+    repeats: int | None = None,
 ) -> None:
     """What a run would ask, as a table or as JSON; of an endpoint also tokens and price."""
     from dataclasses import asdict
 
     from oss_tools.harness.plan import planned
 
-    rows = planned(names, data, texts, limit, remark, may_miss=listed)
+    rows = planned(names, data, texts, limit, remark, may_miss=listed, repeats=repeats)
     if endpoint is not None:
         show_calls(rows, endpoint, price, as_json)
         return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._options import JsonFlag
+from oss_tools.cli._options import JsonFlag, Published, names_in
 from oss_tools.cli._output import print_json, remark
 from oss_tools.escapes import visible
 
@@ -32,14 +32,17 @@ oss-tools report comparison.json --html report.html --markdown report.md
 oss-tools report comparison.json --gate default --junit gate.xml
 oss-tools report new.json --gate limits.yaml --baseline old.json
 oss-tools report eval-bf16.json eval-q4.json bench.json
+oss-tools report comparison.json --published gpt-oss-20b,o4-mini
 """
 NARROWEST = 60  # characters of a table
 
 
 def help_lists() -> dict[str, list[tuple[str, str]]]:
     from oss_tools.report.gates import gate_names, load_gate
+    from oss_tools.report.published import load_published, published_names
 
-    return {"Gates": [(name, load_gate(name).about) for name in gate_names()]}
+    published = [(name, load_published(name).about) for name in published_names()]
+    return {"Gates": [(name, load_gate(name).about) for name in gate_names()], "Published figures": published}
 
 
 def complete_gate(incomplete: str) -> list[str]:
@@ -67,9 +70,11 @@ def run(
         list[Path] | None,
         typer.Option("--baseline", metavar="FILE", help="An earlier record; may be given again.", show_default=False),
     ] = None,
+    published: Published = None,
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.checkpoints.files import check_place
+    from oss_tools.report.published import with_published
     from oss_tools.report.reading import load_sheets
 
     if baseline and not gate:
@@ -79,6 +84,7 @@ def run(
             check_place(file)
     sheets = load_sheets(records)
     verdicts = judged(sheets, gate, baseline or [])
+    sheets = [with_published(sheet, names_in(published)) for sheet in sheets]
     if as_json:
         print_json(to_json(sheets, verdicts))
     elif Path("-") not in (html, markdown, junit):
@@ -160,6 +166,7 @@ def to_json(sheets: Sequence[Sheet], verdicts: Sequence[Verdict]) -> dict[str, o
                     {
                         "name": model.name,
                         "base": model.is_base,
+                        "published": model.published,
                         "figures": {
                             name: {
                                 "value": figure.value,

@@ -63,6 +63,8 @@ def answer(
         "items": outcomes,
         "item_ids": columns["sha256"],
         "data_sha256": found["data_sha256"],
+        "repeats": found["repeats"],
+        "prompts": found["prompts"],
         "said": rows,
         "asked": asked,
         "wire": subject.measured() if isinstance(subject, EndpointSubject) else None,
@@ -108,6 +110,8 @@ def task_score(task: SuiteTask, suite: str, found: Mapping[str, Any], difference
         found["item_ids"],
         found["data_sha256"],
         difference,
+        found.get("repeats", 1),
+        found.get("prompts", ""),
     )
 
 

@@ -146,9 +146,8 @@ def compare_with_pack(
     """
     pack = read_pack(file)
     theirs = pack.about["settings"]
-    settings = replace(
-        settings, limit=settings.limit or theirs.get("limit"), max_tokens=settings.max_tokens or theirs.get("max_tokens")
-    )
+    numbers = ("limit", "max_tokens", "repeats")
+    settings = replace(settings, **{name: getattr(settings, name) or theirs.get(name) for name in numbers})
     for path in paths:
         with open_checkpoint(path) as checkpoint:
             if vocabulary_hash(Text(checkpoint.metadata()).numbers()) != pack.about["tokens"]:

@@ -13,6 +13,7 @@ USUAL = {
     "predict": 8.0,
     "answer": 12.0,
     "margins": 3.0,
+    "drift": 30.0,
     "time": 8.0,
 }  # seconds of a step of a small model
 

@@ -27,6 +27,8 @@ class Settings:
         data: the user's folder of public sets.
         seed: of the choice of these questions and chunks, of which 0 takes the first; of few-shot examples and resampling tests.
         timing: what is timed; repeat = 0 times nothing.
+        repeats: answers to each question; None for the task's own number.
+        drift: of `drift.KINDS`; depths: tokens of context at which it is measured.
     """
 
     suites: tuple[str, ...] = SUITES
@@ -38,6 +40,9 @@ class Settings:
     data: Path | None = None
     seed: int = 0
     timing: latency.Settings = field(default_factory=latency.Settings)
+    repeats: int | None = None
+    drift: tuple[str, ...] = ()
+    depths: tuple[int, ...] = (0, 1024, 2048, 4096, 8192, 16384, 32768)
 
     @property
     def engine(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from oss_tools.compare import answers, latency, margins, weights
 from oss_tools.compare.checks import made_tasks, require_speech
+from oss_tools.compare.drift import Drifting
 from oss_tools.compare.models import Member
 from oss_tools.compare.packs import Pack, against, pack_passage, shortened, vocabulary_hash
 from oss_tools.compare.pairing import Pairing
@@ -95,6 +96,7 @@ class Work:
         margined = members if self.tasks and members > 1 else 0
         for kind, count in (("weights", members - 1), ("predict", members), ("answer", answers), ("margins", margined)):
             self.schedule.expect(kind, count)
+        self.schedule.expect("drift", members * len(self.settings.drift))
         self.schedule.expect("time", 1 if self.settings.timing.repeat else 0)
 
     def compare(
@@ -128,6 +130,8 @@ class Work:
         if not base or base in (m.name for m in members):
             for name, figures in self._margins(members, said).items():
                 found[name] = replace(found[name], margins=figures)
+        for name, drifts in Drifting(self.settings, self.parts, self.schedule, self._load, self.say).of(members).items():
+            found[name] = replace(found[name], drift=drifts)
         reference = self._add_times(found, members)
         record = Comparison(model, base or first.name, self._environment(reference), list(found.values()))
         record.write(self.output / RECORD)
@@ -177,8 +181,8 @@ class Work:
         if missing:
             raise BadRequest(f"{file}: has no answers to {', '.join(missing)}; choose other --suites, or make it with them")
         own, theirs = self._asking(), pack.about["settings"]
-        if self.tasks and own != theirs:
-            names = sorted(name for name in own if own[name] != theirs.get(name))
+        names = sorted(name for name in own if own[name] != theirs.get(name))
+        if self.tasks and names:
             raise BadRequest(f"{file}: was made with another {', '.join(names)}; use the same options, or --suites ''")
 
     # ---- parts ------------------------------------------------------------------------------------------------------
@@ -186,7 +190,7 @@ class Work:
     def _asking(self) -> dict[str, Any]:
         """On which answers depend, beside the model."""
         s = self.settings
-        names = ("tier", "limit", "seed", "reasoning", "max_tokens")
+        names = ("tier", "limit", "seed", "reasoning", "max_tokens", "repeats")
         return {name: getattr(s, name) for name in names}
 
     def _from(self, pack: Pack, m: Member) -> dict[str, Any]:
@@ -301,6 +305,7 @@ class Work:
             "seed": s.seed,
             "reasoning": s.reasoning,
             "max_tokens": s.max_tokens,
+            "repeats": s.repeats,
         }
 
     def _answers(self, m: Member | Remote) -> dict[str, Any]:
@@ -315,7 +320,8 @@ class Work:
     def _answer(self, subject: Subject, m: Member | Remote, task: SuiteTask) -> dict[str, Any]:
         s = self.settings
         folder = self.output / "answers" / self.parts.key(task.task, self._asked(m, task))
-        settings = EvalSettings(s.limit, s.seed or None, s.seed, effort=s.reasoning, max_tokens=s.max_tokens)
+        how: dict[str, Any] = {"effort": s.reasoning, "max_tokens": s.max_tokens, "repeats": s.repeats}
+        settings = EvalSettings(s.limit, s.seed or None, s.seed, **how)
         with self.schedule.step("answer", f"{task.task} by {m.name}") as advance:
             return answers.answer(subject, task, settings, folder, m.identity, s.data, advance, self.say)
 
@@ -376,18 +382,18 @@ class Work:
         finally:
             subject.close()
 
-    def _load(self, m: Member, beside: int = 0) -> Engine:
-        """beside: engines that are loaded at the same time and have the same share of the memory that was given."""
+    def _load(self, m: Member, beside: int = 0, **more: Any) -> Engine:
+        """beside: engines that are loaded at the same time and have the same share of the memory that was given; more:
+        arguments of `Engine.load` that are not the settings'."""
         timing = self.settings.timing
-        return Engine.load(
-            m.path,
-            backend=timing.backend,
-            threads=timing.threads,
-            activations=timing.activations,
-            load=timing.load,
-            memory=timing.memory and timing.memory // (1 + beside),
-            say=self.say,
-        )
+        usual: dict[str, Any] = {
+            "backend": timing.backend,
+            "threads": timing.threads,
+            "activations": timing.activations,
+            "load": timing.load,
+            "memory": timing.memory and timing.memory // (1 + beside),
+        }
+        return Engine.load(m.path, **usual | more, say=self.say)
 
     # ---- the record -------------------------------------------------------------------------------------------------
 

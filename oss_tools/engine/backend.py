@@ -33,6 +33,7 @@ class Options:
         threads: threads that share the work; 0 is every core this process may use.
         activations: "int8" quantizes the inputs of linear layers per 32 values, "f32" keeps them whole.
         context: the most positions that a sequence may have.
+        cache: the number format of the KV cache, "bf16" or "f32"; None for f32 with f32 activations and bf16 else.
         load: "mapped" uses the weights of a run-ready file where they lie, in pages that the system can take back; "resident"
             copies them into memory of this process. Other files' weights are always copied.
         memory: bytes that the process may take in all; experts that do not fit in stream from the disk. None for what is free.
@@ -54,6 +55,12 @@ class Options:
     streaming: Plan | None = None
     say: Callable[[str], None] = field(default=lambda line: None)
     on_compile: OnCompile = field(default=lambda done, total, name: None)
+    cache: str | None = None
+
+    @property
+    def element(self) -> str:
+        """Of the KV cache."""
+        return self.cache or ("f32" if self.activations == "f32" else "bf16")
 
 
 @dataclass

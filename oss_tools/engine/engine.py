@@ -136,6 +136,7 @@ class Engine:
         threads: int = 0,
         context: int | None = None,
         activations: str = "int8",
+        cache: str | None = None,
         load: str = "mapped",
         memory: int | None = None,
         trace_experts: str | Path | None = None,
@@ -154,6 +155,7 @@ class Engine:
             threads: 0 for every core that this process may use.
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
             activations: "int8" or "f32", see `Options`.
+            cache: the KV cache's format, see `Options`; only "numba" has a choice.
             load: "mapped" or "resident", see `Options`.
             memory: bytes that the process may take in all; of a model that does not fit in, experts stream from the disk. None
                 takes what is free.
@@ -176,6 +178,7 @@ class Engine:
                     threads=threads,
                     context=context,
                     activations=activations,
+                    cache=cache,
                     load=load,
                     memory=memory,
                     trace_experts=trace_experts,
@@ -202,7 +205,12 @@ class Engine:
             prefix_budget,
             say=say,
             on_compile=on_compile,
+            cache=cache,
         )
+        if cache not in (None, "bf16", "f32"):
+            raise BadRequest(f"a KV cache in {cache!r}: there are bf16 and f32")
+        if cache is not None and backend != "numba":
+            raise BadRequest(f"the format of the KV cache can be chosen for the backend numba, not for {backend}")
         chosen = backend_class(backend)
         options = chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata(), check)  # first: what this takes is free again for the weights

@@ -60,7 +60,7 @@ class NumbaBackend(Backend):
         self.layers = self.architecture.attention_layers()
         if options.activations not in ("int8", "f32"):
             raise BadRequest(f"activations {options.activations!r}: there are int8 and f32")
-        self.element = "f32" if options.activations == "f32" else "bf16"  # of the KV cache
+        self.element = options.element
         # Dense layers take a scale for each 16 values, which halves the divergence that quantizing costs; experts, where most of
         # the arithmetic is, one for 32.
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
@@ -143,7 +143,7 @@ class NumbaBackend(Backend):
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
-        element = "f32" if options.activations == "f32" else "bf16"
+        element = options.element
         width = ELEMENTS[element]
         layers = [h for h in architecture.attention_layers() if h.window is None]
         return sum(
@@ -156,7 +156,7 @@ class NumbaBackend(Backend):
     @classmethod
     def context_bytes(cls, architecture: Architecture, options: Options) -> int:
         """Bytes of memory that the keys and values of one sequence of the whole context take in all layers."""
-        element = "f32" if options.activations == "f32" else "bf16"
+        element = options.element
         return sum(
             pages_for(h, element).nbytes * pages_of(min(h.window or options.context, options.context))
             for h in architecture.attention_layers()

@@ -12,6 +12,7 @@ from oss_tools.harness import healthbench
 from oss_tools.harness.grader import about_tokens, current_grader
 from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS
 from oss_tools.harness.prompts import FIELD
+from oss_tools.harness.repeats import ask_repeatedly
 from oss_tools.harness.tasks import load_tasks
 
 PER_CHOICE = ("multiple_choice",)  # one request for each choice
@@ -48,19 +49,21 @@ def planned(
     limit: int | None = None,
     say: Callable[[str], None] = lambda line: None,
     may_miss: Container[str] = (),
+    repeats: int | None = None,
 ) -> list[Planned]:
-    """A row for each task. Arguments and errors as in `load_tasks`; `limit` documents of each."""
+    """A row for each task. Arguments and errors as in `load_tasks`; `limit` documents of each, asked `repeats` times."""
     rows = []
     for name, task in load_tasks(names, data, texts, say, may_miss)["tasks"].items():
         docs = list(task.eval_docs)[:limit]
         choices = sum(len(task.doc_to_choice(doc)) for doc in docs) if task.OUTPUT_TYPE in PER_CHOICE else len(docs)
-        requests = choices * (task.config.repeats or 1)
+        times = ask_repeatedly(task, repeats)
+        requests = choices * times
         prompt = sum(about_tokens(_prompt(task, doc)) for doc in docs) * requests // max(len(docs), 1)
         row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task))
         if name in healthbench.FILES:
             cost = healthbench.cost(docs, current_grader())
             grading = cost.calls, cost.prompt_tokens, cost.tokens
-            row = Planned(name, len(docs), len(docs), prompt, len(docs) * _most_tokens(task), *grading)
+            row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task), *(times * n for n in grading))
         rows.append(row)
     return rows
 

@@ -64,8 +64,8 @@ def aime_key(doc: Doc) -> str:
 
 
 def aime_text(doc: Doc) -> str:
-    asked = "The answer is an integer from 0 to 999. Reason step by step, and end with it in \\boxed{}."
-    return f"{doc['problem'].strip()}\n\n{asked}"
+    """The question as https://github.com/openai/gpt-oss (gpt_oss/evals/aime_eval.py) asks it, blank lines around it aside."""
+    return f"{doc['problem'].strip()}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
 
 def aime_score(doc: Doc, results: Sequence[str]) -> Scores:

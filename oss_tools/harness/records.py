@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from oss_tools.harness.repeats import Repeated, error_of_repeats
+
 SCHEMA = 1
 Z = 1.959963984540054  # of a 95 % interval
 COUNTED = ("weighted_perplexity", "bits_per_byte")  # aggregations of (log-probability, units)
@@ -17,7 +19,10 @@ COUNTED = ("weighted_perplexity", "bits_per_byte")  # aggregations of (log-proba
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value over n documents, with its standard error and a 95 % interval; None where there is none."""
+    """A metric's value over n documents, with its standard error and a 95 % interval; None where there is none.
+
+    `stderr_repeats`, where documents were asked several times: the part of the error that is of repeats, see `error_of_repeats`.
+    """
 
     score: float
     n: int
@@ -25,9 +30,10 @@ class Score:
     low: float | None = None
     high: float | None = None
     higher_is_better: bool = True
+    stderr_repeats: float | None = None
 
 
-def wilson(successes: float, n: int, z: float = Z) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
     """Wilson's interval for a share (https://doi.org/10.1080/01621459.1927.10502953)."""
     if not n:
         return 0.0, 1.0
@@ -46,6 +52,27 @@ def share_score(values: Sequence[float], higher_is_better: bool = True) -> Score
     yes_no = all(v in (0, 1) for v in values)
     low, high = wilson(math.fsum(values), n) if yes_no else (mean - Z * error, mean + Z * error)
     return Score(mean, n, error, low, high, higher_is_better)
+
+
+def repeated_score(values: Sequence[Repeated], higher_is_better: bool = True) -> Score:
+    """Of questions that were asked several times. Error and interval are over questions and repeats: the questions' means are
+    what varies, so repeats of one question are not taken for new questions.
+
+    Where outcomes are 0 or 1 the interval is Wilson's for as many independent answers as have this standard error (the effective
+    sample size of surveys, https://doi.org/10.1093/jssam/smv024), never more than there were answers.
+    """
+    n, mean = len(values), math.fsum(values) / len(values)
+    again = error_of_repeats(values)
+    if n < 2:
+        return Score(mean, n, None, None, None, higher_is_better, again)
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    outcomes = [x for value in values for x in value.outcomes]
+    if not all(x in (0, 1) for x in outcomes):
+        return Score(mean, n, error, mean - Z * error, mean + Z * error, higher_is_better, again)
+    alike = n if mean in (0.0, 1.0) else len(outcomes)
+    effective = min(mean * (1 - mean) / error**2, len(outcomes)) if error else alike
+    low, high = wilson(mean * effective, effective)
+    return Score(mean, n, error, low, high, higher_is_better, again)
 
 
 def perplexity_score(rows: Sequence[tuple[float, int]], aggregation: str) -> Score:
@@ -93,11 +120,14 @@ def task_record(task: Any, samples: Sequence[Mapping[str, Any]], results: Mappin
         for metric in sample["metrics"]:
             columns[_name(metric, sample["filter"])][number] = sample[metric]
     order = sorted(docs)
+    metadata = task.config.metadata or {}
     scores = {name: _score(task, name, list(values.values()), results) for name, values in columns.items()}
     whole = "".join(docs[number] for number in order)
     return {
         "version": task.VERSION,
         "num_fewshot": task.config.num_fewshot or 0,
+        "repeats": task.config.repeats or 1,
+        "prompts": str(metadata.get("prompts") or ""),
         "n": len(order),
         "data_sha256": hashlib.sha256(whole.encode()).hexdigest(),
         "scores": {name: asdict(score) for name, score in scores.items() if score},
@@ -122,6 +152,9 @@ def _score(task: Any, name: str, values: list[Any], results: Mapping[str, Any]) 
     if aggregation in COUNTED and all(isinstance(v, tuple) for v in values):
         return perplexity_score(values, aggregation)
     if aggregation == "mean" and all(isinstance(v, int | float) for v in values):
+        repeated = [v for v in values if isinstance(v, Repeated)]
+        if len(repeated) == len(values):
+            return repeated_score(repeated, better)
         return share_score([float(v) for v in values], better)
     if aggregation == "clipped_mean" and values:
         return _clipped_score([float(v) for v in values])

@@ -18,6 +18,7 @@ from oss_tools.escapes import json_text
 from oss_tools.harness.answers import Answer
 from oss_tools.harness.log import AnswerLog
 from oss_tools.harness.records import SCHEMA, task_record
+from oss_tools.harness.repeats import ask_repeatedly
 from oss_tools.harness.subjects import Subject
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.harness.tasks import load_tasks, require_lm_eval
@@ -25,6 +26,7 @@ from oss_tools.machine.description import machine, versions
 
 HASHED_WHOLE = 4 << 30  # bytes of a checkpoint up to which all of them are hashed
 END = 1 << 20  # bytes hashed at each end of a larger checkpoint's files
+PER_RUN = ("limit", "sample", "num_fewshot", "repeats")  # settings whose change shows in the requests
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Settings:
         chat: whether prompts go through the model's chat template; None if it has one.
         batch: requests that share each pass of decoding.
         max_tokens: generated for one answer; None for the task's own number, and room for analysis.
+        repeats: answers to each question, see `repeats.ask_repeatedly`; None for the task's own number.
     """
 
     limit: int | None = None
@@ -50,6 +53,7 @@ class Settings:
     chat: bool | None = None
     batch: int = 16
     max_tokens: int | None = None
+    repeats: int | None = None
 
 
 def fingerprint(files: Sequence[Path]) -> dict[str, Any]:
@@ -107,7 +111,9 @@ def evaluate(
     tasks = dict(names) if isinstance(names, Mapping) else load_tasks(names, data, texts, say, may_miss=by_name)
     _tell_sizes(tasks["tasks"], by_name, say)
     about = {"schema": SCHEMA, "model": model.get("sha256"), **subject.settings(), **asdict(settings)}
-    per_run = {name: about.pop(name) for name in ("limit", "sample", "num_fewshot")}  # what these change is in the requests
+    per_run = {
+        name: about.pop(name) for name in ("limit", "sample", "num_fewshot", "repeats")
+    }  # what these change is in the requests
     log = AnswerLog(output / "answers.jsonl" if output else None, about, resume)
     how = {name: getattr(settings, name) for name in ("effort", "batch", "max_tokens", "seed")}
     lm = subject.model(**how, log=log, report=report)
@@ -166,10 +172,11 @@ def _tell_sizes(tasks: dict[str, Any], listed: Mapping[str, SuiteTask], say: Cal
 
 
 def _prepare(tasks: dict[str, Any], settings: Settings) -> None:
-    """Few-shot examples as wanted, and every source of chance set."""
+    """Few-shot examples and repeats as wanted, and every source of chance set."""
     random.seed(settings.seed)
     np.random.seed(settings.seed)  # noqa: NPY002 (lm-eval's tasks use the global one)
     for task in tasks.values():
+        ask_repeatedly(task, settings.repeats)
         own = task.get_config("num_fewshot")
         if own is None or (settings.num_fewshot is not None and own != 0):
             task.set_config("num_fewshot", settings.num_fewshot or 0)

@@ -159,6 +159,8 @@ class TaskScore:
         item_ids: the documents' hashes, in that order.
         data_sha256: of all documents.
         difference: to the base; None for the base itself.
+        repeats: answers to each item, of which an outcome is the mean.
+        prompts: whose wording the questions have, where that is somebody else's ("gpt_oss/evals").
     """
 
     task: str
@@ -171,6 +173,8 @@ class TaskScore:
     item_ids: list[str]
     data_sha256: str
     difference: Difference | None = None
+    repeats: int = 1
+    prompts: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,37 @@ class Margins:
     def significant(self) -> bool:
         """Whether margins moved, by evidence."""
         return self.p_corrected < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class DriftPoint:
+    """The divergence of one run from another where so many tokens stand before what is predicted.
+
+    Attributes:
+        depth: tokens of context; positions: predictions; windows: independent places of the text.
+        kld: mean KL divergence, nats; same_top: share of positions at which both hold the same token likeliest.
+    """
+
+    depth: int
+    positions: int
+    windows: int
+    kld: Estimate
+    same_top: Estimate
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The divergence by depth.
+
+    Attributes:
+        kind: what differs: "depth" (the checkpoint), "cache" (the format of the KV cache), "backends" (the program).
+        reference, subject: the base and the candidate, or how the candidate was run twice.
+    """
+
+    kind: str
+    reference: str
+    subject: str
+    points: list[DriftPoint]
 
 
 @dataclass(frozen=True)
@@ -334,6 +369,7 @@ class Candidate:
             programs that did not look.
         remarks: what its figures are to be read with, a sentence each.
         margins: of the base's decisions, all and by kind; none for the base.
+        drift: by depth, KV-cache format and backend, as far as it was asked for.
         wire: of a model behind an address, whose container is "endpoint", path that address and name, and size 0.
     """
 
@@ -359,6 +395,7 @@ class Candidate:
     remarks: list[str] = field(default_factory=list)
     wire: OverTheWire | None = None
     margins: list[Margins] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
 
     def task(self, name: str) -> TaskScore | None:
         return next((t for t in self.tasks if t.task == name), None)

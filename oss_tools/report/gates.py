@@ -291,7 +291,7 @@ def judge(gate: Gate, sheet: Sheet, baseline: Sheet | None = None) -> Verdict:
 
 
 def _outcomes(rule: Rule, sheet: Sheet, baseline: Sheet | None) -> Iterator[Outcome]:
-    chosen = [model for model in sheet.models if rule.is_for(model)]
+    chosen = [model for model in sheet.models if rule.is_for(model) and not model.published]
     if not chosen:
         names = ", ".join(rule.candidates) or "any but the base"
         yield _absent(rule, "", rule.metric, f"no candidate is {names}")

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from oss_tools.report import plots, table
 from oss_tools.report.comparison import Candidate, Fidelity
+from oss_tools.report.drift import drift_plots
 from oss_tools.report.gates import Verdict
 from oss_tools.report.sheet import Interval, Model, Sheet, format_number, formatted, mean_figure, metric_of
 from oss_tools.report.side_by_side import STEPS
@@ -65,6 +66,7 @@ def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
         "legend": table.legend(sheet, "★", "≈"),
         "plots": list(scatter_plots(sheet)),
         "forest": forest_plot(sheet),
+        "drifts": list(drift_plots(sheet)),
         "divergences": divergences(sheet),
         "heat": heat_maps(sheet),
         "changes": changes(sheet),

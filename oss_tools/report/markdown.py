@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from oss_tools.report.gates import Verdict
 from oss_tools.report.sheet import Sheet, metric_of
-from oss_tools.report.table import cell, columns, is_best, is_noise, legend, visible
+from oss_tools.report.table import cell, columns, is_best, is_noise, kind_of, legend, visible
 
 MAX_TEXT = 1000  # characters of a name or message; GitHub shows a summary of 1 MiB or none of it
 APART = "\u200b"  # a space without width
@@ -58,8 +58,7 @@ def _sheet(sheet: Sheet) -> list[str]:
             text = cell(sheet, model, metric)
             text = f"**{text}**" if text and is_best(sheet, model, metric) else text
             cells.append(f"{text} ≈" if is_noise(model, metric) else text)
-        base = " (base)" if model.is_base else ""
-        lines.append(f"| {escaped(model.name)}{base} | " + " | ".join(cells) + " |")
+        lines.append(f"| {escaped(model.name)}{kind_of(model)} | " + " | ".join(cells) + " |")
     parts = ["\n".join(lines)]
     if line := legend(sheet, "**bold**:", "≈", escaped):
         parts.append(line)

@@ -4,6 +4,7 @@ refused in a line."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from oss_tools.report import side_by_side
 from oss_tools.report.comparison import KIND, Candidate, Comparison, from_json
 from oss_tools.report.loading import load
 from oss_tools.report.shapes import BENCH, EVAL, Node, check
-from oss_tools.report.sheet import Figure, Interval, Model, Sheet, by_size, candidate_figures, sheet_of, task_metric
+from oss_tools.report.sheet import Figure, How, Interval, Model, Sheet, by_size, candidate_figures, sheet_of, task_metric
 
 SCHEMAS = {"bench": 1, "eval": 1, KIND: 1, side_by_side.KIND: side_by_side.SCHEMA}  # what this program reads
 MAX_MODELS = 100  # in one report
 MAX_TASKS = 500  # of one model
 MAX_CELLS = 20_000  # of one candidate's weight errors
 MAX_NAME = 200  # characters
+USUAL_EFFORT = "medium"  # where `eval` was not told another
 
 
 def load_sheets(files: Sequence[Path]) -> list[Sheet]:
@@ -175,9 +177,28 @@ def _eval(record: Node) -> Model:
         if score := task["scores"].get(metric):
             better = score.get("higher_is_better")
             figures[task_metric(name[:MAX_NAME], better is None or better.raw is not False)] = _task(task, score, metric)
+    _tell_how(record, figures)
     if divergence := record.get("divergence"):
         figures |= dict(_divergence(divergence))
     return Model(_name(model["name"]), figures)
+
+
+def _tell_how(record: Node, figures: dict[str, Figure]) -> None:
+    """Adds how each task's questions were asked, where the record says whose words they have."""
+    settings = record.get("settings")
+    effort, limit = (settings.get(name) if settings else None for name in ("effort", "limit"))
+    for name, task in record["tasks"].items():
+        prompts, repeats, n = (task.get(field) for field in ("prompts", "repeats", "n"))
+        for metric in (task_metric(name[:MAX_NAME], True), task_metric(name[:MAX_NAME], False)):
+            if metric in figures and prompts:
+                how = How(
+                    effort.text() if effort else USUAL_EFFORT,
+                    prompts.text(),
+                    int(repeats.positive()) if repeats else 1,
+                    int(n.number()) if n else 0,
+                    limit is None,
+                )
+                figures[metric] = replace(figures[metric], how=how)
 
 
 def _task(task: Node, score: Node, metric: str) -> Figure:

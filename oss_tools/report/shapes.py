@@ -39,6 +39,8 @@ TASK: dict[str, Shape] = {
     "metric": "text",
     "version?": "scalar",
     "num_fewshot?": "number?",
+    "repeats?": "number?",
+    "prompts?": "text?",
     "n?": "number",
     "data_sha256": "text",
     "scores": {"*": SCORE},

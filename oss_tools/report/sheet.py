@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from oss_tools.report.comparison import Candidate, Comparison, Divergence, Fidelity, Margins, TaskScore
+from oss_tools.report.comparison import Candidate, Comparison, Divergence, Drift, Fidelity, Margins, TaskScore
 from oss_tools.sizes import format_size
 from oss_tools.statistics.figures import Estimate, Ratio, Timing
 
@@ -34,6 +34,23 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class How:
+    """How a task's questions were asked.
+
+    Attributes:
+        effort: of reasoning; "" if that is not known.
+        prompts: whose wording they have, "" for ours.
+        repeats: answers to each; questions: how many; whole: whether all of the set.
+    """
+
+    effort: str
+    prompts: str
+    repeats: int
+    questions: int
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Figure:
     """A model's figure.
 
@@ -45,6 +62,7 @@ class Figure:
         difference, ratio: to the record's base, from paired measurements; None where there is no paired test.
         noise: whether the difference to the base is no more than noise; None where nothing says so.
         notes: lines that belong to it.
+        how: a task's questions were asked, as far as the record says.
     """
 
     interval: Interval
@@ -55,6 +73,7 @@ class Figure:
     ratio: Interval | None = None
     noise: bool | None = None
     notes: tuple[str, ...] = ()
+    how: How | None = None
 
     @property
     def value(self) -> float:
@@ -105,6 +124,11 @@ METRICS: dict[str, Metric] = {
     "margin.flips": Metric("flips", "share of decisions that the candidate would take otherwise", True, "percent"),
     "margin.shift": Metric("margin shift", "mean change of the margins, nats", False, shown=False),
     "margin.hanging": Metric("hanging", "decisions that hang by less than a nat", True, "count", False),
+    "drift.depth": Metric(
+        "drift", "mean KL divergence from the base behind the deepest context, nats per token", shown=False
+    ),
+    "drift.cache": Metric("drift by cache", "the same of a bfloat16 KV cache from a float32 one", shown=False),
+    "drift.backends": Metric("drift by backend", "the same of another backend from this one", shown=False),
     "task": Metric("", "a task's score", False, "percent"),
     "suite": Metric("", "mean score of a suite's tasks", False, "percent", False),
     "time_to_first_token": Metric("first token", "milliseconds from the prompt to the first new token", unit="ms"),
@@ -153,6 +177,7 @@ class Model:
     Attributes:
         name: as shown; recipe: the format or recipe that made it, "" if unknown.
         candidate: where the record is a comparison's.
+        published: its figures were not measured here but are what its makers say.
     """
 
     name: str
@@ -160,6 +185,7 @@ class Model:
     recipe: str = ""
     is_base: bool = False
     candidate: Candidate | None = None
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,6 +198,7 @@ class Sheet:
         environment: sections of names and values.
         comparison: the record, where it is one.
         case: two answers side by side, where it is that.
+        notes: (whom they are of, sentence), beside what candidates' records say.
     """
 
     title: str
@@ -179,6 +206,7 @@ class Sheet:
     environment: dict[str, dict[str, Any]] = field(default_factory=dict)
     comparison: Comparison | None = None
     case: Case | None = None
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def base(self) -> Model | None:
@@ -187,7 +215,7 @@ class Sheet:
     @property
     def remarks(self) -> list[tuple[str, str]]:
         """(model, sentence): what figures are to be read with."""
-        return [(m.name, text) for m in self.models if m.candidate for text in m.candidate.remarks]
+        return [*((m.name, text) for m in self.models if m.candidate for text in m.candidate.remarks), *self.notes]
 
     def metrics(self, shown_only: bool = False) -> list[str]:
         """Names of the metrics that any model has, in the order of METRICS; tasks among themselves as the record has them."""
@@ -200,9 +228,11 @@ class Sheet:
         return next((model for model in self.models if model.name == name), None)
 
     def best(self, metric: str) -> float | None:
-        """The best value of a metric among the models; None where fewer than two have it, or no direction is better."""
+        """The best value of a metric among the models that were measured; None where fewer than two have it, or no direction is
+        better."""
         lower = metric_of(metric).lower
-        values = [model.figures[metric].value for model in self.models if metric in model.figures]
+        measured = [model for model in self.models if not model.published]
+        values = [model.figures[metric].value for model in measured if metric in model.figures]
         if lower is None or len(values) < 2 or min(values) == max(values):
             return None
         return min(values) if lower else max(values)
@@ -227,7 +257,11 @@ def sheet_of(comparison: Comparison) -> Sheet:
     machine = str(environment.machine.get("cpu", ""))
     models = [
         Model(
-            c.name, dict(candidate_figures(c, machine, environment.reference_kernel)), c.recipe, c.name == comparison.base, c
+            c.name,
+            _told(c, dict(candidate_figures(c, machine, environment.reference_kernel)), environment.settings),
+            c.recipe,
+            c.name == comparison.base,
+            c,
         )
         for c in comparison.candidates
     ]
@@ -243,6 +277,16 @@ def sheet_of(comparison: Comparison) -> Sheet:
     if environment.reference_kernel:
         sections["run"]["reference kernel"] = environment.reference_kernel
     return Sheet(f"{comparison.model}: {len(models)} quantizations", by_size(models), sections, comparison)
+
+
+def _told(c: Candidate, figures: dict[str, Figure], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures, with how the tasks' questions were asked."""
+    effort, whole = str(settings.get("reasoning") or ""), settings.get("limit") is None
+    for task in c.tasks:
+        how = How(effort, task.prompts, task.repeats, task.n, whole)
+        name = task_metric(task.task, task.higher_is_better)
+        figures[name] = replace(figures[name], how=how)
+    return figures
 
 
 def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple[str, Figure]]:
@@ -264,6 +308,7 @@ def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple
     for place, fidelity in enumerate(c.fidelity):
         yield from _fidelity(fidelity, f"@{fidelity.text}" if place else "")
     yield from _margins(c.margins)
+    yield from _drifts(c.drift)
     yield from _tasks(c.tasks)
     yield from _latency(c, machine, kernel)
     if c.load_seconds:
@@ -335,6 +380,17 @@ def _margins(margins: list[Margins]) -> Iterator[tuple[str, Figure]]:
         yield f"margin.flips{suffix}", Figure(_estimate(m.flips), on)
         yield f"margin.shift{suffix}", Figure(_estimate(m.shift), on, noise=not m.significant)
         yield f"margin.hanging{suffix}", _exact(m.hanging, f"{m.base_hanging} of the base's")
+
+
+def _drifts(drifts: list[Drift]) -> Iterator[tuple[str, Figure]]:
+    """Of the deepest context `drift.KIND`, of others `drift.KIND@DEPTH`; of backends `drift.backends@NAME`, `…@NAME, DEPTH`."""
+    for drift in drifts:
+        whose = [drift.subject] if drift.kind == "backends" else []
+        for point in drift.points:
+            behind = [*whose, *([] if point is drift.points[-1] else [str(point.depth)])]
+            suffix = f"@{', '.join(behind)}" if behind else ""
+            on = f"{point.positions} positions behind {point.depth} tokens, {drift.reference}"
+            yield f"drift.{drift.kind}{suffix}", Figure(_estimate(point.kld), on)
 
 
 def _tasks(tasks: list[TaskScore]) -> Iterator[tuple[str, Figure]]:

@@ -21,7 +21,7 @@ def cell(sheet: Sheet, model: Model, metric: str) -> str:
 
 def is_best(sheet: Sheet, model: Model, metric: str) -> bool:
     """Whether a figure is the best of its column, or is written as the best is."""
-    best = sheet.best(metric)
+    best = None if model.published else sheet.best(metric)
     return best is not None and metric in model.figures and cell(sheet, model, metric) == formatted(metric, best)
 
 
@@ -36,7 +36,12 @@ def columns(sheet: Sheet) -> list[str]:
 
 
 def names(model: Model) -> str:
-    return f"{visible(model.name)} (base)" if model.is_base else visible(model.name)
+    return visible(model.name) + kind_of(model)
+
+
+def kind_of(model: Model) -> str:
+    """What stands behind a name: that it is the base, or that its figures were not measured here."""
+    return " (base)" if model.is_base else " (published)" if model.published else ""
 
 
 def legend(sheet: Sheet, best: str = BEST, noise: str = NOISE, written: Callable[[str], str] = visible) -> str:

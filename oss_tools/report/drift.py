@@ -1,0 +1,42 @@
+"""The drift of a comparison as plots: divergence by depth, by the KV cache's format, by backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from oss_tools.report.comparison import Drift
+from oss_tools.report.lines import Series, lines
+from oss_tools.report.plots import Axis
+from oss_tools.report.sheet import Interval, Sheet
+from oss_tools.report.table import visible
+
+TITLES = {
+    "depth": "Divergence from the base by depth",
+    "cache": "A bfloat16 KV cache against a float32 one",
+    "backends": "Other programs against this one",
+}
+
+
+def written(depth: int) -> str:
+    """0, 512, 1k, 32k."""
+    return f"{depth // 1024}k" if depth and depth % 1024 == 0 else str(depth)
+
+
+def drift_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
+    """(title, plot) for each kind of drift that the record has."""
+    found = [(m.name, drift) for m in sheet.models if m.candidate for drift in m.candidate.drift]
+    y = Axis("KL divergence, nats", lambda v: f"{v:.3g}".replace("e-0", "e−"), log=True)
+    for kind, title in TITLES.items():
+        chosen = [(name, drift) for name, drift in found if drift.kind == kind]
+        depths = sorted({point.depth for _, drift in chosen for point in drift.points})
+        series = [_series(name, drift, depths) for name, drift in chosen]
+        if drawn := lines([written(depth) for depth in depths], series, "tokens of context", y, title):
+            yield title, drawn
+
+
+def _series(name: str, drift: Drift, depths: list[int]) -> Series:
+    at = {point.depth: Interval(point.kld.value, point.kld.low, point.kld.high) for point in drift.points}
+    label = f"{name}, {drift.subject}" if drift.kind == "backends" else name
+    return Series(visible(label), tuple(at.get(depth) for depth in depths))
