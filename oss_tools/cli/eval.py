@@ -15,6 +15,7 @@ for twice. --dry-run shows what a run would ask, and what grading it would cost 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ from oss_tools.cli._endpoints import (
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Threads, TraceExperts, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
+from oss_tools.cli._ray import Ray, cluster_at
+from oss_tools.cli._ray import with_address as with_address
 from oss_tools.cli._scores import DIVERGENCE, print_record
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ oss-tools eval model.gguf --task hellaswag --num-fewshot 5
 oss-tools eval gpt-oss-20b/ --task healthbench_hard --grader-url https://api.openai.com/v1 --grader-model gpt-4.1 --dry-run
 oss-tools eval https://api.openai.com/v1#o4-mini --suite math --price 1.1,4.4 --dry-run
 oss-tools eval http://localhost:8080/v1#gpt-oss-20b --suite tool_use --output runs/server
+oss-tools eval gpt-oss-120b/ --suite math --tier full --ray 10.0.0.5:6379 --output runs/120b
 oss-tools eval --list
 """
 SUITES = "math,health,tool_use,text"
@@ -153,6 +157,7 @@ def run(
     load: Load = "resident",
     memory: Memory = None,
     trace_experts: TraceExperts = None,
+    ray: Ray = None,
     list_tasks: Annotated[
         bool, typer.Option("--list", help="Show suites and tasks with tiers, sizes, licences and sources.")
     ] = False,
@@ -170,6 +175,11 @@ def run(
         raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
+    if ray and (isinstance(model, str) or base or text or trace_experts):
+        raise typer.BadParameter(
+            "is for checkpoints, without --base, --text and --trace-experts; --jobs sets how many requests an endpoint gets",
+            param_hint="--ray",
+        )
     from oss_tools.checkpoints.files import check_folder
     from oss_tools.harness.suites import chosen_tasks
     from oss_tools.harness.tasks import load_tasks, require_lm_eval
@@ -215,6 +225,9 @@ def run(
         if endpoint is not None:
             with asked(endpoint, price, tasks, quiet) as subject:
                 record = evaluated(subject, subject.described, *run)
+        elif ray is not None:
+            asking = {"context": context, "activations": activations, "load": load, "memory": memory}
+            record = spread(ray, model, where | asking, data, quiet, *run)
         else:
             with loaded(model, trace_experts=trace_experts, **engine_options) as engine:  # type: ignore[arg-type]
                 record = evaluated(EngineSubject(engine), described(model), *run)
@@ -328,6 +341,34 @@ def evaluated(
             report=report,
             say=remark,
         )
+
+
+def spread(
+    address: str,
+    model: Path,
+    engine: dict[str, Any],
+    data: Path | None,
+    quiet: bool,
+    listed: list[SuiteTask],
+    tasks: dict[str, Any],
+    settings: Any,
+    output: Path | None,
+    resume: bool,
+    *rest: Any,
+) -> dict[str, Any]:
+    """Has the tasks answered on a cluster, and scores the answers here; the record."""
+    from oss_tools.engine.backend import backend_for
+    from oss_tools.harness.shares import answer_elsewhere, source_of
+
+    engine["backend"] = backend_for(engine.pop("device"), engine["backend"], (lambda line: None) if quiet else remark)
+    about, threads = described(model), engine.pop("threads")
+    with tempfile.TemporaryDirectory() as scratch, cluster_at(address) as cluster, counted(quiet=quiet) as report:
+        assert cluster is not None
+        folder = output or Path(scratch)
+        source = source_of(cluster, model, about["sha256"], engine, threads)
+        asked = source, tasks["tasks"], settings, folder, data, resume
+        subject = answer_elsewhere(cluster, model, *asked, report=report)
+        return evaluated(subject, about, listed, tasks, settings, folder, True, *rest)
 
 
 def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | None, quiet: bool) -> dict[str, Any]:
