@@ -178,7 +178,7 @@ def carry_out(function: str, text: str) -> str:
     """On a node: does a part. JSON text of {"result", "seconds", "node"} or {"error", "message", "node"}."""
     import time
 
-    order, node = json.loads(text), socket.gethostname()
+    order, node = json.loads(text), _name()
     began = time.perf_counter()
     try:
         _require_same(order["program"], order["simd"])
@@ -187,6 +187,13 @@ def carry_out(function: str, text: str) -> str:
     except OssToolsError as error:
         return json.dumps({"error": type(error).__name__, "message": str(error), "node": node})
     return json.dumps({"result": result, "seconds": time.perf_counter() - began, "node": node})
+
+
+def _name() -> str:
+    """Of this node: that of its machine, and the beginning of Ray's own, as several nodes may be one machine."""
+    import ray
+
+    return f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:6]})"
 
 
 def _require_same(program: str, simd: str) -> None:

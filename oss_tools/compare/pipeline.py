@@ -96,7 +96,8 @@ def compare_checkpoints(
     """Compares finished checkpoints in any containers, and the answers of models behind addresses. The base is the first
     checkpoint unless it is named; `base_endpoint` is what answers are held against then.
 
-    price: of all endpoints; cluster: whose nodes do the work. Raises OssToolsError; BadRequest if the checkpoints are not one model.
+    price: of all endpoints; cluster: whose nodes do the work. Raises OssToolsError; BadRequest if the checkpoints are not one
+    model.
     """
     every = [base, *(path for path in paths if path.resolve() != base.resolve())] if base else list(paths)
     if len(every) + len(endpoints) < 2:
