@@ -89,7 +89,9 @@ class Work:
         found = self.settings.tasks()
         if graded := [task.task for _, task in found if task.needs_grader]:
             self.say(f"{', '.join(graded)}: left out, as they are graded by a model; `oss-tools eval` asks one")
-        return [(suite, task) for suite, task in found if not task.needs_grader]
+        if played := [task.task for _, task in found if task.needs_user]:
+            self.say(f"{', '.join(played)}: left out, as a model plays the user in them; `oss-tools eval` asks one")
+        return [(suite, task) for suite, task in found if not (task.needs_grader or task.needs_user)]
 
     def expect(self, members: int, remotes: int = 0) -> None:
         answers = (members + remotes) * len(self.tasks)

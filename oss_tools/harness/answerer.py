@@ -117,7 +117,7 @@ class Answerer(LM):
         sent, problems = self.prompted(conversation, str(prompt), beginning_of(prompt), rule.max_tokens)
         self.prompts[task_of(request), request.doc_id] = sent
         content = self.content_of(sent)
-        about = {**rule.settings(), "chat": conversation is not None, "environment": getattr(environment, "__name__", None)}
+        about = {**rule.settings(), "chat": conversation is not None, "environment": environment and environment.identity()}
         if rule.sampling.temperature > 0:
             same = request_key("generate_until", content, **about)
             about["sample"] = seen[same]

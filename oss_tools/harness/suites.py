@@ -24,6 +24,7 @@ class SuiteTask:
         source: where the data come from.
         about: what is asked, in a line.
         needs_grader: another model grades the answers.
+        needs_user: another model plays the user.
     """
 
     task: str
@@ -33,6 +34,7 @@ class SuiteTask:
     source: str
     about: str
     needs_grader: bool = False
+    needs_user: bool = False
 
 
 @dataclass(frozen=True)
