@@ -37,7 +37,7 @@ class Child:
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {"TAU2_DATA_DIR": str((checkout / "data").absolute()), "PYTHONIOENCODING": "utf-8"}
         self._lock = threading.Lock()
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (it is read after the end)
         try:
             self._process = subprocess.Popen(
                 [python, "-P", str(WORKER), domain],
@@ -74,7 +74,7 @@ class Child:
                 raise BadSource(f"tau2's domain {self.domain}: its process ended: {self._last_words()}") from None
         if said.startswith("ModuleNotFoundError: No module named 'tau2"):
             raise MissingPackage(
-                f"{said}; install a checkout of sierra-research/tau2-bench with pip install -e, and name its Python with --tau2-python"
+                f"{said}; in a checkout of sierra-research/tau2-bench: pip install -e . ; --tau2-python names the Python with it"
             )
         raise BadSource(f"tau2's domain {self.domain}: {do}: {' '.join(said.split())[:WORDS]}")
 
@@ -103,7 +103,7 @@ class Child:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._process.stdin, self._process.stdout, self._log):
             with contextlib.suppress(OSError):
                 assert stream is not None
                 stream.close()

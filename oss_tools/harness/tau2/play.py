@@ -47,7 +47,7 @@ class Service(Environment):
         return current_simulation().client.each(work, items)
 
     def opening(self) -> Opening:
-        """Asks the domain for prompts and tools, and the user for the first line. Raises BadSource, MissingPackage, Unreachable."""
+        """Prompts and tools of the domain, the first line of the user. Raises BadSource, MissingPackage, Unreachable."""
         self._child, self._number = self._simulation.domain(self.doc["domain"])
         world = self._child.ask("open", number=self._number, task=self.doc["task"])
         self._user = User(self._simulation, world["user"], world["user_tools"])
