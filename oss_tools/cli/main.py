@@ -44,9 +44,14 @@ class VerbCommand(TyperCommand):
 
     Attributes:
         lists: returns title -> rows of (name, what it is).
+        prepared: the command line as its options want it.
     """
 
     lists: Callable[[], dict[str, list[tuple[str, str]]]] = staticmethod(dict)
+    prepared: Callable[[list[str]], list[str]] = staticmethod(list)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.prepared(args))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for title, rows in self.lists().items():
@@ -65,6 +70,8 @@ def load(verb: str) -> Any:
     command = typer.main.get_command(app)
     if hasattr(module, "help_lists"):
         command.lists = module.help_lists  # type: ignore[attr-defined]
+    if hasattr(module, "with_address"):
+        command.prepared = module.with_address  # type: ignore[attr-defined]
     return command
 
 

@@ -25,6 +25,7 @@ class SuiteTask:
         source: where the data come from.
         about: what is asked, in a line.
         needs_grader: another model grades the answers.
+        needs_user: another model plays the user.
     """
 
     task: str
@@ -34,6 +35,7 @@ class SuiteTask:
     source: str
     about: str
     needs_grader: bool = False
+    needs_user: bool = False
 
 
 @dataclass(frozen=True)
