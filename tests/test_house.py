@@ -16,7 +16,7 @@ FLOORS = (
     "numba_kernels",
     *("errors", "sizes", "escapes", "tables", "resources", "machine", "statistics"),
     *("formats", "checkpoints", "models", "convert", "adapters"),
-    *("engine", "chat", "verify", "tiny", "download", "endpoints", "fit", "harness"),
+    *("engine", "chat", "calibration", "verify", "tiny", "download", "endpoints", "fit", "harness"),
     *("measure", "report", "compare", "serve", "cli", "__main__"),
 )
 
