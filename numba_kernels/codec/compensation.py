@@ -20,11 +20,11 @@ MOST_STEPS = 16  # levels that are not evenly spaced are found by comparing with
 def round_block(
     weights: np.ndarray,
     values: np.ndarray,
+    scales: np.ndarray,
+    offsets: np.ndarray,
     codes: np.ndarray,
     losses: np.ndarray,
     chosen: np.ndarray,
-    scales: np.ndarray,
-    offsets: np.ndarray,
     feedback: np.ndarray,
     costs: np.ndarray,
     order: np.ndarray,
@@ -36,9 +36,9 @@ def round_block(
     Args:
         weights: float32 [R, B], the weights as they were.
         values: float32 [R, B], with what the blocks before have left to be made up for.
+        scales, offsets: float32 [R, C, B / width], of C candidates.
         codes: uint8 [R, B], filled: indices into levels; losses: float32 [R], filled: Σ costs · (value − rounded)²;
         chosen: int64 [R], filled: which candidate, the first unless another is surely better.
-        scales, offsets: float32 [R, C, B / width], of C candidates.
         feedback: float32 [B, B], F; costs: float32 [B], D; both in the order of rounding.
         order: int64 [B]: which column is rounded first, second, …
         levels: float32 [L], ascending; evenly spaced by 1 if there are more than MOST_STEPS.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oss_tools.formats import Format, QTensor
+from oss_tools.formats import Format, QTensor, concatenate
 
 LAZY = 128  # columns whose errors are handed to all behind them at once
 DAMPING = 0.01
@@ -37,7 +37,9 @@ class Factor:
     damping: float
 
 
-def factored(moments: np.ndarray, block: int, damping: float = DAMPING, width: int | None = None, sort: bool = True) -> Factor:
+def factored(
+    moments: np.ndarray, block: int, damping: float = DAMPING, width: int | None = None, sort: bool = True
+) -> Factor:
     """The factor of second moments [K, K], float32 or float64.
 
     Args:
@@ -99,8 +101,6 @@ def gptq(
         _rounded(weight[start : start + ROWS], factor, format, rule, importance, amax, threads)
         for start in range(0, len(weight), ROWS)
     ]
-    from oss_tools.formats import concatenate
-
     return concatenate(parts)
 
 
@@ -154,26 +154,23 @@ def _round_block(
 
     rows, block = before.shape
     back = np.argsort(order)
-    costs = factor.costs[start : start + block]
+    here = slice(start, start + block)
+    costs = factor.costs[here]
     weights = costs[back] if importance is None else importance
     values = np.ascontiguousarray(current[:, back])
     searched = format.quantize(values, rule=rule, importance=weights, amax=amax, threads=threads)
     tried = [searched, *format.other_scales(searched)]
     lattices = [format.lattice(some) for some in tried]
     scales = np.stack([lattice.scale for lattice in lattices], 1)
-    offsets = np.stack([np.zeros_like(l.scale) if l.offset is None else l.offset for l in lattices], 1)
+    offsets = np.stack([np.zeros_like(scales[:, 0]) if some.offset is None else some.offset for some in lattices], 1)
     codes = np.empty((rows, block), np.uint8)
     losses, chosen = np.empty(rows, np.float32), np.empty(rows, np.int64)
     feedback = np.zeros((block, block), np.float32)
     if factor.feedback is not None:
-        feedback[:] = factor.feedback[start : start + block, start : start + block]
+        feedback[:] = factor.feedback[here, here]
+    given = [np.ascontiguousarray(before[:, back]), values, scales, offsets]
     parameters = (feedback, costs, order, lattices[0].levels, lattices[0].width)
-    weights_rows = np.ascontiguousarray(before[:, back])
-
-    def kernel(w, v, s, o, c, l, ch, *rest):  # type: ignore[no-untyped-def]
-        round_block(w, v, c, l, ch, s, o, *rest)
-
-    over_rows(kernel, [weights_rows, values, scales, offsets], [codes, losses, chosen], parameters, threads)
+    over_rows(round_block, given, [codes, losses, chosen], parameters, threads)
     index = np.arange(rows)
     picked = {name: np.stack([some.planes[name] for some in tried])[chosen, index] for name in searched.planes}
     return format.with_codes(QTensor(format, searched.shape, picked), codes)
