@@ -188,9 +188,15 @@ class Format(ABC):
         tensor, rows = self._quantize(values, rule, importance, amax, threads)
         if rows is not None:
             return tensor, RoundingError(*error.total(rows))
+        return tensor, self.rounding_error(values, tensor, threads=threads)
+
+    def rounding_error(self, values: np.ndarray, tensor: QTensor, *, threads: int = 1) -> RoundingError:
+        """What a tensor of this format lacks of float32 values of its shape."""
+        from numba_kernels.codec import error
+
         low, high = self.representable_range(tensor) or (None, None)
         decoded = self.dequantize(tensor, threads=threads)
-        return tensor, RoundingError(*error.error_sums(values, decoded, low, high, threads))
+        return RoundingError(*error.error_sums(values, decoded, low, high, threads))
 
     def _quantize(
         self, values: np.ndarray, rule: str | None, importance: np.ndarray | None, amax: float | None, threads: int
