@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from oss_tools.models import Checkpoint
 
 
+SHOWN = 8  # tensors that a remark names
 FILES = {".gguf": "gguf", ".ready": "ready"}  # containers that are one file, by its extension
 
 
@@ -191,6 +192,8 @@ def carry_out(
             options = replace(options, importance=load_importance(importance, checkpoint))
         pipeline.check(plan, destination, options)
         record = plan_record(plan, destination)
+        if importance:
+            record["importance_of_their_layer"] = unreached_experts(plan, options)
         if dry_run:
             remark_plan(plan, importance, options)
             print_json(record) if as_json else print_plan(plan, destination)
@@ -235,6 +238,19 @@ def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:
         remark(
             f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
         )
+    if importance and (unreached := unreached_experts(plan, options)):
+        count = sum(map(len, unreached.values()))
+        named = "; ".join(f"{name}: {', '.join(map(str, matrices))}" for name, matrices in list(unreached.items())[:SHOWN])
+        more = f"; and in {len(unreached) - SHOWN} more tensors" if len(unreached) > SHOWN else ""
+        remark(
+            f"{importance}: its text never reached {count} experts, which have the weights of their layer ({named}{more})"
+        )
+
+
+def unreached_experts(plan: Plan, options: Options) -> dict[str, list[int]]:
+    """The experts of each rounded tensor whose importance is not their own but their layer's."""
+    found: dict[str, list[int]] = getattr(options.importance, "unreached", {})
+    return {step.name: found[step.name] for step in plan.steps if step.rounds and step.name in found}
 
 
 def remark_fallbacks(plan: Plan) -> None:
