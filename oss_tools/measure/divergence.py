@@ -46,6 +46,10 @@ class Passages:
         pieces = [np.array([*first, *tokens[at + len(first) : at + size]]) for at in range(0, len(tokens) - size + 1, size)]
         return cls(tuple(pieces[:limit]), context)
 
+    def only(self, numbers: Sequence[int]) -> Passages:
+        """Those of these numbers."""
+        return Passages(tuple(self.sequences[number] for number in numbers), self.context)
+
     def __len__(self) -> int:
         """Scored tokens."""
         return sum(self.counts)
