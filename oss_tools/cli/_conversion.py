@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._gptq import print_cost
 from oss_tools.cli._options import format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_reading
 
 if TYPE_CHECKING:
     from oss_tools.convert.manifest import Manifest
+    from oss_tools.convert.options import Rounding
     from oss_tools.convert.pipeline import Options
     from oss_tools.convert.plan import Plan
     from oss_tools.convert.recipe import Recipe
@@ -175,11 +177,13 @@ def carry_out(
     quiet: bool,
     as_json: bool,
     planned: Callable[[Checkpoint, str, Recipe], Plan] | None = None,
+    rounding: Callable[[Plan], Rounding] | None = None,
 ) -> Outcome | None:
     """Plans, prints the plan and stops (dry run), or writes, with a progress bar for writing and one for reading back.
 
     An empty container means: that of the destination's extension, else the source's own folder layout, else hf. `planned` makes
-    the plan of the open source, the container and the recipe; `make_plan` unless given.
+    the plan of the open source, the container and the recipe; `make_plan` unless given. `rounding` makes what rounds its tensors
+    beforehand.
     """
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
@@ -190,15 +194,23 @@ def carry_out(
         plan = (planned or make_plan)(checkpoint, container or _usual_container(checkpoint, destination), recipe)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
+        if rounding:
+            options = replace(options, rounding=rounding(plan))
         pipeline.check(plan, destination, options)
         record = plan_record(plan, destination)
         if importance:
             record["importance_of_their_layer"] = unreached_experts(plan, options)
         if dry_run:
             remark_plan(plan, importance, options)
+            if options.rounding:
+                record["rounding"] = options.rounding.takes(plan)
             print_json(record) if as_json else print_plan(plan, destination)
+            if options.rounding and not as_json:
+                print_cost(record["rounding"])
             return None
         totals = {"write": plan.source_bytes}
+        if options.rounding:
+            totals = {"round": sum(step.source.nbytes for step in plan.steps if step.rounds)} | totals
         if options.verify:
             totals["verify"] = sum(step.target.nbytes for step in plan.steps)
         start = time.perf_counter()
