@@ -138,9 +138,9 @@ def plan_synthesis(
         raise BadRecipe(f"container {container} has no layout for {architecture.model_type}")
     recipe = recipe or load_recipe(shape.recipe)
     entries, notes = [], []
-    for spec in architecture.tensors():
-        if spec.optional and spec.role == "output":
-            continue  # tied to the embedding
+    specs = [spec for spec in architecture.tensors() if not (spec.optional and spec.role == "output")]  # else tied
+    recipe = recipe.for_model(specs)
+    for spec in specs:
         format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
         placements = architecture.places(container, spec, format.is_float)
         entries.append(Entry(spec, format, tuple(placements)))
