@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path, size_option
 from oss_tools.cli._output import Compiling, progress, remark, remark_reading
 
@@ -38,7 +40,7 @@ Activations = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--context", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
+    typer.Option("--context", "-c", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
 ]
 
 
@@ -74,6 +76,24 @@ TraceExperts = Annotated[
 
 
 WORTH_SAYING = 1.0  # seconds
+
+
+@options
+class EngineOptions:
+    """How a model is loaded and run."""
+
+    threads: Threads = 0
+    device: Device = "cpu"
+    backend: BackendName = "numba"
+    activations: Activations = "int8"
+    load: Load = "mapped"
+    memory: Memory = None
+    speculate: Speculate = True
+    context: Context = None
+
+    def settings(self) -> dict[str, Any]:
+        """As `loaded` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from oss_tools import __version__
 from oss_tools.cli import _outlet
+from oss_tools.cli._groups import flat
 from oss_tools.errors import OssToolsError
 from oss_tools.escapes import one_line
 
@@ -66,7 +67,7 @@ def load(verb: str) -> Any:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     examples = "\n".join(f"  {line}" for line in module.EXAMPLES.strip().splitlines())
     epilog = f"\b\nExamples:\n{examples}"
-    app.command(verb, cls=VerbCommand, help=module.__doc__, epilog=epilog, context_settings=SETTINGS)(module.run)
+    app.command(verb, cls=VerbCommand, help=module.__doc__, epilog=epilog, context_settings=SETTINGS)(flat(module.run))
     command = typer.main.get_command(app)
     if hasattr(module, "help_lists"):
         command.lists = module.help_lists  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ AGES = ((86_400 * 365, "years"), (86_400 * 30, "months"), (86_400, "days"), (3_6
 
 def run(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[rm NAME…]", help="Remove these from the hub's cache.", show_default=False)
+        list[str] | None, typer.Argument(metavar="rm NAME…", help="Remove these from the hub's cache.", show_default=False)
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without a question.")] = False,
     as_json: JsonFlag = False,

@@ -25,19 +25,22 @@ MIXTURES = ("q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m")
 TORCHAO_HAS = ("mxfp4", "nvfp4", "int8")
 PLAIN = {"mxfp4": "ocp"}  # what the formats call the rule without a search; the others: plain
 FTYPES = {
-
-        "q4_0": 2,
-        "q4_1": 3,
-        "q8_0": 7,
-        "q5_0": 8,
-        "q5_1": 9,
-        "q3_k": 11,
-        "q3_k_m": 12,
-        "q4_k": 14,
-        "q4_k_s": 14,
-        "q4_k_m": 15
-    ,
-    "q5_k": 16, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "mxfp4": 38,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q3_k": 11,
+    "q3_k_m": 12,
+    "q4_k": 14,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k": 16,
+    "q5_k_s": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "mxfp4": 38,
 }  # llama_ftype
 GGML_Q8_0 = 8
 RECIPE = """description: every matrix but the router in {format}, embedding and output in Q8_0

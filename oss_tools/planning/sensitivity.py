@@ -303,7 +303,9 @@ def amax_of(checkpoint: Checkpoint, name: str, format: Format) -> float | None:
     return float(np.abs(checkpoint.read_tensor(name).dequantize()).max())
 
 
-def measure_whole(checkpoint: Checkpoint, formats: Mapping[str, str], importance: Importance | None, passages: Passages) -> float:
+def measure_whole(
+    checkpoint: Checkpoint, formats: Mapping[str, str], importance: Importance | None, passages: Passages
+) -> float:
     """The mean divergence of a mixture from its base on passages, in nats."""
     base = Base(predict(checkpoint, passages), passages.came)
     return float(base.compare(predict(Overlay(checkpoint, changes(checkpoint, formats, importance)), passages)).kld.mean())
