@@ -169,4 +169,5 @@ class Chat(Talk):
         if name == "max_tokens":
             self.speaker = replace(self.speaker, max_tokens=number)
         else:
-            self.speaker = replace(self.speaker, sampling=replace(self.speaker.sampling, **{name: number}))
+            changed: dict[str, Any] = {name: number}
+            self.speaker = replace(self.speaker, sampling=replace(self.speaker.sampling, **changed))
