@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from problems import FORMATS, padded, records, weights
+from problems import FORMATS, K_QUANTS, padded, records, weights
 
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group, panels_at_once
 from numba_kernels.cpu.packing import Packed, pack
@@ -38,7 +38,7 @@ def close(out, expected, tolerance=TOLERANCE):
 @pytest.mark.parametrize("name", FORMATS)
 def test_vector(team, name, activations):
     rng = np.random.default_rng(1)
-    for rows, columns in ((77, 256), (16, 128), (5, 384)):
+    for rows, columns in ((77, 256), (16, 512), (5, 768)) if name in K_QUANTS else ((77, 256), (16, 128), (5, 384)):
         packed, values = packed_of(name, rows, columns, rng)
         out, x = multiply(team, packed, rng.normal(size=(1, columns)).astype(np.float32), activations)
         assert close(out, x.astype(np.float64) @ values.T)
@@ -137,13 +137,13 @@ def test_groups_of_experts(team, single):
 @pytest.mark.parametrize("name", FORMATS)
 def test_row_ranges_make_the_same_panels(name):
     rng = np.random.default_rng(7)
-    planes, _ = weights(name, 90, 128, rng)
-    whole, parts = Packed(name, 1, 90, 128), Packed(name, 1, 90, 128)
+    planes, _ = weights(name, 90, 256, rng)
+    whole, parts = Packed(name, 1, 90, 256), Packed(name, 1, 90, 256)
     pack(whole, planes)
     for first, last in ((0, 7), (7, 50), (50, 90)):
         pack(parts, {k: v[first:last] for k, v in planes.items()}, first=first, threads=2)
     np.testing.assert_array_equal(whole.data, parts.data)
-    interleaved = Packed(name, 1, 90, 128)
+    interleaved = Packed(name, 1, 90, 256)
     for first in (0, 1):
         pack(interleaved, {k: v[first::2] for k, v in planes.items()}, first=first, step=2)
     np.testing.assert_array_equal(whole.data, interleaved.data)
@@ -157,9 +157,11 @@ def test_wrong_planes_are_refused():
     with pytest.raises(ValueError, match="columns, expected 32"):
         pack(packed, {**rows, "blocks": np.zeros((4, 31), np.uint8)})
     with pytest.raises(ValueError, match="no kernels"):
-        Packed("q2_k", 1, 32, 64)
+        Packed("iq4_xs", 1, 32, 64)
     with pytest.raises(ValueError, match="no multiple"):
         Packed("q8_0", 1, 32, 65)
+    with pytest.raises(ValueError, match="no multiple of 256"):
+        Packed("q4_k", 1, 32, 128)
 
 
 def test_activations_that_are_not_finite_show(team):
