@@ -353,8 +353,9 @@ def accumulate(
     """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
     `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `panels` are the panels'
-    addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the rows'
-    addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number t · panels + i.
+    addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
+    rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
+    t · panels + i.
     """
     format_name, kind = name.literal_value, activations.literal_value
 
@@ -404,7 +405,7 @@ def _tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
 
 @intrinsic(prefer_literal=True)
 def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, block: Any, lane: Any, out: Any) -> Any:
-    """Writes one row (`lane`) of a block, number `block`, as float32 [32] (UNIT columns of a float format) to the address `out`."""
+    """Writes one row (`lane`) of block number `block` as float32 [32] (UNIT columns of a float format) to the address `out`."""
     format_name = name.literal_value
 
     def one(b: Builder, v: Value, lane: Value) -> Value:

@@ -1,8 +1,8 @@
 """ggml's k-quants in panels: their blocks of 256 columns taken apart and put together again, bit for bit.
 
-A panel holds the codes of each 32 columns as other formats' do: nibbles, then pairs of bits (two words of a row: in byte i of word
-h the columns 16h + i, 16h + 4 + i, …, lowest first), then single bits (bit j of byte i: column 4j + i). Behind all codes stands
-the head of each 256 columns: the rows' half-precision scales, then each byte of the groups' scales, as it is in the file.
+A panel holds the codes of each 32 columns as other formats' do: nibbles, then pairs of bits (two words of a row: in byte i of
+word h the columns 16h + i, 16h + 4 + i, …, lowest first), then single bits (bit j of byte i: column 4j + i). Behind all codes
+stands the head of each 256 columns: the rows' half-precision scales, then each byte of the groups' scales, as in the file.
 Source: ggml's `ggml-common.h`.
 """
 

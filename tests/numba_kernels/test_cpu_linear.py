@@ -106,18 +106,20 @@ def test_extreme_codes(team):
         np.testing.assert_allclose(out, meant.astype(np.float64) @ codes.T.astype(np.float64), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["mxfp4", *K_QUANTS])
 @pytest.mark.parametrize("single", [False, True])
-def test_groups_of_experts(team, single):
+def test_groups_of_experts(team, single, name):
     """Each row meets its group's matrix, rows are gathered by the index, and matrices without rows are not touched."""
     rng = np.random.default_rng(6)
-    packed = Packed("mxfp4", 5, 40, 96)
+    columns = 256 if name in K_QUANTS else 96
+    packed = Packed(name, 5, 40, columns)
     values = []
     for matrix in range(5):
-        planes, v = weights("mxfp4", 40, 96, rng)
+        planes, v = weights(name, 40, columns, rng)
         pack(packed, planes, matrix=matrix)
         values.append(v)
     bias = rng.normal(size=(5, 40)).astype(np.float32)
-    given, x = records(team, rng.normal(size=(6, 96)).astype(np.float32))
+    given, x = records(team, rng.normal(size=(6, columns)).astype(np.float32))
     groups = expert_groups(10, 1, 5)
     sizes = {0: 1, 2: 1, 4: 1} if single else {0: 3, 2: 1, 4: 6}
     n = sum(sizes.values())
