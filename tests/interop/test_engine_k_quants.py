@@ -65,7 +65,7 @@ def test_k_quants_run_as_they_are(plain: Path, name: str, tmp_path: Path) -> Non
         assert mean_kld(expected, quick.logits(tokens)) < 1e-3
         kept = quick.backend.facts()["weight_bytes"]
         assert {format for format in kept if format.endswith("_k")} == stored
-        assert sum(kept[format] for format in stored) <= 1.01 * matrix_bytes
+        assert sum(kept[format] for format in stored) <= 1.02 * matrix_bytes  # panels are whole lines
     assert not said
 
 
