@@ -25,9 +25,9 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu import attention, experts, rows
 from numba_kernels.cpu.blocks import LAYOUTS
+from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
 from numba_kernels.cpu.op import op
-from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
 from numba_kernels.cpu.probe import reading
 from numba_kernels.cpu.team import Program, Team, take
@@ -258,7 +258,7 @@ class Bench:
 
     def linears(self) -> Iterator[Result]:
         for name in all_formats():
-            columns = 2816 if name == "int8_g128" else HIDDEN
+            columns = 2816 if name == "int8_g128" or name in K_BLOCKS else HIDDEN
             if self.wants(f"linear {name}"):
                 height = BIG // max(Packed(name, 1, LANES, columns).panel_bytes // LANES, 1) // LANES * LANES
                 big = random_weights(name, 1, height, columns, self.rng)
