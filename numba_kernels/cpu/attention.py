@@ -290,7 +290,7 @@ def scores_of(  # type: ignore[no-untyped-def]
                 for line in range(k * UNIT * LANES * WIDTH, (k + 1) * UNIT * LANES * WIDTH, 64):
                     prefetch(wanted + line)
                     prefetch(values + line)
-            tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
+            tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, 0, queries, k * UNIT * 4)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = accumulate_pair(FORMAT, tile, panel, k * LANES * WIDTH, queries, k * 4)
         if first >= all_from and first + LANES <= all_to:

@@ -59,7 +59,7 @@ def multiply_panels(  # type: ignore[no-untyped-def]
                     for i in range(PANELS):
                         prefetch(codes + i * panel_bytes + k * CODES + line)
             scales = scales_at + (k >> shift) * SCALES
-            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, rows, k * STEP)
+            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP)
         results = spill(tile)
         for t in range(last + 1 - first):
             for i in range(min(PANELS, high - p)):

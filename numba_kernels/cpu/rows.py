@@ -360,7 +360,7 @@ def embedding(  # type: ignore[no-untyped-def]
         target = out + i * out_stride
         for k in range(blocks * STEPS):
             scales = codes + scales_at + (k >> shift) * SCALES
-            decode_row(FORMAT, codes + k * CODES, scales, token % LANES, target + k * (BLOCK // STEPS) * 4)
+            decode_row(FORMAT, codes + k * CODES, scales, k, token % LANES, target + k * (BLOCK // STEPS) * 4)
         i = take(team)
 
 
