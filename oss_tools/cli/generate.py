@@ -117,6 +117,7 @@ def run(
     text = sys.stdin.read() if prompt == "-" else prompt
     options = {"device": device, "backend": backend, "activations": activations, "load": load}
     room = {"memory": memory, "trace_experts": trace_experts, "speculate": speculate}
+    room["prefix_budget"] = 0  # there is one prompt
     with loaded(model, **options, **room, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
