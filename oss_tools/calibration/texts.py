@@ -19,7 +19,7 @@ from oss_tools.checkpoints import Metadata
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest, OssToolsError
 
-MIXTURE = Path(__file__).parent / "texts"
+MIXTURE = Path(__file__).parent / "mixture"
 SHARES = {  # of the mixture's tokens
     "prose.txt": 0.28,
     "code.txt": 0.2,
