@@ -17,7 +17,7 @@ FLOORS = (
     *("errors", "sizes", "escapes", "tables", "resources", "machine", "statistics"),
     *("formats", "checkpoints", "models", "convert", "adapters"),
     *("engine", "chat", "calibration", "verify", "tiny", "download", "endpoints", "fit", "harness"),
-    *("measure", "report", "compare", "serve", "cli", "__main__"),
+    *("measure", "planning", "report", "compare", "serve", "cli", "__main__"),
 )
 
 

@@ -25,19 +25,22 @@ MIXTURES = ("q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m")
 TORCHAO_HAS = ("mxfp4", "nvfp4", "int8")
 PLAIN = {"mxfp4": "ocp"}  # what the formats call the rule without a search; the others: plain
 FTYPES = {
-
-        "q4_0": 2,
-        "q4_1": 3,
-        "q8_0": 7,
-        "q5_0": 8,
-        "q5_1": 9,
-        "q3_k": 11,
-        "q3_k_m": 12,
-        "q4_k": 14,
-        "q4_k_s": 14,
-        "q4_k_m": 15
-    ,
-    "q5_k": 16, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "mxfp4": 38,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q3_k": 11,
+    "q3_k_m": 12,
+    "q4_k": 14,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k": 16,
+    "q5_k_s": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "mxfp4": 38,
 }  # llama_ftype
 GGML_Q8_0 = 8
 RECIPE = """description: every matrix but the router in {format}, embedding and output in Q8_0
@@ -87,8 +90,8 @@ def rows() -> list[Row]:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def make_ours(row: Row, base: Path, folder: Path, importance: Path | None) -> Path:
-    """What `oss-tools requantize` makes. Raises WayFailed."""
+def make_ours(row: Row, base: Path, folder: Path, importance: Path | None, tokens: int) -> Path:
+    """What `oss-tools requantize` makes; tokens: that GPTQ reads. Raises WayFailed."""
     command = [sys.executable, "-m", "oss_tools", "requantize", str(base)]
     if row.format in MIXTURES or (row.format in recipe_names() and row.format.endswith(("_s", "_m"))):
         made, recipe = folder / f"{row.format}.gguf", row.format
@@ -99,7 +102,7 @@ def make_ours(row: Row, base: Path, folder: Path, importance: Path | None) -> Pa
         Path(recipe).write_text(RECIPE.format(format=row.format, ends="q8_0" if in_gguf else "keep"))
     command += [str(made), "--recipe", recipe, "--overwrite", "--quiet", "--no-verify"]
     command += ["--rule", PLAIN.get(row.format, "plain")] if row.way == "plain" else []
-    command += ["--method", "gptq"] if row.way == "gptq" else []
+    command += ["--method", "gptq", "--tokens", str(tokens)] if row.way == "gptq" else []
     command += ["--importance", str(importance)] if row.way == "importance" else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

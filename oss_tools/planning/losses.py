@@ -49,9 +49,7 @@ def noise(
     return total
 
 
-def _samples(
-    checkpoint: Checkpoint, name: str, matrix: int, rows: int, wanted: int, unit: int
-) -> list[np.ndarray]:
+def _samples(checkpoint: Checkpoint, name: str, matrix: int, rows: int, wanted: int, unit: int) -> list[np.ndarray]:
     """Some rows of a matrix, float32, in four stretches that are spread over it."""
     if rows <= wanted:
         return [np.array(checkpoint.read(name, matrix, 0, rows).dequantize())]
