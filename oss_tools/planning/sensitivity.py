@@ -1,8 +1,8 @@
 """How much each tensor's rounding moves the output, measured: the divergence from the base with that tensor alone rounded.
 
 A tensor is measured in one format, its probe; `losses.noise` scales that to the others. The sum over tensors is not the
-divergence of the whole: large errors add up otherwise. So some whole mixtures are measured as well, and between them a sum is
-translated along a straight line of logarithms.
+divergence of the whole: large errors add up otherwise. So the best mixtures at some sizes are measured whole, and between
+them a sum is translated along a straight line of logarithms.
 
 All of it is kept in a file as it is found, so that an interrupted run goes on, and another budget costs nothing.
 """
@@ -30,14 +30,14 @@ from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.measure.divergence import HEAD, Base, Passages, Predictions, head_of, predict
 from oss_tools.measure.overlay import Change, Overlay
 from oss_tools.models import Checkpoint
-from oss_tools.planning.choice import Option
+from oss_tools.planning.choice import Option, best_under, frontier
 from oss_tools.planning.graph import Graph
 from oss_tools.planning.losses import noise
 
 KEPT_LOGITS = 1 << 30  # bytes of the base's
 PROBES = ("q4_0", "mxfp4", "int8_g32")  # the first of these that a tensor can have
 PROBED = 4.5  # bits a weight, near which a probe is taken where it can have none
-WHOLE = (3.0, 4.5, 5.5, 6.5, 8.5)  # bits near which a mixture of one format is measured whole
+WHOLE = (0.0, 0.08, 0.2, 0.35, 0.6)  # sizes whose best mixtures are measured whole: from the smallest (0) to the largest (1)
 SCHEMA = 1
 
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
@@ -151,7 +151,6 @@ class Sensitivities:
 
     def run(self, progress: Progress = lambda what, done, total: None) -> None:
         """Measures what is not known yet."""
-        formats = sorted({name for unit in self.units for name in unit.formats})
         wanted = [u for u in self.units if u.layer is None or u.layer in self._layers]
         missing = [u for u in wanted if u.probe not in self.measured.get(u.name, {})]
         unweighed = [u for u in self.units if not set(u.formats) <= set(self.power.get(u.name, {}))]
@@ -165,7 +164,7 @@ class Sensitivities:
             self.measured.setdefault(unit.name, {})[unit.probe] = kld
             self._write()
             progress("tensors", done + 1, len(wanted))
-        whole = self._wholes(formats)
+        whole = self._wholes()
         for done, (name, mixture) in enumerate(whole.items()):
             if name not in self.whole:
                 total = sum(self.losses(unit)[mixture[unit.name]] for unit in self.units)
@@ -173,11 +172,15 @@ class Sensitivities:
                 self._write()
             progress("mixtures", done + 1, len(whole))
 
-    def _wholes(self, formats: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Mixtures that are measured whole, by name: each unit in its own format nearest to so many bits."""
+    def _wholes(self) -> dict[str, dict[str, str]]:
+        """Mixtures that are measured whole, by a hash: the best at some sizes from the smallest to the largest."""
+        options = [self.options(unit) for unit in self.units]
+        fronts = [frontier(of) for of in options]
+        least, most = (sum(front[at].nbytes for front in fronts) for at in (0, -1))
         found = {}
-        for bits in WHOLE:
-            mixture = {u.name: nearest(u.formats, bits) for u in self.units}
+        for share in WHOLE:
+            chosen = best_under(options, int(least + share * (most - least)))
+            mixture = {unit.name: option.format for unit, option in zip(self.units, chosen, strict=True)}
             found[hashlib.sha256(json.dumps(sorted(mixture.items())).encode()).hexdigest()[:16]] = mixture
         return found
 
