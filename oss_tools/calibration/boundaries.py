@@ -34,9 +34,9 @@ class _Uses:
         self.single: list[bool] = [False]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def operation(*arguments: Any) -> Any:
+        def operation(*arguments: Any, **named: Any) -> Any:
             number = len(self.last)
-            for given in arguments:
+            for given in (*arguments, *named.values()):
                 if isinstance(given, _Result):
                     self.last[given.number] = number
             count = _results(name, arguments)
@@ -84,7 +84,7 @@ class Steps:
         return architecture.forward(cast(Operations[Any], self))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def operation(*arguments: Any) -> Any:
+        def operation(*arguments: Any, **named: Any) -> Any:
             self.number += 1
             if self.number == self._start:
                 value, self._value = self._value, None
@@ -92,7 +92,7 @@ class Steps:
             if self.number < self._start:
                 count = _results(name, arguments)
                 return None if count is None else (None,) * count
-            result = getattr(self._operations, name)(*arguments)
+            result = getattr(self._operations, name)(*arguments, **named)
             if self.number in self._bounds:
                 self._reached(self.number, result)
             return result

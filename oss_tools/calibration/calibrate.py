@@ -172,7 +172,7 @@ def _pass(
 ) -> None:
     """The whole pass, or what follows a position."""
     total = cost_of(checkpoint, sample.tokens).multiplications
-    done, written = 0, time.monotonic()
+    done, written, last = 0, 0, time.monotonic()
 
     def advance(work: int) -> None:
         nonlocal done
@@ -180,14 +180,15 @@ def _pass(
         report(min(done, total), total)
 
     def reached(number: int, hidden: np.ndarray) -> None:
-        nonlocal written
-        if time.monotonic() - written >= pause:
+        nonlocal written, last
+        if done > written and time.monotonic() - last >= pause:
             kept.write(Position(number, hidden, visitor.arrays(), done))
-            written = time.monotonic()
+            written, last = done, time.monotonic()
 
     if position:
         visitor.take(position.arrays)
         advance(position.done)
+        written = done
     start = (position.number, position.hidden) if position else None
     with BreadthFirst(checkpoint, sample.sequences, visitor, advance) as operations:
         steps = Steps(operations, boundaries(checkpoint.architecture), reached, start)
