@@ -37,6 +37,7 @@ from oss_tools.measure.divergence import Base, Passages, Predictions, head_of, p
 from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.overlay import Overlay
 from oss_tools.measure.quality_bases import BASES, make_base
+from oss_tools.measure.quality_shown import figure, table
 from oss_tools.measure.quality_ways import (
     OURS,
     TORCHAO,
@@ -305,13 +306,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--passages", type=int, help="measure on so many passages only; a later run adds the others")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"that GPTQ reads [{TOKENS}]")
     parser.add_argument("--record", action="store_true", help="write results/quality-BASE.json, measure nothing")
+    parser.add_argument("--table", action="store_true", help="print results/quality-BASE.json as Markdown")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw results/quality-BASE.json as SVG")
     options = parser.parse_args(arguments)
+    files = {name: Path(f"results/quality-{name}.json") for name in options.bases}
     try:
         for name in options.bases:
             if options.record:
-                replace_file(Path(f"results/quality-{name}.json"), json_text(record(name, options.folder), indent=1) + "\n")
-            else:
+                replace_file(files[name], json_text(record(name, options.folder), indent=1) + "\n")
+            elif options.table:
+                print(f"{name}\n\n{table(json.loads(files[name].read_text()))}\n")
+            elif not options.figure:
                 measure_base(name, options.folder, options.importance, options.only, options.passages, options.tokens)
+        if options.figure:
+            replace_file(options.figure, figure([json.loads(file.read_text()) for file in files.values()]))
     except OssToolsError as error:
         say(str(error))
         return error.exit_status
