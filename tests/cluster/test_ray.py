@@ -1,6 +1,5 @@
 """Ray nodes on this machine do a comparison: its record is that of a run without them, also when a node is killed."""
 
-import os
 import subprocess
 import sys
 import time
@@ -128,20 +127,8 @@ def test_a_run_that_is_killed_goes_on_on_one_node_and_without_any(tmp_path, rayl
 # ---- parts that go wrong --------------------------------------------------------------------------------------------
 
 
-def fail(order, cores):
-    raise {"known": BadSource, "unknown": ZeroDivisionError}[order["kind"]]("a reason")
-
-
-def die(order, cores):
-    os._exit(3)
-
-
-def add(order, cores):
-    return order["a"] + order["b"]
-
-
 def part(name: str, memory: int = 1 << 20, **order) -> Part:
-    return Part(f"part {name}", f"{__name__}:{name}", order, Need(1, memory))
+    return Part(f"part {name}", f"tests.cluster.work:{name}", order, Need(1, memory))
 
 
 def test_what_goes_wrong_on_a_node_is_one_line(raylets):
