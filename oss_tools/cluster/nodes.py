@@ -27,6 +27,7 @@ RETRIES = 3  # of a part whose node is lost, or whose process is ended
 STORE = 128 << 20  # bytes of shared memory of a cluster that is started here; results are small
 WAITING = 0.5  # seconds between two looks at what is done
 PATIENCE = 120.0  # seconds without a node that could do any of the parts, in which a lost one may come back
+CONNECTING = 10.0  # seconds
 SIMD = "OSS_TOOLS_SIMD"
 
 
@@ -82,6 +83,9 @@ class Cluster:
             import ray
         except ImportError:
             raise MissingPackage("--ray needs Ray; install it with: pip install 'oss-tools[ray]'") from None
+        named = {AUTO: os.environ.get("RAY_ADDRESS", ""), LOCAL: ""}.get(address, address)
+        if named not in ("", AUTO, LOCAL):
+            _require_reachable(named)
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         try:
             if address != LOCAL:
@@ -182,6 +186,15 @@ class Cluster:
             kind = getattr(errors, found["error"], OssToolsError)
             raise kind(f"{part.what}: on {found['node']}: {found['message']}")
         return Done(part, found["result"], found["seconds"], found["node"])
+
+
+def _require_reachable(address: str) -> None:
+    """Raises Unreachable where nothing listens: Ray would end the whole process for that."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise Unreachable(f"no Ray cluster at {address}: {_first_line(error)}") from None
 
 
 def _fits(need: Need, node: Need) -> bool:

@@ -15,14 +15,6 @@ from oss_tools.report.comparison import read
 
 pytestmark = pytest.mark.slow
 STORE = 80 << 20
-NOWHERE = """
-from oss_tools.cluster.nodes import Cluster
-from oss_tools.errors import Unreachable
-try:
-    Cluster.connect("127.0.0.1:1")
-except Unreachable as error:
-    print(error)
-"""
 FEW = ["--suites", "tool_use", "--limit", "60", "--chunks", "2", "--repeat", "0", "--threads", "1"]
 
 
@@ -143,10 +135,3 @@ def test_what_goes_wrong_on_a_node_is_one_line(raylets):
         with pytest.raises(NoRoom, match="on one node"):
             list(cluster.run([part("add", memory=1 << 50, a=1, b=2)]))
         assert [done.result for done in cluster.run([part("add", a=5, b=6)])] == [11]
-
-
-def test_where_no_cluster_is_a_line_says_so(monkeypatch):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
-    done = subprocess.run([sys.executable, "-c", NOWHERE], capture_output=True, text=True, timeout=300)
-    assert done.stdout.startswith("no Ray cluster at 127.0.0.1:1: "), done.stderr

@@ -30,8 +30,8 @@ def players(
             said = _user(task, mine)
         else:
             first = next(message for message in messages if message["role"] == "user")["content"]
-            (task,) = (task for task in tasks if f"I am {task['id']}." == first)
-            said = agent(task, mine[1:])  # behind the greeting
+            known = [task for task in tasks if f"I am {task['id']}." == first]
+            said = agent(known[0], mine[1:]) if known else "Hello."  # behind the greeting
         if isinstance(said, str):
             return completion(said)
         return completion(None, "tool_calls", tool_calls=[call(name, arguments) for name, arguments in said])
