@@ -362,7 +362,7 @@ def no_gpu() -> None:
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend_for("cuda", "numba") == backend_for("auto", "numba") == "cuda"
     assert backend_for("cpu", "numba") == "numba"
-    with pytest.raises(BadRequest, match="there are cpu, cuda, auto"):
+    with pytest.raises(BadRequest, match="There are cpu, cuda, auto"):
         backend_for("tpu", "numba")
     with pytest.raises(BadRequest, match="leave --backend out"):
         backend_for("cuda", "torch")
