@@ -243,6 +243,17 @@ def test_experts_that_blocks_choose_for_themselves(experts: int, top: int, rng: 
     assert_near(out, wanted, 2e-3)  # a code may be another where the value is halfway between two
 
 
+def test_whose_experts_are_chosen_late() -> None:
+    """Those of the largest logits alone, where the values between are passed on as codes of vectors that are held together."""
+    codes, floats_ = Shape("mxfp4", 64, "int8"), Shape("bf16", 64, "int8")
+    assert may_choose(Choice(8, 3), codes, codes)
+    assert not may_choose(Choice(8, 3, renormalized=False), codes, codes)
+    assert not may_choose(Choice(8, 3, sigmoid=True), codes, codes)
+    assert not may_choose(Choice(8, 3), codes, floats_)
+    assert not may_choose(Choice(64, 33), codes, codes)
+    assert not may_choose(Choice(64, 16), codes, Shape("q8_0", 2880, "int8"))
+
+
 def test_blocks_choose_what_exists(rng: np.random.Generator) -> None:
     """Of equal logits those with the lowest numbers; with NaN and infinities, distinct experts that exist: the second projection
     adds its bias only."""
