@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from threading import Lock
-
 import numpy as np
 
 QUERIES = 128  # positions whose logits are in memory at a time
-PRODUCTS = (
-    Lock()
-)  # BLAS shares its work among its own threads; how it does so, and the last bits, depend on who else calls it
 
 
 def attend(
@@ -39,20 +34,14 @@ def attend(
         stop = min(start + QUERIES, n)
         first = 0 if window is None else max(start - window + 1, 0)
         q = query[start:stop].reshape(stop - start, keys, group, size).transpose(1, 2, 0, 3) * np.float32(factor)
-        logits = product(q.reshape(keys, -1, size), by_key[:, :, first:stop]).reshape(queries, stop - start, stop - first)
+        logits = np.matmul(q.reshape(keys, -1, size), by_key[:, :, first:stop]).reshape(queries, stop - start, stop - first)
         distance = np.arange(start, stop)[:, None] - np.arange(first, stop)[None, :]
         hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
         np.copyto(logits, -np.inf, where=hidden[None])
         shares = _softmax(logits, sinks)
-        seen = product(shares.reshape(keys, -1, stop - first), values[:, first:stop])
+        seen = np.matmul(shares.reshape(keys, -1, stop - first), values[:, first:stop])
         out[start:stop] = seen.reshape(queries, stop - start, -1).transpose(1, 0, 2)
     return out
-
-
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a · b, by one caller at a time: the same bits every time."""
-    with PRODUCTS:
-        return np.matmul(a, b)
 
 
 def _softmax(logits: np.ndarray, sinks: np.ndarray | None) -> np.ndarray:

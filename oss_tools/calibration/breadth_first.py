@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.parallel import cores
-from oss_tools.calibration.attention import attend, product
+from oss_tools.calibration.attention import attend
 from oss_tools.calibration.visitor import Visitor
 from oss_tools.models import Checkpoint
 from oss_tools.models.operations import Gate, Heads, Latent, Operations, Rope, Router
@@ -250,7 +250,7 @@ class BreadthFirst(Operations[Any]):
 
         def work(rows: slice) -> None:
             n = rows.stop - rows.start
-            expanded = product(latent[rows], weight.T).reshape(n, heads.queries, -1)
+            expanded = (latent[rows] @ weight.T).reshape(n, heads.queries, -1)
             shared = np.broadcast_to(key[rows][:, None], (n, heads.queries, heads.rope))
             keys = np.concatenate([expanded[..., : heads.nope], shared], -1)
             seen = attend(query[rows].reshape(keys.shape), keys, expanded[..., heads.nope :], heads.factor)
