@@ -76,7 +76,8 @@ class Steps:
         """reached: is called with the number and the result of each operation in `bounds`. start: a number in `bounds`, and what
         that operation resulted in."""
         self._operations, self._reached, self._bounds = operations, reached, frozenset(bounds)
-        self._start, self._value = start or (0, None)
+        self._start: int = start[0] if start else 0
+        self._value: Any = start[1] if start else None
         self.number = 0
 
     def forward(self, architecture: Architecture) -> Any:

@@ -55,7 +55,7 @@ class Kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             hidden, arrays = (self.folder / f"{what}-{position.number}{kind}" for what, kind in FILES)
             with hidden.open("wb") as file:
-                file.write(memoryview(np.ascontiguousarray(position.hidden)).cast("B"))
+                file.write(np.ascontiguousarray(position.hidden).data.cast("B"))
                 file.flush()
                 os.fsync(file.fileno())
             with arrays.open("wb") as file:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 oss-tools calibrate gpt-oss-20b/ importance.gguf
 oss-tools calibrate model.gguf importance.gguf --text manual.txt --chats chats.jsonl --tokens 131072
-oss-tools requantize model-bf16/ model-q4_0.gguf --format q4_0 --importance importance.gguf
+oss-tools calibrate gpt-oss-20b/ importance.gguf --resume
 """
 PROBE = 0.3  # seconds in which the speed of products is measured
 SHOWN = 12  # tensors that are named
