@@ -138,7 +138,7 @@ def quantize_signed(  # type: ignore[no-untyped-def]
 @inner
 def number(figures: Address, g: Int) -> Int:
     """One of the groups' whole numbers."""
-    return np.int64(get_f32(figures + 4 * g))
+    return int(get_f32(figures + 4 * g))
 
 
 @inner

@@ -194,7 +194,8 @@ def _search_signed(x: Array, w: Array, found: Array, bits: int) -> tuple[Array, 
 def _bits(codes: Array, apart: int, bits: int, shift: int = 0) -> Array:
     """Some bits of codes [N, n], `bits` each: byte j of every run holds those of codes j, j + apart, …, lowest first."""
     runs = (codes >> shift & (1 << bits) - 1).reshape(len(codes), -1, 8 // bits, apart)
-    return sum(runs[:, :, k] << bits * k for k in range(8 // bits)).reshape(len(codes), -1).astype(np.uint8)
+    places = np.arange(0, 8, bits)[:, None]
+    return (runs << places).sum(2).reshape(len(codes), -1).astype(np.uint8)
 
 
 def _halves(*numbers: Array) -> Array:
