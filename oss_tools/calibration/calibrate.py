@@ -29,6 +29,7 @@ from oss_tools.models.operations import Heads
 from oss_tools.models.stacks import expert_layers
 from oss_tools.sizes import format_size
 
+PROCESS = 128 << 20  # bytes of memory that the program itself takes
 PAUSE = 60.0  # seconds between two times that the state is written
 Report = Callable[[int, int], None]  # multiplications done, and of how many
 
@@ -73,7 +74,7 @@ def cost_of(checkpoint: Checkpoint, tokens: int) -> Cost:
         for h in checkpoint.architecture.attention_layers()
     ]
     values = tokens * (3 * hidden + max(widest, 2 * max(widths)))
-    return Cost(work * tokens, 4 * (values + 3 * largest + OUTPUT_ROWS * hidden), 4 * tokens * hidden)
+    return Cost(work * tokens, PROCESS + 4 * (values + 3 * largest + OUTPUT_ROWS * hidden), 4 * tokens * hidden)
 
 
 @dataclass(frozen=True)
