@@ -10,7 +10,6 @@ on with --resume, and ends with the same bytes.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +27,6 @@ oss-tools calibrate gpt-oss-20b/ importance.gguf
 oss-tools calibrate model.gguf importance.gguf --text manual.txt --chats chats.jsonl --tokens 131072
 oss-tools calibrate gpt-oss-20b/ importance.gguf --resume
 """
-PROBE = 0.3  # seconds in which the speed of products is measured
 SHOWN = 12  # tensors that are named
 
 
@@ -56,6 +54,7 @@ def run(
     from oss_tools.calibration.calibrate import calibrate, check, cost_of
     from oss_tools.calibration.texts import sample, sources_of
     from oss_tools.errors import BadRequest
+    from oss_tools.machine.products import multiplications_per_second
     from oss_tools.models import open_checkpoint
 
     sources = sources_of(text or [], chats or [])
@@ -72,7 +71,7 @@ def run(
         cost = cost_of(checkpoint, chosen.tokens)
         record = _record(model, out, chosen, cost)
         if dry_run:
-            seconds = cost.multiplications / _multiplications_per_second()
+            seconds = cost.multiplications / multiplications_per_second()
             print_json(record | {"seconds": round(seconds)}) if as_json else _print_plan(out, chosen, cost, seconds)
             return
         with counted(quiet=quiet) as report:
@@ -147,16 +146,3 @@ def _shares(chosen: Sample) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _multiplications_per_second() -> float:
-    """Of NumPy's products here, which nearly all the time goes into."""
-    import numpy as np
-
-    a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
-    _ = a @ b
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < PROBE:
-        _ = a @ b
-        count += 1
-    return count * 1024**3 / (time.perf_counter() - start)
