@@ -77,6 +77,7 @@ def run(
 ) -> None:
     from oss_tools.checkpoints.files import check_place, replace_file
     from oss_tools.convert.importance import load_importance
+    from oss_tools.download.layout import name_of
     from oss_tools.models import open_checkpoint
     from oss_tools.planning.mixture import choose, recipe_of, recipe_text, to_record
     from oss_tools.planning.sensitivity import Sensitivities, units_of
@@ -107,7 +108,7 @@ def run(
         if output:
             description = f"{mixture.bits:.2f} bits a weight, chosen by measurement (oss-tools plan)"
             comment = [
-                f"Found by `oss-tools plan` for {model.name}: {mixture.bits:.2f} bits a weight,",
+                f"Found by `oss-tools plan` for {name_of(model)}: {mixture.bits:.2f} bits a weight,",
                 f"{format_size(mixture.nbytes)}, predicted divergence {mixture.predicted:.3g} nats.",
                 f"Measured: each matrix rounded alone, over {len(for_plan):,} tokens.",
             ]

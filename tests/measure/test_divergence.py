@@ -23,7 +23,8 @@ def test_as_in_float64(moved: float) -> None:
     came = rng.integers(0, 1001, 70)
     wanted, found = measure_rows(p, q, came), measured(p, q.copy(), came)
     assert np.allclose(found.kld, wanted.kld, rtol=1e-5, atol=1e-6)
-    assert np.allclose(found.nll, wanted.nll, atol=1e-5) and np.allclose(found.base_nll, wanted.base_nll, atol=1e-5)
+    assert np.allclose(found.nll, wanted.nll, atol=1e-5)
+    assert np.allclose(found.base_nll, wanted.base_nll, atol=1e-5)
     assert (found.same_top == wanted.same_top).all()
 
 
@@ -32,7 +33,8 @@ def test_rows_are_those_before_the_scored_tokens() -> None:
     assert [s.tolist() for s in passages.sequences] == [[7, *range(101, 110)], [7, *range(111, 120)]]
     assert passages.came.tolist() == [*range(104, 110), *range(114, 120)]
     assert passages.rows.tolist() == [*range(3, 9), *range(13, 19)]
-    assert len(passages) == 12 and len(passages.only([1])) == 6
+    assert len(passages) == 12
+    assert len(passages.only([1])) == 6
     with pytest.raises(BadRequest, match="too few"):
         Passages.of(range(9), size=10, context=4)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.measure import quality, quality_bases
 from oss_tools.measure.divergence import Passages, predict
 from oss_tools.measure.quality_bases import as_experts, off_the_grid, write_folder
+from oss_tools.measure.quality_shown import figure, table
 from oss_tools.measure.quality_ways import Row, rows
 from oss_tools.models import Checkpoint, open_checkpoint
 
@@ -38,7 +41,8 @@ def test_the_bases_are_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with open_checkpoint(tmp_path / "experts") as experts:
         assert np.allclose(logits(experts, passages), wanted, atol=1e-4 * np.abs(wanted).max())
         router = experts.read_tensor("model.layers.0.mlp.router.weight").dequantize()
-        assert (router[0] == router[3]).all() and (router[0] == -router[4]).all()
+        assert (router[0] == router[3]).all()
+        assert (router[0] == -router[4]).all()
 
 
 def test_rows_are_kept_gone_on_with_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +52,16 @@ def test_rows_are_kept_gone_on_with_and_compared(tmp_path: Path, monkeypatch: py
     two = json.loads(file.read_text())["passages"]
     assert quality.main([*arguments, "--passages", "3"]) == 0
     three = json.loads(file.read_text())["passages"]
-    assert len(two) == 2 and len(three) == 3 and {n: three[n] for n in two} == two
+    assert len(two) == 2
+    assert len(three) == 3
+    assert {n: three[n] for n in two} == two
     monkeypatch.setattr(quality.Measurement, "measure", None)  # nothing is left to do
     assert quality.main([*arguments, "--passages", "3"]) == 0
     record = quality.record("tiny", tmp_path)
     plain, search = record["rows"]["q4_0/plain"], record["rows"]["q4_0/search"]
     assert plain["bits"] == search["bits"] == pytest.approx(5.6, abs=0.1)
-    assert 0 < search["kld"]["value"] < plain["kld"]["value"] < 1 and plain["scored"] == 3 * 448
+    assert 0 < search["kld"]["value"] < plain["kld"]["value"] < 1
+    assert plain["scored"] == 3 * 448
     test = record["paired"]["q4_0/search - q4_0/plain"]
     assert test["ratio"] == pytest.approx(search["kld"]["value"] / plain["kld"]["value"])
     assert test["value"] < 0
@@ -63,10 +70,45 @@ def test_rows_are_kept_gone_on_with_and_compared(tmp_path: Path, monkeypatch: py
 def test_the_first_passages_are_spread_over_the_text() -> None:
     order = quality.spread(51)
     assert sorted(order) == list(range(51))
-    assert sorted(np.diff(sorted(order[:12])))[0] > 1 and max(order[:12]) > 40 and min(order[:12]) < 10
+    assert sorted(np.diff(sorted(order[:12])))[0] > 1
+    assert max(order[:12]) > 40
+    assert min(order[:12]) < 10
 
 
 def test_rows_have_names_of_their_own() -> None:
     names = [row.name for row in rows()]
-    assert len(set(names)) == len(names) and "mxfp4/gptq" in names
-    assert Row("q4_0", "llama.cpp, importance").wants_importance and not Row("q4_0", "gptq").wants_importance
+    assert len(set(names)) == len(names)
+    assert "mxfp4/gptq" in names
+    assert Row("q4_0", "llama.cpp, importance").wants_importance
+    assert not Row("q4_0", "gptq").wants_importance
+
+
+def a_record() -> dict[str, Any]:
+    def row(format: str, way: str, bits: float, kld: float) -> dict[str, Any]:
+        return {"format": format, "way": way, "bits": bits, "kld": {"value": kld, "low": kld - 0.01, "high": kld + 0.01}}
+
+    found = [row("q4_0", "plain", 4.5, 0.2), row("q4_0", "gptq", 4.5, 0.1), row("q8_0", "plain", 8.5, 0.001)]
+    return {"base": {"name": "a <base>"}, "rows": {f"{r['format']}/{r['way']}": r for r in found}}
+
+
+def test_the_table_has_a_line_for_each_format_by_size() -> None:
+    lines = table(a_record()).splitlines()
+    assert lines[0] == "| format | bits | plain | gptq |"
+    assert lines[2:] == [
+        "| q4_0 | 4.50 | 0.2000 ± 0.0100 | 0.1000 ± 0.0100 |",
+        "| q8_0 | 8.50 | 0.0010 ± 0.0100 |  |",
+    ]
+
+
+def test_the_figure_has_a_mark_for_each_row_lower_for_less_divergence() -> None:
+    drawn = ElementTree.fromstring(figure([a_record(), a_record()]))
+    panels = drawn.findall("{*}g")
+    assert len(panels) == 2
+    marks = {
+        mark.findtext("{*}title", "").partition(":")[0]: (float(mark.get("cx", 0)), float(mark.get("cy", 0)))
+        for mark in panels[0].findall("{*}circle")
+        if mark.find("{*}title") is not None
+    }
+    assert set(marks) == {"q4_0, plain", "q4_0, gptq", "q8_0, plain"}
+    assert marks["q4_0, plain"][1] < marks["q4_0, gptq"][1] < marks["q8_0, plain"][1]
+    assert marks["q4_0, plain"][0] == marks["q4_0, gptq"][0] < marks["q8_0, plain"][0]

@@ -39,13 +39,15 @@ def test_predicted_is_measured_and_better_than_any_format_alone(measured: Path, 
     check = record["check"]
     assert record["bits"] <= bits
     assert record["predicted_kld"] == pytest.approx(check["measured_kld"], rel=0.25)
-    assert check["formats"] and all(found["kld"] > check["measured_kld"] for found in check["formats"].values())
+    assert check["formats"]
+    assert all(found["kld"] > check["measured_kld"] for found in check["formats"].values())
 
 
 def test_a_recipe_is_written_and_followed(measured: Path, tmp_path: Path) -> None:
     recipe, made = tmp_path / "mixture.yaml", tmp_path / "made.gguf"
     record = planned("--size", "1.9MB", "--measured", str(measured), "-o", str(recipe))
-    assert record["bytes"] <= 1_900_000 and "predicted divergence" in recipe.read_text()
+    assert record["bytes"] <= 1_900_000
+    assert "predicted divergence" in recipe.read_text()
     assert load_recipe(recipe).description
     result = CliRunner().invoke(app, ["requantize", "tiny", str(made), "--recipe", str(recipe), "--quiet"])
     assert result.exit_code == 0, result.output
@@ -61,7 +63,8 @@ def test_a_larger_budget_never_loses_more_and_kld_is_one(measured: Path) -> None
     predicted = [record["predicted_kld"] for record in records]
     assert predicted == sorted(predicted, reverse=True)
     by_kld = planned("--kld", str(predicted[1]), "--measured", str(measured))
-    assert by_kld["predicted_kld"] <= predicted[1] and by_kld["bytes"] <= records[1]["bytes"] * 1.003
+    assert by_kld["predicted_kld"] <= predicted[1]
+    assert by_kld["bytes"] <= records[1]["bytes"] * 1.003
 
 
 def test_an_interrupted_run_goes_on(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,15 +78,13 @@ def test_an_interrupted_run_goes_on(measured: Path, tmp_path: Path, monkeypatch:
         return real(self, formats)
 
     monkeypatch.setattr(Sensitivities, "divergence", interrupted)
-    with pytest.raises(BaseException):
-        CliRunner().invoke(
-            app, ["plan", "tiny", "--bits", "6", "--measured", str(file), *SMALL, *FORMATS], standalone_mode=False
-        )
-        raise KeyboardInterrupt
+    result = CliRunner().invoke(app, ["plan", "tiny", "--bits", "6", "--measured", str(file), *SMALL, *FORMATS])
+    assert result.exit_code != 0
     assert len(json.loads(file.read_text())["measured"]) == 6
     planned("--bits", "6", "--measured", str(file))
     whole, again = (json.loads(f.read_text()) for f in (measured, file))
-    assert whole == again and len(calls) == 7 + len(whole["measured"]) - 6 + len(whole["whole"])
+    assert whole == again
+    assert len(calls) == 7 + len(whole["measured"]) - 6 + len(whole["whole"])
 
 
 def test_every_other_layer_is_enough_to_begin_with(tmp_path: Path) -> None:
