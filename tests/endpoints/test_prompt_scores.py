@@ -54,10 +54,9 @@ def test_margins_over_the_wire_are_those_of_the_engine(engine: Engine, form) -> 
     def tokens(text: str) -> tuple[int, ...]:
         return tuple(engine.text.encode(text, special=False))
 
-    found = [
-        Decision("option", tokens(f"<|start|>user<|message|>Pick {n}.<|end|><|start|>assistant"), (tokens("A"),), ((tokens("B"),), (tokens("CC"),)))
-        for n in range(4)
-    ]  # fmt: skip
+    rivals = ((tokens("B"),), (tokens("CC"),))
+    asked = [tokens(f"<|start|>user<|message|>Pick {n}.<|end|><|start|>assistant") for n in range(4)]
+    found = [Decision("option", prefix, (tokens("A"),), rivals) for prefix in asked]
     with serving(lambda path, body: form(engine, body)) as server:
         over = measure_remote(Endpoint(server.url, "m", concurrency=1), engine.text, found, lambda line: None)
     assert over == pytest.approx(measure(engine, found), abs=1e-3)
@@ -99,9 +98,9 @@ def test_a_server_that_does_not_know_the_other_form_is_asked_without_it() -> Non
     ],
 )
 def test_servers_without_them_are_named(choice: dict[str, Any]) -> None:
-    with serving(lambda path, body: {"choices": [choice]}) as server:
-        with pytest.raises(BadSource, match="#m gives no log-probabilities of a prompt"):
-            asking(server)
+    said = "#m gives no log-probabilities of a prompt"
+    with serving(lambda path, body: {"choices": [choice]}) as server, pytest.raises(BadSource, match=said):
+        asking(server)
 
 
 @pytest.mark.parametrize("value", ["x", True, math.nan, 3.0, [1]])
