@@ -31,12 +31,13 @@ def drift_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
     for kind, title in TITLES.items():
         chosen = [(name, drift) for name, drift in found if drift.kind == kind]
         depths = sorted({point.depth for _, drift in chosen for point in drift.points})
-        series = [_series(name, drift, depths) for name, drift in chosen]
+        models = [model.name for model in sheet.models]
+        series = [_series(name, drift, depths, models.index(name)) for name, drift in chosen]
         if drawn := lines([written(depth) for depth in depths], series, "tokens of context", y, title):
             yield title, drawn
 
 
-def _series(name: str, drift: Drift, depths: list[int]) -> Series:
+def _series(name: str, drift: Drift, depths: list[int], number: int) -> Series:
     at = {point.depth: Interval(point.kld.value, point.kld.low, point.kld.high) for point in drift.points}
     label = f"{name}, {drift.subject}" if drift.kind == "backends" else name
-    return Series(visible(label), tuple(at.get(depth) for depth in depths))
+    return Series(visible(label), tuple(at.get(depth) for depth in depths), None if drift.kind == "backends" else number)

@@ -46,6 +46,21 @@ def page(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
     return environment.get_template("page.html").render(title=title, sections=sections)
 
 
+def history_page(title: str, note: str, drawn: Sequence[tuple[str, Markup]]) -> str:
+    """A page of plots alone, in the page's style."""
+    css = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
+    head = Markup(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<title>{}</title><style>{}</style></head><body><header><h1>{}</h1><p class="lead">{}</p></header>'
+        '<main><section><div class="grid">'
+    ).format(title, css, title, note)
+    figure = Markup("<figure><figcaption>{}</figcaption>{}</figure>")
+    figures = Markup("\n").join(figure.format(name, plot) for name, plot in drawn)
+    return str(head + figures + Markup("</div></section></main></body></html>\n"))
+
+
 def cut(text: str) -> str:
     """A text that a page has room for."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"

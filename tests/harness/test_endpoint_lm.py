@@ -197,7 +197,7 @@ def first_tokens(**shares: float):
     return answer
 
 
-def letters(*names: str) -> list[Instance]:
+def letters(*names: str) -> list[Any]:
     prompt = ChatPrompt("", [{"role": "user", "content": "Which?"}])
     return [instance(prompt, f" {name}", kind="loglikelihood") for name in names]
 
