@@ -95,9 +95,9 @@ def _picture(sheet: Sheet, models: list[Model], metrics: list[str]) -> str:
         x += width + 24
     y += 12 + max((height for _, height in sizes), default=0.0) + 14
     for said in _about(sheet):
-        parts.append(text(PADDING, y, said, "start", "tick"))
+        parts.append(text(PADDING, y, visible(said), "start", "tick"))
         y += 17
-    named = f"{sheet.comparison.model}: size, divergence, scores and speed of {len(models)} quantizations"
+    named = f"{visible(sheet.comparison.model)}: size, divergence, scores and speed of {len(models)} quantizations"
     return picture(across + 2 * PADDING, y + 8, named, parts)
 
 
