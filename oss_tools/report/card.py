@@ -10,9 +10,10 @@ from markupsafe import Markup
 from oss_tools.errors import BadRequest
 from oss_tools.report.html import harmed, scatter_plots
 from oss_tools.report.markdown import escaped
+from oss_tools.report.metrics import formatted, formatted_interval, metric_of
 from oss_tools.report.pictures import picture, placed, size_of
 from oss_tools.report.plots import LETTER, line, text
-from oss_tools.report.sheet import Model, Sheet, formatted, formatted_interval, metric_of
+from oss_tools.report.sheet import Model, Sheet
 from oss_tools.report.table import cell, kind_of, visible
 
 COLUMNS = ("size", "bits_per_weight", "kld.mean", "same_top", "margin.ratio", "tokens_per_second", "peak_memory")

@@ -14,7 +14,8 @@ from oss_tools.report import plots, table
 from oss_tools.report.comparison import Candidate, Fidelity
 from oss_tools.report.drift import drift_plots
 from oss_tools.report.gates import Verdict
-from oss_tools.report.sheet import Interval, Model, Sheet, format_number, formatted, mean_figure, metric_of
+from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
+from oss_tools.report.sheet import Model, Sheet, mean_figure
 from oss_tools.report.side_by_side import STEPS
 from oss_tools.sizes import format_size
 

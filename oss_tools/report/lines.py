@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from oss_tools.report.metrics import Interval
 from oss_tools.report.plots import BOTTOM, FONT, HEIGHT, LEFT, LETTER, TOP, WIDTH, Axis, Scale, line, scale_of, svg, text
-from oss_tools.report.sheet import Interval
 
 LONGEST = 18  # characters of a series' name, which stands at the right
 BOLD = 8.4  # width of a letter of it, about
