@@ -297,10 +297,7 @@ class Bench:
         memory.view(np.uint16)[:] = self.rng.integers(0x3C00, 0x3F00, (count, pages.nbytes // 2), dtype=np.uint16)
         qkv = self.rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)).astype(np.float32)
         out = np.zeros((tokens, HEADS * HEAD_DIM), np.float32)
-        splits = attention.parts_of(depth) if tokens == 1 else 1
         kernel = attention.attention_op(HEADS // KV_HEADS)
-        tiles = attention.tiles_of(kernel, [tokens], HEADS, KV_HEADS)
-        areas, counters = attention.attention_scratch(tiles * splits, HEAD_DIM)
         program = Program()
         program.add(
             kernel, qkv=qkv, stride=qkv.strides[0], rows=tokens, value_dim=HEAD_DIM, out=out, out_stride=out.strides[0],
@@ -308,7 +305,7 @@ class Bench:
             positions=np.arange(depth - tokens, depth, dtype=np.int32), heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
             window=window, sinks=np.zeros(HEADS, np.float32), pages=memory, page_bytes=pages.nbytes,
             page_positions=pages.positions, tables=np.arange(count, dtype=np.int32), table_stride=4 * count, ring=count,
-            splits=splits, areas=areas, counters=counters,
+            divided=tokens == 1, **attention.attention_scratch(1024, HEAD_DIM),
         )  # fmt: skip
         seen = sum(min(p + 1, window or p + 1) for p in range(depth - tokens, depth))
         label = f"attention × {tokens} token{'s' if tokens > 1 else ''} at {depth}{f', window {window}' if window else ''}"

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # The rooms from the ground floor up. A file imports from its own room and from those that stand before it.
 FLOORS = (
     "numba_kernels",
-    *("errors", "sizes", "escapes", "tables", "resources", "machine", "statistics"),
+    *("errors", "guesses", "sizes", "escapes", "tables", "resources", "machine", "statistics"),
     *("formats", "checkpoints", "models", "convert", "adapters"),
-    *("engine", "chat", "verify", "tiny", "download", "endpoints", "fit", "harness"),
+    *("engine", "chat", "calibration", "verify", "tiny", "download", "endpoints", "cluster", "fit", "harness"),
     *("measure", "report", "compare", "serve", "cli", "__main__"),
 )
 

@@ -30,12 +30,12 @@ VECTORS = CANDIDATES // LANES
 
 
 @inner
-def scale_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, low: Float, high: Float) -> Floats:
-    """The errors of 32 values as scale · code, the code an integer in [low, high]. Four values are added at a time, since each
-    addition waits for the one before."""
+def scale_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, low: Float, high: Float, size: Int) -> Floats:
+    """The errors of `size` values as scale · code, the code an integer in [low, high]. Four values are added at a time, since
+    each addition waits for the one before."""
     bottom, top = splat(low), splat(high)
     total = splat(np.float32(0))
-    for i in range(0, 128, 16):
+    for i in range(0, 4 * size, 16):
         x0, x1 = splat(get_f32(x + i)), splat(get_f32(x + i + 4))
         x2, x3 = splat(get_f32(x + i + 8)), splat(get_f32(x + i + 12))
         d0 = x0 - scale * round_even(minimum(maximum(x0 * inverse, bottom), top))
@@ -49,11 +49,13 @@ def scale_errors(x: Address, weights: Address, scale: Floats, inverse: Floats, l
 
 
 @inner
-def minimum_errors(x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float) -> Floats:
+def minimum_errors(
+    x: Address, weights: Address, scale: Floats, lowest: Floats, inverse: Floats, high: Float, size: Int
+) -> Floats:
     """The same as scale · code + lowest, the code an integer in [0, high]."""
     bottom, top = splat(np.float32(0)), splat(high)
     total = splat(np.float32(0))
-    for i in range(0, 128, 16):
+    for i in range(0, 4 * size, 16):
         x0, x1 = splat(get_f32(x + i)), splat(get_f32(x + i + 4))
         x2, x3 = splat(get_f32(x + i + 8)), splat(get_f32(x + i + 12))
         d0 = x0 - (scale * round_even(minimum(maximum((x0 - lowest) * inverse, bottom), top)) + lowest)
@@ -104,7 +106,7 @@ def search_scales(
                 if low == -high:
                     found = magnitude_errors(magnitudes, weights + 128 * b, scale, reciprocal(scale), high)
                 else:
-                    found = scale_errors(at, weights + 128 * b, scale, reciprocal(scale), low, high)
+                    found = scale_errors(at, weights + 128 * b, scale, reciprocal(scale), low, high, 32)
                 store_floats(errors + 4 * LANES * v, found)
             set_f32(scales + 4 * b, get_f32(tried + 4 * least_lane(errors, SURE)))
 
@@ -124,7 +126,7 @@ def search_scales_and_minima(
                 lowest = as_half(base + start * load_floats(steps + 128 * p + 64 + at))
                 store_floats(tried + at, scale)
                 store_floats(moved + at, lowest)
-                found = minimum_errors(x + 128 * b, weights + 128 * b, scale, lowest, reciprocal(scale), high)
+                found = minimum_errors(x + 128 * b, weights + 128 * b, scale, lowest, reciprocal(scale), high, 32)
                 store_floats(errors + at, found)
             lane = least_lane(errors, SURE)
             set_f32(scales + 4 * b, get_f32(tried + 4 * lane))

@@ -89,6 +89,35 @@ STEPS_SYMMETRIC = {4: _scale_steps(0.84, 1.2), 5: _scale_steps(0.92, 1.25)}
 STEPS_MINIMUM = {4: _minimum_steps(15, 0.02, 0.045), 5: _minimum_steps(31, 0.02, 0.025)}
 STEPS_IQ4_NL = _scale_steps(0.84, 1.2)
 
+# ---- ggml's k-quants -------------------------------------------------------------------------------------------------
+
+K_BLOCK = 256  # values of a block
+K_REFINED = 2  # how often a block's two scales are fitted to its codes
+# With a group's scale and minimum as they are after the first search, whole numbers tried in their stead: [2, CANDIDATES].
+K_NEARBY = np.array(
+    [(0, 0), *((s, m) for s in (-1, 0, 1) for m in (-2, -1, 0, 1, 2) if (s, m) != (0, 0)), (2, 0)], np.float32
+).T.copy()
+K_NEARBY_SCALES = np.array([0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8], np.float32)
+
+
+def _range_steps(codes: int, reach: float) -> np.ndarray:
+    """Two passes over both ends of a group's range, the second nearer: float32 [2, 2, CANDIDATES] of scales and minima."""
+    passes = []
+    for outwards, inwards in ((0.4 * reach, 0.6 * reach), (0.175 * reach, 0.175 * reach)):
+        ends = np.linspace(-outwards, inwards, 4)
+        low, high = np.array([(a, b) for a in ends for b in ends]).T
+        low[0] = high[0] = 0
+        passes.append([1 - low - high, low * codes])
+    return np.array(passes, np.float32)
+
+
+# By bits. A scale of the other sign lets the largest magnitude be the largest code rather than the least.
+K_RANGES = {2: _range_steps(3, 0.5), 4: _range_steps(15, 0.12), 5: _range_steps(31, 0.06)}
+K_FACTORS = {
+    3: np.array([1, *np.linspace(0.75, 1.25, 9), *-np.linspace(1, 1.5, 6)], np.float32),
+    6: np.array([1, *np.linspace(0.95, 1.12, 12), *-np.linspace(1, 1.08, 3)], np.float32),
+}
+
 # ---- int8 -----------------------------------------------------------------------------------------------------------
 
 # Scales tried, as multiples of the plain one; the first is 1. Powers of two have nothing between, so only the next one is.

@@ -8,7 +8,6 @@ memory, and sequences that begin alike can share pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -416,25 +415,39 @@ def finish_row(at, area, head_dim, sink):  # type: ignore[no-untyped-def]
             store_first(at + 4 * d, value, head_dim - d)
 
 
+def parts_that_fit(sequences, first_row, row_count, positions, group, kv_heads, pieces):  # type: ignore[no-untyped-def]
+    """Parts of the keys of the longest sequence if all pieces of work have an area then, else 1."""
+    tiles, longest = 0, 0
+    for s in range(sequences):
+        rows = get_i32(row_count + 4 * s)
+        if rows > 0:
+            tiles += (rows * group + ROWS - 1) // ROWS
+            longest = max(longest, get_i32(positions + 4 * (get_i32(first_row + 4 * s) + rows - 1)) + 1)
+    parts = (longest + PART - 1) // PART
+    return parts if tiles * kv_heads * parts <= pieces else 1
+
+
 LATENT = 0
 score_keys: Any = None  # the compiled forms of the steps above, for ROWS rows; set by `attention_op`
 soften_scores: Any = None
 sum_values: Any = None
 clear_sums: Any = None
 merge_sums: Any = None
+parts_that_fit_in: Any = None
 
 
 def attention(  # type: ignore[no-untyped-def]
     qkv, stride, rows, out, out_stride, sequences, first_row, row_count, positions, heads, kv_heads, head_dim, value_dim,
-    window, sinks, pages, page_bytes, page_positions, tables, table_stride, ring, splits, areas, counters, team, thread,
+    window, sinks, pages, page_bytes, page_positions, tables, table_stride, ring, divided, areas, area_bytes, counters, pieces,
+    team, thread,
 ):  # fmt: skip
     """Causal attention of rotated and scaled queries over the stored keys, the rows' own among them.
 
     qkv: as `rotate_and_store` left it; out: float32 rows [heads · head_dim], out_stride bytes apart; sequences: how many,
     each with its rows first_row[s] … + row_count[s] (int32) at consecutive positions (int32, per row); window: a key is seen
-    when query − key < window, 0 for all; sinks: float32 [heads] or 0; pages … ring: as there. With `splits` > 1, which must
-    be at least `parts_of` the longest sequence, each part of a tile's keys is a piece of work: areas (`attention_scratch`)
-    holds what they found and counters (int64, zeros) how many are done.
+    when query − key < window, 0 for all; sinks: float32 [heads] or 0; pages … ring: as there. With `divided`, each part of a
+    tile's keys is a piece of work, where there is room for them: areas hold what they found, and counters (int64, zeros) how
+    many are done (`attention_scratch` makes both).
 
     With LATENT, all heads share one key of head_dim values, of which the first value_dim are its value (pages as `latent` lays
     them out), and heads lie one under another: that of row r is row head · rows + r of qkv and of out; otherwise value_dim is
@@ -452,6 +465,11 @@ def attention(  # type: ignore[no-untyped-def]
     scores = stack(SCORES)
     index = stack(64)
     sees = stack(128)
+    splits = 1
+    if divided:
+        splits = parts_that_fit_in(sequences, first_row, row_count, positions, group, kv_heads, pieces)
+        if ROWS * area_stride > area_bytes:
+            splits = 1
     item = take(team)
     done = 0
     s = 0
@@ -485,7 +503,7 @@ def attention(  # type: ignore[no-untyped-def]
         low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
         area = own
         if splits > 1:
-            area = areas + (done + number) * ROWS * area_stride
+            area = areas + (done + number) * area_bytes
             part = (low // PART + split) * PART
             low, high = max(low, part), min(high, part + PART)
         sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
@@ -513,7 +531,7 @@ def attention(  # type: ignore[no-untyped-def]
             atomic_store(counter, 0)
             is_last = True
             for j in range(splits):
-                merge_sums(whole, area + (j - split) * ROWS * area_stride, area_stride)
+                merge_sums(whole, area + (j - split) * area_bytes, area_stride)
         if is_last:
             for t in range(last + 1 - tile * ROWS):
                 r = tile * ROWS + t
@@ -544,22 +562,16 @@ def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, 
         "sum_values": add_values_by_two if 2 * size <= ACTIVE.sums else add_values,
         "clear_sums": clear,
         "merge_sums": merge,
+        "parts_that_fit_in": parts_that_fit,
     }
     compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
 
 
-def parts_of(length: int) -> int:
-    """Parts into which the keys of a sequence are divided."""
-    return -(-length // PART)
-
-
-def tiles_of(op: Op, tokens: Iterable[int], heads: int, kv_heads: int) -> int:
-    """Tiles of an attention operation over sequences of so many new tokens each."""
-    return sum(-(-n * (heads // kv_heads) // op.constants["ROWS"]) for n in tokens) * kv_heads
-
-
-def attention_scratch(pieces: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The memory that divided attention needs: areas and counters for so many pieces of work (`tiles_of`, times `splits`)."""
-    padded = -(-head_dim // LANES) * LANES
-    return np.zeros(pieces * max(TILES) * (LANES + padded), np.float32), np.zeros(pieces, np.int64)
+def attention_scratch(pieces: int, value_dim: int) -> dict[str, Any]:
+    """Memory for divided attention, as the kernels' arguments of these names: an area and a counter for each of so many pieces of
+    work. Kernels divide where it is enough, and nowhere else: neither how many rows their tiles have nor how long sequences
+    are is to be reckoned by who calls them."""
+    each = max(TILES) * (LANES + -(-value_dim // LANES) * LANES)
+    areas, counters = np.zeros((pieces, each), np.float32), np.zeros(pieces, np.int64)
+    return {"areas": areas, "area_bytes": areas.strides[0], "counters": counters, "pieces": pieces}

@@ -26,6 +26,7 @@ from numba_kernels.cuda.elements import (
     write_f32,
 )
 from numba_kernels.cuda.intrinsics import (
+    count_up,
     let_next_begin,
     load_floats,
     load_words,
@@ -452,14 +453,11 @@ def attend(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, 
     for i in range(thread, HEADS, WARPS * WARP):
         partial[at + HEAD_SIZE + 2 * i] = stats[3 * i]
         partial[at + HEAD_SIZE + 2 * i + 1] = stats[3 * i + 1]
-    cuda.threadfence()
     cuda.syncthreads()
     if thread == 0:
-        cuda.threadfence()
-        last[0] = cuda.atomic.add(counters, kv, 1)
+        last[0] = count_up(counters, kv)
     cuda.syncthreads()
     if last[0] == active - 1:
-        cuda.threadfence()
         FINISH(kv, active, partial, sinks, weights, out)
         if thread == 0:
             counters[kv] = 0
@@ -491,7 +489,7 @@ def attend_constants(shape: Attention, splits: int, warps: int) -> dict[str, Any
     functions["MEET_ALL"] = device(meet_all, **numbers, MEET=functions["MEET"])
     kinds = (store, rotate, scores, soften, gather, gather_held, chunk_of_values, keep_values, finish)
     made = {f.__name__.upper(): device(f, **numbers, **functions) for f in kinds}
-    return {**numbers, **made}
+    return {**numbers, **functions, **made}
 
 
 def attend_kernel(shape: Attention, splits: int, warps: int = 4) -> Kernel:

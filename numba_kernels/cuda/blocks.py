@@ -150,7 +150,8 @@ MXFP4_LOW, MXFP4_HIGH = np.uint32(0x03020100), np.uint32(0x0C080604)  # 2 · val
 MXFP4_LOW_NEGATIVE, MXFP4_HIGH_NEGATIVE = np.uint32(0xFDFEFF00), np.uint32(0xF4F8FAFC)
 SEVENS, EIGHTS, ORDER = np.uint32(0x7777), np.uint32(0x8888), np.uint32(0x3210)
 NIBBLES, ONE_BITS = np.uint32(0x0F0F0F0F), np.uint32(0x01010101)
-FOUR, SIXTEEN = np.uint32(4), np.uint32(16)
+ONE, FOUR, FOURTEEN, SIXTEEN, TWENTY_THREE = (np.uint32(n) for n in (1, 4, 14, 16, 23))
+SIGNS, HALF_BIT = np.uint32(0x88888888), np.uint32(0x00400000)
 
 
 @device
@@ -165,12 +166,9 @@ def fp4_bytes(codes: Any) -> Any:
 @device
 def e8m0(code: Any) -> Any:
     """2^(code − 127) as float32; 255 is NaN."""
-    bits = np.uint32(code) << np.uint32(23)
-    if code == 0:
-        bits = np.uint32(0x00400000)
-    if code == 255:
-        bits = np.uint32(0x7FC00000)
-    return bits_as_float(np.uint32(bits))
+    word = np.uint32(code)
+    bits = np.uint32(np.uint32(word << TWENTY_THREE) | np.uint32(np.uint32(np.uint32(word + ONE) << FOURTEEN) & HALF_BIT))
+    return bits_as_float(max(bits, HALF_BIT))  # 0 is half of the least normal number; 255 + 1 makes of infinity NaN
 
 
 @device
@@ -194,17 +192,28 @@ def dot4(a0: Any, a1: Any, a2: Any, a3: Any, x: Any) -> Any:
     return dp4a(a3, x[3], dp4a(a2, x[2], dp4a(a1, x[1], dp4a(a0, x[0], ZERO))))
 
 
+@device
+def fp4_sum(w: Any, v: Any, x: Any) -> Any:
+    """Σ over the 16 codes of two words, as twice their values, with a quad. A selector with its highest bit set gives copies of a
+    byte's sign, which is 0: so codes give the values that are not negative, and, signs turned, the others. `low` is no constant
+    for the assembler, which would move one into a register before each permutation."""
+    low = np.uint32(MXFP4_LOW | np.uint32(cuda.threadIdx.y))
+    m, n = np.uint32(w ^ SIGNS), np.uint32(v ^ SIGNS)
+    plus = dp4a(byte_permute(low, MXFP4_HIGH, w), x[0], ZERO)
+    minus = dp4a(byte_permute(low, MXFP4_HIGH, m), x[0], ZERO)
+    plus = dp4a(byte_permute(low, MXFP4_HIGH, np.uint32(w >> SIXTEEN)), x[1], plus)
+    minus = dp4a(byte_permute(low, MXFP4_HIGH, np.uint32(m >> SIXTEEN)), x[1], minus)
+    plus = dp4a(byte_permute(low, MXFP4_HIGH, v), x[2], plus)
+    minus = dp4a(byte_permute(low, MXFP4_HIGH, n), x[2], minus)
+    plus = dp4a(byte_permute(low, MXFP4_HIGH, np.uint32(v >> SIXTEEN)), x[3], plus)
+    minus = dp4a(byte_permute(low, MXFP4_HIGH, np.uint32(n >> SIXTEEN)), x[3], minus)
+    return np.int32(plus - minus)
+
+
 def dot_mxfp4_int8(chunk, scale, c, x, x_scales):  # type: ignore[no-untyped-def]
     """Quad 0 meets the columns of words 0 and 1, quad 1 those of words 2 and 3."""
-    first, second = load_words(x, 4 * c), load_words(x, 4 * (c + PADDED))
-    a = dot4(
-        fp4_bytes(chunk[0]), fp4_bytes(np.uint32(chunk[0] >> SIXTEEN)),
-        fp4_bytes(chunk[1]), fp4_bytes(np.uint32(chunk[1] >> SIXTEEN)), first,
-    )  # fmt: skip
-    b = dot4(
-        fp4_bytes(chunk[2]), fp4_bytes(np.uint32(chunk[2] >> SIXTEEN)),
-        fp4_bytes(chunk[3]), fp4_bytes(np.uint32(chunk[3] >> SIXTEEN)), second,
-    )  # fmt: skip
+    a = fp4_sum(chunk[0], chunk[1], load_words(x, 4 * c))
+    b = fp4_sum(chunk[2], chunk[3], load_words(x, 4 * (c + PADDED)))
     return e8m0(scale) * HALF * (np.float32(a) * x_scales[c] + np.float32(b) * x_scales[c + PADDED])
 
 

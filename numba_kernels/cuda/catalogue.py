@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.attention_ahead import attend_ahead_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
@@ -23,6 +24,7 @@ from numba_kernels.cuda.seam import Kernel
 
 HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
 EARLY = "ld.global.L1::no_allocate.v4.u32"
+SETTLED = "ld.relaxed.gpu.global.v4.u32"
 WIDE = "ld.global.nc.L1::no_allocate.v4.u32"
 COPY = "cp.async.cg.shared.global"
 MATRIX = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
@@ -57,11 +59,19 @@ def one_token() -> Iterator[Example]:
     gated = matvec_kernel(Shape("q8_0", 576, "int8"), norm=True, bias=False, finish=SILU)
     yield Example("Llama gate and up", gated, (EARLY, "dp4a.s32.s32"))
     kernel = route_kernel(Shape("f32", HIDDEN, "f32"), Choice(32, TOP), norm=True, bias=True)
-    yield Example("router of 32 in f32", kernel, (EARLY, "atom.global.add.u32"))
+    yield Example("router of 32 in f32", kernel, (EARLY, "atom.acq_rel.gpu.global.add.s32"))
     router = Shape("bf16", HIDDEN, "f32")
     for experts in (32, 128):
         kernel = route_kernel(router, Choice(experts, TOP), norm=True, bias=True)
-        yield Example(f"router of {experts}", kernel, (EARLY, "atom.global.add.u32"))
+        yield Example(f"router of {experts}", kernel, (EARLY, "atom.acq_rel.gpu.global.add.s32"))
+        yield Example(
+            f"router of {experts}, logits", route_kernel(router, Choice(experts, TOP), norm=True, bias=True, chooses=False)
+        )
+        shape, choice = Shape("mxfp4", INNER, "int8"), Choice(experts, TOP)
+        first = gate_up_coded_kernel(shape, shape, top=TOP, bias=True, choice=choice)
+        yield Example(f"gate and up of {experts}", first, (EARLY, "redux.sync.max.u32", "ld.relaxed.gpu.global.v4.f32"))
+        second = down_kernel(shape, top=TOP, bias=True, coded=True, choice=choice)
+        yield Example(f"down of {experts}", second, (EARLY, "redux.sync.max.u32"))
     for format, activations in (("mxfp4", "int8"), ("q8_0", "int8"), ("mxfp4", "f32"), ("bf16", "f32")):
         dots = ("dp4a.s32.s32",) if activations == "int8" else ()
         shape = Shape(format, INNER, activations)
@@ -75,11 +85,16 @@ def one_token() -> Iterator[Example]:
         heads = Attention(QUERIES, KEYS, SIZE, window, 3 if window else 64, element, sinks=True)
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
         yield Example(
-            f"attention {element}, window {window}", attend_kernel(heads, 3 if window else 64), (wide, "atom.global.add.u32")
+            f"attention {element}, window {window}",
+            attend_kernel(heads, 3 if window else 64),
+            (wide, "atom.acq_rel.gpu.global.add.s32"),
         )
+        if element == "bf16":
+            ahead = attend_ahead_kernel(heads, 3 if window else 64)
+            yield Example(f"attention ahead, window {window}", ahead, (SETTLED, "atom.acq_rel.gpu.global.add.s32"))
     for format in ("bf16", "q8_0", "mxfp4"):
         yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
-    yield Example("choice of a token", choose_kernel(), ("atom.global.add.u32",))
+    yield Example("choice of a token", choose_kernel(), ("atom.acq_rel.gpu.global.add.s32",))
 
 
 def many_tokens() -> Iterator[Example]:
@@ -117,7 +132,7 @@ def other_families() -> Iterator[Example]:
     """What gpt-oss and Llama do not need."""
     for name, (hidden, choice) in CHOICES.items():
         router = route_kernel(Shape("bf16", hidden, "int8"), choice, norm=True, bias=False)
-        yield Example(f"router of {name}", router, (EARLY, "atom.global.add.u32"))
+        yield Example(f"router of {name}", router, (EARLY, "atom.acq_rel.gpu.global.add.s32"))
     for format in ("q4_0", "bf16"):
         shape, dots = Shape(format, 2048, "int8"), () if format == "bf16" else ("dp4a.s32.s32",)
         yield Example(f"SiLU experts {format}", gate_up_kernel(shape, top=8, bias=False, gate=SILU_GATE), (EARLY, *dots))
@@ -129,7 +144,7 @@ def other_families() -> Iterator[Example]:
     yield Example("GPT-2 positions", embed_kernel("f32", 768, add=True))
     yield Example("GPT-2 norm", layer_norm_kernel(1600))
     heads = Attention(12, 12, 64, None, 16, "bf16", turned=False)
-    yield Example("GPT-2 attention", attend_kernel(heads, 64), ("ld.global.v4.u32", "atom.global.add.u32"))
+    yield Example("GPT-2 attention", attend_kernel(heads, 64), ("ld.global.v4.u32", "atom.acq_rel.gpu.global.add.s32"))
     yield Example("GPT-2 store of many tokens", store_many_kernel(heads))
     yield Example("gated shared expert", add_rows_kernel(3584, gated=True, add=True))
     turn = turn_heads_kernel(32, 4, 128, norms=(True, True), pairs=64, interleaved=False)
@@ -139,7 +154,7 @@ def other_families() -> Iterator[Example]:
         wide = "ld.global.v4.u32" if element == "bf16" else "ld.global.v4.f32"
         store = store_latents_kernel(latents, 512, 64, nope, pairs=32, interleaved=True, norm=True)
         yield Example(f"DeepSeek latents, {what}", store)
-        yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 64), (wide, "atom.global.add.u32"))
+        yield Example(f"DeepSeek attention, {what}", attend_kernel(latents, 64), (wide, "atom.acq_rel.gpu.global.add.s32"))
         yield Example(
             f"DeepSeek queries to latents, {what}", products_kernel(element, queries, 512, nope, aligned=True), (WIDE,)
         )

@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.intrinsics import load_fresh, shuffle_xor, warp_barrier, warp_max, warp_sum
+from numba_kernels.cuda.intrinsics import (
+    bits_as_float,
+    float_as_bits,
+    largest_of_warp,
+    least_of_warp,
+    load_fresh,
+    settled,
+    shuffle_xor,
+    warp_barrier,
+    warp_max,
+    warp_sum,
+)
 from numba_kernels.cuda.seam import WARP, cuda, device
 
 TOP = 1
@@ -18,8 +29,12 @@ SIGMOID = RENORMALIZED = CORRECTED = 0
 GROUPS = GROUPS_CHOSEN = GROUP_BEST = 1
 GROUP_SIZE = 1
 PICK: Any = None
+KEY_OF: Any = None
+VALUE_OF: Any = None
+SHARED = 1  # whether the weights are asked for
 ZERO, ONE = np.float32(0), np.float32(1)
 LOWEST = np.float32(-math.inf)
+NOTHING, LEAST, SIGN, ALL_BITS = np.uint32(0), np.uint32(1), np.uint32(0x80000000), np.uint32(0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,11 @@ class Choice:
     def held(self) -> int:
         """Scores in shared memory."""
         return self.experts
+
+    def best(self, shared: bool) -> Any:
+        """The device function of kernels that choose for themselves, for a plain choice; shared: whether they need weights."""
+        sizes = {"SHARED": int(shared), "EXPERTS": self.experts, "TOP": self.top, "SLICES": -(-self.experts // WARP)}
+        return device(best_by_logit, **sizes, KEY_OF=key_of, VALUE_OF=value_of)
 
     def function(self) -> Any:
         """The device function."""
@@ -118,6 +138,51 @@ def choose_by_logit(  # type: ignore[no-untyped-def]
     for k in range(lane, TOP, WARP):
         ids[at + k] = chosen[k]
         shares[at + k] = merits[k] / total * share_scale
+
+
+@device
+def key_of(value: Any) -> Any:
+    """A word, 1 or more, that is the larger the larger the value is."""
+    bits = float_as_bits(value)
+    return max(np.uint32(bits ^ ALL_BITS) if bits >= SIGN else np.uint32(bits ^ SIGN), LEAST)
+
+
+@device
+def value_of(key: Any) -> Any:
+    """The value that has this key."""
+    return bits_as_float(np.uint32(key ^ SIGN) if key >= SIGN else np.uint32(key ^ ALL_BITS))
+
+
+def best_by_logit(logits, keys, chosen, shares, share_scale):  # type: ignore[no-untyped-def]
+    """A token's experts as `choose_by_logit` finds them, from logits that a launch wrote which has ended, into shared memory:
+    chosen and shares [TOP], at most 32; keys [EXPERTS] is shared too. By one warp, while others do something else."""
+    lane, top = cuda.threadIdx.x % WARP, NOTHING
+    for i in range(SLICES):
+        if i * WARP + lane < EXPERTS:
+            keys[i * WARP + lane] = KEY_OF(settled(logits, i * WARP + lane))
+    mine = NOTHING
+    for k in range(TOP):
+        best, number = NOTHING, np.uint32(EXPERTS)
+        for i in range(SLICES):
+            if i * WARP + lane < EXPERTS:
+                key = keys[i * WARP + lane]
+                if key > best:
+                    best, number = key, np.uint32(i * WARP + lane)
+        highest = largest_of_warp(best)
+        winner = least_of_warp(number if best == highest else np.uint32(EXPERTS))
+        if number == winner:
+            keys[winner] = NOTHING
+        if k == 0:
+            top = highest
+        if lane == k:
+            mine = highest
+        if lane == 0:
+            chosen[k] = np.int32(winner)
+    if SHARED:
+        share = np.float32(math.exp(VALUE_OF(mine) - VALUE_OF(top))) if lane < TOP else ZERO
+        total = warp_sum(share)
+        if lane < TOP:
+            shares[lane] = share / total * share_scale
 
 
 def choose_by_score(  # type: ignore[no-untyped-def]

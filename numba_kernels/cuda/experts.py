@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.blocks import GROUP, Shape
+from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.intrinsics import (
     let_next_begin,
     load_floats,
     load_words,
+    reciprocal,
     store_floats,
     store_words,
     wait_for_launch_before,
     warp_sum,
 )  # fmt: skip
 from numba_kernels.cuda.matvec import row_constants, silu
-from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
-from numba_kernels.cuda.vectors import code_group
+from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, SHARED, WARP, WORDS, Kernel, cuda, device, kernel, types
+from numba_kernels.cuda.vectors import RESERVED, code_group, prepare_early
 
 WARPS = 8
 FORMAT = KIND = ""  # in the kernel's name
@@ -39,6 +41,10 @@ TOP = 1
 SLOTS = 1  # vectors in shared memory at once
 SILU, SWIGLU = 0, 1
 RESIDENT = 3  # blocks of a multiprocessor
+CHOOSES = 0  # whether the experts are chosen by each block, from the logits
+KEYS = 1
+BEST: Any = None
+PREPARE_EARLY: Any = None
 CODED = 0  # whether vectors come as codes
 TWO_GROUPS = 2 * GROUP
 OUT_QUADS = 1
@@ -54,7 +60,7 @@ def swiglu(gate: Any, up: Any, limit: Any, alpha: Any) -> Any:
     gate = limit if gate > limit else gate
     up = limit if up > limit else up
     up = -limit if up < -limit else up
-    return gate / (ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
+    return gate * reciprocal(ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
 
 
 def slot_of(pair, inner):  # type: ignore[no-untyped-def]
@@ -99,32 +105,50 @@ def gate_up(codes, scales, bias, source, ids, inner, stride, limit, alpha, out):
             a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
 
 
-@kernel(WORDS, "SCALES", FLOATS, FLOATS, INTS, INT, FLOAT, FLOAT, WORDS, FLOATS)
-def gate_up_coded(codes, scales, bias, source, ids, inner, limit, alpha, out, out_scales):  # type: ignore[no-untyped-def]
+@kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, FLOATS, INTS, INT, FLOAT, FLOAT, WORDS, FLOATS)
+def gate_up_coded(  # type: ignore[no-untyped-def]
+    codes, scales, bias, source, weight, epsilon, logits, ids, inner, limit, alpha, out, out_scales
+):  # fmt: skip
     """The same, whose values are left as the second projection takes them: as codes, out [TOP, 4 · OUT_QUADS], with a scale for
-    each 16, out_scales [TOP, OUT_QUADS]. inner is a multiple of 16, and so many values at a time are a block's."""
+    each 16, out_scales [TOP, OUT_QUADS]. inner is a multiple of 16, and so many values at a time are a block's.
+
+    With CHOOSES the experts are those of the largest `logits`, and x is source normalized, with `weight`, while the launch
+    before, the router's, still runs: source was there before it.
+    """
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
     values = cuda.shared.array(
         TWO_GROUPS, types.float32, 16
     )  # of two groups in turn: one is read while the other is written
+    sums = cuda.shared.array(WARPS, types.float32, 16)
+    keys = cuda.shared.array(KEYS, types.uint32, 16)
+    chosen = cuda.shared.array(TOP, types.int32, 16)
+    parts = cuda.shared.array(TOP, types.float32, 16)
     lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
     groups, group, half, turn = TOP * inner // GROUP, cuda.blockIdx.x, 0, 0
+    gain = ONE
+    if CHOOSES:
+        gain = PREPARE_EARLY(source, 0, weight, epsilon, x, x_scales, sums)
     wait_for_launch_before()
     let_next_begin()
+    if CHOOSES:
+        if warp == 0:
+            BEST(logits, keys, chosen, parts, ONE)
+        cuda.syncthreads()
     pair = min(group, groups - 1) * GROUP + warp
     slot = SLOT_OF(pair, inner)
-    row = 2 * (ids[slot] * inner + pair - slot * inner)
+    row = 2 * ((chosen[slot] if CHOOSES else ids[slot]) * inner + pair - slot * inner)
     a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
-    FILL(source, 0, 0, 1, x, x_scales)
-    cuda.syncthreads()
+    if not CHOOSES:
+        FILL(source, 0, 0, 1, x, x_scales)
+        cuda.syncthreads()
     while group < groups:
         first = second = np.float32(0)
         if BIAS:
             first += bias[row]
             second += bias[row + 1]
         a, b = PAIR(codes, scales, row, row + 1, a_first, b_first, 0, 0, x, x_scales)
-        a, b = warp_sum(a) + first, warp_sum(b) + second
+        a, b = warp_sum(a) * gain + first, warp_sum(b) * gain + second
         if lane == 0:
             values[turn + half * WARPS + warp] = swiglu(a, b, limit, alpha) if GATE == SWIGLU else silu(a, b)
         this, this_slot = group, slot
@@ -135,7 +159,7 @@ def gate_up_coded(codes, scales, bias, source, ids, inner, limit, alpha, out, ou
         if group < groups:
             pair = group * GROUP + half * WARPS + warp
             slot = SLOT_OF(pair, inner)
-            row = 2 * (ids[slot] * inner + pair - slot * inner)
+            row = 2 * ((chosen[slot] if CHOOSES else ids[slot]) * inner + pair - slot * inner)
             a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, row + 1, 0)
         if half == 0:
             cuda.syncthreads()
@@ -159,26 +183,43 @@ def bring_codes(source, source_scales, held, count, stride, x, x_scales):  # typ
         store_floats(x_scales, 4 * i, e, f, g, h)
 
 
-@kernel(WORDS, "SCALES", FLOATS, "SOURCE", FLOATS, INT, INTS, FLOATS, INT, FLOATS)
-def down(codes, scales, bias, source, source_scales, stride, ids, shares, rows, out):  # type: ignore[no-untyped-def]
+@kernel(WORDS, "SCALES", FLOATS, "SOURCE", FLOATS, INT, FLOATS, FLOAT, INTS, FLOATS, INT, FLOATS)
+def down(  # type: ignore[no-untyped-def]
+    codes, scales, bias, source, source_scales, stride, logits, share_scale, ids, shares, rows, out
+):  # fmt: skip
     """out[n] += Σ over k of shares[k] · (row n of expert ids[k] · source[k · stride …] + bias); bias [EXPERTS, rows]. With CODED,
     source and source_scales are what `gate_up_coded` leaves.
 
+    With CHOOSES the experts are chosen from `logits`, while the launch before, that of `gate_up_coded`, still runs: the
+    logits were there before it.
     The vectors of SLOTS experts are in shared memory at a time; a warp has a row of each, two by two.
     """
     x = cuda.shared.array(X_SIZE, X_TYPE, 16)
     x_scales = cuda.shared.array(S_SIZE, types.float32, 16)
+    keys = cuda.shared.array(KEYS, types.uint32, 16)
+    chosen = cuda.shared.array(TOP, types.int32, 16)
+    parts = cuda.shared.array(TOP, types.float32, 16)
     lane, first = cuda.threadIdx.x % WARP, cuda.blockIdx.x * WARPS + cuda.threadIdx.x // WARP
-    wait_for_launch_before()
-    let_next_begin()
+    if CHOOSES:
+        if cuda.threadIdx.x < WARP:
+            BEST(logits, keys, chosen, parts, share_scale)
+    else:
+        wait_for_launch_before()
+        let_next_begin()
+        if cuda.threadIdx.x < TOP:
+            chosen[cuda.threadIdx.x], parts[cuda.threadIdx.x] = ids[cuda.threadIdx.x], shares[cuda.threadIdx.x]
+    cuda.syncthreads()
     for held in range(0, TOP, SLOTS):
         n, k, other = min(first, rows - 1), held, min(held + 1, TOP - 1)
-        row, next_row = ids[k] * rows + n, ids[other] * rows + n
+        row, next_row = chosen[k] * rows + n, chosen[other] * rows + n
         a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, next_row, 0)
         if SLOTS > 2 and held + 2 < TOP:  # the next two are asked for
-            ASK_FOR_TWO(codes, ids[held + 2] * rows + n, ids[min(held + 3, TOP - 1)] * rows + n, lane)
+            ASK_FOR_TWO(codes, chosen[held + 2] * rows + n, chosen[min(held + 3, TOP - 1)] * rows + n, lane)
         if held > 0:
             cuda.syncthreads()  # the vectors before are done with
+        if CHOOSES:
+            wait_for_launch_before()
+            let_next_begin()
         BRING(source, source_scales, held, min(TOP - held, SLOTS), stride, x, x_scales)
         cuda.syncthreads()
         n = first
@@ -187,7 +228,7 @@ def down(codes, scales, bias, source, source_scales, stride, ids, shares, rows, 
             for slot in range(0, SLOTS, 2):
                 if held + slot < TOP:
                     k, other = held + slot, min(held + slot + 1, TOP - 1)
-                    share, other_share = shares[k], shares[other]
+                    share, other_share = parts[k], parts[other]
                     if other == k:
                         other_share = np.float32(0)
                     if BIAS:
@@ -200,7 +241,7 @@ def down(codes, scales, bias, source, source_scales, stride, ids, shares, rows, 
                     if slot + 2 >= SLOTS or k >= TOP:  # on to the next row
                         m, k, other = n + cuda.gridDim.x * WARPS, held, min(held + 1, TOP - 1)
                     if m < rows:
-                        row, next_row = ids[k] * rows + m, ids[other] * rows + m
+                        row, next_row = chosen[k] * rows + m, chosen[other] * rows + m
                         a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, next_row, 0)
             if lane == 0:
                 out[n] = total
@@ -214,14 +255,37 @@ def gate_up_kernel(shape: Shape, *, top: int, bias: bool, gate: int = SWIGLU, wa
     return gate_up.bind(**names, **choice, BIAS=int(bias), GATE=gate, **row_constants(shape, False, warps))
 
 
-def gate_up_coded_kernel(shape: Shape, second: Shape, *, top: int, bias: bool, gate: int = SWIGLU, warps: int = 8) -> Kernel:
-    """The same, for a second projection of rows of the shape `second`, see `takes_codes`."""
+def gate_up_coded_kernel(
+    shape: Shape, second: Shape, *, top: int, bias: bool, gate: int = SWIGLU, warps: int = 8, choice: Choice | None = None
+) -> Kernel:
+    """The same, for a second projection of rows of the shape `second`, see `takes_codes`; with a choice, each block makes it."""
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     out = {"OUT_QUADS": second.quads}
-    choice = {"TOP": top, "SLOT_OF": device(slot_of, TOP=top), **out}
-    code = device(code_group, PADDED=second.steps * WARP, PARTS=second.parts)
-    rows = row_constants(shape, False, warps)
-    return gate_up_coded.bind(**names, **choice, BIAS=int(bias), GATE=gate, CODE_GROUP=code, **rows)
+    slots = {"TOP": top, "SLOT_OF": device(slot_of, TOP=top), **out}
+    code = device(code_group, PADDED=second.steps * WARP, PARTS=second.parts, PART_BITS=second.parts.bit_length() - 1)
+    rows = row_constants(shape, False, warps) | _choosing(choice, False)
+    if choice:
+        rows["PREPARE_EARLY"] = prepare_early(shape, warps)
+    return gate_up_coded.bind(**names, **slots, BIAS=int(bias), GATE=gate, CODE_GROUP=code, **rows)
+
+
+def _choosing(choice: Choice | None, shares: bool) -> dict[str, Any]:
+    """What kernels need that choose."""
+    return {"CHOOSES": 1, "KEYS": choice.experts, "BEST": choice.best(shares)} if choice else {}
+
+
+def may_choose(choice: Choice, first: Shape, second: Shape, warps: int = 8) -> bool:
+    """Whether blocks of both projections can choose the experts by themselves, so that the router need not."""
+    slots = choice.top + choice.top % 2
+    fits = 4 * (5 * max(first.quads, second.quads * slots) + choice.experts + RESERVED) <= SHARED
+    return (
+        choice.is_plain
+        and choice.top <= WARP
+        and takes_codes(second, warps)
+        and first.columns % 4 == 0
+        and _slots(second, choice.top) >= choice.top
+        and fits
+    )
 
 
 def takes_codes(second: Shape, warps: int = 8) -> bool:
@@ -229,11 +293,25 @@ def takes_codes(second: Shape, warps: int = 8) -> bool:
     return second.quantized and second.columns % GROUP == 0 and GROUP % warps == 0
 
 
-def down_kernel(shape: Shape, *, top: int, bias: bool, coded: bool = False, warps: int = 8) -> Kernel:
-    """The second projection, weighted and added up."""
-    slots = top + top % 2 if shape.quantized and shape.quads * top <= 2048 else 2
+def _slots(shape: Shape, top: int) -> int:
+    """How many vectors of the second projection are in shared memory at once."""
+    return top + top % 2 if shape.quantized and shape.quads * top <= 2048 else 2
+
+
+def down_kernel(
+    shape: Shape, *, top: int, bias: bool, coded: bool = False, warps: int = 8, choice: Choice | None = None
+) -> Kernel:
+    """The second projection, weighted and added up; with a choice, each block makes it."""
+    slots = _slots(shape, top)
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
-    constants = {**names, "TOP": top, "BIAS": int(bias), "SLOTS": slots, "QUADS": shape.quads, "CODED": int(coded)}
+    constants = {
+        **names,
+        "TOP": top,
+        "BIAS": int(bias),
+        "SLOTS": slots,
+        "QUADS": shape.quads,
+        "CODED": int(coded),
+    } | _choosing(choice, True)
     rows = row_constants(shape, False, warps, slots)
     filled = rows.pop("FILL")
     bring = device(bring_codes, QUADS=shape.quads, WARPS=warps) if coded else device(bring_floats, FILL=filled)

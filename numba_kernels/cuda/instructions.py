@@ -69,7 +69,7 @@ def _address(context: Any, b: Any, array_type: Any, array: Any, index: Any) -> A
     return b.gep(data, [index])
 
 
-def _pointer_instruction(assembly: str, result: Any, effect: bool) -> Any:
+def _pointer_instruction(assembly: str, result: Any, effect: bool, memory: bool = False) -> Any:
     """An intrinsic (array, index) that is one PTX instruction on the element's address."""
     results = () if result == types.none else tuple(result) if isinstance(result, types.BaseTuple) else (result,)
 
@@ -78,7 +78,7 @@ def _pointer_instruction(assembly: str, result: Any, effect: bool) -> Any:
             address = b.ptrtoint(_address(context, b, array, *args), ir.IntType(64))
             kinds = [context.get_value_type(t) for t in results]
             returned = ir.LiteralStructType(kinds) if len(kinds) > 1 else kinds[0] if kinds else ir.VoidType()
-            constraints = ",".join(["=" + REGISTER[t] for t in results] + ["l"])
+            constraints = ",".join(["=" + REGISTER[t] for t in results] + ["l"] + ["~{memory}"] * memory)
             kind = ir.FunctionType(returned, [address.type])
             call = b.call(ir.InlineAsm(kind, assembly, constraints, side_effect=effect), [address])
             if len(kinds) > 1:
@@ -139,7 +139,7 @@ def _scale_load() -> Any:
     return intrinsic(typing)
 
 
-def _volatile_load() -> Any:
+def _volatile_load(how: str) -> Any:
     """An intrinsic (array, index) -> element that is read from where all blocks see it."""
 
     def typing(typing_context: Any, array: Any, index: Any) -> Any:
@@ -149,7 +149,7 @@ def _volatile_load() -> Any:
             address = b.ptrtoint(_address(context, b, array, *args), ir.IntType(64))
             function = ir.FunctionType(context.get_value_type(array.dtype), [address.type])
             constraints = f"={REGISTER[array.dtype]},l"
-            return b.call(ir.InlineAsm(function, f"ld.volatile.global.{kind} $0, [$1];", constraints, True), [address])
+            return b.call(ir.InlineAsm(function, f"ld.{how}.global.{kind} $0, [$1];", constraints, True), [address])
 
         return array.dtype(array, types.int64), lower
 
@@ -188,10 +188,16 @@ stream_words = _pointer_instruction("ld.global.nc.L1::no_allocate.v4.u32 {$0, $1
 early_words = _pointer_instruction("ld.global.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=True)
 early_floats = _pointer_instruction("ld.global.L1::no_allocate.v4.f32 {$0, $1, $2, $3}, [$4];", FOUR_FLOATS, effect=True)
 early_scale = _scale_load()
+settled_floats = _pointer_instruction("ld.relaxed.gpu.global.v4.f32 {$0, $1, $2, $3}, [$4];", FOUR_FLOATS, effect=True)
+settled_words = _pointer_instruction("ld.relaxed.gpu.global.v4.u32 {$0, $1, $2, $3}, [$4];", FOUR_WORDS, effect=True)
+settled = _volatile_load("relaxed.gpu")
 load_words, load_floats = _vector_load(FOUR_WORDS), _vector_load(FOUR_FLOATS)
 store_words, store_floats = _vector_store(U32), _vector_store(F32)
 load_pair = _vector_load(types.UniTuple(U32, 2))
-load_fresh = _volatile_load()
+count_up = _pointer_instruction("atom.acq_rel.gpu.global.add.s32 $0, [$1], 1;", I32, effect=True, memory=True)
+load_fresh = _volatile_load("volatile")
+largest_of_warp = _instruction("redux.sync.max.u32 $0, $1, 0xffffffff;", U32, U32, convergent=True)
+least_of_warp = _instruction("redux.sync.min.u32 $0, $1, 0xffffffff;", U32, U32, convergent=True)
 prefetch_span = _prefetch_span()
 prefetch = _pointer_instruction("prefetch.global.L2 [$0];", types.none, effect=True)
 multiply_tiles = _instruction(

@@ -19,6 +19,7 @@ from numba_kernels.cuda.intrinsics import (
     early_words,
     prefetch,
     prefetch_span,
+    reciprocal,
     stream_words,
     warp_sum,
 )
@@ -136,7 +137,7 @@ def no_scale(scales, first, c):  # type: ignore[no-untyped-def]
 @device
 def silu(gate: Any, up: Any) -> Any:
     """gate · σ(gate) · up."""
-    return gate / (ONE + math.exp(-gate)) * up
+    return gate * reciprocal(ONE + np.float32(math.exp(-gate))) * up
 
 
 @device

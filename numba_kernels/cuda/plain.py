@@ -32,14 +32,13 @@ def dp4a(a: Any, b: Any, total: Any) -> np.int32:
 
 
 def byte_permute(low: Any, high: Any, selector: Any) -> np.uint32:
-    """Byte i of the result is byte s of (low, high), s the i-th nibble of the selector, which is below 8."""
+    """Byte i of the result is byte s % 8 of (low, high), s the i-th nibble of the selector's low half; or eight copies of that
+    byte's sign, where s is 8 or more."""
     data = struct.pack("<II", int(low), int(high))
     picked = []
     for i in range(4):
         s = int(selector) >> 4 * i & 15
-        if s > 7:
-            raise ValueError(f"byte_permute: the selector {int(selector):x} asks for a sign")
-        picked.append(data[s])
+        picked.append(data[s] if s < 8 else 255 * (data[s - 8] >> 7))
     return np.uint32(int.from_bytes(bytes(picked), "little"))
 
 
@@ -135,6 +134,22 @@ def early_scale(array: Any, index: Any) -> np.uint16:
     return np.uint16(array[int(index)])
 
 
+def settled(array: Any, index: Any) -> Any:
+    """A float32 or int32 that a launch before the one before wrote, which has ended when this one begins: may be read before the
+    wait for the launch before. (From the second cache, as the first may hold what was there earlier.)"""
+    return load_fresh(array, index)
+
+
+def settled_floats(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four float32, alike."""
+    return early_floats(array, index)
+
+
+def settled_words(array: Any, index: Any) -> tuple[Any, ...]:
+    """Four words, alike."""
+    return early_words(array, index)
+
+
 def load_words(array: Any, index: Any) -> tuple[Any, ...]:
     """Four words, 16 bytes at once."""
     at = _four(array, index)
@@ -160,6 +175,15 @@ def load_fresh(array: Any, index: Any) -> Any:
     if not 0 <= int(index) < len(array):
         raise IndexError(f"element {index} of {len(array)}")
     return array[int(index)]
+
+
+def count_up(array: Any, index: Any) -> Any:
+    """Adds 1 to an int32 and gives what was there. What this block's threads wrote before a barrier is seen by
+    those of a block one of whose threads counts on, after another barrier."""
+    with _meetings_lock:
+        before = load_fresh(array, index)
+        array[int(index)] = before + 1
+    return before
 
 
 def store_words(array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> None:
@@ -249,6 +273,16 @@ def warp_max(value: Any) -> np.float32:
     """The largest over the warp, the same in every thread."""
     _, values = _exchange(np.float32(value))
     return np.float32(max(values))
+
+
+def largest_of_warp(value: Any) -> np.uint32:
+    """The largest of the warp's words, in every thread."""
+    return np.uint32(max(_exchange(np.uint32(value))[1]))
+
+
+def least_of_warp(value: Any) -> np.uint32:
+    """The least, alike."""
+    return np.uint32(min(_exchange(np.uint32(value))[1]))
 
 
 def warp_barrier() -> None:

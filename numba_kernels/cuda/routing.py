@@ -11,6 +11,7 @@ from numba_kernels.cuda.blocks import Shape, bf16_pair, f16_pair
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
+    count_up,
     early_words,
     let_next_begin,
     store_floats,
@@ -62,6 +63,7 @@ LOGITS: Any = None
 CHUNKS = WORDS_PER_ROW = EACH = 1
 RESIDENT = 3  # blocks of a multiprocessor
 SUMS = 1  # 3 · WARPS
+CHOOSES = 1  # whether the last block chooses; else whoever comes after
 SPREAD = 0  # whether a block has two rows of the router, rather than a warp
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -90,7 +92,6 @@ def logits_by_warps(  # type: ignore[no-untyped-def]
         other = min(row + 1, EXPERTS - 1)
         if row < EXPERTS:
             a_first, b_first = CHUNKS_OF(codes, scales, row, 0), CHUNKS_OF(codes, scales, other, 0)
-    cuda.threadfence()
     cuda.syncthreads()
 
 
@@ -243,14 +244,14 @@ def route(  # type: ignore[no-untyped-def]
     thread, token = cuda.threadIdx.x, cuda.blockIdx.y
     at, first = token * stride, token * EXPERTS
     LOGITS(codes, scales, bias, source, at, weight, epsilon, logits, first, normed, x, x_scales, sums)
+    if not CHOOSES:
+        return
     if thread == 0:
-        cuda.threadfence()
-        last[0] = cuda.atomic.add(counter, token, 1)
+        last[0] = count_up(counter, token)
         for k in range(TOP):
             chosen[k] = -1
     cuda.syncthreads()
     if last[0] == cuda.gridDim.x - 1 and thread < WARP:
-        cuda.threadfence()
         CHOOSE(
             logits, first, correction, scores, merits, groups, chosen, share_scale, share_epsilon, ids, shares, token * TOP
         )
@@ -258,8 +259,11 @@ def route(  # type: ignore[no-untyped-def]
             counter[token] = 0
 
 
-def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps: int = 8, aligned: bool = True) -> Kernel:
-    """The kernel for a router of this shape [experts, columns]; aligned: whether vectors begin at multiples of four values.
+def route_kernel(
+    shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps: int = 8, aligned: bool = True, chooses: bool = True
+) -> Kernel:
+    """The kernel for a router of this shape [experts, columns]; aligned: whether vectors begin at multiples of four values;
+    chooses: whether it chooses, or leaves logits alone.
     Raises NoKernel if so many experts do not fit into shared memory beside the vector."""
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns, "CHOICE": choice.name}
     numbers = {"NORM": int(norm), "BIAS": int(bias), "EXPERTS": choice.experts}
@@ -297,7 +301,14 @@ def route_kernel(shape: Shape, choice: Choice, *, norm: bool, bias: bool, warps:
     words = rows["X_SIZE"] + (rows["S_SIZE"] if shape.quantized else 0)
     words += RESERVED + choice.top + 2 * choice.held + choice.groups
     require_shared(4 * words, f"{choice.experts} experts and vectors of {shape.columns} values")
-    constants = {"TOP": choice.top, "HELD": choice.held, "GROUPS": choice.groups, "SUMS": 3 * warps, "SPREAD": spread}
+    constants = {
+        "TOP": choice.top,
+        "HELD": choice.held,
+        "GROUPS": choice.groups,
+        "SUMS": 3 * warps,
+        "SPREAD": spread,
+        "CHOOSES": int(chooses),
+    }
     return route.bind(**names, **numbers, **constants, CHOOSE=choice.function(), LOGITS=logits, **rows)
 
 

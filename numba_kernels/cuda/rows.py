@@ -11,6 +11,7 @@ from numba_kernels.cuda.blocks import LAYOUTS, bf16, bf16_pair, e8m0, f16_pair, 
 from numba_kernels.cuda.intrinsics import (
     as_int,
     bits_as_float,
+    count_up,
     half_as_float,
     let_next_begin,
     load_fresh,
@@ -253,13 +254,11 @@ def choose(logits, count, state, settings, best, numbers, counter, tokens, histo
     if thread == 0:
         best[cuda.blockIdx.x] = value
         numbers[cuda.blockIdx.x] = number
-    cuda.threadfence()
     cuda.syncthreads()
     if thread == 0:
-        last[0] = cuda.atomic.add(counter, 0, 1)
+        last[0] = count_up(counter, 0)
     cuda.syncthreads()
     if last[0] == cuda.gridDim.x - 1:
-        cuda.threadfence()
         value, number = np.float32(-math.inf), -1
         for i in range(thread, cuda.gridDim.x, WARPS * WARP):
             candidate, index = load_fresh(best, i), load_fresh(numbers, i)

@@ -16,6 +16,7 @@ from numba_kernels.cuda.intrinsics import (
     prefetch_span,
     reciprocal,
     round_to_int,
+    settled_floats,
     shuffle_xor,
     store_floats,
     wait_for_launch_before,
@@ -26,13 +27,15 @@ from numba_kernels.cuda.seam import SHARED, WARP, cuda, device, require_shared, 
 WARPS = 1
 COLUMNS = 0
 PADDED = 0
-PARTS = 1
+PARTS, PART_BITS = 1, 0  # a power of two, and of which
 QUADS = 0
 UNITS = WARP  # fours of values of a padded vector: a multiple of 32
 BATCH = 1
 ASKING = 8  # blocks
 NORM = ALIGNED = 0
 FOUR: Any = None
+LOAD: Any = load_floats
+WAITS = 1
 PUT: Any = None
 PUT_ONE: Any = None
 WEIGHTS_OF: Any = None
@@ -64,7 +67,7 @@ def four_at(values, at, column):  # type: ignore[no-untyped-def]
     """Four values from a column on; zeros beyond the last."""
     if ALIGNED:
         if column < COLUMNS:
-            return load_floats(values, at + column)
+            return LOAD(values, at + column)
         return ZERO, ZERO, ZERO, ZERO
     return (
         values[at + column] if column < COLUMNS else ZERO,
@@ -76,7 +79,7 @@ def four_at(values, at, column):  # type: ignore[no-untyped-def]
 
 def put_f32(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
     """Values 4i … of a vector as a quad; the vector's quads begin at `first`."""
-    store_floats(x, 4 * (first + i % PARTS * PADDED + i // PARTS), v[0], v[1], v[2], v[3])
+    store_floats(x, 4 * (first + (i & PARTS - 1) * PADDED + (i >> PART_BITS)), v[0], v[1], v[2], v[3])
 
 
 @device
@@ -94,9 +97,9 @@ def put_int8(v, i, first, x, x_scales):  # type: ignore[no-untyped-def]
     inverse = CODE_MAX * reciprocal(top) if top > ZERO else ZERO
     low = byte_permute(code(v[0], inverse), code(v[1], inverse), PAIR_OF_BYTES)
     high = byte_permute(code(v[2], inverse), code(v[3], inverse), PAIR_OF_BYTES)
-    quad = first + i // 4 % PARTS * PADDED + i // 4 // PARTS
-    x[4 * quad + i % 4] = byte_permute(low, high, TWO_PAIRS)
-    if i % 4 == 0:
+    quad = first + (i >> 2 & PARTS - 1) * PADDED + (i >> 2 + PART_BITS)
+    x[4 * quad + (i & 3)] = byte_permute(low, high, TWO_PAIRS)
+    if i & 3 == 0:
         x_scales[quad] = top * CODE_UNIT
 
 
@@ -113,7 +116,7 @@ def code_group(values, at, group, first, out, out_scales):  # type: ignore[no-un
     inverse = CODE_MAX * reciprocal(top) if top > ZERO else ZERO
     low = byte_permute(code(v0, inverse), code(v1, inverse), PAIR_OF_BYTES)
     high = byte_permute(code(v2, inverse), code(v3, inverse), PAIR_OF_BYTES)
-    quad = first + group % PARTS * PADDED + group // PARTS
+    quad = first + (group & PARTS - 1) * PADDED + (group >> PART_BITS)
     if lane < 4:
         out[4 * quad + part] = byte_permute(low, high, TWO_PAIRS)
     if lane == 0:
@@ -166,12 +169,12 @@ def weights_of(weight, i):  # type: ignore[no-untyped-def]
 
 
 def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-untyped-def]
-    """Waits for the launch before, puts one vector into shared memory, and waits until it is there. Returns what products with it
-    are to be multiplied with so that the vector counts as normalized, 1 / √(mean of squares + epsilon), or 1 without NORM; sums
-    is shared, [WARPS]."""
+    """Waits for the launch before, with WAITS, puts one vector into shared memory, and waits until it is there. Returns what
+    products with it are to be multiplied with so that the vector counts as normalized, 1 / √(mean of squares + epsilon), or 1
+    without NORM; sums is shared, [WARPS]."""
     i0, size = cuda.threadIdx.x, WARPS * WARP
     i1, i2, i3 = i0 + size, i0 + 2 * size, i0 + 3 * size
-    if not (NORM and ALIGNED):
+    if WAITS and not (NORM and ALIGNED):
         wait_for_launch_before()
     w0 = w1 = w2 = w3 = (ZERO, ZERO, ZERO, ZERO)
     if NORM:
@@ -182,9 +185,10 @@ def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-
             w2 = WEIGHTS_OF(weight, i2)
         if BATCH > 3:
             w3 = WEIGHTS_OF(weight, i3)
-    if NORM and ALIGNED:
+    if WAITS and NORM and ALIGNED:
         wait_for_launch_before()
-    let_next_begin()
+    if WAITS:
+        let_next_begin()
     v0 = FOUR(source, at, 4 * i0)
     v1, v2, v3 = v0, v0, v0
     if BATCH > 1:
@@ -202,11 +206,12 @@ def prepare(source, at, weight, epsilon, x, x_scales, sums):  # type: ignore[no-
         total += PUT_ONE(v2, w2, i2, 0, x, x_scales)
     if BATCH > 3 and i3 < UNITS:
         total += PUT_ONE(v3, w3, i3, 0, x, x_scales)
-    for i in range(i0 + BATCH * size, UNITS, size):
-        v, w = FOUR(source, at, 4 * i), w0
-        if NORM:
-            w = WEIGHTS_OF(weight, i)
-        total += PUT_ONE(v, w, i, 0, x, x_scales)
+    if BATCH * WARPS * WARP < UNITS:
+        for i in range(i0 + BATCH * size, UNITS, size):
+            v, w = FOUR(source, at, 4 * i), w0
+            if NORM:
+                w = WEIGHTS_OF(weight, i)
+            total += PUT_ONE(v, w, i, 0, x, x_scales)
     if NORM:
         total = warp_sum(total)
         if cuda.threadIdx.x % WARP == 0:
@@ -248,7 +253,13 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1, *, aligned
     require_shared(_bytes(shape, norm, vectors), what if shape.quantized else f"{what} in float32")
     units = shape.quads * (4 if shape.quantized else 1)
     numbers = {"COLUMNS": shape.columns, "NORM": int(norm), "ALIGNED": int(aligned and shape.columns % 4 == 0)}
-    sizes = {"PADDED": shape.steps * WARP, "PARTS": shape.parts, "QUADS": shape.quads, "UNITS": units}
+    sizes = {
+        "PADDED": shape.steps * WARP,
+        "PARTS": shape.parts,
+        "PART_BITS": shape.parts.bit_length() - 1,
+        "QUADS": shape.quads,
+        "UNITS": units,
+    }
     four = device(four_at, COLUMNS=shape.columns, ALIGNED=numbers["ALIGNED"])
     put = device(put_int8 if shape.quantized else put_f32, **sizes)
     batch = {"WARPS": warps, "BATCH": min(-(-units * vectors // (warps * WARP)), MOST_AT_ONCE), "FOUR": four}
@@ -265,3 +276,22 @@ def constants(shape: Shape, norm: bool, warps: int, vectors: int = 1, *, aligned
         "FILL": filled,
         "PREPARE": prepared,
     }
+
+
+def prepare_early(shape: Shape, warps: int) -> Any:
+    """PREPARE of a normalized vector that a launch wrote which has ended, before the wait for the launch before; it and its
+    weight begin at multiples of four values."""
+    units = shape.quads * (4 if shape.quantized else 1)
+    put = device(
+        put_int8 if shape.quantized else put_f32,
+        PADDED=shape.steps * WARP,
+        PARTS=shape.parts,
+        PART_BITS=shape.parts.bit_length() - 1,
+        QUADS=shape.quads,
+        UNITS=units,
+    )
+    return device(
+        prepare, COLUMNS=shape.columns, NORM=1, ALIGNED=1, WARPS=warps, BATCH=min(-(-units // (warps * WARP)), MOST_AT_ONCE),
+        FOUR=device(four_at, COLUMNS=shape.columns, ALIGNED=1, LOAD=settled_floats), UNITS=units, WAITS=0,
+        PUT_ONE=device(put_one, NORM=1, PUT=put), WEIGHTS_OF=device(weights_of, COLUMNS=shape.columns, ALIGNED=1),
+    )  # fmt: skip

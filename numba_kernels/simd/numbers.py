@@ -248,6 +248,12 @@ def min_lanes(b: Builder, x: Value) -> Value:
     return emit.reduce(b, x, lambda p, q: b.select(b.fcmp_ordered("<", p, q), p, q))
 
 
+@operation(Floats, Floats, Floats, Floats, Floats)
+def where_more(b: Builder, x: Value, y: Value, first: Value, second: Value) -> Value:
+    """`first` in lanes where x > y, else `second`, also where x or y is NaN."""
+    return b.select(b.fcmp_ordered(">", x, y), first, second)
+
+
 @operation(Int, Address, Float)
 def least_lane(b: Builder, errors: Value, sure: Value) -> Value:
     """The first of CANDIDATES float32 of least error; 0 unless that is below sure · the first error. NaN is never less."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.strange import explain
 from oss_tools.errors import BadCheckpoint, BadRecipe
+from oss_tools.guesses import none_named
 
 __all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
 
@@ -56,5 +57,5 @@ def writer_for(container: str) -> type[Writer]:
     """The writer's class. Raises BadRecipe with the names there are."""
     writers = _subclasses(Writer)
     if container not in writers:
-        raise BadRecipe(f"no container named {container!r}; there are {', '.join(sorted(writers))}")
+        raise BadRecipe(none_named("container", container, sorted(writers)))
     return writers[container]

@@ -45,9 +45,15 @@ FILE_TYPES = {
     "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q5_1": LlamaFileType.MOSTLY_Q5_1,
     "iq4_nl": LlamaFileType.MOSTLY_IQ4_NL,
+    "q2_k": LlamaFileType.MOSTLY_Q2_K,
+    "q3_k": LlamaFileType.MOSTLY_Q3_K_M,
+    "q4_k": LlamaFileType.MOSTLY_Q4_K_S,
+    "q5_k": LlamaFileType.MOSTLY_Q5_K_S,
+    "q6_k": LlamaFileType.MOSTLY_Q6_K,
     "mxfp4": LlamaFileType.MOSTLY_MXFP4_MOE,
     "nvfp4": LlamaFileType.MOSTLY_NVFP4,
 }
+WITH_Q6_K = {"q4_k": LlamaFileType.MOSTLY_Q4_K_M, "q5_k": LlamaFileType.MOSTLY_Q5_K_M}  # where some layers' tensors are q6_k
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,9 @@ def _file_type(tensors: list[StoredTensor]) -> LlamaFileType:
     values: dict[str, int] = {}
     for tensor in tensors:
         values[tensor.format.name] = values.get(tensor.format.name, 0) + tensor.size
-    return FILE_TYPES.get(max(values, key=lambda n: values[n], default="f32"), LlamaFileType.GUESSED)
+    most = max(values, key=lambda n: values[n], default="f32")
+    is_mixture = any(t.format.name == "q6_k" and t.name.startswith("blk.") for t in tensors)
+    return (WITH_Q6_K if is_mixture else {}).get(most) or FILE_TYPES.get(most, LlamaFileType.GUESSED)
 
 
 def _lay_out(path: Path, header: bytes, size: int) -> None:

@@ -75,6 +75,8 @@ class Figures:
     finish: str | None = None
     time_to_first_token: float = 0.0
     seconds: float = 0.0  # of generating all tokens but each first one
+    guessed: int = 0
+    right: int = 0
     _steps: int = field(default=0, repr=False)
 
     def record(self) -> dict[str, Any]:
@@ -85,15 +87,24 @@ class Figures:
             "time_to_first_token": self.time_to_first_token,
             "prompt_tokens_per_second": self.prompt_tokens / max(self.time_to_first_token, 1e-9),
             "tokens_per_second": self._steps / max(self.seconds, 1e-9),
+            "guessed": self.guessed,
+            "right": self.right,
         }
 
 
 def figures_line(record: dict[str, Any]) -> str:
     """The figures in one line."""
+    guessed = f", {record['right']} of {record['guessed']} guesses right" if record["guessed"] else ""
     return (
         f"prompt {record['prompt_tokens']} tokens, {record['prompt_tokens_per_second']:.1f} tokens/s; "
-        f"generated {record['tokens']} tokens, {record['tokens_per_second']:.1f} tokens/s; ended by {record['finish']}"
+        f"generated {record['tokens']} tokens, {record['tokens_per_second']:.1f} tokens/s{guessed}; ended by {record['finish']}"
     )
+
+
+def guesses(engine: Engine) -> dict[str, int]:
+    """Tokens that an engine has guessed so far, and those that were right."""
+    figures = engine.pace.figures if engine.pace else None
+    return {"guessed": figures.guessed if figures else 0, "right": figures.right if figures else 0}
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,8 @@ class Speaker:
         began = last = time.perf_counter()
         figures.prompt_tokens += len(tokens)
         limit = self.max_tokens or self.engine.context
-        first = True
+        first, before = True, guesses(self.engine)
+        said = figures.guessed, figures.right
         for token in self.engine.generate(Request(tokens, limit, self.sampling, constraint=self.constraint)):
             now = time.perf_counter()
             if first:
@@ -124,4 +136,7 @@ class Speaker:
             first, last = False, now
             figures.tokens += 1
             figures.finish = token.finish
+            after = guesses(self.engine)
+            figures.guessed = said[0] + after["guessed"] - before["guessed"]
+            figures.right = said[1] + after["right"] - before["right"]
             yield token.id

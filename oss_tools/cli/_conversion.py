@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._gptq import print_cost
 from oss_tools.cli._options import format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_reading
 
 if TYPE_CHECKING:
     from oss_tools.convert.manifest import Manifest
+    from oss_tools.convert.options import Rounding
     from oss_tools.convert.pipeline import Options
     from oss_tools.convert.plan import Plan
     from oss_tools.convert.recipe import Recipe
     from oss_tools.models import Checkpoint
 
 
+SHOWN = 8  # tensors that a remark names
 FILES = {".gguf": "gguf", ".ready": "ready"}  # containers that are one file, by its extension
 
 
@@ -174,11 +177,13 @@ def carry_out(
     quiet: bool,
     as_json: bool,
     planned: Callable[[Checkpoint, str, Recipe], Plan] | None = None,
+    rounding: Callable[[Plan], Rounding] | None = None,
 ) -> Outcome | None:
     """Plans, prints the plan and stops (dry run), or writes, with a progress bar for writing and one for reading back.
 
     An empty container means: that of the destination's extension, else the source's own folder layout, else hf. `planned` makes
-    the plan of the open source, the container and the recipe; `make_plan` unless given.
+    the plan of the open source, the container and the recipe; `make_plan` unless given. `rounding` makes what rounds its tensors
+    beforehand.
     """
     from oss_tools.convert import pipeline
     from oss_tools.convert.importance import load_importance
@@ -189,13 +194,23 @@ def carry_out(
         plan = (planned or make_plan)(checkpoint, container or _usual_container(checkpoint, destination), recipe)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
+        if rounding:
+            options = replace(options, rounding=rounding(plan))
         pipeline.check(plan, destination, options)
         record = plan_record(plan, destination)
+        if importance:
+            record["importance_of_their_layer"] = unreached_experts(plan, options)
         if dry_run:
             remark_plan(plan, importance, options)
+            if options.rounding:
+                record["rounding"] = options.rounding.takes(plan)
             print_json(record) if as_json else print_plan(plan, destination)
+            if options.rounding and not as_json:
+                print_cost(record["rounding"])
             return None
         totals = {"write": plan.source_bytes}
+        if options.rounding:
+            totals = {"round": sum(step.source.nbytes for step in plan.steps if step.rounds)} | totals
         if options.verify:
             totals["verify"] = sum(step.target.nbytes for step in plan.steps)
         start = time.perf_counter()
@@ -235,6 +250,19 @@ def remark_plan(plan: Plan, importance: Path | None, options: Options) -> None:
         remark(
             f"{importance}: holds no weights for {len(missing)} of {len(rounded)} tensors that are rounded ({missing[0]}, …)"
         )
+    if importance and (unreached := unreached_experts(plan, options)):
+        count = sum(map(len, unreached.values()))
+        named = "; ".join(f"{name}: {', '.join(map(str, matrices))}" for name, matrices in list(unreached.items())[:SHOWN])
+        more = f"; and in {len(unreached) - SHOWN} more tensors" if len(unreached) > SHOWN else ""
+        remark(
+            f"{importance}: its text never reached {count} experts, which have the weights of their layer ({named}{more})"
+        )
+
+
+def unreached_experts(plan: Plan, options: Options) -> dict[str, list[int]]:
+    """The experts of each rounded tensor whose importance is not their own but their layer's."""
+    found: dict[str, list[int]] = getattr(options.importance, "unreached", {})
+    return {step.name: found[step.name] for step in plan.steps if step.rounds and step.name in found}
 
 
 def remark_fallbacks(plan: Plan) -> None:

@@ -50,6 +50,16 @@ EndpointKey = Annotated[
 ]
 EndpointJobs = Annotated[int, typer.Option("--jobs", min=1, help="Of an endpoint: requests at once.")]
 EndpointTimeout = Annotated[float, typer.Option("--timeout", min=1.0, help="Of an endpoint: seconds for one answer.")]
+UserPrice = Annotated[
+    Any,
+    typer.Option(
+        "--user-price",
+        parser=read_price,
+        metavar="IN,OUT",
+        help="Of the simulated user: as --price.",
+        show_default=False,
+    ),
+]
 EndpointPrice = Annotated[
     Any,
     typer.Option(

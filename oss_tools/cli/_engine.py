@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path, size_option
 from oss_tools.cli._output import Compiling, progress, remark, remark_reading
 
@@ -38,7 +40,7 @@ Activations = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--context", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
+    typer.Option("--context", "-c", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
 ]
 
 
@@ -60,6 +62,13 @@ Memory = Annotated[
         show_default=False,
     ),
 ]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="Guess tokens from the text so far where that is faster. They are the same tokens.",
+    ),
+]
 TraceExperts = Annotated[
     Path | None,
     typer.Option("--trace-experts", metavar="FILE", help="Write down which experts the model chooses.", show_default=False),
@@ -67,6 +76,24 @@ TraceExperts = Annotated[
 
 
 WORTH_SAYING = 1.0  # seconds
+
+
+@options
+class EngineOptions:
+    """How a model is loaded and run."""
+
+    threads: Threads = 0
+    device: Device = "cpu"
+    backend: BackendName = "numba"
+    activations: Activations = "int8"
+    load: Load = "mapped"
+    memory: Memory = None
+    speculate: Speculate = True
+    context: Context = None
+
+    def settings(self) -> dict[str, Any]:
+        """As `loaded` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @contextmanager
@@ -81,6 +108,7 @@ def loaded(
     load: str = "mapped",
     memory: int | None = None,
     trace_experts: Path | None = None,
+    speculate: bool = True,
     quiet: bool = False,
     check: Callable[[Metadata], None] | None = None,
     hint: bool = False,
@@ -120,6 +148,7 @@ def loaded(
             load=load,
             memory=memory,
             trace_experts=trace_experts,
+            speculate=speculate,
             check=examine,
             progress=loading,
             say=say,

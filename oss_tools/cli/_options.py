@@ -59,7 +59,7 @@ def downloaded_model(text: str, whole: bool = False) -> Path:
     from oss_tools.download.layout import cache_folder
     from oss_tools.download.library import constants
 
-    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark, whole)
+    return checkpoint_named(text, cache_folder(), constants.ENDPOINT.rstrip("/"), _remark, whole, others=(EMBEDDED,))
 
 
 def _remark(text: str) -> None:

@@ -130,12 +130,16 @@ def _count_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def _count_lines() -> Callable[[str, int, int], None]:
     last = time.monotonic()
+    begun: dict[str, tuple[float, int]] = {}  # when each was first told of, and how many were done then
 
     def report(name: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= PLAIN_INTERVAL:
-            last = time.monotonic()
-            print(f"{in_a_line(name)}: {done} of {total}", file=sys.stderr)
+        now = time.monotonic()
+        start, first = begun.setdefault(name, (now, done))
+        if now - last >= PLAIN_INTERVAL:
+            last = now
+            left = f", {(total - done) * (now - start) / (done - first):.0f} s left" if done > first else ""
+            print(f"{in_a_line(name)}: {done} of {total}{left}", file=sys.stderr)
 
     return report
 

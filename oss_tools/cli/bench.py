@@ -26,6 +26,7 @@ oss-tools bench model.gguf --peer llama.cpp --repeat 3 --json > record.json
 oss-tools bench gpt-oss-20b/ --device cuda --depth 0,4096
 """
 STREAMING = ("hits", "read/token", "waiting", "faults/token", "of disk")  # columns of models that stream
+DEPTH = "of depth 0"  # a column where cases lie behind other tokens
 HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec")
 
 
@@ -53,6 +54,10 @@ def run(
     load: Load = "mapped",
     memory: Memory = None,
     trace_experts: TraceExperts = None,
+    speculate: Annotated[
+        bool,
+        typer.Option("--speculate/--no-speculate", help="Time what guessing tokens gains where a text repeats itself, too."),
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -69,7 +74,7 @@ def run(
     backend = backend_for(device, backend, (lambda line: None) if quiet else remark)
     settings = Settings(
         prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peers,
-        backend, activations, load, memory, str(trace_experts) if trace_experts else None,
+        backend, activations, load, memory, str(trace_experts) if trace_experts else None, speculate,
     )  # fmt: skip
     if not quiet:
         for path in models:
@@ -126,10 +131,11 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
     rows, notes, peers = [], [], record["settings"]["peers"]
     results = [r for entry in record["models"] for c in entry["contenders"].values() for r in c["results"]]
     streams = any("streaming" in result for result in results)
-    headers = (*HEADERS, *(STREAMING if streams else ()), *(f"× {peer}" for peer in peers))
+    deep = any("share_of_depth_0" in result for result in results)
+    headers = (*HEADERS, *([DEPTH] if deep else []), *(STREAMING if streams else ()), *(f"× {peer}" for peer in peers))
     for entry in record["models"]:
         for program, contender in entry["contenders"].items():
-            rows += [_row(entry["model"], program, result, peers, streams) for result in contender["results"]]
+            rows += [_row(entry["model"], program, result, peers, deep, streams) for result in contender["results"]]
             notes.append(_note(entry, program, contender))
     if markdown:
         from tabulate import tabulate
@@ -145,7 +151,9 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
     print("\n".join(map(escaped if markdown else in_a_line, notes)))
 
 
-def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str], streams: bool) -> tuple[str, ...]:
+def _row(
+    model: str, program: str, result: dict[str, Any], peers: Sequence[str], deep: bool, streams: bool
+) -> tuple[str, ...]:
     low, high = result["tokens_per_second_range"]
     ratios, shares = result.get("ratios", {}), result.get("shares", {})
     return (
@@ -157,6 +165,7 @@ def _row(model: str, program: str, result: dict[str, Any], peers: Sequence[str],
         f"{1000 * result.get('step_seconds_p50', result.get('time_to_first_token', 0)):.1f}",
         f"{1000 * result['step_seconds_p95']:.1f}" if "step_seconds_p95" in result else "",
         *(f"{shares[name]['median']:.0%}" if name in shares else "" for name in ("read", "multiply")),
+        *([_percent(result.get("share_of_depth_0"))] if deep else ()),
         *(_streaming(result) if streams else ()),
         *(_ratio(ratios[peer]) if peer in ratios else "" for peer in peers),
     )
@@ -170,6 +179,10 @@ def _streaming(result: dict[str, Any]) -> tuple[str, ...]:
         return "", "", "", faults, ""
     hits, waiting, share = said["hit_rate"], said["wait_share"], said["share_of_bound"]["median"]
     return f"{hits:.0%}", format_size(said["bytes_read_per_token"]), f"{waiting:.0%}", faults, f"{share:.0%}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _ratio(ratio: dict[str, Any]) -> str:
@@ -193,6 +206,12 @@ def _note(entry: dict[str, Any], program: str, contender: dict[str, Any]) -> str
         parts.append(
             f"{format_size(streaming['resident_bytes'])} of weights stay, {streaming['slots']:,} experts of "
             f"{format_size(streaming['expert_bytes'])} kept, {format_size(streaming['streamed_bytes'])} of experts on the disk"
+        )
+    if lookup := contender.get("lookup"):
+        rates = lookup["tokens_per_second"]
+        parts.append(
+            f"where a text repeats itself {rates['with']:.1f} tokens/s with guesses, {rates['without']:.1f} without: "
+            f"{_ratio(lookup['gain'])} ×, {lookup['right']} of {lookup['guessed']} guesses right"
         )
     if program == "oss-tools":
         parts.append(facts["kernels"] + (f", {facts['threads']} threads" if facts["threads"] else ""))

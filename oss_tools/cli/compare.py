@@ -23,6 +23,8 @@ from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, E
 from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, Published, QuietFlag, Repeats, model_path, names_in, size_option
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
+from oss_tools.cli._ray import Ray, cluster_at
+from oss_tools.cli._ray import with_address as with_address
 from oss_tools.escapes import in_a_line
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ oss-tools compare gpt-oss-120b/ --write-pack 120b.pack
 oss-tools compare gpt-oss-120b-q4.gguf --pack 120b.pack
 oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,q4_0 --budget 16GB --context 32768
 oss-tools compare gpt-oss-20b/ --formats mxfp4,q4_0 --suites "" --drift depth,cache --depths 0,4k,32k
+oss-tools compare gpt-oss-20b/ --formats mxfp4,q8_0,q4_0 --tier full --ray 10.0.0.5:6379 --output /shared/runs/20b
 oss-tools compare --gate default --baseline results/baselines/tiny.json
 """
 FORMATS = "bf16,int8,q8_0,mxfp4,q4_0"
@@ -149,6 +152,7 @@ def run(
     ] = None,
     load: Load = "resident",
     memory: Memory = None,
+    ray: Ray = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
     ] = Path("comparison"),
@@ -176,6 +180,8 @@ def run(
     named = _models(models or [], quiet) if finished else list(models or [])
     asked = {text: opened(text, key, jobs, timeout) for text in [*named, base] if isinstance(text, str)}
     paths = [path for path in named if isinstance(path, Path)]
+    if ray and (pack or write_pack):
+        raise typer.BadParameter("packs are made and compared with on one machine", param_hint="--ray")
     if asked and (pack or write_pack):
         raise typer.BadParameter("packs are of checkpoints, not of models behind addresses")
     if asked and not finished:
@@ -212,11 +218,12 @@ def run(
     say = (lambda line: None) if quiet else remark
     timing = Timing(prompt, generate, repeat, threads, backend_for(device, backend, say), activations, load, memory)
     settings = Settings(
-        names_in(suites), tier, limit, chunks, reasoning, max_tokens, data, seed, timing, repeats,  # type: ignore[arg-type]
+        names_in(suites), tier, limit, chunks, reasoning, max_tokens, data and data.absolute(), seed, timing, repeats,  # type: ignore[arg-type]
         drifts, places,
     )  # fmt: skip
     shared: dict[str, Any] = {"fresh": not resume, "say": say}
-    with shown(quiet=quiet) as report:
+    with cluster_at(ray) as cluster, shown(quiet=quiet) as report:
+        spread: dict[str, Any] = {"cluster": cluster, "report": report}
         if write_pack is not None:
             size = make_pack(paths[0], write_pack, settings, output, report=report, **shared)
             print(f"{write_pack}: {size:,} bytes; `oss-tools compare CANDIDATE --pack {write_pack}` holds others against it")
@@ -226,11 +233,11 @@ def run(
         elif finished:
             own = base if isinstance(base, Path) else None
             away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": price}
-            record = compare_checkpoints(paths, settings, output, base=own, report=report, **away, **shared)
+            record = compare_checkpoints(paths, settings, output, base=own, **spread, **away, **shared)
         else:
             wanted = names_in(formats or FORMATS)
             record = compare_formats(
-                paths[0] if paths else model_path(EMBEDDED), wanted, settings, output, report=report, **shared
+                paths[0] if paths else model_path(EMBEDDED), wanted, settings, output, **spread, **shared
             )
     verdict = judge(record)
     advice = _advice(record, budget, context, threads) if budget else None

@@ -9,12 +9,15 @@ MODEL may be a model behind an OpenAI-compatible address, https://host/v1#name: 
 are scored as those of a checkpoint; times are measured over the wire.
 
 HealthBench is graded by another model: --grader-url and --grader-model name it. Its grades are kept in --output and never asked
-for twice. --dry-run shows what a run would ask, and what grading it would cost in calls and tokens.
+for twice. tau2-bench's tasks are played with a simulated user: --user-url and --user-model name a model that speaks for it,
+--data a checkout of tau2-bench, --tau2-python the Python where it is installed, in which its domains run. --dry-run shows what
+a run would ask, and what grading and the user's side would cost in calls and tokens.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,7 @@ from oss_tools.cli._endpoints import (
     EndpointKey,
     EndpointPrice,
     EndpointTimeout,
+    UserPrice,
     asked,
     model_or_endpoint,
     opened,
@@ -35,7 +39,10 @@ from oss_tools.cli._endpoints import (
 from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Threads, TraceExperts, loaded
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, Repeats, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
+from oss_tools.cli._ray import Ray, cluster_at
+from oss_tools.cli._ray import with_address as with_address
 from oss_tools.cli._scores import DIVERGENCE, print_record
+from oss_tools.cli._simulation import Tau2Python, UserKey, UserModel, UserUrl, show_users, simulating
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.endpoint import Endpoint
@@ -52,6 +59,7 @@ oss-tools eval model.gguf --task hellaswag --num-fewshot 5
 oss-tools eval gpt-oss-20b/ --task healthbench_hard --grader-url https://api.openai.com/v1 --grader-model gpt-4.1 --dry-run
 oss-tools eval https://api.openai.com/v1#o4-mini --suite math --price 1.1,4.4 --dry-run
 oss-tools eval http://localhost:8080/v1#gpt-oss-20b --suite tool_use --output runs/server
+oss-tools eval gpt-oss-120b/ --suite math --tier full --ray 10.0.0.5:6379 --output runs/120b
 oss-tools eval --list
 """
 SUITES = "math,health,tool_use,text"
@@ -141,6 +149,11 @@ def run(
         ),
     ] = None,
     grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16,
+    user_url: UserUrl = None,
+    user_model: UserModel = None,
+    user_key: UserKey = None,
+    user_price: UserPrice = None,
+    tau2_python: Tau2Python = None,
     key: EndpointKey = None,
     jobs: EndpointJobs = 16,
     timeout: EndpointTimeout = 600.0,
@@ -154,6 +167,7 @@ def run(
     load: Load = "resident",
     memory: Memory = None,
     trace_experts: TraceExperts = None,
+    ray: Ray = None,
     list_tasks: Annotated[
         bool, typer.Option("--list", help="Show suites and tasks with tiers, sizes, licences and sources.")
     ] = False,
@@ -169,8 +183,17 @@ def run(
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
     if (grader_url is None) != (grader_model is None):
         raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
+    if (user_url is None) != (user_model is None):
+        raise typer.BadParameter("goes together with --user-model", param_hint="--user-url")
+    if ray and user_url:
+        raise typer.BadParameter("conversations with a simulated user are held on one machine", param_hint="--ray")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
+    if ray and (isinstance(model, str) or base or text or trace_experts):
+        raise typer.BadParameter(
+            "is for checkpoints, without --base, --text and --trace-experts; --jobs sets how many requests an endpoint gets",
+            param_hint="--ray",
+        )
     from oss_tools.checkpoints.files import check_folder
     from oss_tools.harness.suites import chosen_tasks
     from oss_tools.harness.tasks import load_tasks, require_lm_eval
@@ -190,10 +213,14 @@ def run(
     if grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
         remark(f"{', '.join(left_out)}: left out, as they are graded by a model: --grader-url and --grader-model name it")
         listed = [entry for entry in listed if not entry.needs_grader]
+    if user_url is None and not dry_run and (left_out := [entry.task for entry in listed if entry.needs_user]):
+        remark(f"{', '.join(left_out)}: left out, as a model plays the user: --user-url and --user-model name it")
+        listed = [entry for entry in listed if not entry.needs_user]
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, price, repeats)
+            prices = {"price": price, "user_price": user_price, "repeats": repeats}
+            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, **prices)
         return
     from oss_tools.harness.run import Settings, write_record
     from oss_tools.harness.subjects import EngineSubject
@@ -211,12 +238,16 @@ def run(
     where = {"device": device, "backend": backend, "threads": threads}
     room = memory // 2 if memory and base else memory  # both are loaded in the end
     engine_options = where | {"context": context, "activations": activations, "load": load, "memory": room, "quiet": quiet}
-    with graders as grader:
+    played = simulating(user_url, user_model, user_key, jobs, tau2_python, data, quiet)
+    with graders as grader, played as simulation:
         tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
         run = (listed, tasks, settings, output, resume, quiet, grader)
         if endpoint is not None:
             with asked(endpoint, price, tasks, quiet) as subject:
                 record = evaluated(subject, subject.described, *run)
+        elif ray is not None:
+            asking = {"context": context, "activations": activations, "load": load, "memory": memory}
+            record = spread(ray, model, where | asking, data, quiet, *run)
         else:
             with loaded(model, trace_experts=trace_experts, **engine_options) as engine:  # type: ignore[arg-type]
                 record = evaluated(EngineSubject(engine), described(model), *run)
@@ -225,6 +256,10 @@ def run(
                         record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
         if grader is not None:
             record["grader"] = {"model": grader_model, **grader.tally.to_json()}
+        if simulation is not None:
+            record["user"] = {"model": simulation.name, **simulation.tally.to_json()}
+            if user_price:
+                record["user"]["dollars"] = user_price.of(simulation.tally.prompt_tokens, simulation.tally.tokens)
     if output is not None:
         write_record(output, record)
     if as_json:
@@ -260,8 +295,9 @@ def show_plan(
     endpoint: Endpoint | None = None,
     price: Any = None,
     repeats: int | None = None,
+    user_price: Any = None,
 ) -> None:
-    """What a run would ask, as a table or as JSON; of an endpoint also tokens and price."""
+    """What a run would ask, as a table or as JSON; of an endpoint and of a simulated user also tokens and price."""
     from dataclasses import asdict
 
     from oss_tools.harness.plan import planned
@@ -269,6 +305,8 @@ def show_plan(
     rows = planned(names, data, texts, limit, remark, may_miss=listed, repeats=repeats)
     if endpoint is not None:
         show_calls(rows, endpoint, price, as_json)
+        if not as_json:
+            show_users(rows, user_price)
         return
     if as_json:
         print_json({"tasks": [asdict(row) for row in rows]})
@@ -279,6 +317,7 @@ def show_plan(
     ]
     header = ("task", "questions", "requests", "calls of the grader", "tokens to read, about", "tokens to write, about")
     print_table(cells, header, right=(1, 2, 3, 4, 5))
+    show_users(rows, user_price)
 
 
 def check_models(model: Path | None, base: Path | None) -> None:
@@ -331,6 +370,34 @@ def evaluated(
             report=report,
             say=remark,
         )
+
+
+def spread(
+    address: str,
+    model: Path,
+    engine: dict[str, Any],
+    data: Path | None,
+    quiet: bool,
+    listed: list[SuiteTask],
+    tasks: dict[str, Any],
+    settings: Any,
+    output: Path | None,
+    resume: bool,
+    *rest: Any,
+) -> dict[str, Any]:
+    """Has the tasks answered on a cluster, and scores the answers here; the record."""
+    from oss_tools.engine.backend import backend_for
+    from oss_tools.harness.shares import answer_elsewhere, source_of
+
+    engine["backend"] = backend_for(engine.pop("device"), engine["backend"], (lambda line: None) if quiet else remark)
+    about, threads = described(model), engine.pop("threads")
+    with tempfile.TemporaryDirectory() as scratch, cluster_at(address) as cluster, counted(quiet=quiet) as report:
+        assert cluster is not None
+        folder = output or Path(scratch)
+        source = source_of(cluster, model, about["sha256"], engine, threads)
+        asked = source, tasks["tasks"], settings, folder, data, resume
+        subject = answer_elsewhere(cluster, model, *asked, report=report)
+        return evaluated(subject, about, listed, tasks, settings, folder, True, *rest)
 
 
 def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | None, quiet: bool) -> dict[str, Any]:

@@ -18,22 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line
-from oss_tools.cli._engine import (
-    Activations,
-    BackendName,
-    Context,
-    Device,
-    Load,
-    Memory,
-    Model,
-    Threads,
-    TraceExperts,
-    loaded,
-)
+from oss_tools.cli._chat import Figures, Reasoning, Screen, Speaker, figures_line, guesses
+from oss_tools.cli._engine import EngineOptions, Model, TraceExperts, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._outlet import say
 from oss_tools.cli._output import print_json, remark
+from oss_tools.cli._sampling import SamplingOptions
 
 if TYPE_CHECKING:
     from oss_tools.chat.chat_template import ChatTemplate
@@ -46,19 +36,26 @@ EXAMPLES = """
 oss-tools generate tiny "What is 47 + 38?" --show-analysis --reasoning high
 oss-tools generate gpt-oss-20b/ "Why is the sky blue?"
 oss-tools generate model.gguf "Once upon a time" --raw --max-tokens 64 --temperature 0.8 --seed 1
-oss-tools generate model.gguf - --stop END < prompt.txt
+oss-tools generate model.gguf -f prompt.txt --stop END
 oss-tools generate gpt-oss-20b/ "Who wrote Emma, and when?" --json-schema book.json
 """
 
 
 PLAIN_TOKENS = 256
-MOST_SCHEMA = 1 << 20  # bytes
+MOST_SCHEMA, MOST_PROMPT = 1 << 20, 64 << 20  # bytes
 CUT_OFF = "the tokens ran out before the answer had its form; raise --max-tokens or --context"
 
 
 def run(
     model: Model,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text; - reads it from stdin.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The text; - reads it from stdin, as a pipe does.", show_default=False),
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read PROMPT from a file.", show_default=False)
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
     reasoning: Reasoning = "medium",
     show_analysis: Annotated[bool, typer.Option("--show-analysis", help="Print the reasoning too, to stderr.")] = False,
@@ -72,14 +69,6 @@ def run(
             show_default=False,
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Only the K likeliest tokens; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest that reach this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable beside the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1, tokens already there become less likely.")
-    ] = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same text.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End where this text comes; may be repeated.")
     ] = None,
@@ -93,14 +82,9 @@ def run(
         str | None,
         typer.Option("--regex", metavar="PATTERN", help="The answer matches this expression in whole.", show_default=False),
     ] = None,
-    threads: Threads = 0,
-    device: Device = "cpu",
-    backend: BackendName = "numba",
-    activations: Activations = "int8",
-    load: Load = "mapped",
-    memory: Memory = None,
+    sampling: SamplingOptions,
+    how: EngineOptions,
     trace_experts: TraceExperts = None,
-    context: Context = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -108,19 +92,16 @@ def run(
     from oss_tools.chat.messages import Conversation, Message
     from oss_tools.chat.structured import constraint_for, plain_constraint
     from oss_tools.engine.engine import Request
-    from oss_tools.engine.sampling import Sampling
 
-    sampling = Sampling(repetition_penalty, temperature, top_k, top_p, min_p, seed)
+    rule = sampling.rule()
     form = form_of(json_schema, regex)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    options = {"device": device, "backend": backend, "activations": activations, "load": load}
-    room = {"memory": memory, "trace_experts": trace_experts}
-    with loaded(model, **options, **room, threads=threads, context=context, quiet=quiet, hint=True) as engine:  # type: ignore[arg-type]
+    text = prompt_of(prompt, file)
+    with loaded(model, **how.settings(), trace_experts=trace_experts, quiet=quiet, hint=True) as engine:
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             conversation = Conversation((Message("user", text),), effort=cast("Effort", reasoning))
             constraint = constraint_for(template, engine.grammars, conversation, form) if form else None
-            speaker = Speaker(engine, sampling, max_tokens, constraint)
+            speaker = Speaker(engine, rule, max_tokens, constraint)
             screen = None if as_json else Screen(show_analysis)
             answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
             return
@@ -129,10 +110,8 @@ def run(
         tokens = engine.text.encode(text)
         began = time.perf_counter()
         constraint = plain_constraint(engine.grammars, form) if form else None
-        stream = engine.generate(
-            Request(tokens, max_tokens or PLAIN_TOKENS, sampling, tuple(stop or ()), constraint=constraint)
-        )
-        record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json)
+        stream = engine.generate(Request(tokens, max_tokens or PLAIN_TOKENS, rule, tuple(stop or ()), constraint=constraint))
+        record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json) | guesses(engine)
     if as_json:
         print_json(record)
     elif not quiet:
@@ -140,6 +119,23 @@ def run(
     if form and record["finish"] == "length":
         remark(CUT_OFF)
         raise typer.Exit(1)
+
+
+def prompt_of(prompt: str | None, file: Path | None) -> str:
+    """The text to continue: PROMPT itself, a file's, or what stdin has. Raises BadRequest, BadCheckpoint."""
+    from oss_tools.checkpoints.files import read_small
+    from oss_tools.errors import BadRequest
+
+    if prompt is not None and file is not None:
+        raise BadRequest("PROMPT and --file: one of them is the text; leave the other out")
+    if file is not None:
+        try:
+            return read_small(file, MOST_PROMPT).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"{file}: not text in UTF-8 (byte {error.start})") from None
+    if prompt is None and sys.stdin.isatty():
+        raise BadRequest("PROMPT is missing: give a text, --file FILE, or a pipe")
+    return sys.stdin.read() if prompt in (None, "-") else str(prompt)
 
 
 def form_of(json_schema: Path | None, regex: str | None) -> Form | None:

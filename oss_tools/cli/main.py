@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from oss_tools import __version__
 from oss_tools.cli import _outlet
+from oss_tools.cli._groups import flat
 from oss_tools.errors import OssToolsError
 from oss_tools.escapes import one_line
 
@@ -44,9 +45,14 @@ class VerbCommand(TyperCommand):
 
     Attributes:
         lists: returns title -> rows of (name, what it is).
+        prepared: the command line as its options want it.
     """
 
     lists: Callable[[], dict[str, list[tuple[str, str]]]] = staticmethod(dict)
+    prepared: Callable[[list[str]], list[str]] = staticmethod(list)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.prepared(args))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         for title, rows in self.lists().items():
@@ -61,10 +67,12 @@ def load(verb: str) -> Any:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     examples = "\n".join(f"  {line}" for line in module.EXAMPLES.strip().splitlines())
     epilog = f"\b\nExamples:\n{examples}"
-    app.command(verb, cls=VerbCommand, help=module.__doc__, epilog=epilog, context_settings=SETTINGS)(module.run)
+    app.command(verb, cls=VerbCommand, help=module.__doc__, epilog=epilog, context_settings=SETTINGS)(flat(module.run))
     command = typer.main.get_command(app)
     if hasattr(module, "help_lists"):
         command.lists = module.help_lists  # type: ignore[attr-defined]
+    if hasattr(module, "with_address"):
+        command.prepared = module.with_address  # type: ignore[attr-defined]
     return command
 
 

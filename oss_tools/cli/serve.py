@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads, loaded
+from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Speculate, Threads, loaded
 from oss_tools.cli._options import QuietFlag, model_path
 from oss_tools.cli._output import remark
 
@@ -75,6 +75,7 @@ def run(
     activations: Activations = "int8",
     load: Load = "resident",
     memory: Memory = None,
+    speculate: Speculate = True,
     quiet: QuietFlag = False,
 ) -> None:
     require_packages()
@@ -96,8 +97,9 @@ def run(
     with listening, ExitStack() as stack:
         for number, (name, path) in enumerate(paths.items()):
             fitting = Fitting(settings, context, len(paths) - number, Options(threads, activations, load=load, memory=each))
+            given = {"speculate": speculate, "threads": threads, "quiet": quiet}
             engine = stack.enter_context(
-                loaded(path, **options, threads=threads, quiet=quiet, check=has_tokenizer, context_for=fitting)  # type: ignore[arg-type]
+                loaded(path, **options, **given, check=has_tokenizer, context_for=fitting)  # type: ignore[arg-type]
             )
             served[name] = Served.of(name, engine, settings, turns, fitting.room.positions)
             stack.callback(served[name].scheduler.close)

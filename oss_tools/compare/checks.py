@@ -21,17 +21,20 @@ from oss_tools.models import open_checkpoint
 GREETING = Conversation(messages=(Message("user", "Hello"),))
 
 
-def made_tasks(tasks: Sequence[SuiteTask], data: Path | None, say: Callable[[str], None]) -> tuple[set[str], list[str]]:
-    """Makes all tasks and reads their questions: the names of those whose data are there, and of these the names of those whose
+def made_tasks(
+    tasks: Sequence[SuiteTask], data: Path | None, say: Callable[[str], None]
+) -> tuple[dict[str, int], list[str]]:
+    """Makes all tasks and reads their questions: by name, how many, of those whose data are there; and the names of those whose
     questions are conversations. `say` is told which are left out.
 
     Raises BadRecipe, BadSource if all data are missing, MissingPackage.
     """
     if not tasks:
-        return set(), []
+        return {}, []
     names = [task.task for task in tasks]
     made: dict[str, Any] = load_tasks(names, data, say=say, may_miss=names)["tasks"]
-    return set(made), [name for name, task in made.items() if any(needs_chat(doc) for doc in task.eval_docs)]
+    counts = {name: len(task.eval_docs) for name, task in made.items()}
+    return counts, [name for name, task in made.items() if any(needs_chat(doc) for doc in task.eval_docs)]
 
 
 def require_speech(path: Path, conversations: Sequence[str]) -> None:

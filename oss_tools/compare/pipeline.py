@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from oss_tools.cluster.nodes import Cluster
 from oss_tools.compare.checks import require_room
 from oss_tools.compare.models import Member, make, member, recipe_called
 from oss_tools.compare.packs import read_pack, vocabulary_hash, write_pack
@@ -37,17 +38,18 @@ def compare_formats(
     output: Path,
     *,
     fresh: bool = False,
+    cluster: Cluster | None = None,
     report: Callable[[Now], None] = lambda now: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Makes a checkpoint of `source` by each recipe (a name, a YAML file or a format; the first is the base), and compares them.
 
-    The record is then output/comparison.json as well. Raises OssToolsError.
+    The record is then output/comparison.json as well. `cluster`: whose nodes do the rest. Raises OssToolsError.
     """
     recipes = [recipe_called(name) for name in formats]
     if len({recipe.name for recipe in recipes}) != len(recipes):
         raise BadRequest(f"formats share a name: {', '.join(recipe.name for recipe in recipes)}")
-    work = Work(settings, [source], output, fresh, report, say)
+    work = _work(cluster, settings, [source], output, fresh, report, say)
     require_room(source, recipes, output / "models")
     with open_checkpoint(source) as checkpoint:
         origin = str(fingerprint(checkpoint.reader.files())["sha256"])
@@ -87,13 +89,15 @@ def compare_checkpoints(
     base_endpoint: Endpoint | None = None,
     price: Price | None = None,
     fresh: bool = False,
+    cluster: Cluster | None = None,
     report: Callable[[Now], None] = lambda now: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Compares finished checkpoints in any containers, and the answers of models behind addresses. The base is the first
     checkpoint unless it is named; `base_endpoint` is what answers are held against then.
 
-    price: of all endpoints. Raises OssToolsError; BadRequest if the checkpoints are not one model.
+    price: of all endpoints; cluster: whose nodes do the work. Raises OssToolsError; BadRequest if the checkpoints are not one
+    model.
     """
     every = [base, *(path for path in paths if path.resolve() != base.resolve())] if base else list(paths)
     if len(every) + len(endpoints) < 2:
@@ -105,13 +109,22 @@ def compare_checkpoints(
     pairings = [pair(every[0], path) for path in every[1:]]
     names = _names(every)
     away = remotes(endpoints, price, names)
-    work = Work(settings, every, output, fresh, report, say)
+    work = _work(cluster, settings, every, output, fresh, report, say)
     if away and not work.tasks:
         raise BadRequest("models behind addresses are compared by their answers; name --suites")
     work.expect(len(every), len(away))
     members = [member(name, path) for name, path in zip(names, every, strict=True)]
     held_against = next((r.name for r in away if r.endpoint is base_endpoint), "")
     return work.compare(_name(every[0]), members, pairings, away, held_against)
+
+
+def _work(cluster: Cluster | None, *how: Any) -> Work:
+    """A comparison at work, here or on a cluster."""
+    if cluster is None:
+        return Work(*how)
+    from oss_tools.compare.spread import SpreadWork
+
+    return SpreadWork(cluster, *how)
 
 
 def make_pack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ USUAL = {
     "weights": 0.5,
     "predict": 8.0,
     "answer": 12.0,
+    "share": 6.0,
     "margins": 3.0,
     "drift": 30.0,
     "time": 8.0,
@@ -71,6 +72,28 @@ class Schedule:
         yield advance
         self._spent[kind] += time.perf_counter() - began
         self._finished[kind] += 1
+
+    @contextmanager
+    def elsewhere(self, kinds: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
+        """Steps that others do, several at a time: `kinds` of all. Yields a function to call with the kind of each that is done
+        and what is to be said of it."""
+        began, done = time.perf_counter(), 0
+        for kind in {*kinds}:
+            self._pending[kind] = kinds.count(kind)
+        total = self._number + sum(self._pending.values())
+
+        def finished(kind: str, what: str) -> None:
+            nonlocal done
+            done += 1
+            self._number += 1
+            self._pending[kind] -= 1
+            passed = time.perf_counter() - began
+            self._report(Now(self._number, total, what, 0, 0, passed * (len(kinds) - done) / done))
+
+        yield finished
+        for kind in {*kinds}:
+            self._spent[kind] += (time.perf_counter() - began) * kinds.count(kind) / len(kinds)
+            self._finished[kind] += kinds.count(kind)
 
     def _usual(self, kind: str) -> float:
         """Seconds of a step of this kind: as those before, or, before the first, as the machine and model do other steps."""

@@ -76,6 +76,7 @@ class Work:
             require_lm_eval()
         made, conversations = made_tasks([task for _, task in self.tasks], settings.data, say)
         self.tasks = [(suite, task) for suite, task in self.tasks if task.task in made]
+        self.questions = made
         for model in models:
             require_speech(model, conversations)
         if fresh:
@@ -89,7 +90,9 @@ class Work:
         found = self.settings.tasks()
         if graded := [task.task for _, task in found if task.needs_grader]:
             self.say(f"{', '.join(graded)}: left out, as they are graded by a model; `oss-tools eval` asks one")
-        return [(suite, task) for suite, task in found if not task.needs_grader]
+        if played := [task.task for _, task in found if task.needs_user]:
+            self.say(f"{', '.join(played)}: left out, as a model plays the user in them; `oss-tools eval` asks one")
+        return [(suite, task) for suite, task in found if not (task.needs_grader or task.needs_user)]
 
     def expect(self, members: int, remotes: int = 0) -> None:
         answers = (members + remotes) * len(self.tasks)
@@ -213,7 +216,7 @@ class Work:
         base = members[0]
         everyone: list[Member | Remote] = [*members, *remotes]
         missing = {
-            "weights": sum(not self.parts.has("weights", _pair(base, m)) for m in members[1:]),
+            "weights": sum(not self.parts.has("weights", pair_of(base, m)) for m in members[1:]),
             "predict": sum(not self._has_predictions(base, m) for m in members),
             "answer": sum(not self.parts.has("answer", self._asked(m, task)) for m in everyone for _, task in self.tasks),
             "margins": sum(not self.parts.has("margins", self._decided(base, m)) for m in everyone) if self.tasks else 0,
@@ -239,7 +242,7 @@ class Work:
                 error, findings = weights.compare_weights(one, two, count)
             return {"error": asdict(error), "findings": [asdict(f) for f in findings]}
 
-        part = self.parts.get("weights", _pair(base, other), make)
+        part = self.parts.get("weights", pair_of(base, other), make)
         findings = [build(Finding, f, "finding") for f in part["findings"]]
         return build(WeightError, part["error"], "weight error"), findings
 
@@ -254,7 +257,7 @@ class Work:
         tasks = [task.task for _, task in self.tasks]
         s = self.settings
         chunks = {"chunks": s.chunks, "seed": s.seed if s.chunks else 0}
-        return {**_pair(base, m), **s.engine, "texts": sums, "tasks": tasks, **chunks}
+        return {**pair_of(base, m), **s.engine, "texts": sums, "tasks": tasks, **chunks}
 
     def _has_predictions(self, base: Member, m: Member) -> bool:
         return self.parts.has("predict", self._predicted(base, m))
@@ -319,11 +322,19 @@ class Work:
 
     def _answer(self, subject: Subject, m: Member | Remote, task: SuiteTask) -> dict[str, Any]:
         s = self.settings
-        folder = self.output / "answers" / self.parts.key(task.task, self._asked(m, task))
-        how: dict[str, Any] = {"effort": s.reasoning, "max_tokens": s.max_tokens, "repeats": s.repeats}
-        settings = EvalSettings(s.limit, s.seed or None, s.seed, **how)
         with self.schedule.step("answer", f"{task.task} by {m.name}") as advance:
-            return answers.answer(subject, task, settings, folder, m.identity, s.data, advance, self.say)
+            return answers.answer(
+                subject, task, self._eval_settings(), self._folder(m, task), m.identity, s.data, advance, self.say
+            )
+
+    def _folder(self, m: Member | Remote, task: SuiteTask) -> Path:
+        """Where answers are kept as they come."""
+        return self.output / "answers" / self.parts.key(task.task, self._asked(m, task))
+
+    def _eval_settings(self) -> EvalSettings:
+        s = self.settings
+        how: dict[str, Any] = {"effort": s.reasoning, "max_tokens": s.max_tokens, "repeats": s.repeats}
+        return EvalSettings(s.limit, s.seed or None, s.seed, **how)
 
     def _margins(self, everyone: Sequence[Member | Remote], said: dict[str, dict[str, Any]]) -> dict[str, list[Margins]]:
         """Of the others, at the decisions in the first one's answers. Models behind addresses that give no log-probabilities have
@@ -334,14 +345,15 @@ class Work:
         if not questions or not others:
             return {}
         with open_checkpoint(base.path) as checkpoint:
-            text = Text(checkpoint.metadata())
-        decided = margins.decisions(text, questions)
+            self._text = Text(checkpoint.metadata())
+        decided = margins.decisions(self._text, questions)
         if not decided:
             return {}
+        self._before_margins([m for m in everyone if isinstance(m, Member)], decided)
         found = {}
         for m in everyone:
             try:
-                values = self.parts.get("margins", self._decided(base, m), partial(self._margins_of, m, decided, text))
+                values = self.parts.get("margins", self._decided(base, m), partial(self._margins_of, m, decided))
             except BadSource as error:
                 if isinstance(m, Member):
                     raise
@@ -351,23 +363,26 @@ class Work:
         compared = {m.name: found[m.name] for m in others if m.name in found}
         return margins.summarized(decided, found[base.name], compared, self.settings.seed) if compared else {}
 
+    def _before_margins(self, members: list[Member], decided: list[margins.Decision]) -> None:
+        """Is called when it is known where margins are wanted."""
+
     def _decided(self, base: Member, m: Member | Remote) -> dict[str, Any]:
         """On what a model's margins at the base's decisions depend."""
         asked = [self._asked(base, task) for _, task in self.tasks]
         return {"model": m.identity, **self.settings.engine, "decisions_of": asked}
 
-    def _margins_of(self, m: Member | Remote, decided: list[margins.Decision], text: Text) -> list[float | None]:
+    def _margins_of(self, m: Member | Remote, decided: list[margins.Decision]) -> list[float | None]:
         with self.schedule.step("margins", f"margins of {m.name}") as advance:
             if isinstance(m, Member):
                 with self._load(m) as engine:
                     values = margins.measure(engine, decided)
             else:
-                values = margins.measure_remote(m.endpoint, text, decided, self.say, advance)
+                values = margins.measure_remote(m.endpoint, self._text, decided, self.say, advance)
         return [value if np.isfinite(value) else None for value in values.tolist()]
 
     def _timed(self, base: Member, m: Member) -> dict[str, Any]:
         where = {"machine": {k: str(v) for k, v in machine().items()}, "reference": latency.REFERENCE}
-        return {**_pair(base, m), **asdict(self.settings.timing), **where}
+        return {**pair_of(base, m), **asdict(self.settings.timing), **where}
 
     def _times(self, members: list[Member]) -> dict[str, dict[str, Any]]:
         """By name: {"own": …, "base": …}, both of the same rounds. Those that are missing take turns with the base."""
@@ -467,7 +482,7 @@ def _without_home(path: Path) -> str:
     return str(path).replace(home, "~", 1) if path.is_relative_to(home) and home != "/" else str(path)
 
 
-def _pair(base: Member, m: Member) -> dict[str, Any]:
+def pair_of(base: Member, m: Member) -> dict[str, Any]:
     """What identifies a candidate beside its base; a copy of the base is not the base."""
     return {"base": base.identity, "model": m.identity, "own": m is base}
 

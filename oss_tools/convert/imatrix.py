@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from oss_tools.checkpoints.files import read_at
-from oss_tools.checkpoints.gguf_header import read_header
+from oss_tools.checkpoints.gguf_header import MAGIC, read_header
 from oss_tools.errors import BadCheckpoint
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+UINT32, STRING, ARRAY, F32 = 4, 8, 9, 0  # GGUF's numbers of types
+ALIGNMENT = 32
 MAX_NAME = 256  # bytes
 MAX_ENTRIES = 1 << 20
 
@@ -38,8 +41,21 @@ def opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def read_gguf(path: Path) -> dict[str, np.ndarray]:
-    """Mean squares of input activations by GGUF tensor name: float32 [matrices, K]. Raises BadCheckpoint."""
+@dataclass(frozen=True)
+class Means:
+    """What a file says of one tensor.
+
+    Attributes:
+        values: mean squares of its inputs, float32 [matrices, K], or [matrices · K] where the file does not say how many.
+        counts: over how many inputs each matrix's are, float32 [matrices]; None where the file does not say.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray | None
+
+
+def read_gguf(path: Path) -> dict[str, Means]:
+    """By GGUF tensor name. Raises BadCheckpoint."""
     with opened(path) as descriptor:
         header = read_header(descriptor, path)
         kind = header.keys.get("general.type")
@@ -62,8 +78,44 @@ def read_gguf(path: Path) -> dict[str, np.ndarray]:
             continue
         if not counts.size or sums.size % counts.size:
             raise BadCheckpoint(f"{path}: {name}: {sums.size} sums for {counts.size} matrices")
-        means[name.removesuffix(SUMS)] = sums.reshape(counts.size, -1) / np.maximum(counts.reshape(-1, 1), 1)
+        counts = counts.reshape(-1)
+        means[name.removesuffix(SUMS)] = Means(sums.reshape(counts.size, -1) / np.maximum(counts[:, None], 1), counts)
     return means
+
+
+def gguf_bytes(
+    entries: Mapping[str, tuple[np.ndarray, np.ndarray]], datasets: Sequence[str], chunk_size: int, chunks: int
+) -> bytes:
+    """A file as llama-imatrix writes it.
+
+    Args:
+        entries: GGUF tensor name -> sums of squares [matrices, K] and counts [matrices].
+        datasets: names of the texts.
+        chunk_size: tokens of a sequence; chunks: how many sequences.
+    """
+    keys = _string(b"general.type") + struct.pack("<I", STRING) + _string(b"imatrix")
+    keys += _string(b"imatrix.datasets") + struct.pack("<IIQ", ARRAY, STRING, len(datasets))
+    keys += b"".join(_string(name.encode("utf-8", "replace")) for name in datasets)
+    for key, value in ((b"imatrix.chunk_count", chunks), (b"imatrix.chunk_size", chunk_size)):
+        keys += _string(key) + struct.pack("<II", UINT32, value)
+    arrays = {}
+    for name in sorted(entries):
+        sums, counts = (np.ascontiguousarray(array, "<f4") for array in entries[name])
+        arrays[name + SUMS], arrays[name + COUNTS] = sums, counts.reshape(-1, 1)
+    places, offset = b"", 0
+    for name, array in arrays.items():
+        places += _string(name.encode()) + struct.pack("<IQQIQ", 2, array.shape[1], array.shape[0], F32, offset)
+        offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    head = MAGIC + struct.pack("<IQQ", 3, len(arrays), 4) + keys + places
+    return b"".join(_aligned(part) for part in (head, *(array.tobytes() for array in arrays.values())))
+
+
+def _string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def _aligned(part: bytes) -> bytes:
+    return part + bytes(-len(part) % ALIGNMENT)
 
 
 def is_binary(head: bytes) -> bool:
@@ -75,8 +127,8 @@ def is_binary(head: bytes) -> bool:
     return 0 < entries <= MAX_ENTRIES and len(name) > 1 and name.isascii() and name.decode().isprintable()
 
 
-def read_binary(path: Path) -> dict[str, np.ndarray]:
-    """Mean squares of input activations by GGUF tensor name: float32 [matrices · K]. Raises BadCheckpoint."""
+def read_binary(path: Path) -> dict[str, Means]:
+    """By GGUF tensor name. Raises BadCheckpoint."""
     with opened(path) as descriptor:
         size, at = os.fstat(descriptor).st_size, 0
 
@@ -92,7 +144,7 @@ def read_binary(path: Path) -> dict[str, np.ndarray]:
         def number(what: str) -> int:
             return int(take(4, what).view("<i4")[0])
 
-        means: dict[str, np.ndarray] = {}
+        means: dict[str, Means] = {}
         for entry in range(number("the number of entries")):
             where = f"entry {entry}"
             length = number(where)
@@ -102,5 +154,5 @@ def read_binary(path: Path) -> dict[str, np.ndarray]:
             calls, count = number(name), number(name)
             if count < 1 or name in means:
                 raise BadCheckpoint(f"{path}: {name[:80]!r} has {count} weights, or is there twice")
-            means[name] = take(4 * count, name).view("<f4") / np.float32(max(calls, 1))
+            means[name] = Means(take(4 * count, name).view("<f4") / np.float32(max(calls, 1)), None)
     return means

@@ -15,27 +15,47 @@ from oss_tools.checkpoints.files import what_bytes_are
 from oss_tools.checkpoints.gguf_header import MAGIC
 from oss_tools.checkpoints.safetensors import SafetensorsFile
 from oss_tools.convert import imatrix
+from oss_tools.convert.imatrix import Means
 from oss_tools.errors import BadCheckpoint
-from oss_tools.models import Checkpoint
+from oss_tools.models import Architecture, Checkpoint, TensorSpec
+from oss_tools.models.decoder import gguf_name
 
 HEAD = 512  # bytes by which a file is known
 KINDS = "llama.cpp's imatrix in GGUF or its older binary form, or safetensors with float32 weights"
 LAYER = re.compile(r"blk\.\d+\..*")
 
 
-def load_importance(path: Path, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Weights for the checkpoint's tensors: canonical name -> float32 [K] or [matrices, K], each with mean 1.
+class Importance(dict[str, np.ndarray]):
+    """Weights for a checkpoint's tensors: canonical name -> float32 [K] or [matrices, K], each with mean 1.
+
+    Attributes:
+        unreached: the matrices of each tensor (experts) whose inputs the file's text never reached. They have the weights of all
+            others of their layer together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreached: dict[str, list[int]] = {}
+
+
+def load_importance(path: Path, checkpoint: Checkpoint) -> Importance:
+    """The weights that a file holds for the checkpoint's tensors.
 
     Raises BadCheckpoint if the file is of another kind, damaged or of another model, or has a shape, sign or NaN that no
     importance can have.
     """
     kind = _kind(path)
+    known = Importance()
     if kind == "safetensors":
         stored = raw = _from_safetensors(path, checkpoint)
     else:
         stored = imatrix.read_gguf(path) if kind == "gguf" else imatrix.read_binary(path)
         raw = _placed(stored, path, checkpoint)
-    known = {name: _checked(weights, name, checkpoint, path) for name, weights in raw.items() if name in checkpoint.entries}
+    for name, means in raw.items():
+        if name in checkpoint.entries:
+            known[name], unreached = _checked(means, name, checkpoint, path)
+            if unreached:
+                known.unreached[name] = unreached
     if not known:
         named = f"; it names {next(iter(stored))[:80]!r}" if stored else ""
         raise BadCheckpoint(f"{path}: holds no weights for any tensor of {checkpoint.path}{named}; is it of another model?")
@@ -68,7 +88,9 @@ def _is_text(head: bytes) -> bool:
     return len(text.encode()) > len(head) - 4 and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
-def _checked(weights: np.ndarray, name: str, checkpoint: Checkpoint, path: Path) -> np.ndarray:
+def _checked(means: Means, name: str, checkpoint: Checkpoint, path: Path) -> tuple[np.ndarray, list[int]]:
+    """The weights, each matrix's with mean 1, and the matrices that have their layer's. Raises BadCheckpoint."""
+    weights = means.values
     count, _, columns = checkpoint.entries[name].spec.matrices
     if weights.shape not in ((columns,), (1, columns), (count, columns)):
         raise BadCheckpoint(
@@ -77,12 +99,21 @@ def _checked(weights: np.ndarray, name: str, checkpoint: Checkpoint, path: Path)
         )
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise BadCheckpoint(f"{path}: {name} holds a weight that is negative, NaN or infinite")
-    mean = weights.mean(axis=-1, keepdims=True)
-    weights = np.where(mean > 0, weights / np.where(mean > 0, mean, 1), 1)  # an expert that never ran: all alike
-    return np.ascontiguousarray(weights.reshape(columns) if weights.size == columns else weights, np.float32)
+    weights = np.array(weights.reshape(-1, columns), np.float32)
+    empty = weights.max(axis=1) == 0
+    if means.counts is not None and len(means.counts) == len(weights):
+        empty |= means.counts == 0
+    if not empty.all():
+        counts = None if means.counts is None or len(means.counts) != len(weights) else means.counts[~empty]
+        weights[empty] = np.average(weights[~empty], axis=0, weights=counts)
+    else:
+        weights[:] = 1  # a layer that no token reached: all alike
+    weights /= weights.mean(axis=1, keepdims=True)
+    unreached = np.flatnonzero(empty).tolist() if len(weights) > 1 else []
+    return np.ascontiguousarray(weights.reshape(columns) if weights.size == columns else weights, np.float32), unreached
 
 
-def _from_safetensors(path: Path, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+def _from_safetensors(path: Path, checkpoint: Checkpoint) -> dict[str, Means]:
     file = SafetensorsFile(path)
     try:
         weights = {}
@@ -94,25 +125,37 @@ def _from_safetensors(path: Path, checkpoint: Checkpoint) -> dict[str, np.ndarra
                 )
             if tensor.dtype != "F32":
                 raise BadCheckpoint(f"{path}: {name} is {tensor.dtype}, importance weights are F32")
-            weights[name] = file.read(tensor, 0, tensor.nbytes).view(np.float32).reshape(tensor.shape)
+            weights[name] = Means(file.read(tensor, 0, tensor.nbytes).view(np.float32).reshape(tensor.shape), None)
         return weights
     finally:
         file.close()
 
 
-def _placed(stored: dict[str, np.ndarray], path: Path, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+def stored_names(architecture: Architecture, spec: TensorSpec) -> list[str]:
+    """The names under which importance matrices have a tensor's inputs: those of its parts in GGUF files; of one whose parts are
+    turned there and meet other inputs (the keys of DeepSeek's latents), that of the older files that have it whole."""
+    placements = architecture.placements("gguf", spec, False)
+    if any(placement.stored_matrix is not None for placement in placements):
+        return [gguf_name(spec)]
+    return list(dict.fromkeys(placement.stored for placement in placements))
+
+
+def _placed(stored: dict[str, Means], path: Path, checkpoint: Checkpoint) -> dict[str, Means]:
     """By canonical name, from the names that tensors have in GGUF files. Gate and up projections share their input, so either
     serves. Raises BadCheckpoint for a tensor of a layer that the model does not have."""
     weights = {}
     unknown = set(stored)
     for entry in checkpoint.entries.values():
         count, _, columns = entry.spec.matrices
-        for placement in checkpoint.architecture.placements("gguf", entry.spec, False):
-            unknown.discard(placement.stored)
-            means = stored.get(placement.stored)
-            if means is not None and placement.stored_matrix is None:  # not of heads that lie apart (DeepSeek's attn_k_b)
-                fits = means.size in (columns, count * columns)
-                weights[entry.name] = means.reshape(-1, columns) if fits else np.atleast_2d(means)
+        unknown.difference_update(p.stored for p in checkpoint.architecture.placements("gguf", entry.spec, False))
+        for name in stored_names(checkpoint.architecture, entry.spec):
+            unknown.discard(name)
+            means = stored.get(name)
+            if means is not None:
+                values = means.values
+                fits = values.size in (columns, count * columns)
+                values = values.reshape(-1, columns) if fits else np.atleast_2d(values)
+                weights[entry.name] = Means(values, means.counts)
     if strange := sorted(name for name in unknown if LAYER.fullmatch(name)):
         raise BadCheckpoint(
             f"{path}: an importance matrix of another model: {strange[0][:80]!r} is none of the tensors of {checkpoint.path}"

@@ -57,12 +57,14 @@ def facts(plan: Plan, options: Options) -> dict[str, str]:
         "--shard-size": str(options.shard_size),
         "--on-nonfinite": options.on_nonfinite,
         **plan.added,
+        **(options.rounding.facts if options.rounding else {}),
     }
 
 
 def difference(ours: Mapping[str, str], theirs: Mapping[str, Any], *, of_version: bool = True) -> str:
-    """In words, which facts differ; empty if none does."""
-    return ", ".join(fact for fact in ours if ours[fact] != theirs.get(fact) and (of_version or fact != VERSION))
+    """In words, which facts differ; empty if none does. What only one has differs."""
+    facts = dict.fromkeys([*ours, *theirs])
+    return ", ".join(fact for fact in facts if ours.get(fact) != theirs.get(fact) and (of_version or fact != VERSION))
 
 
 def check_sources(

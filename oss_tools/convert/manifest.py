@@ -109,9 +109,26 @@ class TensorError:
 
 
 @dataclass(frozen=True)
+class OutputError:
+    """What rounding does to the outputs y = W x of a tensor, for the inputs x of a text, in its first rows.
+
+    Attributes:
+        before: ‖rounded outputs − outputs‖ / ‖outputs‖ where each value is rounded by itself.
+        after: the same as the tensor was rounded.
+        tokens: inputs that its matrices met, on average.
+        unmet: matrices that met none, or too few to learn from; they were rounded by themselves.
+    """
+
+    before: float
+    after: float
+    tokens: float
+    unmet: int
+
+
+@dataclass(frozen=True)
 class TensorRecord:
-    """One tensor of a manifest: formats and hashes before and after, how it was made, what that cost, and, of an updated
-    tensor, how much of the update is left."""
+    """One tensor of a manifest: formats and hashes before and after, how it was made, what that cost, of an updated tensor how
+    much of the update is left, and, of one that was rounded for its outputs' sake, what becomes of these."""
 
     name: str
     role: str
@@ -124,6 +141,7 @@ class TensorRecord:
     note: str = ""
     error: TensorError | None = None
     kept: Kept | None = None
+    output: OutputError | None = None
 
     @property
     def proven_equal(self) -> bool:
@@ -136,13 +154,13 @@ class TensorRecord:
         if "sha256" in raw:  # of schema 1
             hashes = {"hash": f"{SHA256}:{raw['sha256']}", "source_hash": f"{SHA256}:{raw['source_sha256']}"}
             raw = {name: value for name, value in raw.items() if name not in ("sha256", "source_sha256")} | hashes
-        error, kept = raw.get("error"), raw.get("kept")
-        read = {"error": _typed(TensorError(**error)) if error else None, "kept": _typed(Kept(**kept)) if kept else None}
+        kinds = {"error": TensorError, "kept": Kept, "output": OutputError}
+        read = {name: _typed(kind(**raw[name])) if raw.get(name) else None for name, kind in kinds.items()}
         return _typed(TensorRecord(**{**raw, **read}))
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON; without `kept`, which versions before it do not read, where there is none."""
-        return {name: value for name, value in asdict(self).items() if name != "kept" or value is not None}
+        """The same as JSON; without `kept` and `output`, which older versions do not read, where there is none."""
+        return {name: value for name, value in asdict(self).items() if name not in ("kept", "output") or value is not None}
 
 
 @dataclass
@@ -191,6 +209,7 @@ TYPES: dict[str, tuple[type, ...]] = {  # what JSON may hold for a field of thes
     "dict[str, Any]": (dict,),
     "TensorError | None": (TensorError, type(None)),
     "Kept | None": (Kept, type(None)),
+    "OutputError | None": (OutputError, type(None)),
     "list[TensorRecord]": (list,),
 }
 

@@ -29,6 +29,8 @@ from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Checkpoint
 from oss_tools.models.checkpoint import chunks
 
+ROUNDED = "rounded"  # what was rounded before the plan was carried out, in the temporary folder
+
 
 def run(plan: Plan, destination: Path, options: Options, progress: Progress = lambda *_: None) -> Manifest:
     """Checks all that can be checked, carries a plan out and returns the manifest that then lies beside the output.
@@ -85,6 +87,8 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
     journal = Journal(partial / JOURNAL, shared, options.resume)
     try:
         check_sources(plan, journal.records.values(), options.jobs, f"{destination}:", progress)
+        if options.rounding:
+            options.rounding.prepare(plan, partial / ROUNDED, journal.records.keys(), options, progress)
         files = _write_files(plan, destination, partial, journal, options, progress)
         manifest = Manifest(
             source=plan.source.path.name.encode("utf-8", "replace").decode(),
@@ -97,6 +101,8 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
         )
         if options.verify:
             _verify(plan, manifest, files, options, progress)
+        if options.rounding:
+            shutil.rmtree(partial / ROUNDED, ignore_errors=True)
     except NoRoom as error:
         raise NoRoom(f"{error}, then go on with --resume") from None
     finally:

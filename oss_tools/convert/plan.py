@@ -185,6 +185,7 @@ def make_plan(
         architecture.container_config(container)
     except BadCheckpoint as error:
         raise BadRecipe(f"{source.path}: {error}") from None
+    recipe = recipe.for_model(entry.spec for entry in source.entries.values())
     steps = tuple(_step(source, e, container, recipe, updates.get(e.name)) for e in source.entries.values())
     derived = architecture.derived_tensors(container)
     plan = Plan(source, container, recipe, _one_format_per_stored(steps), derived)
@@ -312,6 +313,15 @@ def _one_format_per_stored(steps: Iterable[Step]) -> tuple[Step, ...]:
     for indices in sharing.values():
         formats = {steps[i].target.format for i in indices}
         if len(formats) == 1:
+            continue
+        if all(f.ggml_type is not None and not f.is_float for f in formats):  # a fused q, k and v: all take the widest
+            widest = max(formats, key=lambda f: f.bits_per_weight(256))
+            for i in indices:
+                if steps[i].target.format != widest:
+                    note = f"stored with others, of which one is {widest.name}"
+                    steps[i] = replace(
+                        steps[i], target=replace(steps[i].target, format=widest), note=note, quantization=None
+                    )
             continue
         if not all(f.is_float for f in formats):
             names = ", ".join(steps[i].name for i in indices)

@@ -45,7 +45,8 @@ def check(plan: Plan, destination: Path, options: Options) -> None:
     _check_interrupted(plan, destination, partial, kind, options)
     _check_taken(plan, destination, partial, kind, options)
     done = sum(f.stat().st_blocks * 512 for f in partial.rglob("*") if f.is_file()) if options.resume else 0
-    check_room(destination, plan.target_bytes - done)
+    scratch = options.rounding.scratch_bytes(plan) if options.rounding else 0
+    check_room(destination, plan.target_bytes + scratch - done)
 
 
 def output_name(destination: Path, kind: type[Writer]) -> str:

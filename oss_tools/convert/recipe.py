@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,55 @@ from oss_tools.checkpoints import container_names, writer_for
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, all_formats, get_format
+from oss_tools.guesses import near_names, none_named
 from oss_tools.models import TensorSpec
 from oss_tools.resources import resource
 
-MIXTURE = re.compile(r"(?:UD-)?(Q[2-6]_K)_(?:S|M|L|XL)", re.IGNORECASE)  # llama.cpp's word for a mixture around a k-quant
+MIXTURE = re.compile(
+    r"(?:UD-)?I?Q[1-8]_(?:K_)?(?:XXS|XS|S|M|L|XL)", re.IGNORECASE
+)  # llama.cpp's words for mixtures of formats
+LAYERS = re.compile(r"more_bits|first (\d+)(?:/(\d+))?")  # of a rule
 MATRICES = (("mlp.down", "llama"), ("experts.down", "gpt_oss"))  # (role, model_type)
 KEEP = "keep"  # as a format: leave the tensor in the format it has
 MAX_BYTES = 1 << 20  # of a recipe file
+SMALLER_BLOCKS = {  # what llama.cpp takes instead where rows do not divide into blocks of 256
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}
 FIELDS = {"description", "modules_to_not_convert", "no_fallback", "rules"}  # of a recipe file
+RULE_FIELDS = {"role", "name", "format", "quantization", "otherwise", "layers", "when"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a recipe's rules may ask of a model.
+
+    Attributes:
+        layers: how many decoder layers it has.
+        experts: how many experts a layer has, at most; 0 in a dense model.
+        tied: whether its embedding is its output as well.
+        grouped: whether several queries share keys and values.
+    """
+
+    layers: int = 0
+    experts: int = 0
+    tied: bool = False
+    grouped: bool = False
+
+    @classmethod
+    def of(cls, specs: Iterable[TensorSpec]) -> Traits:
+        """Those of the model that has these tensors."""
+        specs = list(specs)
+        rows = {role: max((s.matrices[1] for s in specs if s.role == f"attention.{role}"), default=0) for role in "qk"}
+        return cls(
+            1 + max((s.layer for s in specs if s.layer is not None), default=-1),
+            max((s.matrices[0] for s in specs if s.role.startswith("experts.")), default=0),
+            not any(s.role == "output" for s in specs),
+            0 < rows["k"] < rows["q"],
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +75,9 @@ class Rule:
         quantization: the format's quantization rule (`search`, `plain`, `floor`, …), or None for its default.
         otherwise: formats to try in turn where the first cannot be had (rows do not divide into blocks, or the container
             has no place for it); the plan says so for every tensor that needs one.
+        layers: the layers for which it is: `first 4`, `first 1/8`, or `more_bits`, llama.cpp's choice: the first and the last
+            eighth, and every third layer between; "" for all tensors.
+        when: the models for which it is: fields of `Traits` and their values.
     """
 
     format: str
@@ -40,11 +85,25 @@ class Rule:
     name: str | None = None
     quantization: str | None = None
     otherwise: tuple[str, ...] = ()
+    layers: str = ""
+    when: tuple[tuple[str, int], ...] = ()
 
-    def matches(self, spec: TensorSpec) -> bool:
-        return (self.role is None or fnmatchcase(spec.role, self.role)) and (
-            self.name is None or fnmatchcase(spec.name, self.name)
+    def matches(self, spec: TensorSpec, model: Traits) -> bool:
+        return (
+            (self.role is None or fnmatchcase(spec.role, self.role))
+            and (self.name is None or fnmatchcase(spec.name, self.name))
+            and (not self.layers or (spec.layer is not None and is_layer(self.layers, spec.layer, model.layers)))
+            and all(getattr(model, trait) == value for trait, value in self.when)
         )
+
+
+def is_layer(which: str, layer: int, layers: int) -> bool:
+    """Whether a layer is one of those that a rule's `layers` means, in a model of so many. Source: llama-quant.cpp."""
+    match = LAYERS.fullmatch(which)
+    if match and match[1]:
+        return layer < (layers * int(match[1]) // int(match[2]) if match[2] else int(match[1]))
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +116,7 @@ class Recipe:
     Attributes:
         modules_to_not_convert: patterns of modules that are left as they are, whatever the rules say.
         no_fallback: whether a tensor that cannot have what its rule says is an error.
+        model: that for which the rules decide (`for_model`).
     """
 
     name: str
@@ -64,15 +124,20 @@ class Recipe:
     description: str = ""
     modules_to_not_convert: tuple[str, ...] = ()
     no_fallback: bool = False
+    model: Traits = Traits()
 
     def rule_for(self, spec: TensorSpec) -> Rule:
         """The rule that decides about a tensor. `modules_to_not_convert` comes first."""
         if any(_within(module, spec.name) for module in self.modules_to_not_convert):
             return Rule(KEEP)
-        rule = next((r for r in self.rules if r.matches(spec)), Rule(KEEP))
+        rule = next((r for r in self.rules if r.matches(spec, self.model)), Rule(KEEP))
         if (spec.is_vector or spec.role == "positions") and rule.format != KEEP and not get_format(rule.format).is_float:
             return Rule(KEEP)
         return rule
+
+    def for_model(self, specs: Iterable[TensorSpec]) -> Recipe:
+        """The same recipe for the model that has these tensors."""
+        return replace(self, model=Traits.of(specs))
 
     def keeping(self, modules: tuple[str, ...]) -> Recipe:
         """The same recipe with more modules left alone."""
@@ -115,9 +180,9 @@ def load_recipe(name: str | Path) -> Recipe:
     """A recipe by its name or by the path of a YAML file. Raises BadRecipe."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = resource("configs/recipes") / f"{name}.yaml"
+        path = resource("configs/recipes") / f"{str(name).lower()}.yaml"
         if not path.exists():
-            raise BadRecipe(f"no recipe named {str(name)!r}; there are {', '.join(recipe_names())}; or give a .yaml file")
+            raise BadRecipe(f"{none_named('recipe', str(name), recipe_names())}; or give a .yaml file")
     return _parse(read_yaml(path, BadRecipe, MAX_BYTES), path)
 
 
@@ -138,34 +203,50 @@ def _parse(content: Any, path: Path) -> Recipe:
 
 
 def _parse_rule(content: Any, where: str) -> Rule:
-    fields = {"role", "name", "format", "quantization", "otherwise"}
-    if not isinstance(content, dict) or not set(content) <= fields:
-        raise BadRecipe(f"{where}: a rule is a mapping of {', '.join(sorted(fields))}")
+    if not isinstance(content, dict) or not set(content) <= RULE_FIELDS:
+        raise BadRecipe(f"{where}: a rule is a mapping of {', '.join(sorted(RULE_FIELDS))}")
     otherwise = content.get("otherwise") or []
     otherwise = [otherwise] if isinstance(otherwise, str) else otherwise
     if not isinstance(otherwise, list):
         raise BadRecipe(f"{where}: otherwise is a format or a list of formats")
-    texts = [content.get("format"), *(content.get(k, "") for k in ("role", "name", "quantization")), *otherwise]
+    texts = [content.get("format"), *(content.get(k, "") for k in ("role", "name", "quantization", "layers")), *otherwise]
     if not all(isinstance(t, str) for t in texts):
         raise BadRecipe(f"{where}: format is missing, or a field is not text")
     names = [name if name == KEEP else writable(name, f"{where}: ").name for name in (content["format"], *otherwise)]
-    rule = Rule(names[0], content.get("role"), content.get("name"), content.get("quantization"), tuple(names[1:]))
+    layers, when = content.get("layers", ""), _parse_when(content.get("when", {}), where)
+    if layers and not ((match := LAYERS.fullmatch(layers)) and match[2] != "0"):
+        raise BadRecipe(f"{where}: layers is `more_bits`, `first 4` or `first 1/8`, not {layers!r}")
+    patterns = content.get("role"), content.get("name"), content.get("quantization")
+    rule = Rule(names[0], *patterns, tuple(names[1:]), layers, when)
     if rule.quantization and (rule.format == KEEP or rule.quantization not in get_format(rule.format).rules):
         known = "" if rule.format == KEEP else f"; {rule.format} has {', '.join(get_format(rule.format).rules)}"
         raise BadRecipe(f"{where}: {rule.format} has no quantization rule {rule.quantization!r}{known}")
     return rule
 
 
+def _parse_when(content: Any, where: str) -> tuple[tuple[str, int], ...]:
+    kinds = {field.name: type(field.default) for field in fields(Traits)}
+    if not isinstance(content, dict) or any(type(value) is not kinds.get(key) for key, value in content.items()):
+        known = ", ".join(f"{name} (true or false)" if kind is bool else name for name, kind in kinds.items())
+        raise BadRecipe(f"{where}: when is a mapping of traits of a model: {known}")
+    return tuple(content.items())
+
+
 def recipe_of_format(name: str) -> Recipe:
-    """What `--format NAME` means: every matrix but the router in that format; every tensor for a plain float.
+    """What `--format NAME` means: every matrix but the router in that format; every tensor for a plain float; a mixture that
+    has a name, by its recipe. Where rows do not divide into a k-quant's blocks, they take what llama.cpp takes.
 
     Raises BadRecipe for a format that cannot be written.
     """
+    if MIXTURE.fullmatch(name) and name.lower() in recipe_names():
+        return load_recipe(name.lower())
     format = writable(name)
     name = format.name
     if format.is_float:
         return Recipe(name, (Rule(name),), f"everything in {name}")
-    return Recipe(name, (Rule(KEEP, role="router"), Rule(name)), f"every matrix but the router in {name}")
+    otherwise = tuple(SMALLER_BLOCKS[n] for n in (name,) if n in SMALLER_BLOCKS)
+    rules = (Rule(KEEP, role="router"), Rule(name, otherwise=otherwise))
+    return Recipe(name, rules, f"every matrix but the router in {name}")
 
 
 def writable(name: str, where: str = "") -> Format:
@@ -174,12 +255,15 @@ def writable(name: str, where: str = "") -> Format:
         if found.rules or found.is_float:
             return found
         raise BadRecipe(f"{where}{name} can be read but not written; formats to write: {_by_container()}")
-    if match := MIXTURE.fullmatch(name):
+    if MIXTURE.fullmatch(name):
+        mixtures = ", ".join(recipe for recipe in recipe_names() if MIXTURE.fullmatch(recipe))
         raise BadRecipe(
-            f"{where}{name} is llama.cpp's name of a mixture of formats, of which {match[1].lower()} can be read but not "
-            f"written; formats to write: {_by_container()}"
+            f"{where}{name} is llama.cpp's name of a mixture of formats; recipes of such mixtures: {mixtures}; "
+            f"formats to write: {_by_container()}"
         )
-    raise BadRecipe(f"{where}no number format named {name!r}; formats to write: {_by_container()}")
+    near = near_names(name, [f.name for f in all_formats().values() if f.rules or f.is_float], likeness=0.5)
+    guess = f"did you mean {' or '.join(near)}? F" if near else "f"
+    raise BadRecipe(f"{where}no number format named {name!r}; {guess}ormats to write: {_by_container()}")
 
 
 def writable_formats(container: str = "") -> list[str]:

@@ -50,6 +50,13 @@ def round_rows(
     return result
 
 
+def rounded_before(step: Step, rows: QTensor, result: QTensor, on_nonfinite: str, sums: ErrorSums) -> QTensor:
+    """A result that was found beforehand; adds what it lacks of the rows to `sums`."""
+    values = finite_values(rows.dequantize(), step.name, on_nonfinite)
+    sums.add(result.format.rounding_error(values, result), values.size)
+    return result
+
+
 def finite_values(values: np.ndarray, name: str, on_nonfinite: str) -> np.ndarray:
     """The values if all are finite; else, where asked for, with NaN as 0 and infinity as the largest finite magnitude."""
     from numba_kernels.codec import finite

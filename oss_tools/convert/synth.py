@@ -28,6 +28,7 @@ from oss_tools.convert.routers import ROUTERS
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, QTensor, get_format
+from oss_tools.guesses import none_named
 from oss_tools.models import Architecture, TensorSpec, architecture_of
 from oss_tools.models.base import READY
 from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
@@ -103,7 +104,7 @@ def load_shape(name: str | Path) -> Shape:
     if path.suffix not in (".yaml", ".yml", ".json"):
         path = resource("configs/models") / f"{name}.yaml"
         if not path.exists():
-            raise BadCheckpoint(f"no shape named {str(name)!r}; there are {', '.join(shape_names())}; or give a config.json")
+            raise BadCheckpoint(f"{none_named('shape', str(name), shape_names())}; or give a config.json")
     if path.suffix == ".json":
         try:
             config = json.loads(read_text(path, MAX_BYTES))
@@ -130,7 +131,7 @@ def plan_synthesis(
     Raises BadCheckpoint for an impossible shape, BadRecipe or BadTensor where the recipe cannot be followed.
     """
     if router not in ROUTERS:
-        raise BadRecipe(f"no router named {router!r}; there are {', '.join(ROUTERS)}")
+        raise BadRecipe(none_named("router", router, ROUTERS))
     architecture = architecture_of(shape.config["model_type"]).from_config("hf", shape.config)
     if router != "even":
         check_experts(shape.name, architecture)
@@ -138,9 +139,9 @@ def plan_synthesis(
         raise BadRecipe(f"container {container} has no layout for {architecture.model_type}")
     recipe = recipe or load_recipe(shape.recipe)
     entries, notes = [], []
-    for spec in architecture.tensors():
-        if spec.optional and spec.role == "output":
-            continue  # tied to the embedding
+    specs = [spec for spec in architecture.tensors() if not (spec.optional and spec.role == "output")]  # else tied
+    recipe = recipe.for_model(specs)
+    for spec in specs:
         format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
         placements = architecture.places(container, spec, format.is_float)
         entries.append(Entry(spec, format, tuple(placements)))

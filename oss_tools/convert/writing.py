@@ -18,7 +18,7 @@ from oss_tools.convert.journal import Journal
 from oss_tools.convert.manifest import TensorHash, TensorRecord
 from oss_tools.convert.options import Options, Progress
 from oss_tools.convert.plan import Plan, Step
-from oss_tools.convert.rounding import ErrorSums, round_rows, updated
+from oss_tools.convert.rounding import ErrorSums, round_rows, rounded_before, updated
 from oss_tools.convert.threads import InTurn, Stop, in_threads
 from oss_tools.convert.updates import KeptSums
 from oss_tools.formats import QTensor, concatenate
@@ -122,12 +122,16 @@ class _Tensor:
         step, options, sums, kept = self.step, self.options, ErrorSums(), KeptSums()
         merged = updated(step, rows, matrix, start)
         importance = _importance(options, step, matrix)
+        given = options.rounding.rows(step.name, matrix, start, start + rows.shape[0]) if options.rounding else None
         unit = int(np.lcm(step.source.format.row_block, step.target.format.row_block))
         height = max(ROUNDED_BYTES // (4 * rows.columns) // unit, 1) * unit
         parts = []
         for first in range(0, rows.shape[0], height):
             some = slice(first, first + height)
-            part = round_rows(step, merged.rows(some), importance, self.amax, options.on_nonfinite, sums)
+            if given:
+                part = rounded_before(step, merged.rows(some), given.rows(some), options.on_nonfinite, sums)
+            else:
+                part = round_rows(step, merged.rows(some), importance, self.amax, options.on_nonfinite, sums)
             if step.update:
                 kept.add(rows.rows(some).dequantize(), merged.rows(some).dequantize(), part.dequantize())
             parts.append(part)
@@ -163,6 +167,7 @@ class _Tensor:
             note=step.note,
             error=self.sums.error() if step.rounds else None,
             kept=self.kept.kept() if step.update else None,
+            output=self.options.rounding.output_error(step.name) if self.options.rounding else None,
         )
 
 

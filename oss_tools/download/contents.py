@@ -131,18 +131,18 @@ def checkpoint_in(folder: Path, quantization: str = "") -> Path:
     """The checkpoint in a folder: the folder itself, its original/, or its GGUF model (of several the one that a quantization
     names). A folder without any is returned as it is. Raises BadSource for what a download has not finished."""
     if quantization:
-        models = _models(folder)
+        models = models_in(folder)
         return _one_of(folder, named(models, quantization), models, quantization)
     found = folder
     if not _has_tensors(folder):
-        if models := _models(folder):
+        if models := models_in(folder):
             return _one_of(folder, models, models)
         found = folder / ORIGINAL if _has_tensors(folder / ORIGINAL) else folder
     _check_complete(folder, found)
     return found
 
 
-def _models(folder: Path) -> list[Model]:
+def models_in(folder: Path) -> list[Model]:
     """The GGUF models of a folder, and of the folders in it. A link whose file is not there counts as no file."""
     found = [path for pattern in ("*.gguf", "*/*.gguf", "*/*/*.gguf") for path in folder.glob(pattern) if path.is_file()]
     return models_among({path.relative_to(folder).as_posix(): path.stat().st_size for path in found})

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 from oss_tools.checkpoints.files import read_json
 from oss_tools.download.addresses import shown
 from oss_tools.download.contents import Say, checkpoint_in, checkpoint_of, snapshot
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST, SNAPSHOTS, cache_folder, cached_names, cached_repository
-from oss_tools.download.names import HUBS, REPO, Wanted, near_names, understand
+from oss_tools.download.names import HUBS, REPO, Wanted, understand
 from oss_tools.download.registry import published
 from oss_tools.errors import BadCheckpoint, BadSource, Unreachable
+from oss_tools.guesses import near_names
 
 
-def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda line: None, whole: bool = False) -> Path:
+def checkpoint_named(
+    text: str,
+    cache: Path,
+    endpoint: str,
+    say: Say = lambda line: None,
+    whole: bool = False,
+    others: tuple[str, ...] = (),
+) -> Path:
     """The checkpoint that a name means where no file or folder has it; or the `whole` download, complete or not.
+
+    `others` are names that mean something to the caller.
 
     Raises BadSource that says what would fetch it, or what is spelt like it.
     """
@@ -28,8 +37,8 @@ def checkpoint_named(text: str, cache: Path, endpoint: str, say: Say = lambda li
     except BadSource as error:
         if ":" in text or REPO.fullmatch(text):
             raise
-        known = [*published(), *cached_names(cache)]
-        near = near_names(text, known) or near
+        known = [*others, *published(), *cached_names(cache)]
+        near = " or ".join(near_names(text.replace(":", "-"), known)) or near
         guess = f"; did you mean {near}?" if near else f", and no name of a model: owner/name, or {', '.join(published())}"
         raise BadSource(missing + guess) from error
     if wanted.address:
@@ -74,7 +83,7 @@ def find(wanted: Wanted, cache: Path, here: Path = Path(), say: Say = lambda lin
         raise BadSource(f"{wanted.repo} was downloaded to {' and to '.join(map(str, beside))}; name one of these folders")
     if beside:
         return beside[0] if whole else checkpoint_in(beside[0], wanted.quantization)
-    near = near_names(wanted.repo, cached_names(cache))
+    near = " or ".join(near_names(wanted.repo, cached_names(cache)))
     guess = f"; or did you mean {near}, which is there?" if near else ""
     raise BadSource(f"{wanted.repo} is not in {cache}: {command}{guess}")
 
@@ -110,5 +119,4 @@ def near_paths(path: Path) -> str:
         there = sorted(os.listdir(path.parent))
     except OSError:
         return ""
-    near = get_close_matches(path.name.lower(), {name.lower(): name for name in there}, 2, 0.8)
-    return " or ".join(str(path.parent / name) for name in there if name.lower() in near)
+    return " or ".join(str(path.parent / name) for name in near_names(path.name, there, 2, 0.8))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from oss_tools.download.addresses import check_address, same_origin, shown, split
 from oss_tools.download.registry import Published, published
 from oss_tools.errors import BadSource
+from oss_tools.guesses import near_names
 
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
@@ -114,8 +114,8 @@ def _on_hub(address: str, endpoint: str) -> str | None:
 
 
 def _not_understood(name: str, known: dict[str, Published]) -> str:
-    near = near_names(name, list(known))
-    guess = f"; did you mean {near}?" if near else ""
+    near = near_names(name.replace(":", "-"), known)
+    guess = f"; did you mean {' or '.join(near)}?" if near else ""
     if OLLAMA.fullmatch(name):
         return (
             f"'{shown(name)}' is a name of Ollama's, whose registry is not read{guess or '; name the repository, owner/name'} "
@@ -123,10 +123,3 @@ def _not_understood(name: str, known: dict[str, Published]) -> str:
             "is a MODEL here)"
         )
     return f"'{shown(name)}' is no repository (owner/name), no https:// or file:// address, and none of {', '.join(known)}{guess}"
-
-
-def near_names(name: str, known: list[str]) -> str:
-    """Names that are spelt like this one, for a message; "" if none is."""
-    folded = {entry.lower(): entry for entry in known}
-    near = get_close_matches(name.lower().replace(":", "-"), folded, 3, 0.75)
-    return " or ".join(folded[entry] for entry in near)

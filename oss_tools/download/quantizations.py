@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from oss_tools.guesses import near_names
 from oss_tools.sizes import format_size
 
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -72,8 +72,7 @@ def named(models: Sequence[Model], name: str) -> list[Model]:
 
 def near_misses(models: Sequence[Model], name: str) -> list[str]:
     """Quantizations, or files where none is in their names, that are spelt like a name."""
-    words = {(m.tag or m.pattern).lower(): m.tag or m.pattern for m in models}
-    return [words[word] for word in get_close_matches(name.strip("*/").lower(), words, 3, 0.5)]
+    return near_names(name.strip("*/"), [m.tag or m.pattern for m in models], likeness=0.5)
 
 
 def listing(models: Sequence[Model]) -> str:

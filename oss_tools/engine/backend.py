@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from oss_tools.errors import BadRecipe, BadRequest, MissingPackage, Unsupported
+from oss_tools.guesses import none_named
 from oss_tools.machine import memory
 from oss_tools.models import Architecture, Checkpoint
 
@@ -98,11 +99,13 @@ class Backend(ABC):
         vocabulary: tokens that have a logit.
         draws: whether it draws tokens itself, by `drawn`.
         streams: whether experts can stream, and their choice be traced.
+        rewinds: whether a token's logits are the same bits in any pass, and the last tokens of a pass can be given up.
     """
 
     name: ClassVar[str] = ""
     draws: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    rewinds: ClassVar[bool] = False
     chunk: int
     rows: int
     sequences: int
@@ -160,6 +163,11 @@ class Backend(ABC):
     def run(self, runs: list[Run]) -> None:
         """One forward pass over the tokens of all runs (together at most `chunk`, each of another cache)."""
 
+    def rewind(self, ends: list[tuple[Any, int]]) -> None:
+        """Gives up the last positions that the last `run` has computed: of each of its runs' caches, in their order, those from
+        this one on, which is at least the run's first. Only where `rewinds` is true."""
+        raise NotImplementedError
+
     @abstractmethod
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Logits float32 [n, vocabulary] after the tokens of the last `run` at these rows, counted over all its runs.
@@ -213,7 +221,7 @@ def backend_for(device: str, backend: str, say: Callable[[str], None] = lambda l
     """The backend that runs on a device: `backend` on the cpu, cuda on the GPU; auto takes the GPU if there is one that the
     kernels run on, and says so if not. Raises BadRequest, and Unsupported or MissingPackage where cuda cannot be had."""
     if device not in DEVICES:
-        raise BadRequest(f"no device named {device!r}; there are {', '.join(DEVICES)}")
+        raise BadRequest(none_named("device", device, DEVICES))
     if device == "cpu":
         return backend
     if backend not in ("numba", "cuda"):
@@ -241,6 +249,6 @@ def backend_class(name: str) -> type[Backend]:
     """The backend of this name. Raises BadRecipe with the names there are, MissingPackage if its package is missing."""
     known = backends()
     if name not in known:
-        raise BadRecipe(f"no backend named {name!r}; there are {', '.join(sorted(known))}")
+        raise BadRecipe(none_named("backend", name, sorted(known)))
     module = importlib.import_module(known[name])
     return next(c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Backend) and c.name == name)

@@ -141,6 +141,7 @@ class ManyTokens(AttentionRecorder):
         )  # fmt: skip
 
     def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Pending:
+        routing.emit(True)
         first, second = self._expert_stacks(name)
         top, pairs = routing.chosen, self.tokens * routing.chosen
         inner = first.rows // 2

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attention import PAGE, Attention, partial_size
+from numba_kernels.cuda.attention_ahead import one_token_kernel
 from numba_kernels.cuda.blocks import GROUP
+from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import SWIGLU as SWIGLU_GATE
-from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, takes_codes
+from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, may_choose, takes_codes
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.seam import SIMULATED
 from numba_kernels.cuda.vectors import fits_shared
 from oss_tools.engine.cuda_attention import AttentionRecorder
-from oss_tools.engine.cuda_values import WARPS, Floats, Pending, Routing, Value
+from oss_tools.engine.cuda_values import WARPS, Floats, Normed, Pending, Routing, Value
 from oss_tools.engine.cuda_weights import Stack
 from oss_tools.models.operations import Gate, Heads, Latent
 
@@ -81,7 +83,7 @@ class OneToken(AttentionRecorder):
         self, heads: Heads | Latent, shape: Attention, given: Floats, cos: Any, sin: Any, sinks: Any, out: Floats
     ) -> None:
         model, parts = self.model, splits(shape)
-        kernel = self._kernel(attend_kernel(shape, parts))
+        kernel = self._kernel(one_token_kernel(shape, parts))
         partial = model.buffer("parts", partial_size(shape, parts), np.float32)
         counters = self._ints("head counters", shape.keys)
         self._add(
@@ -99,33 +101,52 @@ class OneToken(AttentionRecorder):
         inner, top = first.rows // 2, routing.chosen
         form = {"silu": SILU_GATE, "swiglu_oai": SWIGLU_GATE}[gate.form]
         bias = routing.shares if first.bias is None else first.bias
-        given = (first.codes, first.scales, bias, routing.normed.view, routing.ids, inner)
         limits = (np.float32(gate.limit), np.float32(gate.alpha))
         shape, second_shape, has_bias = self.model.shape(first), self.model.shape(second), first.bias is not None
+        late = routing.given if may_choose(routing.choice, shape, second_shape, WARPS) else None
+        routing.emit(late is None)
+        choice, x_given = (routing.choice, late) if late else (None, Normed(routing.normed, routing.shares, 0))
         if takes_codes(second_shape, WARPS):
             quads = second_shape.quads
             between = self.model.buffer("expert codes", top * 4 * quads, np.uint32)
             scales = self.model.buffer("expert scales", top * quads, np.float32)
-            kernel = self._kernel(gate_up_coded_kernel(shape, second_shape, top=top, bias=has_bias, gate=form, warps=WARPS))
+            kernel = self._kernel(
+                gate_up_coded_kernel(shape, second_shape, top=top, bias=has_bias, gate=form, warps=WARPS, choice=choice)
+            )
             blocks = self._blocks(top * inner // GROUP * WARPS, kernel)
-            self._add(kernel, lambda tokens: blocks(), *given, *limits, between, scales)
+            self._add(
+                kernel, lambda tokens: blocks(), first.codes, first.scales, bias, x_given.x.view, x_given.weight,
+                np.float32(x_given.epsilon), routing.logits.view, routing.ids, inner, *limits, between, scales,
+            )  # fmt: skip
         else:
             between = scales = self._floats("expert inner", top * inner).view
             kernel = self._kernel(gate_up_kernel(shape, top=top, bias=has_bias, gate=form, warps=WARPS))
             blocks = self._blocks(top * inner, kernel)
+            given = (first.codes, first.scales, bias, routing.normed.view, routing.ids, inner)
             self._add(kernel, lambda tokens: blocks(), *given, inner, *limits, between)
-        return Pending("experts", second.rows, lambda out, add: self._down(second, between, scales, routing, out, add))
+        return Pending(
+            "experts", second.rows, lambda out, add: self._down(second, between, scales, routing, choice, out, add)
+        )
 
-    def _down(self, stack: Stack, between: Any, scales: Any, routing: Routing, out: Floats, add: bool) -> None:
+    def _down(
+        self, stack: Stack, between: Any, scales: Any, routing: Routing, choice: Choice | None, out: Floats, add: bool
+    ) -> None:
         if not add:
             raise TypeError("the experts' outputs are only added to something")
         shape = self.model.shape(stack)
         kernel = self._kernel(
-            down_kernel(shape, top=routing.chosen, bias=stack.bias is not None, coded=takes_codes(shape, WARPS), warps=WARPS)
+            down_kernel(
+                shape,
+                top=routing.chosen,
+                bias=stack.bias is not None,
+                coded=takes_codes(shape, WARPS),
+                warps=WARPS,
+                choice=choice,
+            )
         )
         bias = routing.shares if stack.bias is None else stack.bias
         blocks = self._blocks(stack.rows, kernel)
         self._add(
-            kernel, lambda tokens: blocks(), stack.codes, stack.scales, bias, between, scales, stack.columns, routing.ids,
-            routing.shares, stack.rows, out.view,
+            kernel, lambda tokens: blocks(), stack.codes, stack.scales, bias, between, scales, stack.columns,
+            routing.logits.view, routing.scale, routing.ids, routing.shares, stack.rows, out.view,
         )  # fmt: skip

@@ -202,28 +202,28 @@ class Recorder(Operations[Value]):
             router.experts, chosen, router.score == "sigmoid", router.renormalized, router.correction is not None,
             router.groups, router.groups_chosen, {"top2": 2, "max": 1}[router.group_score],
         )  # fmt: skip
-        kernel = self._kernel(
-            route_kernel(
-                self.model.shape(stack),
-                choice,
-                norm=norm,
-                bias=stack.bias is not None,
-                warps=WARPS,
-                aligned=not (source.start % 4 or source.stride % 4),
-            )
-        )
         logits, normed = self._floats("router", stack.rows), self._floats("normed", stack.columns)
         ids, shares = self._ints("ids", self.tokens * chosen), self._floats("shares", chosen).array
         counters = self._ints("counters", self.tokens)
         bias = source.array if stack.bias is None else stack.bias
         correction = self.model.weights.vector(router.correction) if router.correction else source.array
-        blocks = self._blocks(route_blocks(kernel, WARPS), kernel)
-        self._add(
-            kernel, lambda tokens: (blocks(), tokens), stack.codes, stack.scales, bias, source.view, source.stride, weight,
-            epsilon, logits.view, counters, normed.view, ids, shares, correction, np.float32(router.scale),
-            np.float32(router.epsilon),
-        )  # fmt: skip
-        return Routing(chosen, stack.rows, ids, shares, normed)
+        aligned, shape = not (source.start % 4 or source.stride % 4), self.model.shape(stack)
+
+        def emit(chooses: bool) -> None:
+            kernel = self._kernel(
+                route_kernel(
+                    shape, choice, norm=norm, bias=stack.bias is not None, warps=WARPS, aligned=aligned, chooses=chooses
+                )
+            )  # fmt: skip
+            blocks = self._blocks(route_blocks(kernel, WARPS), kernel)
+            self._add(
+                kernel, lambda tokens: (blocks(), tokens), stack.codes, stack.scales, bias, source.view, source.stride, weight,
+                epsilon, logits.view, counters, normed.view, ids, shares, correction, np.float32(router.scale),
+                np.float32(router.epsilon),
+            )  # fmt: skip
+
+        given = Normed(source, weight, float(epsilon)) if norm and aligned else None
+        return Routing(chosen, stack.rows, ids, shares, normed, choice, logits, np.float32(router.scale), given, emit)
 
     def _expert_stacks(self, name: str) -> tuple[Stack, Stack]:
         """The experts' first projections, rows of gate and up in turn, and their second."""

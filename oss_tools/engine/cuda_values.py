@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numba_kernels.cuda.blocks import Shape
+from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.seam import SIMULATED, Kernel
 from oss_tools.engine.cuda_cache import Pool
@@ -94,13 +95,23 @@ class Turned:
 
 @dataclass(frozen=True)
 class Routing:
-    """The experts that the device chose for each token, their number, and what they are to meet."""
+    """The experts that the device chooses for each token, their number, and what they are to meet.
+
+    Attributes:
+        given: what the router meets, where it normalizes that itself.
+        emit: adds the router's launch, which chooses or leaves that to others; for whoever runs the experts.
+    """
 
     chosen: int
     experts: int
     ids: Any
     shares: Any
     normed: Floats
+    choice: Choice
+    logits: Floats
+    scale: Any
+    given: Normed | None
+    emit: Callable[[bool], None]
 
 
 Value = Any  # one of these

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
 from oss_tools.engine.constraints import Constraint, Grammars, NewConstraint
+from oss_tools.engine.lookup import MOST, Lookup, Pace
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
 from oss_tools.engine.sharing import Stem, find_stems
@@ -100,6 +103,7 @@ class Engine:
         metadata: the checkpoint's tokenizer, templates, configs.
         prefixes: keys and values of prompts already seen.
         computed: positions that forward passes have computed so far, which says what shared prefixes saved.
+        pace: what is known of passes that take guessed tokens along (`lookup`); None where none do.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class Engine:
         prefix_budget: int,
         metadata: Metadata,
         text: Text | None = None,
+        speculate: bool = True,
     ) -> None:
         self.architecture = architecture
         self.metadata = metadata
@@ -117,6 +122,7 @@ class Engine:
         self.context = context
         self.prefixes = PrefixCache(prefix_budget)
         self.computed = 0
+        self.pace = Pace() if speculate and backend.rewinds else None
         self._text = text
         self._grammars: Grammars | None = None
         self._lock = Lock()
@@ -135,6 +141,7 @@ class Engine:
         memory: int | None = None,
         trace_experts: str | Path | None = None,
         prefix_budget: int | None = None,
+        speculate: bool = True,
         check: Callable[[Metadata], None] = lambda metadata: None,
         progress: Progress = lambda nbytes: None,
         say: Callable[[str], None] = lambda line: None,
@@ -154,6 +161,8 @@ class Engine:
                 takes what is free.
             trace_experts: a file for the numbers of the experts that are chosen.
             prefix_budget: bytes for the prefix cache; None for a share of the free memory, 0 turns it off.
+            speculate: guesses tokens from the text so far where that is faster; they are the same tokens (`lookup`). Not while
+                experts are traced.
             check: is given the tokenizer, templates and configuration before weights are read, and may refuse them.
             progress: called with the stored bytes that were read.
             say: is told what the user should know.
@@ -174,6 +183,7 @@ class Engine:
                     memory=memory,
                     trace_experts=trace_experts,
                     prefix_budget=prefix_budget,
+                    speculate=speculate,
                     check=check,
                     progress=progress,
                     say=say,
@@ -208,7 +218,8 @@ class Engine:
         loaded = chosen(path, options, progress)
         give_back()
         prefix_bytes = available_memory() // PREFIX_SHARE if options.prefix_bytes is None else options.prefix_bytes
-        return cls(path.architecture, loaded, options.context, prefix_bytes, metadata, text)
+        speculate = speculate and not options.trace_experts
+        return cls(path.architecture, loaded, options.context, prefix_bytes, metadata, text, speculate)
 
     @property
     def text(self) -> Text:
@@ -256,13 +267,17 @@ class Engine:
         return sequence
 
     def _check(self, tokens: list[int]) -> None:
-        vocabulary = self.backend.vocabulary
         if not tokens:
             raise BadRequest("the prompt has no tokens")
         if len(tokens) > self.context:
             raise BadRequest(f"{len(tokens)} tokens do not fit into the context of {self.context}; raise it with --context")
-        if min(tokens) < 0 or max(tokens) >= vocabulary:
-            raise BadRequest(f"token {max(tokens)} is outside the vocabulary of {vocabulary}")
+        self._check_known(tokens)
+
+    def _check_known(self, tokens: list[int]) -> None:
+        """Kernels take tokens' rows as they are told."""
+        if min(tokens) < 0 or max(tokens) >= self.backend.vocabulary:
+            wrong = next(token for token in tokens if not 0 <= token < self.backend.vocabulary)
+            raise BadRequest(f"token {wrong} is outside the vocabulary of {self.backend.vocabulary}")
 
     def prefill(self, sequence: Sequence, tokens: list[int]) -> np.ndarray:
         """Appends tokens; returns the logits after the last one, float32 [vocabulary]."""
@@ -291,7 +306,14 @@ class Engine:
     def _run(self, parts: list[tuple[Sequence, list[int]]]) -> None:
         """One forward pass. Lengths advance only when it is complete, so an interrupted one leaves the sequences as they
         were."""
+        self._compute(parts)
         for sequence, tokens in parts:
+            self._keep(sequence, tokens)
+
+    def _compute(self, parts: list[tuple[Sequence, list[int]]]) -> None:
+        """Makes room for a forward pass, and carries it out."""
+        for sequence, tokens in parts:
+            self._check_known(tokens)
             needed = len(sequence.tokens) + len(tokens)
             if needed > self.context:
                 raise BadRequest(f"the sequence is at the end of its context of {self.context} positions")
@@ -299,11 +321,13 @@ class Engine:
                 sequence.capacity = min(max(2 * sequence.capacity, needed), self.context)
                 self.backend.grow(sequence.cache, sequence.capacity)
         self.backend.run([Run(s.cache, np.array(tokens, np.int32), len(s.tokens)) for s, tokens in parts])
-        for sequence, tokens in parts:
-            sequence.tokens += tokens
-            self.computed += len(tokens)
-            if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, self.backend.recent, 256):
-                self.save(sequence)
+        self.computed += sum(len(tokens) for _, tokens in parts)
+
+    def _keep(self, sequence: Sequence, tokens: list[int]) -> None:
+        """Takes tokens that a pass has computed into their sequence."""
+        sequence.tokens += tokens
+        if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, self.backend.recent, 256):
+            self.save(sequence)
 
     def save(self, sequence: Sequence) -> None:
         """Puts what the sequence has computed since the last time into the prefix cache."""
@@ -477,12 +501,63 @@ class Engine:
 
     def advance(self, live: list[Generation], shares: list[int] | None = None) -> list[tuple[Generation, Token]]:
         """One pass: the last token of every sequence that generates, and as much as fits of the prompts of those that do not
-        yet. Returns a token of each whose prompt is complete.
+        yet. Returns a token of each whose prompt is complete; several of one whose next tokens were guessed.
 
         Args:
             live: at most as many as the backend takes in one pass.
             shares: how many tokens of each the pass takes at most; None gives the first all they have.
         """
+        if self.pace is None or any(len(generation.ahead) != 1 for generation in live):
+            return self._advance(live, shares)
+        guesses, began = self._guesses(live, self.pace), perf_counter()
+        if not any(guesses):
+            chosen = self._advance(live, None)
+            self.pace.plain(len(live), perf_counter() - began)
+            return chosen
+        chosen = self._advance_guessed(live, guesses)
+        self.pace.guessed(len(live), len(live) + sum(map(len, guesses)), len(chosen), perf_counter() - began)
+        return chosen
+
+    def _guesses(self, live: list[Generation], pace: Pace) -> list[list[int]]:
+        """What the next pass takes along of each text."""
+        found = [(-chance, i) for i, g in enumerate(live) for chance in g.lookup.chances(g.room_for_guesses)]
+        if not found:
+            return []
+        found.sort()
+        count = pace.best([-chance for chance, _ in found[:MOST]], len(live))
+        of = Counter(i for _, i in found[:count])
+        return [g.lookup.guess(of[i]) for i, g in enumerate(live)]
+
+    def _advance_guessed(self, live: list[Generation], guesses: list[list[int]]) -> list[tuple[Generation, Token]]:
+        """One pass over the last token of each sequence and the guessed ones behind it. What was guessed wrong leaves nothing
+        behind, also where choosing is interrupted."""
+        given = [generation.ahead + guess for generation, guess in zip(live, guesses, strict=True)]
+        self._compute([(generation.sequence, tokens) for generation, tokens in zip(live, given, strict=True)])
+        owners = [(i, place) for i, tokens in enumerate(given) for place in range(len(tokens))]
+        right = [0] * len(live)  # rows whose input was right, of those that were looked at
+        chosen: list[tuple[Generation, Token]] = []
+        try:
+            waiting = iter(owners)
+            for logits in self._logits(np.arange(len(owners))):
+                for row, (i, place) in zip(logits, waiting, strict=False):
+                    generation = live[i]
+                    if place == right[i] and not generation.ended and generation.ahead == given[i][place : place + 1]:
+                        if token := generation.choose(row):
+                            chosen.append((generation, token))
+                        right[i] += 1
+        finally:
+            if right != [len(tokens) for tokens in given]:
+                ends = [len(generation.sequence.tokens) + n for generation, n in zip(live, right, strict=True)]
+                self.backend.rewind([(g.sequence.cache, end) for g, end in zip(live, ends, strict=True)])
+            for generation, tokens, n in zip(live, given, right, strict=True):
+                self._keep(generation.sequence, tokens[:n])
+        for generation in live:
+            if generation.ended:
+                self.save(generation.sequence)
+        return chosen
+
+    def _advance(self, live: list[Generation], shares: list[int] | None) -> list[tuple[Generation, Token]]:
+        """One pass without guesses."""
         parts, rows, ready, room = [], [], [], self.backend.chunk
         for i, generation in enumerate(live):
             if part := generation.ahead[: room if shares is None else min(room, shares[i])]:
@@ -526,6 +601,7 @@ class Generation:
         generated: how many tokens have been chosen.
         ended: whether the last one has.
         failed: why there is no next token, though the text has not ended.
+        lookup: what the text so far says of its next tokens.
     """
 
     def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
@@ -542,6 +618,15 @@ class Generation:
         self.generated = 0
         self.ended = False
         self.failed: BadRequest | None = None
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        return Lookup(self.sequence.tokens + self.ahead)
+
+    @property
+    def room_for_guesses(self) -> int:
+        """Tokens that may be guessed without more memory, and that may be chosen."""
+        return max(min(self.left - 1, self.sequence.capacity - len(self.sequence.tokens) - 1, MOST), 0)
 
     @property
     def is_greedy(self) -> bool:
@@ -594,6 +679,8 @@ class Generation:
     def take(self, token: int, logprob: float | None = None, top: tuple[tuple[int, float], ...] = ()) -> Token:
         """The token that was chosen, with its text."""
         self.ahead = [token]
+        if "lookup" in self.__dict__:
+            self.lookup.add(token)
         self.left -= 1
         self.generated += 1
         text = ""

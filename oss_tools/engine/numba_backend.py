@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
-from numba_kernels.cpu.attention import ELEMENTS, attention_scratch, parts_of, value_stride
+from numba_kernels.cpu.attention import ELEMENTS, attention_scratch, value_stride
 from numba_kernels.cpu.copies import copy_pages
 from numba_kernels.cpu.latent import row_stride
 from numba_kernels.cpu.packing import pack_kernel
@@ -48,6 +48,7 @@ class NumbaBackend(Backend):
 
     name = "numba"
     streams = True
+    rewinds = True
     chunk = CHUNK
     rows = OUTPUTS
     sequences = SEQUENCES
@@ -73,7 +74,7 @@ class NumbaBackend(Backend):
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
         self.state = State()
         self._ropes: dict[int, tuple[Rope, tuple[np.ndarray, np.ndarray]]] = {}
-        self._areas: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._areas: dict[int, dict[str, Any]] = {}
         self._kept: list[Value] = []
         self._one, self._one_head = self._record(1)
         self._many, self._many_head = self._record(CHUNK)
@@ -86,6 +87,7 @@ class NumbaBackend(Backend):
             )
         self.team = Team(self.threads)
         self._last = self._many_head
+        self._passing: list[Passing] = []  # where the last pass worked, of sliding layers
         self._streaming = Streaming(self.team, self.streamed.cache if self.streamed else None, self._trace)
         self._has_stops = self._trace is not None or self.streamed is not None
 
@@ -127,7 +129,7 @@ class NumbaBackend(Backend):
             self._ropes[id(rope)] = (rope, rope.tables(self.options.context))
         return self._ropes[id(rope)][1]
 
-    def scratch(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def scratch(self, size: int) -> dict[str, Any]:
         """Memory for attention whose keys are divided."""
         if size not in self._areas:
             self._areas[size] = attention_scratch(PIECES, size)
@@ -184,19 +186,27 @@ class NumbaBackend(Backend):
         places = {window: pool.lay_out(runs) for window, pool in self.pools.items()}
         replay.set_rows(rows)
         replay.set_attention("sequences", dict.fromkeys(self.pools, len(runs)))
-        splits = self._splits(runs, replay.tile_rows)
-        replay.set_attention("splits", {window: 1 if window else splits for window in self.pools})
+        divided = self._is_divided(runs, replay.tile_rows)
+        replay.set_attention("divided", {window: not window and divided for window in self.pools})
         replay.set_pages(places)
-        passing = [place for place in places.values() if isinstance(place, Passing)]
-        for place in passing:
+        self._passing = [place for place in places.values() if isinstance(place, Passing)]
+        for place in self._passing:
             self.team.run(place.copying(back=False))
         if self._has_stops:
             self._streaming.run(replay.stops, rows, self._check)
         else:
             self._replay(replay.program, rows)
-        for place in passing:
-            self.team.run(place.copying(back=True))
+        self._copy_back()
         self._check()
+
+    def _copy_back(self) -> None:
+        for place in self._passing:
+            self.team.run(place.copying(back=True))
+
+    def rewind(self, ends: list[tuple[Cache, int]]) -> None:
+        for place in self._passing:  # elsewhere what is behind the end is neither read nor in the way of what will be
+            place.rewind(ends)
+        self._copy_back()
 
     def _check(self) -> None:
         """Raises BadCheckpoint if a file that weights come from is not what it was."""
@@ -211,13 +221,11 @@ class NumbaBackend(Backend):
         for first in range(0, count, part):
             self.team.run(program, first, first + part)
 
-    def _splits(self, runs: list[Run], tile_rows: int) -> int:
-        """Into how many pieces of work the keys of a tile are divided, so that all threads have work: 1 or all their parts."""
+    def _is_divided(self, runs: list[Run], tile_rows: int) -> bool:
+        """Whether the keys of a tile are divided, so that all threads have work."""
         h = self.layers[0]
         tiles = sum(-(-len(r.tokens) * (h.queries // h.keys) // tile_rows) for r in runs) * h.keys
-        pieces = parts_of(max(r.start + len(r.tokens) for r in runs))
-        even = tiles % self.threads == 0 or tiles >= 8 * self.threads
-        return 1 if even or tiles * pieces > PIECES else pieces
+        return tiles % self.threads != 0 and tiles < 8 * self.threads
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         n = len(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -211,6 +211,13 @@ class Passing:
             run.cache.passed[self._pool.window] = Passed(self.serial, low, stop, self.table[s].copy())
         if taken > self._count:
             self._reserve(max(taken, 2 * self._count))
+
+    def rewind(self, ends: Sequence[tuple[Cache, int]]) -> None:
+        """From now on the runs of the last pass end before these positions; to be copied back once more."""
+        for s, (cache, stop) in enumerate(ends):
+            low = int(self._ranges[0, 0, s])
+            self._ranges[1, :, s] = max(low, stop - self._pool.ring * POSITIONS), stop
+            cache.passed[self._pool.window] = replace(cache.passed[self._pool.window], stop=stop)
 
     def copying(self, back: bool) -> Program:
         """What copies the windows from the rings to the pages of the pass, or back."""

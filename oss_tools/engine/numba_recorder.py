@@ -57,7 +57,7 @@ class Model(Protocol):
     streamed: StreamedExperts | None
 
     def rope_tables(self, rope: Rope) -> tuple[np.ndarray, np.ndarray]: ...
-    def scratch(self, size: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def scratch(self, size: int) -> dict[str, Any]: ...
 
 
 class Recorder(Operations[Any]):
@@ -249,13 +249,12 @@ class Recorder(Operations[Any]):
     def _attend(
         self, op: Op, heads: Heads | Latent, value_dim: int, query: Value, out: Value, shared: dict[str, Any]
     ) -> None:
-        areas, counters = self.model.scratch(value_dim)
         state = self.model.state
         number = self._add(
             op, qkv=query.floats, stride=query.stride, out=out.floats, out_stride=out.stride, sequences=0,
             first_row=state.first_row, row_count=state.row_count, heads=heads.queries, kv_heads=heads.keys,
-            head_dim=heads.size, value_dim=value_dim, window=heads.window or 0, splits=1, areas=areas, counters=counters,
-            **shared,
+            head_dim=heads.size, value_dim=value_dim, window=heads.window or 0, divided=0,
+            **self.model.scratch(value_dim), **shared,
         )  # fmt: skip
         self.attentions.append((number, heads))
 

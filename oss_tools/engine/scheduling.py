@@ -56,6 +56,7 @@ class Stats:
         waiting, running: requests now.
         finished: requests by how they ended: stop, length, cancelled, failed, refused.
         prompt_tokens, cached_tokens, generated_tokens: of all requests so far.
+        guessed_tokens, right_guesses: tokens that passes took along as guesses, and those that were right (`lookup`).
         preempted: how often a request went back to the queue for want of room.
         positions: keys and values that live sequences have room for now.
         passes, busy: passes over the weights, and their time.
@@ -68,6 +69,8 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     preempted: int = 0
     positions: int = 0
     passes: int = 0
@@ -343,6 +346,8 @@ class Scheduler:
             self._stats.passes += 1
             self._stats.busy += now - began
             self._stats.generated_tokens += len(chosen)
+            if pace := self.engine.pace:
+                self._stats.guessed_tokens, self._stats.right_guesses = pace.figures.guessed, pace.figures.right
         owners = {work.generation: work for work in live}
         for generation, token in chosen:
             self._tell(owners[generation], token, now)

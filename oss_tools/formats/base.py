@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from oss_tools.errors import BadRecipe, BadTensor
+from oss_tools.guesses import none_named
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,23 @@ class RoundingError:
     clipped: int
 
 
+@dataclass(frozen=True)
+class Lattice:
+    """The values that a tensor's scales let its codes have: value = scale · level + offset.
+
+    Attributes:
+        levels: float32 [L], L ≤ 256, ascending: what each code stands for; a code is an index into it.
+        scale: float32 [R, K / width], of either sign; 0 where all values are the offset.
+        offset: float32 [R, K / width], or None where it is 0 everywhere.
+        width: neighbouring values that share a scale.
+    """
+
+    levels: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray | None
+    width: int
+
+
 class Format(ABC):
     """A number format. Subclassing it in a module of this package registers it under `name`.
 
@@ -100,6 +118,7 @@ class Format(ABC):
         exact_in: the narrowest plain float format that holds every value of this format exactly.
         needs_amax: whether `quantize` needs the whole tensor's largest magnitude, not only its rows' own.
         row_block: rows of a matrix that are quantized together, counted from its first.
+        lattice_block: columns whose scales are chosen together, 0 for a whole row; None where the format has no `lattice`.
     """
 
     name: ClassVar[str] = ""
@@ -111,6 +130,7 @@ class Format(ABC):
     exact_in: ClassVar[str] = "f32"
     needs_amax: ClassVar[bool] = False
     row_block: ClassVar[int] = 1
+    lattice_block: ClassVar[int | None] = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -168,9 +188,15 @@ class Format(ABC):
         tensor, rows = self._quantize(values, rule, importance, amax, threads)
         if rows is not None:
             return tensor, RoundingError(*error.total(rows))
+        return tensor, self.rounding_error(values, tensor, threads=threads)
+
+    def rounding_error(self, values: np.ndarray, tensor: QTensor, *, threads: int = 1) -> RoundingError:
+        """What a tensor of this format lacks of float32 values of its shape."""
+        from numba_kernels.codec import error
+
         low, high = self.representable_range(tensor) or (None, None)
         decoded = self.dequantize(tensor, threads=threads)
-        return tensor, RoundingError(*error.error_sums(values, decoded, low, high, threads))
+        return RoundingError(*error.error_sums(values, decoded, low, high, threads))
 
     def _quantize(
         self, values: np.ndarray, rule: str | None, importance: np.ndarray | None, amax: float | None, threads: int
@@ -179,7 +205,7 @@ class Format(ABC):
         if not self.rules:
             raise BadRecipe(f"{self.name} can be read but not written; choose another format")
         if rule is not None and rule not in self.rules:
-            raise BadRecipe(f"{self.name} has no rule named {rule!r}; there are {', '.join(self.rules)}")
+            raise BadRecipe(f"{self.name}: {none_named('rule', rule, self.rules)}")
         self.check(values.shape, "values")
         columns = values.shape[-1]
         rows = np.ascontiguousarray(values, np.float32).reshape(-1, columns)
@@ -224,6 +250,18 @@ class Format(ABC):
         """The lowest and highest value that each block's scale rounds without clipping, half a step beyond the outermost
         codes, as two float32 [rows, parts], a row's parts being of one length; None if unbounded."""
         return None
+
+    def lattice(self, tensor: QTensor) -> Lattice:
+        """The values that the tensor's scales let its codes have; rows are those of all its matrices."""
+        raise NotImplementedError(f"{self.name} has no lattice")
+
+    def with_codes(self, tensor: QTensor, codes: np.ndarray) -> QTensor:
+        """A tensor [R, K] with the same scales and other codes, uint8 [R, K], indices into `lattice(tensor).levels`."""
+        raise NotImplementedError(f"{self.name} has no lattice")
+
+    def other_scales(self, tensor: QTensor) -> list[QTensor]:
+        """Tensors [R, K] with scales near those of a tensor, which a search may try in their stead. Their codes mean nothing."""
+        return []
 
     def pack_ggml(self, tensor: QTensor) -> np.ndarray:
         """The rows as GGUF stores them: uint8 [rows, bytes per row]. Needs a `ggml_type`."""
@@ -284,7 +322,7 @@ def get_format(name: str) -> Format:
     try:
         return _REGISTRY[name]
     except KeyError:
-        raise BadRecipe(f"no number format named {name!r}; there are {', '.join(sorted(_REGISTRY))}") from None
+        raise BadRecipe(none_named("number format", name, sorted(_REGISTRY))) from None
 
 
 def format_of_ggml(ggml_type: int) -> Format | None:

@@ -13,8 +13,9 @@ import numpy as np
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from oss_tools.formats import float as _float  # noqa: F401  (these three register the types that are also written)
+from oss_tools.formats import float as _float  # noqa: F401  (these four register the types that are also written)
 from oss_tools.formats import ggml as _ggml  # noqa: F401
+from oss_tools.formats import ggml_k as _ggml_k  # noqa: F401
 from oss_tools.formats import mxfp4 as _mxfp4  # noqa: F401
 from oss_tools.formats.base import _REGISTRY, Format, Plane
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+
+LEVELS = np.arange(-127, 128, dtype=np.float32)
+OTHER_SCALES = (0.98, 0.99, 1.01, 1.02)
 
 
 class _Int8(Format):
@@ -48,21 +51,39 @@ class _Int8(Format):
         return rows.reshape(len(rows), rows.shape[-1] // size, size)
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
-        scales = tensor.planes["scales"]
-        high = (scales.reshape(-1, scales.shape[-1]).astype(np.uint32) << 16).view(np.float32) * np.float32(127.5)
+        high = _scales(tensor) * np.float32(127.5)
         return -high, high
+
+    def lattice(self, tensor: QTensor) -> Lattice:
+        return Lattice(LEVELS, _scales(tensor), None, self.block or tensor.columns)
+
+    def with_codes(self, tensor: QTensor, codes: np.ndarray) -> QTensor:
+        signed = (codes.astype(np.int16) - 127).astype(np.int8)
+        return QTensor(self, tensor.shape, {**tensor.planes, "codes": signed})
+
+    def other_scales(self, tensor: QTensor) -> list[QTensor]:
+        from numba_kernels.reference.formats import encode_bfloat16
+
+        scales = (_scales(tensor) * factor for factor in ((0.5, 2) if self.power_of_two else OTHER_SCALES))
+        return [QTensor(self, tensor.shape, {**tensor.planes, "scales": encode_bfloat16(some)}) for some in scales]
+
+
+def _scales(tensor: QTensor) -> np.ndarray:
+    """The scales of all groups, float32 [rows, groups]."""
+    scales = tensor.planes["scales"]
+    return (scales.reshape(-1, scales.shape[-1]).astype(np.uint32) << 16).view(np.float32)
 
 
 class Int8(_Int8):
     name = "int8"
     summary = "8-bit integers, one bf16 scale a row (per channel)"
-    block = 0
+    block = lattice_block = 0
 
 
 class Int8Group128(_Int8):
     name = "int8_g128"
     summary = "8-bit integers, a bf16 scale for 128 values"
-    block = 128
+    block = lattice_block = 128
 
 
 class Int8Group32(_Int8):
@@ -70,5 +91,5 @@ class Int8Group32(_Int8):
 
     name = "int8_g32"
     summary = "8-bit integers, a power-of-two scale for 32 values; holds MXFP4 without loss"
-    block = 32
+    block = lattice_block = 32
     power_of_two = True

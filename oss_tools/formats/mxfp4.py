@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+
+E2M1 = np.array(
+    [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32
+)  # without the zero of negative sign
+NIBBLES = np.array([15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)  # their codes
 
 
 class MXFP4(Format):
@@ -28,6 +33,7 @@ class MXFP4(Format):
     rules = ("search", "floor", "ceil", "ocp")
     ggml_type = 39
     exact_in = "bf16"
+    lattice_block = 32
 
     def planes(self, columns: int) -> dict[str, Plane]:
         return {"blocks": Plane(np.dtype(np.uint8), columns // 2), "scales": Plane(np.dtype(np.uint8), columns // 32)}
@@ -55,6 +61,20 @@ class MXFP4(Format):
         high = np.ldexp(np.float32(7), np.minimum(scales.astype(np.int32) - 127, 125))
         return -high, high
 
+    def lattice(self, tensor: QTensor) -> Lattice:
+        scales = tensor.planes["scales"].reshape(-1, tensor.columns // 32).astype(np.int32)
+        return Lattice(E2M1, np.ldexp(np.float32(1), scales - 127), None, 32)
+
+    def with_codes(self, tensor: QTensor, codes: np.ndarray) -> QTensor:
+        return QTensor(self, tensor.shape, {**tensor.planes, "blocks": e2m1_blocks(codes)})
+
+    def other_scales(self, tensor: QTensor) -> list[QTensor]:
+        from numba_kernels.codec.tables import MXFP4_TOP
+
+        scales = tensor.planes["scales"].astype(np.int32)
+        moved = (np.clip(scales + step, 0, MXFP4_TOP).astype(np.uint8) for step in (-1, 1))
+        return [QTensor(self, tensor.shape, {**tensor.planes, "scales": some}) for some in moved]
+
     def pack_ggml(self, tensor: QTensor) -> np.ndarray:
         """ggml's 17-byte blocks, uint8 [rows, 17·K/32]: the scale, then codes j and j + 16 in byte j. No byte is changed."""
         from numba_kernels.codec import mxfp4
@@ -72,3 +92,9 @@ class MXFP4(Format):
         source = np.ascontiguousarray(data).reshape(-1)
         mxfp4.unpack_ggml(source, planes["blocks"].reshape(-1), planes["scales"].reshape(-1))
         return QTensor(self, (rows, columns), planes)
+
+
+def e2m1_blocks(codes: np.ndarray) -> np.ndarray:
+    """uint8 [R, K], indices into `E2M1` -> two codes a byte, value 2i in the lower nibble: uint8 [R, K/2]."""
+    nibbles = NIBBLES[codes]
+    return nibbles[:, 0::2] | nibbles[:, 1::2] << 4

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+from oss_tools.formats.mxfp4 import E2M1, e2m1_blocks
 
 TOP = np.float32(6 * 448)  # the largest e2m1 value times the largest e4m3 scale
+OTHER_SCALES = (-4, -3, -2, -1, 1, 2, 3, 4, 8)  # steps of e4m3 codes; 8 is a factor of two
 
 
 class NVFP4(Format):
@@ -24,6 +26,7 @@ class NVFP4(Format):
     block = 16
     rules = ("search", "plain")
     needs_amax = True
+    lattice_block = 16
 
     def planes(self, columns: int) -> dict[str, Plane]:
         return {
@@ -60,11 +63,27 @@ class NVFP4(Format):
         over_rows(nvfp4.dequantize_nvfp4, len(out), {**planes, "out": out}, threads, columns=out.shape[1])
 
     def representable_range(self, tensor: QTensor) -> tuple[np.ndarray, np.ndarray]:
-        codes = tensor.planes["scales"].reshape(-1, tensor.columns // 16).astype(np.int32)
-        exponent, mantissa = codes >> 3, codes & 7
-        scales = np.ldexp(np.where(exponent > 0, 8 + mantissa, mantissa), np.maximum(exponent, 1) - 10)
-        high = (scales * tensor.planes["tensor_scale"].reshape(-1, 1) * 7).astype(np.float32)
+        high = (_scales(tensor) * tensor.planes["tensor_scale"].reshape(-1, 1) * 7).astype(np.float32)
         return -high, high
+
+    def lattice(self, tensor: QTensor) -> Lattice:
+        scale = _scales(tensor).astype(np.float32) * tensor.planes["tensor_scale"].reshape(-1, 1)
+        return Lattice(E2M1, scale, None, 16)
+
+    def with_codes(self, tensor: QTensor, codes: np.ndarray) -> QTensor:
+        return QTensor(self, tensor.shape, {**tensor.planes, "blocks": e2m1_blocks(codes)})
+
+    def other_scales(self, tensor: QTensor) -> list[QTensor]:
+        scales = tensor.planes["scales"].astype(np.int32)
+        moved = (np.where(scales > 0, np.clip(scales + step, 1, 126), 0).astype(np.uint8) for step in OTHER_SCALES)
+        return [QTensor(self, tensor.shape, {**tensor.planes, "scales": some}) for some in moved]
+
+
+def _scales(tensor: QTensor) -> np.ndarray:
+    """The e4m3 scales of all blocks as float64 [rows, K/16]."""
+    codes = tensor.planes["scales"].reshape(-1, tensor.columns // 16).astype(np.int32)
+    exponent, mantissa = codes >> 3, codes & 7
+    return np.ldexp(np.where(exponent > 0, 8 + mantissa, mantissa), np.maximum(exponent, 1) - 10)
 
 
 def tensor_scale(amax: float) -> np.float32:

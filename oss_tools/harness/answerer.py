@@ -19,7 +19,7 @@ from oss_tools.chat.messages import Conversation, Effort
 from oss_tools.engine.sampling import Sampling
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.harness.answers import Answer, Details
-from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS, Job, Prompt, Reply, Rule, Usage
+from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS, Job, Prompt, Reply, Rule, Share, ShareDone, Usage
 from oss_tools.harness.log import AnswerLog, request_key
 from oss_tools.harness.prompts import ChatPrompt, conversation_of, needs_chat
 from oss_tools.harness.turns import converse
@@ -46,6 +46,7 @@ class Answerer(LM):
         seed: int = 0,
         log: AnswerLog | None = None,
         report: Report = lambda task, done, total: None,
+        share: Share | None = None,
     ) -> None:
         """
         Args:
@@ -54,13 +55,21 @@ class Answerer(LM):
             seed: of sampled answers; each request draws from its own.
             log: where answers are kept, and found again.
             report: called as requests are done.
+            share: of one task's requests: these alone are answered, and then ShareDone is raised.
         """
         super().__init__()
         self.effort, self.max_tokens, self.seed = effort, max_tokens, seed
         self.log = AnswerLog() if log is None else log
-        self.report = report
+        self.report, self.share = report, share
         self.usage: dict[str, Usage] = defaultdict(Usage)
         self.prompts: dict[tuple[str, int | None], Prompt] = {}
+
+    def renumber(self, drawn: Mapping[str, Sequence[int]]) -> None:
+        """Prompts by the numbers of documents in their sets, where some were drawn: requests number those by themselves."""
+        self.prompts = {
+            (task, drawn[task][doc] if task in drawn and doc is not None else doc): sent
+            for (task, doc), sent in self.prompts.items()
+        }
 
     # ---- what a model says of itself --------------------------------------------------------------------------------
 
@@ -115,7 +124,7 @@ class Answerer(LM):
         sent, problems = self.prompted(conversation, str(prompt), beginning_of(prompt), rule.max_tokens)
         self.prompts[task_of(request), request.doc_id] = sent
         content = self.content_of(sent)
-        about = {**rule.settings(), "chat": conversation is not None, "environment": getattr(environment, "__name__", None)}
+        about = {**rule.settings(), "chat": conversation is not None, "environment": environment and environment.identity()}
         if rule.sampling.temperature > 0:
             same = request_key("generate_until", content, **about)
             about["sample"] = seen[same]
@@ -150,7 +159,8 @@ class Answerer(LM):
     def _generated(self, task: str, jobs: dict[str, Job]) -> dict[str, Answer]:
         """The answers to the distinct jobs of one task."""
         usage = self.usage[task]
-        missing = [job for key, job in jobs.items() if key not in self.log]
+        chosen = self.share.of(list(jobs)) if self.share else jobs
+        missing = [jobs[key] for key in chosen if key not in self.log]
         done = len(jobs) - len(missing)
         self.report(task, done, len(jobs))
         for job, answer in self._answer(missing, usage):
@@ -158,6 +168,8 @@ class Answerer(LM):
             self.log.add(job.key, {**about, "text": str(answer), **answer.details.to_json()})
             done += 1
             self.report(task, done, len(jobs))
+        if self.share:
+            raise ShareDone
         answers = {key: Answer(self.log[key]["text"], Details.from_json(self.log[key])) for key in jobs}
         for answer in answers.values():
             _count(usage, answer.details)
@@ -185,7 +197,8 @@ class Answerer(LM):
         """A row of the log for each request. `score`: scores the requests of these numbers, and gives each row as it comes."""
         for task, group in by_task(list(range(len(keys))), [task_of(request) for request in requests]):
             wanted = {keys[i]: i for i in group}
-            missing = [i for key, i in wanted.items() if key not in self.log]
+            chosen = self.share.of(list(wanted)) if self.share else wanted
+            missing = [wanted[key] for key in chosen if key not in self.log]
             usage, done = self.usage[task], len(wanted) - len(missing)
             usage.requests += len(wanted)
             usage.repeated += len(group) - len(wanted)
@@ -194,6 +207,8 @@ class Answerer(LM):
                 self.log.add(keys[i], {"kind": kind, "task": task, "doc": requests[i].doc_id, **row})
                 done += 1
                 self.report(task, done, len(wanted))
+            if self.share:
+                raise ShareDone
         return [self.log[key] for key in keys]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,3 +88,20 @@ class Reply(NamedTuple):
     number: int
     answer: Answer
     said: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` parts of a task's requests, in their order."""
+
+    number: int
+    count: int
+
+    def of(self, keys: Sequence[str]) -> Sequence[str]:
+        """Those of these requests that are its own."""
+        first, end = (len(keys) * n // self.count for n in (self.number, self.number + 1))
+        return keys[first:end]
+
+
+class ShareDone(Exception):
+    """The share of a task's requests is answered; what is not asked for has no answers, so nothing can be scored."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,16 @@ class AnswerLog:
     The file's first line says what was asked of which model; a run goes on only where that is the same.
     """
 
-    def __init__(self, file: Path | None = None, about: Mapping[str, Any] | None = None, resume: bool = False) -> None:
-        """Without a file, answers are kept in memory only. Raises BadRecipe if `resume` finds a run of something else."""
-        self._known: dict[str, dict[str, Any]] = {}
+    def __init__(
+        self,
+        file: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        known: Iterable[str] = (),
+    ) -> None:
+        """Without a file, answers are kept in memory only. `known`: keys of answers that are kept elsewhere. Raises BadRecipe if
+        `resume` finds a run of something else."""
+        self._known: dict[str, dict[str, Any]] = {key: {} for key in known}
         self._stream = None
         if file is None:
             return

@@ -14,7 +14,9 @@ from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS
 from oss_tools.harness.prompts import FIELD
 from oss_tools.harness.repeats import ask_repeatedly
 from oss_tools.harness.tasks import load_tasks
+from oss_tools.harness.tau2.cost import cost
 
+PLAYED = "tau2_"  # tasks with a simulated user
 PER_CHOICE = ("multiple_choice",)  # one request for each choice
 
 
@@ -27,6 +29,7 @@ class Planned:
         requests: to the model that is scored.
         prompt_tokens: that it would read, an estimate; most_tokens: that it may write, reasoning included.
         grader_calls, grader_prompt_tokens, grader_tokens: to the grader, if there is one; tokens are estimates.
+        user_calls, user_prompt_tokens, user_tokens: to the model that plays the user, if there is one; all are estimates.
     """
 
     task: str
@@ -37,6 +40,9 @@ class Planned:
     grader_calls: int = 0
     grader_prompt_tokens: int = 0
     grader_tokens: int = 0
+    user_calls: int = 0
+    user_prompt_tokens: int = 0
+    user_tokens: int = 0
 
     def grading(self) -> tuple[int, int, int]:
         return self.grader_calls, self.grader_prompt_tokens, self.grader_tokens
@@ -61,9 +67,15 @@ def planned(
         prompt = sum(about_tokens(_prompt(task, doc)) for doc in docs) * requests // max(len(docs), 1)
         row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task))
         if name in healthbench.FILES:
-            cost = healthbench.cost(docs, current_grader())
-            grading = cost.calls, cost.prompt_tokens, cost.tokens
+            graded = healthbench.cost(docs, current_grader())
+            grading = graded.calls, graded.prompt_tokens, graded.tokens
             row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task), *(times * n for n in grading))
+        if data is not None and name.startswith(PLAYED):
+            talk = cost(docs, data)
+            told = {"user_calls": talk.user_requests, "user_prompt_tokens": talk.user_prompt_tokens}
+            row = Planned(
+                name, len(docs), talk.requests, talk.prompt_tokens, talk.tokens, **told, user_tokens=talk.user_tokens
+            )
         rows.append(row)
     return rows
 

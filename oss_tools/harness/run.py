@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from oss_tools.chat.messages import Effort
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.escapes import json_text
 from oss_tools.harness.answers import Answer
+from oss_tools.harness.jobs import Share, ShareDone
 from oss_tools.harness.log import AnswerLog
 from oss_tools.harness.records import SCHEMA, task_record
 from oss_tools.harness.repeats import ask_repeatedly
@@ -24,6 +25,10 @@ from oss_tools.harness.suites import SuiteTask
 from oss_tools.harness.tasks import load_tasks, require_lm_eval
 from oss_tools.machine.description import machine, versions
 
+if TYPE_CHECKING:
+    from oss_tools.harness.answerer import Answerer
+
+ANSWERS = "answers.jsonl"
 HASHED_WHOLE = 4 << 30  # bytes of a checkpoint up to which all of them are hashed
 END = 1 << 20  # bytes hashed at each end of a larger checkpoint's files
 PER_RUN = ("limit", "sample", "num_fewshot", "repeats")  # settings whose change shows in the requests
@@ -104,33 +109,15 @@ def evaluate(
     Raises BadRecipe, BadSource, BadRequest, MissingPackage.
     """
     require_lm_eval()
-    from lm_eval.evaluator import evaluate as lm_evaluate
-
     began = time.perf_counter()
     by_name = {entry.task: entry for entry in listed}
     tasks = dict(names) if isinstance(names, Mapping) else load_tasks(names, data, texts, say, may_miss=by_name)
     _tell_sizes(tasks["tasks"], by_name, say)
-    about = {"schema": SCHEMA, "model": model.get("sha256"), **subject.settings(), **asdict(settings)}
-    per_run = {
-        name: about.pop(name) for name in ("limit", "sample", "num_fewshot", "repeats")
-    }  # what these change is in the requests
-    log = AnswerLog(output / "answers.jsonl" if output else None, about, resume)
-    how = {name: getattr(settings, name) for name in ("effort", "batch", "max_tokens", "seed")}
-    lm = subject.model(**how, log=log, report=report)
+    log = AnswerLog(output / ANSWERS if output else None, log_header(subject, settings, model), resume)
+    lm = subject.model(**_how(settings), log=log, report=report)
     chat = lm.has_chat if settings.chat is None else settings.chat
-    _prepare(tasks["tasks"], settings)
-    drawn = _drawn(tasks["tasks"], settings)
     try:
-        found = lm_evaluate(
-            lm,
-            tasks,
-            limit=None if drawn else settings.limit,
-            samples=drawn,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=chat,
-        )
+        found = _asked(lm, tasks, settings, chat)
     finally:
         log.close()
     record: dict[str, Any] = {
@@ -139,7 +126,7 @@ def evaluate(
         "model": {**model, **subject.facts()},
         "machine": machine(),
         "versions": versions("lm-eval", "numpy", "numba", "tokenizers"),
-        "settings": {**asdict(settings), **per_run, **subject.settings(), "chat": chat},
+        "settings": {**asdict(settings), **subject.settings(), "chat": chat},
         "tasks": {},
     }
     for name, task in tasks["tasks"].items():
@@ -156,6 +143,62 @@ def evaluate(
     if output:
         write_record(output, record)
     return record
+
+
+def answer_share(
+    subject: Subject,
+    task: str,
+    settings: Settings,
+    share: Share,
+    output: Path,
+    *,
+    model: dict[str, Any],
+    data: Path | None = None,
+    known: Sequence[str] = (),
+) -> None:
+    """Answers some of a task's requests but those whose keys are `known`. All are made first, so that each is what it is in a
+    whole run. The answers go to `output`, in a file as `evaluate` keeps it. Arguments and errors as there."""
+    tasks = load_tasks([task], data)
+    log = AnswerLog(output / ANSWERS, log_header(subject, settings, model), known=known)
+    lm = subject.model(**_how(settings), log=log, share=share)
+    try:
+        _asked(lm, tasks, settings, lm.has_chat if settings.chat is None else settings.chat)
+    except ShareDone:
+        return
+    finally:
+        log.close()
+
+
+def log_header(subject: Subject, settings: Settings, model: Mapping[str, Any]) -> dict[str, Any]:
+    """On which all answers of a log depend. What the settings in PER_RUN change is in the requests."""
+    about = {"schema": SCHEMA, "model": model.get("sha256"), **subject.settings(), **asdict(settings)}
+    return {name: value for name, value in about.items() if name not in PER_RUN}
+
+
+def _how(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("effort", "batch", "max_tokens", "seed")}
+
+
+def _asked(lm: Answerer, tasks: dict[str, Any], settings: Settings, chat: bool) -> dict[str, Any]:
+    """What lm-eval finds."""
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    _prepare(tasks["tasks"], settings)
+    drawn = _drawn(tasks["tasks"], settings)
+    found = dict(
+        lm_evaluate(
+            lm,
+            tasks,
+            limit=None if drawn else settings.limit,
+            samples=drawn,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+        )
+    )
+    lm.renumber(drawn or {})
+    return found
 
 
 def write_record(output: Path, record: dict[str, Any]) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadRecipe
+from oss_tools.guesses import none_named
 from oss_tools.resources import resource
 
 TIERS = ("smoke", "full")
@@ -24,6 +25,7 @@ class SuiteTask:
         source: where the data come from.
         about: what is asked, in a line.
         needs_grader: another model grades the answers.
+        needs_user: another model plays the user.
     """
 
     task: str
@@ -33,6 +35,7 @@ class SuiteTask:
     source: str
     about: str
     needs_grader: bool = False
+    needs_user: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def load_suite(name: str) -> Suite:
     """The suite of this name. Raises BadRecipe, with the names there are or with what is wrong in the file."""
     file = resource("configs/suites") / f"{name}.yaml"
     if name not in suite_names():
-        raise BadRecipe(f"no suite named {name!r}; there are {', '.join(suite_names())}")
+        raise BadRecipe(none_named("suite", name, suite_names()))
     import yaml
 
     try:

@@ -11,8 +11,6 @@ from oss_tools.harness.answers import Answer, Call, Details, Environment
 from oss_tools.harness.jobs import Job, Reply, Rule, Usage
 from oss_tools.harness.prompts import message_of
 
-MAX_STEPS = 20  # messages of the assistant in one turn; a model that calls on and on is stopped
-
 
 @dataclass
 class Talk:
@@ -25,6 +23,18 @@ class Talk:
     details: list[Details] = field(default_factory=list)
     text: str = ""
 
+    def open(self) -> Talk:
+        """Begins as the world wants it."""
+        opening = self.world.opening()
+        if opening is not None:
+            self.conversation = replace(
+                self.conversation,
+                messages=(*self.conversation.messages, *map(message_of, opening.messages)),
+                tools=tuple(opening.tools),
+                instructions=opening.instructions,
+            )
+        return self
+
     def take(self, answer: Answer, messages: tuple[Message, ...]) -> bool:
         """Takes an assistant's answer in and asks the world; whether the conversation goes on."""
         details = answer.details
@@ -33,7 +43,7 @@ class Talk:
             return False
         self.text = str(answer)
         self.turns[-1].append(details.calls)
-        if details.finish == "length" or "no_final" in details.problems or len(self.turns[-1]) > MAX_STEPS:
+        if details.finish == "length" or "no_final" in details.problems or len(self.turns[-1]) > self.world.max_steps:
             return False
         following = self.world.respond(details.calls, self.text)
         if any(message["role"] == "user" for message in following):
@@ -51,7 +61,7 @@ class Talk:
         """The whole: the last text, the calls of every turn, everything else of all turns together."""
         last = self.details[-1]
         problems = self.job.problems + tuple(p for d in self.details for p in d.problems)
-        if last.finish == "stop" and len(self.turns[-1]) > MAX_STEPS:
+        if last.finish == "stop" and len(self.turns[-1]) > self.world.max_steps:
             problems += ("too_many_steps",)
         return Answer(
             self.text,
@@ -64,6 +74,7 @@ class Talk:
                 prompt_tokens=sum(d.prompt_tokens for d in self.details),
                 tokens=sum(d.tokens for d in self.details),
                 finish=last.finish,
+                outcome=self.world.outcome(),
             ),
         )
 
@@ -76,16 +87,24 @@ class Model(Protocol):
 
 def converse(model: Model, jobs: list[Job], usage: Usage) -> Iterator[tuple[Job, Answer]]:
     """Carries the conversations on in rounds, one message of the assistant in each of them a round. Yields them as they end."""
-    live = [Talk(job, _required(job), _made(job)) for job in jobs]
+    talks = [Talk(job, _required(job), _made(job)) for job in jobs]
+    if not talks:
+        return
+    each = talks[0].world.each  # the jobs are of one task
+    live = list(each(Talk.open, talks))
     while live:
-        going = []
-        for number, answer, said in model.replies([(talk.conversation, talk.job.rule) for talk in live], usage):
-            talk = live[number]
-            if talk.take(answer, said):
-                going.append(talk)
+        current = live
+
+        def take(reply: Reply, current: list[Talk] = current) -> tuple[Talk, bool]:
+            talk = current[reply.number]
+            return talk, talk.take(reply.answer, reply.said)
+
+        live = []
+        for talk, goes_on in each(take, model.replies([(talk.conversation, talk.job.rule) for talk in current], usage)):
+            if goes_on:
+                live.append(talk)
             else:
                 yield talk.job, talk.answer()
-        live = going
 
 
 def _required(job: Job) -> Conversation:

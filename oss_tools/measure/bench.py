@@ -24,6 +24,7 @@ from oss_tools.measure.worker import Child
 from oss_tools.models import open_checkpoint
 
 SCHEMA = 1
+LOOKUP = 512  # tokens of a text that repeats itself
 PACKAGES = ("llama-cpp-python", "ik-llama-cpp-python")  # which have them
 
 
@@ -53,6 +54,7 @@ class Settings:
         repeat: timed rounds; the first run of each case in a process is not timed.
         peers: other programs, of `PEERS`.
         backend, activations, load, memory, trace_experts: as for the engine; cuda runs on the GPU, timed by its events.
+        speculate: whether to time what guessing tokens from the text so far gains, too.
     """
 
     prompt: int = 512
@@ -67,6 +69,7 @@ class Settings:
     load: str = "mapped"
     memory: int | None = None
     trace_experts: str | None = None
+    speculate: bool = False
 
     def cases(self) -> list[Case]:
         prompts = [Case("prompt", self.prompt, d) for d in self.depths if self.prompt]
@@ -74,7 +77,8 @@ class Settings:
 
     @property
     def context(self) -> int:
-        return max(self.depths) + max(self.prompt, self.generate)
+        repeated = LOOKUP + self.generate if self.speculate else 0
+        return max(max(self.depths) + max(self.prompt, self.generate), repeated)
 
 
 def measure(
@@ -180,10 +184,13 @@ class Contest:
         self.ready.setdefault(kind, child.ready)
         return child
 
+    def tokens(self, count: int) -> list[int]:
+        vocabulary = min(self.ready["oss-tools"]["facts"]["vocabulary"], 20000)
+        return [(7919 * i + 13) % vocabulary for i in range(count)]
+
     def time(self, child: Child, case: Case) -> list[float]:
         """Seconds of each step of a case."""
-        vocabulary = min(self.ready["oss-tools"]["facts"]["vocabulary"], 20000)
-        tokens = [(7919 * i + 13) % vocabulary for i in range(case.tokens)]
+        tokens = self.tokens(case.tokens)
         if case.kind == "prompt":
             return [child.ask("prompt", tokens=tokens, depth=case.depth)]
         return list(child.ask("generate", tokens=tokens, depth=case.depth, batch=case.batch))
@@ -197,12 +204,13 @@ def _size(path: Path) -> int:
 @dataclass
 class Rounds:
     """What was measured, by round: seconds of each step, what was counted meanwhile, and right after our ceilings and, if we
-    stream, the disk's speed."""
+    stream, the disk's speed; what guesses gained."""
 
     seconds: dict[tuple[str, Case], list[list[float]]] = field(default_factory=dict)
     counted: dict[tuple[str, Case], list[dict[str, float]]] = field(default_factory=dict)
     disk: dict[Case, list[float]] = field(default_factory=dict)
     ceilings: dict[Case, list[dict[str, float]]] = field(default_factory=dict)
+    lookups: list[dict[str, Any] | None] = field(default_factory=list)
 
 
 def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
@@ -217,6 +225,9 @@ def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -
         entry["contenders"][kind] = {**contest.ready[kind], "peak_bytes": contest.peaks[kind], "results": results}
     if contest.device_memory:
         entry["contenders"]["oss-tools"]["device_memory"] = contest.device_memory
+    if lookups := [found for found in rounds.lookups if found]:
+        entry["contenders"]["oss-tools"]["lookup"] = _lookup(lookups)
+    _add_depths(entry)
     _add_shares(entry, settings, rounds)
     _add_ratios(entry, settings, rounds)
     return entry
@@ -240,6 +251,8 @@ def _round(contest: Contest, settings: Settings, rounds: Rounds) -> None:
                     rounds.ceilings.setdefault(case, []).append(child.ask("ceilings"))
                 if kind == "oss-tools":
                     contest.device_memory = child.ask("device_memory")
+            if kind == "oss-tools" and settings.speculate and settings.generate > 1 and cases[-1] == settings.cases()[-1]:
+                rounds.lookups.append(child.ask("lookup", tokens=contest.tokens(LOOKUP // 2) * 2, count=settings.generate))
 
 
 def _figures(case: Case, rounds: list[list[float]]) -> dict[str, Any]:
@@ -263,6 +276,28 @@ def _counted(case: Case, kind: str, rounds: Rounds) -> dict[str, Any]:
     seconds = [sum(steps) for steps in rounds.seconds[kind, case]]
     disk = rounds.disk.get(case, []) if kind == "oss-tools" else []
     return counted(rounds.counted[kind, case], seconds, disk, case.tokens * case.batch)
+
+
+def _lookup(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What guesses gain where a text repeats itself: tokens/s with and without them, and the ratio, round by round."""
+    gains = sorted(r["seconds"]["without"] / r["seconds"]["with"] for r in rounds)
+    rates = {name: statistics.median(r["tokens"] / r["seconds"][name] for r in rounds) for name in ("without", "with")}
+    return {
+        "tokens": rounds[0]["tokens"],
+        "tokens_per_second": rates,
+        "gain": {"median": statistics.median(gains), "range": [gains[0], gains[-1]]},
+        **{name: sum(r[name] for r in rounds) for name in ("guessed", "right")},
+        "same_tokens": all(r["same"] for r in rounds),
+    }
+
+
+def _add_depths(entry: dict[str, Any]) -> None:
+    """What share of its rate without anything before it each case behind other tokens has, program by program."""
+    for contender in entry["contenders"].values():
+        first = {(r["kind"], r["batch"]): r["tokens_per_second"] for r in contender["results"] if not r["depth"]}
+        for result in contender["results"]:
+            if result["depth"] and (rate := first.get((result["kind"], result["batch"]))):
+                result["share_of_depth_0"] = result["tokens_per_second"] / rate
 
 
 def _quantile(ordered: list[float], share: float) -> float:

@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attention import PAGE, Attention, partial_size
+from numba_kernels.cuda.attention_ahead import one_token_kernel
 from numba_kernels.cuda.blocks import GROUP, Shape
+from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.device import Device
-from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, takes_codes
+from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, may_choose, takes_codes
 from numba_kernels.cuda.matmul import SWIGLU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
@@ -192,17 +194,21 @@ def matrix_vector(device: Device, sizes: Sizes, format: str, rows: int) -> Probl
     return Problem(f"matvec {format} {rows} × {sizes.hidden}", rows * held.row_bytes, 0, launches)
 
 
-def chosen_experts(device: Device, sizes: Sizes) -> list[Any]:
-    """Sets of experts that launches take turns at: each expert is in one."""
+def chosen_experts(device: Device, sizes: Sizes) -> list[tuple[Any, Any]]:
+    """Sets of experts that launches take turns at, each expert in one, and logits that lead to them."""
     order = np.random.default_rng().permutation(sizes.experts).astype(np.int32)
-    return [device.array(part) for part in order.reshape(-1, sizes.top)]
+    sets = order.reshape(-1, sizes.top)
+    return [(device.array(part), device.array(np.isin(np.arange(sizes.experts), part).astype(np.float32))) for part in sets]
 
 
 def first_projection(device: Device, sizes: Sizes, format: str) -> Problem:
     """Gate and up of the chosen experts."""
     shape, codes, out = between(device, sizes, format)
     if takes_codes(shape):
-        kernel: Kernel = gate_up_coded_kernel(shape, shape, top=sizes.top, bias=True)
+        choice = Choice(sizes.experts, sizes.top)
+        kernel: Kernel = gate_up_coded_kernel(
+            shape, shape, top=sizes.top, bias=True, choice=choice if may_choose(choice, shape, shape) else None
+        )
         blocks = device.blocks(sizes.top * sizes.hidden // GROUP * (kernel.threads // WARP), kernel)
         after: tuple[Any, ...] = (sizes.hidden, LIMIT, ALPHA, codes, out)
     else:
@@ -213,11 +219,14 @@ def first_projection(device: Device, sizes: Sizes, format: str) -> Problem:
     held = Matrices(device, shape, sizes.experts * rows)
     x, bias = device.array(np.ones(sizes.hidden, np.float32)), device.zeros(sizes.experts * rows, np.float32)
 
-    def launch(ids: Any) -> Callable[[], None]:
-        return lambda: device.launch(kernel, blocks, held.codes, held.scales, bias, x, ids, *after)
+    def launch(ids: Any, logits: Any) -> Callable[[], None]:
+        given = (x, x, EPSILON, logits, ids) if takes_codes(shape) else (x, ids)
+        return lambda: device.launch(kernel, blocks, held.codes, held.scales, bias, *given, *after)
 
     nbytes = sizes.top * rows * held.row_bytes
-    return Problem(f"experts' gate and up {format}", nbytes, 0, [launch(ids) for ids in chosen_experts(device, sizes)])
+    return Problem(
+        f"experts' gate and up {format}", nbytes, 0, [launch(*chosen) for chosen in chosen_experts(device, sizes)]
+    )
 
 
 def between(device: Device, sizes: Sizes, format: str) -> tuple[Shape, Any, Any]:
@@ -231,20 +240,22 @@ def second_projection(device: Device, sizes: Sizes, format: str) -> Problem:
     """Down of the chosen experts, added up."""
     shape, codes, values = between(device, sizes, format)
     coded = takes_codes(shape)
-    kernel: Kernel = down_kernel(shape, top=sizes.top, bias=True, coded=coded)
+    choice = Choice(sizes.experts, sizes.top)
+    late = choice if may_choose(choice, shape, shape) else None
+    kernel: Kernel = down_kernel(shape, top=sizes.top, bias=True, coded=coded, choice=late)
     held = Matrices(device, shape, sizes.experts * sizes.hidden)
     bias = device.zeros(sizes.experts * sizes.hidden, np.float32)
     shares, out = device.array(np.full(sizes.top, 0.25, np.float32)), device.zeros(sizes.hidden, np.float32)
     blocks = device.blocks(sizes.hidden, kernel)
 
-    def launch(ids: Any) -> Callable[[], None]:
+    def launch(ids: Any, logits: Any) -> Callable[[], None]:
         return lambda: device.launch(
-            kernel, blocks, held.codes, held.scales, bias, codes if coded else values, values, sizes.hidden, ids, shares,
-            sizes.hidden, out,
+            kernel, blocks, held.codes, held.scales, bias, codes if coded else values, values, sizes.hidden, logits,
+            np.float32(1), ids, shares, sizes.hidden, out,
         )  # fmt: skip
 
     nbytes = sizes.top * sizes.hidden * held.row_bytes
-    return Problem(f"experts' down {format}", nbytes, 0, [launch(ids) for ids in chosen_experts(device, sizes)])
+    return Problem(f"experts' down {format}", nbytes, 0, [launch(*chosen) for chosen in chosen_experts(device, sizes)])
 
 
 def attention(device: Device, sizes: Sizes, depth: int) -> Problem:
@@ -253,7 +264,7 @@ def attention(device: Device, sizes: Sizes, depth: int) -> Problem:
     pages = -(-depth // PAGE)
     shape = Attention(queries, keys, size, None, pages, "bf16", sinks=True)
     parts = splits(shape)
-    kernel = attend_kernel(shape, parts)
+    kernel = one_token_kernel(shape, parts)
     nbytes = 4 * keys * size * depth
     count = min(max(sizes.bytes // nbytes, 1), 24)
     caches = [device.zeros(pages * shape.page_words, np.uint32) for _ in range(count)]

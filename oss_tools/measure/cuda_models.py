@@ -13,7 +13,7 @@ import numpy as np
 
 from oss_tools.convert.synth import Shape, load_shape, shape_names
 from oss_tools.engine.engine import Engine, Request
-from oss_tools.engine.sampling import log_softmax
+from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest
 from oss_tools.measure.cuda_drawn import drawn_engine
 from oss_tools.measure.fidelity import measure_rows
@@ -106,11 +106,12 @@ def embedded_model(model: Path | None = None, texts: Sequence[str] = TEXTS, gree
                     {"cpu": exact.text.decode(a), "cuda": exact.text.decode(b)} for a, b in zip(answers, given, strict=True)
                 ],
             }
+            found[name]["drawn"] = drawn_again(engine, prompts[0], greedy)
             yield found
     float32, int8 = found["float32"], found["int8"]
     exactly = float32["largest_difference"] <= EXACT and float32["greedy_same"] == float32["greedy_tokens"]
     yield {
-        "passed": bool(exactly and is_near(int8)),
+        "passed": bool(exactly and is_near(int8) and all(all(f["drawn"].values()) for f in (float32, int8))),
         "summary": f"float32: largest difference {float32['largest_difference']:.1e}, {float32['greedy_same']} of "
         f"{float32['greedy_tokens']} greedy tokens the same; int8: KLD {int8['mean_kld']:.4f}, same top {int8['same_top']:.1%}, "
         f"{int8['greedy_same']} greedy tokens the same",
@@ -184,6 +185,17 @@ def context_of(checkpoint: Checkpoint, lengths: Lengths) -> int:
 
 def greedy_tokens(engine: Engine, prompt: list[int], count: int) -> list[int]:
     return [token.id for token in engine.generate(Request(prompt, count, stop_tokens=frozenset()))]
+
+
+def drawn_again(engine: Engine, prompt: list[int], count: int) -> dict[str, bool]:
+    """Whether a seed gives the same tokens again, also after others were drawn on the host, and another seed gives others."""
+
+    def drawn(seed: int, top_k: int = 0) -> list[int]:
+        sampling = Sampling(temperature=1.5, top_k=top_k, seed=seed)
+        return [token.id for token in engine.generate(Request(prompt, count, sampling, stop_tokens=frozenset()))]
+
+    first, again, of_few, at_last, other = drawn(7), drawn(7), drawn(7, top_k=20), drawn(7), drawn(8)
+    return {"again": again == first, "after_the_host": at_last == first and len(of_few) == count, "by_seed": other != first}
 
 
 def same_beginning(a: list[int], b: list[int]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
+from oss_tools.engine.engine import Engine, Request
 from oss_tools.measure.counters import counters
 from oss_tools.measure.worker import Contender
 
@@ -12,8 +15,6 @@ class EngineContender(Contender):
     """Our engine. A step of generation includes the choice of the likeliest token."""
 
     def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None:
-        from oss_tools.engine.engine import Engine
-
         self._engine = Engine.load(model, threads=threads, context=context, prefix_budget=0, **options)
 
     def facts(self) -> dict[str, Any]:
@@ -39,6 +40,22 @@ class EngineContender(Contender):
     def chosen(self) -> list[int]:
         """The likeliest token after each step of the last `generate`, of its first sequence."""
         return [int(token) for token in self._chosen]
+
+    def lookup(self, tokens: list[int], count: int) -> dict[str, Any] | None:
+        """Seconds of `count` tokens behind a text that repeats itself, the first not counted, without guesses and with them; how
+        many were guessed, and right. None where nothing is guessed."""
+        engine = self._engine
+        if not (pace := engine.pace):
+            return None
+        before, seconds, texts = replace(pace.figures), {}, []
+        for name, used in (("without", None), ("with", pace)):
+            engine.pace = used
+            request = Request(tokens, count, stop_tokens=frozenset())
+            times = [(time.perf_counter(), token.id) for token in engine.generate(request)]
+            seconds[name] = times[-1][0] - times[0][0]
+            texts.append([token for _, token in times])
+        figures = {"guessed": pace.figures.guessed - before.guessed, "right": pace.figures.right - before.right}
+        return {"tokens": count - 1, "seconds": seconds, **figures, "same": texts[0] == texts[1]}
 
     def ceilings(self) -> dict[str, float]:
         """See `Backend.ceilings`."""

@@ -19,11 +19,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from numba_kernels.parallel import cores
 from oss_tools.checkpoints.files import replace_file
+from oss_tools.engine.weights import embedding_name
 from oss_tools.errors import OssToolsError
 from oss_tools.machine.description import machine, versions
 from oss_tools.machine.disk import read_speed
@@ -33,6 +35,7 @@ from oss_tools.measure.counters import figures
 from oss_tools.measure.expert_cache import accesses_of, measure
 from oss_tools.measure.memory_group import MemoryGroup, memory_group
 from oss_tools.measure.worker import Child
+from oss_tools.models import open_checkpoint
 
 SCHEMA = 1
 LEFT = 0.04  # of the limit, which --memory leaves to pages of libraries and of the file that pass through
@@ -51,6 +54,12 @@ class Trial:
     warm: int
     peer_tokens: int
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """Tokens that both programs are given are below this."""
+        with open_checkpoint(self.model) as checkpoint:
+            return min(checkpoint.entries[embedding_name(checkpoint)].spec.shape[0], 20000)
+
 
 def tokens_of(count: int, vocabulary: int, first: int = 13) -> list[int]:
     return [(SCATTER * i + first) % vocabulary for i in range(count)]
@@ -60,7 +69,7 @@ def run_child(kind: str, file: Path, trial: Trial, count: int, group: MemoryGrou
     """Loads a model, generates tokens that are not timed and `count` that are."""
     context = max(trial.tokens, trial.warm) + 8
     with Child(kind, group=group, model=str(file), threads=trial.threads, context=context, batch=1, **options) as child:
-        vocabulary = 20000
+        vocabulary = trial.vocabulary
         child.ask("generate", tokens=tokens_of(min(trial.warm, count), vocabulary, first=101), depth=0, batch=1)
         seconds = child.ask("generate", tokens=tokens_of(count, vocabulary), depth=0, batch=1)
         result = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oss_tools.errors import BadRecipe, BadRequest
+from oss_tools.guesses import none_named
 from oss_tools.report.metrics import METRICS, Interval, format_number, formatted, metric_of
 from oss_tools.report.sheet import Figure, Model, Sheet
 from oss_tools.resources import resource
@@ -197,7 +198,7 @@ def load_gate(name: str | Path) -> Gate:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if str(name) not in gate_names():
-            raise BadRecipe(f"no gate named {str(name)!r}; there are {', '.join(gate_names())}; or give a .yaml file")
+            raise BadRecipe(f"{none_named('gate', str(name), gate_names())}; or give a .yaml file")
         path = resource("configs/gates") / f"{name}.yaml"
     return parse_gate(read_yaml(path, BadRecipe, MAX_BYTES), str(path), path.stem)
 
@@ -260,7 +261,7 @@ def _field(name: str, value: Any, where: str) -> Any:
     if allowed and value not in allowed:
         raise BadRecipe(f"{where}: {' or '.join(allowed)} is wanted, not {value[:40]!r}")
     if name == "metric" and not _is_metric(value):
-        raise BadRecipe(f"{where}: no metric {value[:60]!r}; there are {', '.join(METRICS)}")
+        raise BadRecipe(f"{where}: {none_named('metric', value, METRICS)}")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
@@ -133,7 +134,7 @@ def plots_of(entries: Sequence[Entry]) -> list[tuple[str, Markup]]:
     found = []
     for course in courses(entries)[:MOST_PLOTS]:
         about = metric_of(course.metric)
-        y = Axis(about.title, lambda value, name=course.metric: formatted(name, value), log=course.metric == "kld.mean")
+        y = Axis(about.title, partial(formatted, course.metric), log=course.metric == "kld.mean")
         title = visible(about.title)
         if drawn := lines(labels, course.series, "", y, title, course.breaks):
             found.append((title, drawn))

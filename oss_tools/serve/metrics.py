@@ -16,6 +16,8 @@ SUMS = {  # counter -> attribute of Stats, what it is
     "prompt_tokens": ("prompt_tokens", "Tokens of prompts."),
     "cached_prompt_tokens": ("cached_tokens", "Tokens of prompts that the prefix cache had."),
     "generated_tokens": ("generated_tokens", "Tokens generated; its rate is tokens per second."),
+    "guessed_tokens": ("guessed_tokens", "Tokens that passes took along as guesses."),
+    "right_guesses": ("right_guesses", "Guesses that were right."),
     "passes": ("passes", "Passes over the weights."),
     "busy_seconds": ("busy", "Time in passes."),
     "preemptions": ("preempted", "Requests that went back to the queue for want of room for keys and values."),

@@ -9,6 +9,7 @@ from oss_tools.chat.chat_template import ChatTemplate, chat_template, has_chat_t
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.scheduling import Scheduler, Turns
 from oss_tools.errors import BadRequest
+from oss_tools.guesses import none_named
 from oss_tools.serve.settings import Settings
 
 
@@ -58,7 +59,7 @@ class State:
         if not name:
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise UnknownModel(f"no model named {name!r}; there are {', '.join(self.models)}")
+            raise UnknownModel(none_named("model", name, self.models))
         return self.models[name]
 
 

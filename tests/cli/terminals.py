@@ -22,11 +22,13 @@ def on_terminal(
     *arguments: object,
     given: str | None = None,
     program: str = "",
+    typed: tuple[tuple[str, str], ...] = (),
     env: dict[str, str] | None = None,
     cwd: Path | None = None,
 ) -> tuple[str, int]:
     """Runs oss-tools (or the Python text `program`) with stdout and stderr on a terminal of 200 columns, and stdin too unless
-    text is `given`. Returns all that reached the terminal, and the exit status."""
+    text is `given`. Each second text of `typed` is typed once the first one is shown. Returns all that reached the terminal, and
+    the exit status."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 200))
     command = [sys.executable, *(("-c", program) if program else ("-m", "oss_tools")), *map(str, arguments)]
@@ -37,10 +39,13 @@ def on_terminal(
     if process.stdin is not None:
         process.stdin.write((given or "").encode("utf-8", "surrogateescape"))
         process.stdin.close()
-    shown = b""
+    shown, seen, left = b"", 0, list(typed)
     try:
         while part := os.read(ours, 1 << 16):
             shown += part
+            if left and left[0][0].encode() in shown[seen:]:
+                seen = len(shown)
+                os.write(ours, left.pop(0)[1].encode())
     except OSError:  # the other end is closed, on Linux
         pass
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import stat
 import subprocess
@@ -16,11 +17,13 @@ from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tools.choice import open_tools
 from oss_tools.cli import generate
 from oss_tools.cli._chat import Figures, Screen, Speaker
+from oss_tools.cli._commands import Chat
 from oss_tools.cli._options import model_path
-from oss_tools.cli.chat import Chat
+from oss_tools.engine.sampling import Sampling
 from oss_tools.errors import BadRequest, BadSource
 from oss_tools.escapes import visible
 from tests.chat.conversations import harmony_template
+from tests.cli.terminals import on_terminal
 from tests.interop.peers import smollm2
 
 TEMPLATE = harmony_template()
@@ -166,6 +169,122 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert said in err
     talk.take("/quit")
     assert talk.ended
+
+
+def test_a_question_is_taken_back_or_asked_again(capsys: pytest.CaptureFixture[str]) -> None:
+    talk, parrot = chat(ANSWER, ANSWER, ANSWER)
+    object.__setattr__(parrot, "sampling", Sampling())
+    for line in ("/undo", "/retry", "One?", "Two?"):
+        talk.take(line)
+    talk.take("/retry")
+    assert [m.content for m in talk.conversation.messages if m.role == "user"] == ["One?", "Two?"]
+    assert parrot.prompts[-1] == parrot.prompts[-2]  # type: ignore[attr-defined]
+    talk.take("/undo")
+    assert [m.content for m in talk.conversation.messages] == ["One?", "It is 85."]
+    err = capsys.readouterr().err
+    assert err.count("there is no question") == 2
+    assert "the answer will be the same" in err
+    assert "taken back: Two?" in err
+
+
+def test_instructions_are_changed_in_the_conversation(capsys: pytest.CaptureFixture[str]) -> None:
+    talk, parrot = chat(ANSWER, ANSWER)
+    for line in ("/system", "/system Speak like a sailor.", "One?", "/system -", "Two?"):
+        talk.take(line)
+    first, second = parrot.prompts  # type: ignore[attr-defined]
+    assert "Speak like a sailor." in first
+    assert "Speak like a sailor." not in second
+    assert "instructions: none" in capsys.readouterr().err
+
+
+def test_settings_are_changed_and_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = Chat(Speaker(None, Sampling(), None), TEMPLATE, {}, "medium", None, 8, quiet=True)  # type: ignore[arg-type]
+    for line in ("/set temperature 0.7", "/set top-k 40", "/set seed 3", "/set max_tokens 12"):
+        talk.take(line)
+    assert talk.speaker.sampling == Sampling(temperature=0.7, top_k=40, seed=3)
+    assert talk.speaker.max_tokens == 12
+    for line in ("/set seed none", "/set max_tokens none"):
+        talk.take(line)
+    assert (talk.speaker.sampling.seed, talk.speaker.max_tokens) == (None, None)
+    before = talk.speaker
+    for line in (
+        "/set warmth 3",
+        "/set temperature hot",
+        "/set top_p 2",
+        "/set seed -1",
+        "/set max_tokens 0",
+        "/set top_k 1.5",
+    ):
+        talk.take(line)
+        assert talk.speaker == before
+    err = capsys.readouterr().err
+    for said in ("no setting named 'warmth'", "needs a number, not 'hot'", "top_p is 2.0, outside 0..1", "too small"):
+        assert said in err
+
+
+def test_a_saved_conversation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk, _ = chat(THOUGHT + CALL, ANSWER, tools="calculator")
+    for line in ("/system Be short.", "/reasoning low", "What is 47 + 38?", f"/save {tmp_path}/talk.json"):
+        talk.take(line)
+    assert "null" not in (tmp_path / "talk.json").read_text()
+    other, parrot = chat(ANSWER, tools="calculator")
+    for line in (f"/load {tmp_path}/talk.json", "And now?"):
+        other.take(line)
+    assert other.conversation.messages[:-2] == talk.conversation.messages
+    assert (other.conversation.effort, other.conversation.instructions) == ("low", "Be short.")
+    assert "What is 47 + 38?" in parrot.prompts[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "JSON"),
+        ("{}", "needs `messages`"),
+        ('{"messages": [{"role": "king", "content": "x"}]}', "message 0: needs a role"),
+        ('[{"role": "user", "content": 3}]', "message 0: needs a role"),
+        ('[{"role": "user", "content": "x", "channel": 3}]', "message 0: channel is no text"),
+        ('[{"role": "user", "content": "x", "weapon": "y"}]', "unknown field 'weapon'"),
+        ('{"messages": [], "effort": "much"}', "effort is 'much'"),
+        ('{"messages": [], "instructions": 3}', "instructions is no text"),
+    ],
+)
+def test_a_file_that_is_no_conversation_changes_nothing(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talk.json").write_text(content)
+    talk, _ = chat(ANSWER)
+    talk.take("One?")
+    before = talk.conversation
+    for line in (f"/load {tmp_path}/talk.json", f"/load {tmp_path}/none.json", "/load"):
+        talk.take(line)
+    assert talk.conversation == before
+    assert said in capsys.readouterr().err
+
+
+def test_a_command_that_is_misspelt_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    talk, _ = chat()
+    talk.take("/rety")
+    assert "did you mean /retry" in capsys.readouterr().err
+
+
+def test_texts_of_several_lines_through_a_pipe() -> None:
+    code = "from oss_tools.cli._lines import texts; print(list(texts()))"
+    given = 'one\ntwo \\\nand on\n"""three\n  and more\n"""\n"""four"""\nlast'
+    done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
+    assert ast.literal_eval(done.stdout) == ["one", "two \nand on", "three\n  and more", "four", "last"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
+def test_lines_are_kept_for_the_next_conversation(tmp_path: Path) -> None:
+    code = "from oss_tools.cli._lines import texts; print(list(texts()), flush=True)"
+    environment = {"XDG_STATE_HOME": str(tmp_path)}
+    on_terminal(program=code, typed=(("> ", "first question\n"), ("> ", "\x04")), env=environment)
+    kept = tmp_path / "oss-tools" / "chat-history"
+    assert "first question" in kept.read_text()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    upwards = "\x1b[A\n"
+    shown, status = on_terminal(program=code, typed=(("> ", upwards), ("> ", "\x04")), env=environment)
+    assert (shown.strip().splitlines()[-1], status) == ("['first question']", 0)
 
 
 def test_a_question_beyond_the_context_leaves_the_conversation_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ def test_a_part_of_another_state_of_the_program_is_made_again(tmp_path, monkeypa
 @pytest.mark.parametrize("part", ["oss_tools", "numba_kernels", "evals"])
 def test_the_state_of_the_program_is_that_of_its_files(tmp_path, monkeypatch, part):
     if part == "evals":
-        monkeypatch.setattr("oss_tools.compare.parts.resource", lambda relative: tmp_path)
+        monkeypatch.setattr("oss_tools.machine.program.resource", lambda relative: tmp_path)
     else:
         monkeypatch.setattr(f"{part}.__file__", str(tmp_path / "__init__.py"))
     seen = []

@@ -266,3 +266,19 @@ def test_margins_through_a_server_are_those_of_the_engine(tmp_path: Path) -> Non
     assert every.flips.value == 0
     assert every.shift.value == pytest.approx(0, abs=1e-3)
     assert every.median == pytest.approx(every.base_median, abs=1e-3)
+
+
+def test_drawn_questions_keep_their_own_prompts(engine: Engine, tmp_path: Path) -> None:
+    """Which questions are drawn must not change what is said to have been asked."""
+    pytest.importorskip("lm_eval")
+    from oss_tools.compare.answers import answer
+    from oss_tools.harness.run import Settings
+    from oss_tools.harness.subjects import EngineSubject
+    from oss_tools.harness.suites import load_suite
+
+    (task,) = load_suite("health").tiers["smoke"]
+    found = answer(EngineSubject(engine), task, Settings(limit=6, sample=3, max_tokens=8), tmp_path, "0")
+    samples = [json.loads(line) for line in (tmp_path / "samples-health_smoke.jsonl").read_text().splitlines()]
+    assert [sample["doc_id"] for sample in samples] != list(range(6))
+    for sample, asked in zip(samples, found["asked"], strict=True):
+        assert sample["doc"]["question"] in engine.text.decode(asked["tokens"], skip_special=False)

@@ -393,8 +393,8 @@ def test_a_fallback_is_an_error_where_none_is_allowed(synthetic: Synthetic, tmp_
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("q4_k", "q4_k can be read but not written; formats to write: in gguf bf16, f16, f32, iq4_nl"),
-        ("Q4_K_M", "Q4_K_M is llama.cpp's name of a mixture of formats, of which q4_k can be read but not written"),
+        ("iq4_xs", "iq4_xs can be read but not written; formats to write: in gguf bf16, f16, f32, iq4_nl"),
+        ("Q2_K_L", "Q2_K_L is llama.cpp's name of a mixture of formats; recipes of such mixtures: q3_k_m, q4_k_m"),
         ("nf4", "no number format named 'nf4'; formats to write: in gguf"),
     ],
 )

@@ -177,6 +177,21 @@ def test_what_does_not_fit_is_refused(engine: Engine, prompt: list[int]) -> None
     assert generated[-1].finish == "length"
 
 
+@pytest.mark.parametrize("wrong", [-1, 1 << 30])
+def test_a_token_of_no_vocabulary_never_reaches_the_kernels(engine: Engine, prompt: list[int], wrong: int) -> None:
+    sequence = engine.open(prompt[:4], reuse=0)
+    engine.prefill(sequence, prompt[:4])
+    for append in (
+        lambda: engine.prefill(sequence, [wrong]),
+        lambda: list(engine.append(sequence, [prompt[4], wrong])),
+        lambda: engine.step([sequence], [wrong]),
+        lambda: engine.likeliest([sequence], [wrong]),
+    ):
+        with pytest.raises(BadRequest, match=f"token {wrong} is outside the vocabulary"):
+            append()
+    assert sequence.tokens == prompt[:4]
+
+
 def test_no_room_says_what_would_fit(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.setattr("oss_tools.machine.memory.available_memory", lambda: 401_000_000)

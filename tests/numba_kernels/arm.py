@@ -78,6 +78,9 @@ def compile_for_arm(op: Any) -> tuple[str, bytes, str]:
     return machine.emit_assembly(module), machine.emit_object(module), name
 
 
+GUARD, GUARDED = 256, 0xC1  # bytes on each side of what is taken; what they hold
+
+
 class Arena:
     """Memory that the emulated program sees at this process's own addresses."""
 
@@ -85,12 +88,21 @@ class Arena:
         self.memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         self.base, self.size, self.used = self.memory.ctypes.data, size, 0
         self.cells: dict[int, int] = {}
+        self.guards: list[tuple[int, int]] = []
 
     def take(self, nbytes: int) -> np.ndarray:
-        start = self.used
-        self.used += -(-nbytes // 64) * 64
-        assert self.used <= self.size
+        """Memory with guard bytes on both sides."""
+        start = self.used + GUARD
+        self.used = start + -(-nbytes // 64) * 64
+        assert self.used + GUARD <= self.size
+        self.guards += [(start - GUARD, start), (start + nbytes, self.used + GUARD)]
+        for first, last in self.guards[-2:]:
+            self.memory[first:last] = GUARDED
         return self.memory[start : start + nbytes]
+
+    def overruns(self) -> int:
+        """Guard bytes that are not what they were."""
+        return sum(int((self.memory[first:last] != GUARDED).sum()) for first, last in self.guards)
 
     def copy(self, array: np.ndarray) -> np.ndarray:
         place = self.take(max(array.nbytes, 1))[: array.nbytes].view(array.dtype).reshape(array.shape)
@@ -318,7 +330,8 @@ def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str
     tables = ops.rope_table(ops.rope_frequencies(head_dim, 1e4), tokens)
     cos, sin = (arena.copy(table) for table in tables)
     out = arena.copy(np.full((tokens, heads, head_dim), np.nan, np.float32))
-    areas, counters = (arena.copy(array) for array in attention_scratch(1, head_dim))
+    scratch = attention_scratch(1, head_dim)
+    scratch |= {name: arena.copy(scratch[name]) for name in ("areas", "counters")}
     sinks = arena.copy(rng.normal(size=heads).astype(np.float32))
     positions = arena.copy(np.arange(tokens, dtype=np.int32))
     zeros = arena.copy(np.zeros(tokens, np.int32))
@@ -332,7 +345,7 @@ def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str
     attend = {
         **shared, "rows": tokens, "value_dim": head_dim,
         "out": out, "out_stride": out.strides[0], "sequences": 1, "first_row": zeros, "window": window, "sinks": sinks,
-        "row_count": arena.copy(np.array([tokens], np.int32)), "splits": 1, "areas": areas, "counters": counters,
+        "row_count": arena.copy(np.array([tokens], np.int32)), "divided": 0, **scratch,
     }  # fmt: skip
 
     def error() -> float:
@@ -377,11 +390,12 @@ def latent_cases(arena: Arena, element: str, rank: int) -> list[tuple[str, Any, 
         "unrotated": unrotated, "unrotated_stride": unrotated.strides[1], "absorbed": absorbed,
         "absorbed_stride": absorbed.strides[1],
     }  # fmt: skip
-    areas, counters = (arena.copy(array) for array in attention_scratch(1, rank))
+    scratch = attention_scratch(1, rank)
+    scratch |= {name: arena.copy(scratch[name]) for name in ("areas", "counters")}
     attend = {
         **shared, "qkv": absorbed, "stride": absorbed.strides[1], "out": out, "out_stride": out.strides[1], "sequences": 1,
         "first_row": zeros, "row_count": arena.copy(np.array([tokens], np.int32)), "kv_heads": 1, "head_dim": rank + rope,
-        "value_dim": rank, "window": 0, "sinks": None, "splits": 1, "areas": areas, "counters": counters,
+        "value_dim": rank, "window": 0, "sinks": None, "divided": 0, **scratch,
     }  # fmt: skip
 
     def stored_error() -> float:
@@ -422,6 +436,7 @@ def main(wanted: list[str]) -> None:
         if unicorn:
             emulate(op, arena, arguments, compiled)
             report[name]["error"] = error()
+            report[name]["overruns"] = arena.overruns()
     print(json.dumps(report))
 
 

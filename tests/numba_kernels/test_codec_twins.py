@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numba_kernels.reference import formats as twin
+from numba_kernels.reference import k_quants as k_twin
 from oss_tools.formats import get_format
 from oss_tools.formats.nvfp4 import tensor_scale
 
@@ -172,6 +173,13 @@ def test_iq4_nl(values: np.ndarray, importance: np.ndarray | None, rule: str) ->
     packed = twin.quantize_iq4_nl(blocks(values, 32), rule, blocks(importance, 32))
     assert_same_bytes(tensor.planes["blocks"], packed)
     assert_same_values(tensor.dequantize(), twin.dequantize_iq4_nl(packed))
+
+
+@many
+@given(arrays(512), weights(512), st.sampled_from([2, 3, 4, 5, 6]), st.sampled_from(["search", "plain"]))
+def test_k_quants(values: np.ndarray, importance: np.ndarray | None, bits: int, rule: str) -> None:
+    tensor = get_format(f"q{bits}_k").quantize(values, rule=rule, importance=importance)
+    assert_same_bytes(tensor.planes["blocks"], k_twin.quantize_k(blocks(values, 256), bits, rule, blocks(importance, 256)))
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import MAX_HEAD, PART, Pages, attention_op, attention_scratch, parts_of, store_op, tiles_of
+from numba_kernels.cpu.attention import MAX_HEAD, PART, Pages, attention_op, attention_scratch, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.values import LANES
@@ -40,6 +40,7 @@ class Case:
         pairs=None,
         interleaved=False,
         norms=False,
+        pieces=512,
     ):  # type: ignore[no-untyped-def]
         self.team, self.rng = team, np.random.default_rng(heads * 1000 + head_dim)
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
@@ -54,7 +55,7 @@ class Case:
         self.norms = [self.rng.normal(size=head_dim).astype(np.float32) if norms else None for _ in range(2)]
         self.keys = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
         self.values = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
-        self.divided = divided
+        self.divided, self.pieces = divided, pieces
 
     def step(self, counts, qkv=None, rows=None, spare=None):  # type: ignore[no-untyped-def]
         """Appends counts[s] tokens to every sequence and compares their attention, which it returns: [tokens, heads, head_dim].
@@ -85,9 +86,8 @@ class Case:
         work = np.full((n, width), np.nan, np.float32)  # rows of a buffer are longer than what is in them
         work[:, : (h + 2 * k) * d] = qkv.reshape(n, -1)
         op = attention_op(rows or h // k * max(counts), self.element, d)
-        splits = parts_of(max(map(len, self.keys))) if self.divided else 1
-        areas, counters = attention_scratch(tiles_of(op, counts, h, k) * splits, d)
-        areas[:] = np.nan
+        scratch = attention_scratch(self.pieces, d)
+        scratch["areas"][:] = np.nan
         cache = {
             "pages": self.memory, "page_bytes": self.pages.nbytes, "page_positions": self.pages.positions,
             "tables": self.tables, "table_stride": self.tables.strides[0], "ring": self.tables.shape[1],
@@ -101,11 +101,11 @@ class Case:
         program.add(
             op, qkv=work, stride=work.strides[0], rows=n, value_dim=d, out=out, out_stride=out.strides[0], sequences=len(counts),
             first_row=np.cumsum([0, *counts[:-1]]).astype(np.int32), row_count=np.array(counts, np.int32),
-            positions=positions, heads=h, kv_heads=k, head_dim=d, window=self.window, sinks=self.sinks, splits=splits,
-            areas=areas, counters=counters, **cache,
+            positions=positions, heads=h, kv_heads=k, head_dim=d, window=self.window, sinks=self.sinks,
+            divided=self.divided, **scratch, **cache,
         )  # fmt: skip
         self.team.run(program)
-        assert not counters.any()
+        assert not scratch["counters"].any()
         loose = self.norms[0] is not None and self.element == "bf16"  # a last bit of a norm can decide how a key is rounded
         np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-2 if loose else 1e-4, atol=1e-2 if loose else 2e-5)
         return out
@@ -158,6 +158,18 @@ def test_a_ring_needs_only_the_window(team):
     case = Case(team, 8, 2, 64, window=32, sinks=True, ring=-(-71 // 16) + 1, page=16)
     for count in (40, 1, 1, 40, 17, 1, 40, 40, 1, 1, 40):
         case.step([count])
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 20])
+def test_scratch_that_is_too_small_is_left_alone(team, pieces):
+    """Keys are divided where there is room for what is found, and not elsewhere; the results are the same bits."""
+    given = np.random.default_rng(0).normal(size=(1200, 12, 64)).astype(np.float32)
+    found = []
+    for divided in (True, False):
+        case = Case(team, 8, 2, 64, divided=divided, ring=40, pieces=pieces)
+        found.append([case.step([len(part)], part) for part in np.split(given, [1198, 1199])])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("divided", [False, True])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import MAX_HEAD, PART, attention_scratch, parts_of, tiles_of
+from numba_kernels.cpu.attention import MAX_HEAD, PART, attention_scratch
 from numba_kernels.cpu.latent import LatentPages, copy_latents_ops, latent_attention_op, store_latents_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
@@ -100,16 +100,15 @@ class Case:
         self.team.run(program)
         absorbed[..., : self.rank] = np.einsum("htd,hdr->htr", unrotated, self.kv_b[:, : self.nope])
         op = latent_attention_op(self.element, self.rank)
-        splits = parts_of(max(map(len, self.keys))) if self.divided else 1
-        areas, counters = attention_scratch(tiles_of(op, counts, self.heads, 1) * splits, self.rank)
-        areas[:] = np.nan
+        scratch = attention_scratch(512, self.rank)
+        scratch["areas"][:] = np.nan
         program = Program()
         program.add(
             op, qkv=absorbed, stride=absorbed.strides[1], rows=n, out=sums, out_stride=sums.strides[1],
             sequences=len(counts), first_row=np.cumsum([0, *counts[:-1]]).astype(np.int32),
             row_count=np.array(counts, np.int32), positions=positions, heads=self.heads, kv_heads=1,
-            head_dim=self.pages.size, value_dim=self.rank, window=0, sinks=None, splits=splits, areas=areas,
-            counters=counters, **self.cache,
+            head_dim=self.pages.size, value_dim=self.rank, window=0, sinks=None, divided=self.divided, **scratch,
+            **self.cache,
         )  # fmt: skip
         self.team.run(program)
         out = np.einsum("htr,hdr->thd", sums, self.kv_b[:, self.nope :])

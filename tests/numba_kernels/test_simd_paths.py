@@ -20,11 +20,11 @@ QUICK = "test_vector and (mxfp4 or q8_0) or test_groups or rms_norm or prefill_t
 QUICK += " or test_mxfp4 or test_ggml or test_error_sums or published"
 
 
-def run_tests(path: str, *options: str) -> None:
+def run_tests(path: str, *options: str, guards: bool = False) -> None:
     files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py", "test_cpu_latent.py"]
     files += ["test_codec_twins.py", "test_codec_sums.py", "test_hashes.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
-    environment = {**os.environ, "OSS_TOOLS_SIMD": path}
+    environment = {**os.environ, "OSS_TOOLS_SIMD": path, "OSS_TOOLS_GUARDS": str(int(guards))}
     done = subprocess.run(
         [*command, *(str(HERE / f) for f in files)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
     )
@@ -40,6 +40,18 @@ def test_some_kernels_on_path(path):
 @pytest.mark.parametrize("path", OTHERS)
 def test_all_kernels_on_path(path):
     run_tests(path)
+
+
+@pytest.mark.parametrize("path", simd.executable_paths())
+def test_some_kernels_between_guard_bytes(path):
+    """Nothing is written beside an array, and nothing that was read there is used."""
+    run_tests(path, "-k", f"({QUICK}) and not 1-thread", guards=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", simd.executable_paths())
+def test_all_kernels_between_guard_bytes(path):
+    run_tests(path, guards=True)
 
 
 def arm_report(*wanted: str) -> dict[str, dict]:
@@ -70,6 +82,7 @@ def check_arm(report: dict[str, dict]) -> None:
         if importlib.util.find_spec("unicorn"):
             assert case["error"] is not None
             assert case["error"] < 3e-6, name
+            assert case["overruns"] == 0, name
 
 
 def test_some_arm_kernels():

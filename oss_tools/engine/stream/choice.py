@@ -29,7 +29,7 @@ def choose(
     """
     if options.memory is not None:
         asked = plan_streaming(checkpoint, options.memory, context_bytes, options.prefix_bytes)
-        if (free := memory.available_memory()) < asked.takes:
+        if (free := memory.available_memory() + memory.taken_memory()) < asked.takes:
             raise NoRoom(f"--memory: {format_size(asked.takes)} would be taken, {format_size(free)} are free")
         return replace(options, prefix_bytes=asked.prefix_bytes, streaming=None if asked.is_whole else asked)
     try:

@@ -20,7 +20,7 @@ WARP = 32
 SHARED_BASE, GLOBAL_BASE = 1 << 32, 1 << 40
 ATOMIC = -3  # in place of a warp's number
 GUARD = 4096  # bytes between arrays
-COLLECTIVE = ("shfl", "mma", "vote", "bar")  # what a warp executes together
+COLLECTIVE = ("shfl", "mma", "vote", "redux", "bar")  # what a warp executes together
 
 
 class Fault(Exception):
@@ -411,6 +411,7 @@ class Machine:
         constant = lambda n: np.full(len(lanes), n)  # noqa: E731
         table: dict[str, Callable[[], np.ndarray]] = {
             "%tid.x": lambda: self.thread[lanes],
+            "%tid.y": lambda: constant(0),
             "%ntid.x": lambda: constant(self.threads),
             "%ctaid.x": lambda: b % x,
             "%ctaid.y": lambda: b // x % y,
@@ -568,6 +569,10 @@ class Machine:
         given = [self._value(o, "b32", lanes) for group in i.operands[1:] for o in group]
         for name, value in zip(i.operands[0], _matrix(given), strict=True):
             self._set(name, lanes, value)
+
+    def _redux(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
+        value = self._value(i.operands[1], "u32", lanes).reshape(-1, WARP)
+        self._set(i.operands[0], lanes, np.repeat({"min": value.min(1), "max": value.max(1)}[i.code[2]], WARP))
 
     def _vote(self, i: Instruction, kinds: list[str], lanes: np.ndarray) -> None:
         value = self.registers[i.operands[1]][lanes].reshape(-1, WARP)

@@ -8,12 +8,14 @@ from carry_out import poison, run, where
 from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attention_ahead import attend_ahead_kernel, reads_ahead
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import (
     down_kernel,
     gate_up_coded_kernel,
     gate_up_kernel,
+    may_choose,
     takes_codes,
 )
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
@@ -174,7 +176,7 @@ def test_experts(format: str, activations: str, top: int, rng: np.random.Generat
         wanted += share * (second.values.reshape(experts, hidden, inner)[e] @ h + second_bias[e])
     given = second.codes, second.scales, second_bias.reshape(-1)
     before = out.copy()
-    run(down, 3, *given, between, between, inner, ids, shares, hidden, out)
+    run(down, 3, *given, between, between, inner, x, EPSILON, ids, shares, hidden, out)
     assert_near(out, wanted, 1e-5)
     shape = Shape(format, inner, activations)
     if takes_codes(shape, WARPS):
@@ -183,9 +185,83 @@ def test_experts(format: str, activations: str, top: int, rng: np.random.Generat
         gate_up = gate_up_coded_kernel(Shape(format, hidden, activations), shape, top=top, bias=True, warps=WARPS)
         down = down_kernel(shape, top=top, bias=True, coded=True, warps=WARPS)
         for grid in (3, 2):  # what was there before is written over
-            run(gate_up, grid, first.codes, first.scales, first_bias.reshape(-1), x, ids, inner, *limits, codes, scales)
-        run(down, 3, *given, codes, scales, inner, ids, shares, hidden, out)
+            run(
+                gate_up,
+                grid,
+                first.codes,
+                first.scales,
+                first_bias.reshape(-1),
+                x,
+                x,
+                EPSILON,
+                x,
+                ids,
+                inner,
+                *limits,
+                codes,
+                scales,
+            )
+        run(down, 3, *given, codes, scales, inner, x, EPSILON, ids, shares, hidden, out)
         assert_near(out, wanted, 1e-3)  # a code may be another where the value is halfway between two
+
+
+@pytest.mark.parametrize(("experts", "top"), [(5, 2), (32, 4), (100, 3)])
+def test_experts_that_blocks_choose_for_themselves(experts: int, top: int, rng: np.random.Generator) -> None:
+    """A router that leaves its logits, and projections that normalize and choose: against the plain definitions."""
+    hidden, inner = 64, 32
+    router, choice = matrix("bf16", experts, hidden, rng), Choice(experts, top)
+    first, second = matrix("mxfp4", experts * 2 * inner, hidden, rng), matrix("mxfp4", experts * hidden, inner, rng)
+    x, weight = floats(rng, hidden), floats(rng, hidden)
+    bias, first_bias, second_bias = floats(rng, experts), floats(rng, experts, 2 * inner), floats(rng, experts, hidden)
+    logits, normed, nothing = poison(experts), poison(hidden), np.zeros(top, np.int32)
+    route = route_kernel(Shape("bf16", hidden, "int8"), choice, norm=True, bias=True, warps=WARPS, chooses=False)
+    run(
+        route, 2, router.codes, router.scales, bias, x, hidden, weight, EPSILON, logits, np.zeros(1, np.int32), normed, nothing,
+        x, *NO_MORE,
+    )  # fmt: skip
+    wanted_x = ops.rms_norm(x[None], weight, EPSILON)
+    wanted_logits = ops.linear(wanted_x, router.values, bias)
+    assert_near(logits, wanted_logits[0], 1e-5)
+    (ids,), (shares,) = ops.route(wanted_logits, top)
+    shape, second_shape = Shape("mxfp4", hidden, "int8"), Shape("mxfp4", inner, "int8")
+    assert may_choose(choice, shape, second_shape, WARPS)
+    codes, scales = np.zeros(top * 4 * second_shape.quads, np.uint32), np.zeros(top * second_shape.quads, np.float32)
+    gate_up = gate_up_coded_kernel(shape, second_shape, top=top, bias=True, warps=WARPS, choice=choice)
+    down = down_kernel(second_shape, top=top, bias=True, coded=True, warps=WARPS, choice=choice)
+    limits, out = (np.float32(7), np.float32(1.702)), floats(rng, hidden)
+    wanted = out.copy()
+    seen = as_the_kernel_sees(wanted_x, "mxfp4", "int8")[0]
+    both = np.stack([first.values.reshape(experts, -1, hidden)[e] @ seen + first_bias[e] for e in ids])
+    between = ops.clamped_swiglu(both[:, ::2], both[:, 1::2])
+    for e, share, h in zip(ids, shares, as_the_kernel_sees(between, "mxfp4", "int8"), strict=True):
+        wanted += share * np.float32(1.5) * (second.values.reshape(experts, hidden, inner)[e] @ h + second_bias[e])
+    given = first.codes, first.scales, first_bias.reshape(-1)
+    run(gate_up, 3, *given, x, weight, EPSILON, logits, nothing, inner, *limits, codes, scales)
+    given = second.codes, second.scales, second_bias.reshape(-1)
+    run(down, 3, *given, codes, scales, inner, logits, np.float32(1.5), nothing, x, hidden, out)
+    assert_near(out, wanted, 2e-3)  # a code may be another where the value is halfway between two
+
+
+def test_blocks_choose_what_exists(rng: np.random.Generator) -> None:
+    """Of equal logits those with the lowest numbers; with NaN and infinities, distinct experts that exist: the second projection
+    adds its bias only."""
+    shape, choice, top = Shape("mxfp4", 32, "int8"), Choice(6, 3), 3
+    down = down_kernel(shape, top=top, bias=True, coded=True, warps=WARPS, choice=choice)
+    codes, scales = np.zeros(top * 4 * shape.quads, np.uint32), np.zeros(top * shape.quads, np.float32)
+    m, bias = matrix("mxfp4", 6 * 2, 32, rng), np.repeat(2.0 ** np.arange(6), 2).astype(np.float32)
+    nothing = np.zeros(top, np.int32), np.zeros(top, np.float32)
+    for logits, wanted in (
+        (np.array([0, 1, 1, 0, 1, 1], np.float32), 2 + 4 + 16),
+        (np.array([-3, -1, -np.inf, -2, -np.inf, -np.inf], np.float32), None),
+        (np.array([0, np.nan, 1, 0, np.nan, -np.inf], np.float32), np.nan),
+        (np.full(6, -np.nan, np.float32), np.nan),
+    ):
+        out = np.zeros(2, np.float32)
+        run(down, 1, m.codes, m.scales, bias, codes, scales, 32, logits, np.float32(3), *nothing, 2, out)
+        if wanted is None:
+            e = np.exp([0.0, -1, -2])
+            wanted = 3 * (e / e.sum()) @ [2, 8, 1]
+        np.testing.assert_allclose(out, np.full(2, wanted), rtol=1e-5)
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -257,12 +333,15 @@ CASES = [
     "case", [pytest.param(c, marks=() if c in (CASES[0], CASES[2]) else pytest.mark.slow, id=str(c)) for c in CASES]
 )
 @pytest.mark.parametrize("position", [5, 64] if SLOW else rest_slow([0, 5, 63, 64, 200, 333], 0, 64, 200))
-def test_attend(case: tuple, position: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_attend(case: tuple, position: int, ahead: bool, rng: np.random.Generator) -> None:
     """Around pages' ends, with windows that begin within a page, over pages that lie anywhere and held NaN before."""
     queries, kv, size, window, element, sinks = case
     context, splits = 400, 3
     ring = -(-context // 64) if window is None else 3
     shape = Attention(queries, kv, size, window, ring, element, sinks)
+    if ahead and not reads_ahead(shape):
+        pytest.skip("not for such heads")
     q, keys, values = floats(rng, queries, size), *(floats(rng, position + 1, kv, size) for _ in range(2))
     cos, sin = ops.rope_table(ops.rope_frequencies(size, 1e4), context, 1.1)
     held = [ops.apply_rope(keys, cos[: position + 1], sin[: position + 1]), values]
@@ -278,7 +357,7 @@ def test_attend(case: tuple, position: int, rng: np.random.Generator) -> None:
     out, partial, counters = poison(queries * size), poison(partial_size(shape, splits)), np.zeros(kv, np.int32)
     qkv = np.concatenate([q.reshape(-1), keys[position].reshape(-1), values[position].reshape(-1)])
     state, scale = np.array([position, 0], np.int32), np.float32(size**-0.5)
-    kernel = attend_kernel(shape, splits)
+    kernel = attend_ahead_kernel(shape, splits) if ahead else attend_kernel(shape, splits)
     run(
         kernel, (kv, splits), qkv, cos.reshape(-1), sin.reshape(-1), scale, logits, cache, table, state, partial, counters, out
     )  # fmt: skip

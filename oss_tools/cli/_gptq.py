@@ -1,0 +1,102 @@
+"""What `requantize --method gptq` takes: its options, the text as tokens, and what it says of time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._options import format_size
+from oss_tools.cli._output import print_facts, remark
+from oss_tools.errors import BadRecipe, BadRequest
+
+if TYPE_CHECKING:
+    from oss_tools.convert.options import Rounding
+    from oss_tools.convert.plan import Plan
+
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="round|gptq",
+        help="Round each value by itself, or (GPTQ) make up for each error in what follows, for the outputs' sake.",
+    ),
+]
+Texts = Annotated[
+    list[Path] | None, typer.Option("--text", metavar="FILE", help="gptq: calibrate on this text; may be repeated.")
+]
+Chats = Annotated[
+    list[Path] | None,
+    typer.Option("--chats", metavar="FILE", help="gptq: and on these conversations, JSON Lines; may be repeated."),
+]
+Tokens = Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="gptq: tokens in all. [default: 65536]")]
+Sequence_ = Annotated[
+    int | None, typer.Option("--sequence", min=16, metavar="N", help="gptq: tokens of a sequence. [default: 512]")
+]
+Damping = Annotated[
+    float | None,
+    typer.Option(
+        "--damping",
+        min=1e-6,
+        max=1.0,
+        metavar="X",
+        help="gptq: added to each input's mean square, in units of their mean. [default: 0.05]",
+    ),
+]
+
+
+def rounding(
+    method: str,
+    texts: Sequence[Path] | None,
+    chats: Sequence[Path] | None,
+    tokens: int | None,
+    sequence: int | None,
+    damping: float | None,
+) -> Callable[[Plan], Rounding] | None:
+    """What makes the rounding of a plan; None where each value is rounded by itself. Raises BadParameter, and then BadRequest for
+    a text that cannot be used, BadRecipe for a plan that GPTQ cannot serve."""
+    if method not in ("round", "gptq"):
+        raise typer.BadParameter(f"{method!r} is not one of round, gptq", param_hint="--method")
+    options = {"--text": texts, "--chats": chats, "--tokens": tokens, "--sequence": sequence, "--damping": damping}
+    if method == "round":
+        if given := next((name for name, value in options.items() if value is not None), None):
+            raise typer.BadParameter(f"{given} goes with --method gptq")
+        return None
+
+    def make(plan: Plan) -> Rounding:
+        from oss_tools.calibration import texts as of_texts
+        from oss_tools.calibration.compensation import Compensation, rounded_steps
+        from oss_tools.calibration.gptq import DAMPING
+
+        if not rounded_steps(plan):
+            raise BadRecipe(
+                "--method gptq: this plan rounds no matrix to a format that it knows (mxfp4, nvfp4, int8, q4_0, …); "
+                "leave --method out"
+            )
+        length, wanted = sequence or of_texts.SEQUENCE, tokens or of_texts.TOKENS
+        context = plan.source.architecture.context
+        if sequence and sequence > context:
+            raise BadRequest(f"--sequence {sequence}: the model was made for {context} positions")
+        sources = of_texts.sources_of(texts or [], chats or [])
+        vocabulary = next(e.spec.shape[0] for e in plan.source.entries.values() if e.spec.role == "embedding")
+        sample = of_texts.sample(plan.metadata, sources, wanted, min(length, context), vocabulary)
+        if sample.tokens < wanted - length:
+            remark(f"the text has {sample.tokens:,} tokens, fewer than the {wanted:,} that were asked for")
+        return Compensation(sample, DAMPING if damping is None else damping)
+
+    return make
+
+
+def print_cost(record: dict[str, Any]) -> None:
+    """What `Rounding.takes` says."""
+    seconds = record["seconds"]
+    print_facts(
+        {
+            "method": f"GPTQ on {record['tokens']:,} tokens, {record['matrices']:,} matrices",
+            "time": f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min",
+            "memory": f"{format_size(record['memory_bytes'])} at most",
+            "disk": f"{format_size(record['scratch_bytes'])} beside the output until it is written",
+        }
+    )

@@ -1,0 +1,80 @@
+"""The options that name a simulated user, and what playing with one would take."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oss_tools.cli._output import print_facts, remark
+
+if TYPE_CHECKING:
+    from oss_tools.endpoints.wire import Price
+    from oss_tools.harness.plan import Planned
+    from oss_tools.harness.tau2.simulation import Simulation
+
+UserUrl = Annotated[
+    str | None,
+    typer.Option("--user-url", help="Of tau2's tasks: an API, as in http://localhost:8000/v1.", show_default=False),
+]
+UserModel = Annotated[
+    str | None, typer.Option("--user-model", help="The model there that plays the user.", show_default=False)
+]
+UserKey = Annotated[
+    str | None,
+    typer.Option(
+        "--user-key",
+        metavar="VARIABLE",
+        help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+        show_default=False,
+    ),
+]
+Tau2Python = Annotated[
+    str | None,
+    typer.Option(
+        "--tau2-python", help="The Python with tau2, whose domains are run. [default: this one]", show_default=False
+    ),
+]
+
+
+@contextmanager
+def simulating(
+    url: str | None, model: str | None, key: str | None, jobs: int, python: str | None, data: Path | None, quiet: bool
+) -> Iterator[Simulation | None]:
+    """Within it, tasks find the simulated user that is named, if one is. Raises BadRecipe, MissingPackage."""
+    if url is None or model is None:
+        yield None
+        return
+    from oss_tools.endpoints.endpoint import Endpoint
+    from oss_tools.errors import MissingPackage
+    from oss_tools.harness.tau2.simulation import Simulation, simulating_with
+
+    if data is None:
+        raise typer.BadParameter("needs --data, a checkout of sierra-research/tau2-bench", param_hint="--user-url")
+    if python is None and find_spec("tau2") is None:
+        raise MissingPackage(
+            "tau2 is not installed here; --tau2-python names a Python that has it, where its domains are run"
+        )
+    options = "--user-url", "--user-model", "--user-key"
+    endpoint = Endpoint(url, model, key, jobs, role="simulated user", options=options)
+    say = (lambda line: None) if quiet else remark
+    with Simulation(endpoint, python or sys.executable, data, say) as simulation, simulating_with(simulation):
+        yield simulation
+
+
+def show_users(rows: Sequence[Planned], price: Price | None) -> None:
+    """What the simulated user's side would take, and cost at the price of --user-price."""
+    names = ("user_calls", "user_prompt_tokens", "user_tokens")
+    calls, read, written = (sum(getattr(row, name) for row in rows) for name in names)
+    if not calls:
+        return
+    facts = {"simulated user": f"some {calls:,} calls, {read:,} tokens to read, {written:,} to write"}
+    if price:
+        facts["its cost"] = f"about {price.of(read, written):,.2f} dollars"
+    print()
+    print_facts(facts)

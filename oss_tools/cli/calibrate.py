@@ -1,0 +1,162 @@
+"""Run a model over text and record what each of its columns is worth.
+
+Importance is the mean square of what a column of a weight matrix is multiplied with, for every matrix and expert. OUT is an
+importance matrix as llama-imatrix writes it: `requantize --importance OUT` and llama-quantize take it. Without --text and --chats
+the text is a mixture that travels with the program: prose, code, mathematics, health, conversations with tools.
+
+All tokens go through one layer before the next is read, so a model larger than memory is calibrated too. An interrupted run goes
+on with --resume, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
+from oss_tools.cli._output import counted, print_facts, print_json, remark, remark_reading
+
+if TYPE_CHECKING:
+    from oss_tools.calibration.calibrate import Cost, Outcome
+    from oss_tools.calibration.texts import Sample
+
+EXAMPLES = """
+oss-tools calibrate gpt-oss-20b/ importance.gguf
+oss-tools calibrate model.gguf importance.gguf --text manual.txt --chats chats.jsonl --tokens 131072
+oss-tools requantize model-bf16/ model-q4_0.gguf --format q4_0 --importance importance.gguf
+"""
+PROBE = 0.3  # seconds in which the speed of products is measured
+SHOWN = 12  # tensors that are named
+
+
+def run(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint's path, a downloaded owner/name, or tiny."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The importance matrix to make, a GGUF file.")],
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Calibrate on this text; may be repeated.")
+    ] = None,
+    chats: Annotated[
+        list[Path] | None,
+        typer.Option("--chats", metavar="FILE", help="And on these conversations, JSON Lines; may be repeated."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens in all.")] = 65536,
+    sequence: Annotated[int, typer.Option("--sequence", min=16, metavar="N", help="Tokens of a sequence.")] = 512,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on behind an interrupted run, to the same bytes.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or start an interrupted run anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes, and run nothing.")] = False,
+    quiet: QuietFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.calibration.calibrate import calibrate, check, cost_of
+    from oss_tools.calibration.texts import sample, sources_of
+    from oss_tools.errors import BadRequest
+    from oss_tools.models import open_checkpoint
+
+    sources = sources_of(text or [], chats or [])
+    with open_checkpoint(model) as checkpoint:
+        metadata = checkpoint.metadata()
+        if sequence > checkpoint.architecture.context:
+            raise BadRequest(f"--sequence {sequence}: the model was made for {checkpoint.architecture.context} positions")
+        vocabulary = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
+        chosen = sample(metadata, sources, tokens, sequence, vocabulary)
+        check(checkpoint, chosen, out, resume=resume, overwrite=overwrite)
+        remark_reading(checkpoint, metadata)
+        if chosen.tokens < tokens - sequence:
+            remark(f"the text has {chosen.tokens:,} tokens, fewer than the {tokens:,} that were asked for")
+        cost = cost_of(checkpoint, chosen.tokens)
+        record = _record(model, out, chosen, cost)
+        if dry_run:
+            seconds = cost.multiplications / _multiplications_per_second()
+            print_json(record | {"seconds": round(seconds)}) if as_json else _print_plan(out, chosen, cost, seconds)
+            return
+        with counted(quiet=quiet) as report:
+            done = calibrate(
+                checkpoint,
+                chosen,
+                out,
+                resume=resume,
+                overwrite=overwrite,
+                report=lambda work, total: report("tokens", chosen.tokens * work // total, chosen.tokens),
+            )
+    record |= {
+        "entries": done.entries,
+        "matrices": done.matrices,
+        "unreached": done.unreached,
+        "seconds": round(done.seconds, 3),
+        "resumed": round(done.resumed, 4),
+    }
+    print_json(record) if as_json else _print_outcome(out, chosen, done)
+
+
+def _record(model: Path, out: Path, chosen: Sample, cost: Cost) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "made": str(out),
+        "tokens": chosen.tokens,
+        "sequences": len(chosen.sequences),
+        "sequence": chosen.length,
+        "sources": chosen.shares,
+        "multiplications": cost.multiplications,
+        "memory_bytes": cost.memory,
+        "disk_bytes": cost.disk,
+    }
+
+
+def _print_plan(out: Path, chosen: Sample, cost: Cost, seconds: float) -> None:
+    print_facts(
+        {
+            "to make": out,
+            "tokens": _tokens(chosen),
+            "sources": _shares(chosen),
+            "memory": f"{format_size(cost.memory)} at most",
+            "disk": f"{format_size(cost.disk)}, to go on after an interruption",
+            "time": f"about {_duration(seconds)}, of which products alone were measured",
+        }
+    )
+
+
+def _print_outcome(out: Path, chosen: Sample, done: Outcome) -> None:
+    experts = sum(map(len, done.unreached.values()))
+    named = "; ".join(f"{name} {', '.join(map(str, m))}" for name, m in list(done.unreached.items())[:SHOWN])
+    more = f"; and of {len(done.unreached) - SHOWN} more tensors" if len(done.unreached) > SHOWN else ""
+    print_facts(
+        {
+            "made": out,
+            "tokens": _tokens(chosen),
+            "sources": _shares(chosen),
+            "recorded": f"{done.matrices:,} matrices, in {done.entries:,} entries",
+            "never reached": f"{experts} of them ({named}{more}), which will get their layer's" if experts else None,
+            "time": _duration(done.seconds) + (f", after {done.resumed:.0%} before" if done.resumed else ""),
+        }
+    )
+
+
+def _tokens(chosen: Sample) -> str:
+    return f"{chosen.tokens:,} in {len(chosen.sequences):,} sequences"
+
+
+def _shares(chosen: Sample) -> str:
+    return ", ".join(f"{name} {count / chosen.tokens:.0%}" for name, count in chosen.shares.items())
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _multiplications_per_second() -> float:
+    """Of NumPy's products here, which nearly all the time goes into."""
+    import numpy as np
+
+    a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
+    _ = a @ b
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < PROBE:
+        _ = a @ b
+        count += 1
+    return count * 1024**3 / (time.perf_counter() - start)

@@ -1,0 +1,1 @@
+"""Which tensor in which format: how much each one's rounding moves the output, and the best mixture under a budget."""

@@ -1,0 +1,311 @@
+"""How much each tensor's rounding moves the output, measured: the divergence from the base with that tensor alone rounded.
+
+A tensor is measured in one format, its probe; `losses.noise` scales that to the others. The sum over tensors is not the divergence
+of the whole: errors add up otherwise where they are large. So some whole mixtures are measured as well, and between them a sum
+is translated along a straight line of logarithms.
+
+All of it is kept in a file as it is found, so that an interrupted run goes on, and another budget costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import oss_tools
+from oss_tools.calibration.breadth_first import BreadthFirst
+from oss_tools.calibration.squares import Squares
+from oss_tools.checkpoints import writer_for
+from oss_tools.checkpoints.files import replace_file
+from oss_tools.convert.importance import Importance
+from oss_tools.errors import BadRequest
+from oss_tools.escapes import json_text
+from oss_tools.formats import Format, QTensor, get_format
+from oss_tools.measure.divergence import HEAD, Base, Passages, Predictions, head_of, predict
+from oss_tools.measure.overlay import Change, Overlay
+from oss_tools.models import Checkpoint
+from oss_tools.planning.choice import Option
+from oss_tools.planning.graph import Graph
+from oss_tools.planning.losses import noise
+
+KEPT_LOGITS = 1 << 30  # bytes of the base's
+PROBED = 4.5  # bits a weight, near which a probe is taken
+WHOLE = (3.0, 4.5, 5.5, 6.5, 8.5)  # bits near which a mixture of one format is measured whole
+SCHEMA = 1
+
+Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that must have one format, because they lie in one of the target's: mostly a single one.
+
+    Attributes:
+        names: canonical.
+        role: of the first.
+        formats: what the container can hold them in, by bytes; `keep` is not among them.
+        kept_bytes: as they are.
+    """
+
+    names: tuple[str, ...]
+    role: str
+    formats: tuple[str, ...]
+    nbytes: Mapping[str, int]
+    kept_format: str
+    kept_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def probe(self) -> str:
+        """The format in which its rounding is measured."""
+        return nearest(self.formats, self.nbytes, self.kept_bytes, PROBED)
+
+
+def nearest(formats: Sequence[str], nbytes: Mapping[str, int], kept: int, bits: float) -> str:
+    """The format with about so many bits a weight."""
+    return min(formats, key=lambda name: abs(get_format(name).bits_per_weight(1024) - bits))
+
+
+def units_of(checkpoint: Checkpoint, container: str, formats: Sequence[str]) -> list[Unit]:
+    """All matrices that may have one of these formats in a container. Raises BadRequest if there is none."""
+    writer, architecture = writer_for(container), checkpoint.architecture
+    groups: dict[str, list[str]] = {}
+    for entry in checkpoint.entries.values():
+        if not (entry.spec.is_vector or entry.spec.role == "positions"):
+            stored = architecture.places(container, entry.spec, False)[0].stored
+            groups.setdefault(stored, []).append(entry.name)
+    found = []
+    for names in groups.values():
+        entries = [checkpoint.entries[name] for name in names]
+        held = [
+            name
+            for name in formats
+            if all(writer.holds(get_format(name), e.spec.role, architecture.model_type) for e in entries)
+            and all(get_format(name).fits(e.spec.matrices[2]) for e in entries)
+        ]
+        if held:
+            nbytes = {name: sum(_bytes(get_format(name), e.spec.matrices) for e in entries) for name in held}
+            kept = sum(e.nbytes for e in entries)
+            smaller = tuple(sorted((name for name in held if nbytes[name] < kept), key=lambda name: nbytes[name]))
+            if smaller:
+                found.append(Unit(tuple(names), entries[0].spec.role, smaller, nbytes, entries[0].format.name, kept))
+    if not found:
+        raise BadRequest(f"{checkpoint.path}: none of {', '.join(formats)} would make a tensor smaller in {container}")
+    return found
+
+
+def _bytes(format: Format, matrices: tuple[int, int, int]) -> int:
+    count, rows, columns = matrices
+    return format.stored_bytes(rows, columns, count)
+
+
+class Sensitivities:
+    """What was measured of a model: see above.
+
+    Attributes:
+        units: in the model's order.
+        measured: unit's name -> nats, with it alone rounded to its probe.
+        power: unit's name -> format -> noise.
+        whole: (sum of losses, divergence measured) of mixtures.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        units: Sequence[Unit],
+        passages: Passages,
+        importance: Importance | None,
+        file: Path | None,
+    ) -> None:
+        """file: where what was found is kept, and found again if it is of this model, text and importance."""
+        self.checkpoint, self.units, self.passages, self.importance = checkpoint, units, passages, importance
+        self._file = file
+        self._graph = Graph(checkpoint.architecture)
+        self._inputs = Squares(checkpoint)
+        self._base: Base | None = None
+        self._facts = self._about()
+        found = self._read()
+        self.measured: dict[str, dict[str, float]] = found.get("measured", {})
+        self.power: dict[str, dict[str, float]] = found.get("power", {})
+        self.whole: dict[str, list[float]] = found.get("whole", {})
+
+    def run(self, progress: Progress = lambda what, done, total: None) -> None:
+        """Measures what is not known yet."""
+        formats = sorted({name for unit in self.units for name in unit.formats})
+        missing = [u for u in self.units if u.probe not in self.measured.get(u.name, {})]
+        unweighed = [u for u in self.units if not set(u.formats) <= set(self.power.get(u.name, {}))]
+        for done, unit in enumerate(unweighed):
+            self.base
+            self.power[unit.name] = self._noise(unit)
+            progress("rounding", done + 1, len(unweighed))
+        if unweighed:
+            self._write()
+        for done, unit in enumerate(missing, len(self.units) - len(missing)):
+            kld = self.divergence(dict.fromkeys(unit.names, unit.probe))
+            self.measured.setdefault(unit.name, {})[unit.probe] = kld
+            self._write()
+            progress("tensors", done + 1, len(self.units))
+        whole = self._wholes(formats)
+        for done, (name, mixture) in enumerate(whole.items()):
+            if name not in self.whole:
+                total = sum(self.losses(unit)[mixture[unit.name]] for unit in self.units)
+                self.whole[name] = [total, self.divergence(self.by_tensor(mixture))]
+                self._write()
+            progress("mixtures", done + 1, len(whole))
+
+    def _wholes(self, formats: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Mixtures that are measured whole, by name: each unit in its own format nearest to so many bits."""
+        found = {}
+        for bits in WHOLE:
+            mixture = {u.name: nearest(u.formats, u.nbytes, u.kept_bytes, bits) for u in self.units}
+            found[hashlib.sha256(json.dumps(sorted(mixture.items())).encode()).hexdigest()[:16]] = mixture
+        return found
+
+    def by_tensor(self, mixture: Mapping[str, str]) -> dict[str, str]:
+        """Formats by tensor, of formats by unit; `keep` is left out."""
+        return {name: mixture[u.name] for u in self.units for name in u.names if mixture[u.name] != "keep"}
+
+    # ---- what was found ---------------------------------------------------------------------------------------------
+
+    def losses(self, unit: Unit) -> dict[str, float]:
+        """What each format of a unit adds to the sum, in nats; nothing if it is kept."""
+        power, probe = self.power[unit.name], unit.probe
+        measured = self.measured[unit.name][probe]
+        scale = measured / power[probe] if power[probe] else 0.0
+        return {name: scale * power[name] for name in unit.formats} | {"keep": 0.0}
+
+    def options(self, unit: Unit) -> list[Option]:
+        losses = self.losses(unit)
+        return [
+            *(Option(name, unit.nbytes[name], losses[name]) for name in unit.formats),
+            Option("keep", unit.kept_bytes, 0.0),
+        ]
+
+    def predicted(self, total: float) -> float:
+        """The divergence of a mixture, of the sum of its losses."""
+        if total <= 0:
+            return 0.0
+        points = sorted((s, m) for s, m in self.whole.values() if s > 0 and m > 0)
+        sums, measured = np.log([s for s, _ in points]), np.maximum.accumulate(np.log([m for _, m in points]))
+        at = float(np.log(total))
+        if at <= sums[0]:
+            return float(np.exp(measured[0] + at - sums[0]))
+        if at >= sums[-1]:
+            return float(np.exp(measured[-1] + at - sums[-1]))
+        return float(np.exp(np.interp(at, sums, measured)))
+
+    def sum_for(self, divergence: float) -> float:
+        """The largest sum of losses whose predicted divergence is at most this."""
+        low, high = 1e-12, 1e3
+        for _ in range(100):
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if self.predicted(middle) <= divergence else (low, middle)
+        return low
+
+    # ---- measuring --------------------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> Base:
+        if self._base is None:
+            with BreadthFirst(self.checkpoint, self.passages.sequences, self._inputs) as ops:
+                hidden = self._graph.run(ops)
+                ops.visit_output(hidden[self.passages.rows])
+            predictions = Predictions(np.ascontiguousarray(hidden[self.passages.rows]), head_of(self.checkpoint))
+            self._base = Base(predictions, self.passages.came, KEPT_LOGITS)
+        return self._base
+
+    def divergence(self, formats: Mapping[str, str]) -> float:
+        """The mean divergence from the base with these tensors rounded to these formats, in nats."""
+        base, rounded = self.base, Overlay(self.checkpoint, changes(self.checkpoint, formats, self.importance))
+        head = HEAD if HEAD in self.checkpoint.entries else None
+        inner = frozenset(name for name in formats if name != head)
+        hidden = base.predictions.hidden
+        if inner:
+            with BreadthFirst(rounded, self.passages.sequences) as ops:
+                hidden = np.ascontiguousarray(self._graph.run(ops, inner)[self.passages.rows])
+        same = not any(self.checkpoint.entries[name].spec.role in ("embedding", "output") for name in formats)
+        other = Predictions(hidden, base.predictions.head if same else head_of(rounded))
+        return float(base.compare(other).kld.mean())
+
+    def _noise(self, unit: Unit) -> dict[str, float]:
+        formats = [get_format(name) for name in unit.formats]
+        total = dict.fromkeys(unit.formats, 0.0)
+        for name in unit.names:
+            weights = self.importance.get(name) if self.importance else None
+            for format, power in noise(
+                self.checkpoint, self.checkpoint.entries[name], formats, self._inputs.sums, weights
+            ).items():
+                total[format] += power
+        return total
+
+    # ---- keeping ----------------------------------------------------------------------------------------------------
+
+    def _about(self) -> dict[str, Any]:
+        tokens = hashlib.sha256(np.concatenate(self.passages.sequences).astype("<i8").tobytes()).hexdigest()
+        weights = hashlib.sha256()
+        for name, values in sorted((self.importance or {}).items()):
+            weights.update(name.encode() + values.tobytes())
+        files = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in self.checkpoint.reader.files()]
+        return {
+            "schema": SCHEMA,
+            "program": oss_tools.__version__,
+            "files": files,
+            "tokens": tokens,
+            "scored": len(self.passages),
+            "importance": weights.hexdigest() if self.importance else None,
+        }
+
+    def _read(self) -> dict[str, Any]:
+        if self._file is None or not self._file.exists():
+            return {}
+        try:
+            found = json.loads(self._file.read_text())
+        except (OSError, ValueError, RecursionError):
+            raise BadRequest(f"{self._file}: no file of measured tensors; remove it, or name another") from None
+        if not isinstance(found, dict) or found.get("about") != self._facts:
+            raise BadRequest(f"{self._file}: measured on another model, text or importance; remove it, or name another")
+        return found
+
+    def _write(self) -> None:
+        if self._file is not None:
+            found = {"about": self._facts, "measured": self.measured, "power": self.power, "whole": self.whole}
+            replace_file(self._file, json_text(found, indent=1) + "\n")
+
+
+def changes(checkpoint: Checkpoint, formats: Mapping[str, str], importance: Importance | None) -> dict[str, Change]:
+    """How `requantize` rounds these tensors to these formats, matrix by matrix."""
+
+    def change(name: str, format: Format) -> Change:
+        weights = (importance or {}).get(name)
+
+        def rounded(values: np.ndarray, matrix: int) -> QTensor:
+            own = None if weights is None else weights[matrix] if weights.ndim > 1 else weights
+            return format.quantize(values, importance=own, amax=amax_of(checkpoint, name, format))
+
+        return rounded
+
+    return {name: change(name, get_format(format)) for name, format in formats.items()}
+
+
+def amax_of(checkpoint: Checkpoint, name: str, format: Format) -> float | None:
+    """The largest magnitude of a tensor, where the format needs it."""
+    if not format.needs_amax:
+        return None
+    return float(np.abs(checkpoint.read_tensor(name).dequantize()).max())
+
+
+def measure_whole(
+    checkpoint: Checkpoint, formats: Mapping[str, str], importance: Importance | None, passages: Passages
+) -> float:
+    """The mean divergence of a mixture from its base on passages, in nats."""
+    base = Base(predict(checkpoint, passages), passages.came)
+    return float(base.compare(predict(Overlay(checkpoint, changes(checkpoint, formats, importance)), passages)).kld.mean())
