@@ -150,7 +150,7 @@ class Sensitivities:
         if unweighed:
             self._write()
         for done, unit in enumerate(missing, len(self.units) - len(missing)):
-            kld = self.divergence(dict.fromkeys(unit.names, unit.probe))
+            kld = self.divergence({name: unit.probe for name in unit.names})
             self.measured.setdefault(unit.name, {})[unit.probe] = kld
             self._write()
             progress("tensors", done + 1, len(self.units))

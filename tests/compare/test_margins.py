@@ -228,7 +228,7 @@ def test_a_model_beside_itself_raises_no_alarm_in_twenty_draws_of_questions(tmp_
         {"name": "no margin shifts", "metric": "margin.shift*", "min": -0.01, "strict": True},
     ]
     margins.write_text(json.dumps({"about": "margins", "rules": rules}))
-    few = ["--suites", "health,tool_use", "--limit", "12", "--chunks", "2", "--repeat", "0", "-t", "1", "-q"]
+    few = ["--suites", "health,tool_use", "--limit", "8", "--chunks", "1", "--repeat", "0", "-t", "1", "-q"]
     decisions = 0
     for seed in range(1, 21):
         arguments = ["compare", "tiny", str(own), *few, "--seed", str(seed), "-o", str(tmp_path / "out")]
@@ -244,7 +244,7 @@ def test_a_model_beside_itself_raises_no_alarm_in_twenty_draws_of_questions(tmp_
             assert verdict.passed, verdict.failed
         decisions += other.margins[0].n
     print(f"20 comparisons, {decisions} decisions: no alarm")
-    assert decisions > 200
+    assert decisions > 150
 
 
 @pytest.mark.slow
