@@ -25,6 +25,7 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu import attention, experts, rows
 from numba_kernels.cpu.blocks import LAYOUTS
+from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
@@ -136,6 +137,13 @@ def random_planes(name: str, count: int, columns: int, rng: np.random.Generator)
         raw = any_bytes(columns // 32 * GGML_BLOCKS[name][0]).reshape(count, columns // 32, -1)
         for at in range(0, LAYOUTS[name].scale_bytes, 2):
             raw[..., at], raw[..., at + 1] = 0, 0x1C  # a half-precision 0.004
+        return {"blocks": raw.reshape(count, -1)}
+    if name in K_BLOCKS:
+        block = K_BLOCKS[name]
+        raw = any_bytes(columns // 256 * block.nbytes).reshape(count, columns // 256, -1)
+        for at in block.halves:
+            if at >= 0:
+                raw[..., at], raw[..., at + 1] = 0, 0x08  # a half-precision 0.0001
         return {"blocks": raw.reshape(count, -1)}
     if name.startswith("int8"):
         groups = columns // INT8_GROUPS.get(name, columns)
@@ -250,7 +258,7 @@ class Bench:
 
     def linears(self) -> Iterator[Result]:
         for name in all_formats():
-            columns = 2816 if name == "int8_g128" else HIDDEN
+            columns = 2816 if name == "int8_g128" or name in K_BLOCKS else HIDDEN
             if self.wants(f"linear {name}"):
                 height = BIG // max(Packed(name, 1, LANES, columns).panel_bytes // LANES, 1) // LANES * LANES
                 big = random_weights(name, 1, height, columns, self.rng)

@@ -17,7 +17,7 @@ FLOORS = (
     *("errors", "guesses", "sizes", "escapes", "tables", "resources", "machine", "statistics"),
     *("formats", "checkpoints", "models", "convert", "adapters"),
     *("engine", "chat", "calibration", "verify", "tiny", "download", "endpoints", "cluster", "fit", "harness"),
-    *("measure", "report", "compare", "serve", "cli", "__main__"),
+    *("measure", "planning", "report", "compare", "serve", "cli", "__main__"),
 )
 
 

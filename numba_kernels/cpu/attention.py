@@ -9,14 +9,13 @@ memory, and sequences that begin alike can share pages.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from numba_kernels.cpu.blocks import PAIR, UNIT, accumulate, accumulate_pair
 from numba_kernels.cpu.experts import exp_one
-from numba_kernels.cpu.op import Op, inner, op, specialize
+from numba_kernels.cpu.op import Op, inner, maker, op, specialize
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
@@ -250,7 +249,7 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
         item = take(team)
 
 
-@lru_cache
+@maker
 def store_op(element: str = "bf16") -> Op:
     """The operation `rotate_and_store` for caches of this element."""
     return rotate_and_store.bind(**_element(element), store_row=row_storing(element))
@@ -290,7 +289,7 @@ def scores_of(  # type: ignore[no-untyped-def]
                 for line in range(k * UNIT * LANES * WIDTH, (k + 1) * UNIT * LANES * WIDTH, 64):
                     prefetch(wanted + line)
                     prefetch(values + line)
-            tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, queries, k * UNIT * 4)
+            tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, 0, queries, k * UNIT * 4)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = accumulate_pair(FORMAT, tile, panel, k * LANES * WIDTH, queries, k * 4)
         if first >= all_from and first + LANES <= all_to:
@@ -547,7 +546,7 @@ AREA = ROWS * (LANES + USUAL_HEAD) * 4
 SCORES = ROWS * (SEGMENT + LANES) * 4
 
 
-@lru_cache
+@maker
 def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: Any = None) -> Op:
     """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
     over caches of this element. It is the same for every value_dim up to USUAL_HEAD. latent: what scores keys that lie in rows,

@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from numba_kernels.cpu.k_scales import group_scales
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, I64, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
@@ -47,8 +48,9 @@ class Layout:
     Attributes:
         code_bytes: per row and block of 32 columns.
         scale_bytes: per row and scale group.
-        scale: what the scale bytes are: e8m0, f16, bf16, or none.
-        has_minimum: a second f16, the block's minimum, follows the scale.
+        scale: what the scale bytes are: e8m0, f16, bf16, none, or k, a k-quant's head of 256 columns (`k_scales`).
+        has_minimum: a second f16, the block's minimum, follows the scale; of a k-quant, groups have minima too.
+        halves: each 16 of the 32 columns have a scale (and minimum) of their own.
         decode: (builder, address of a block's codes, offset) -> its codes, raised by `offset`.
         table: what 4-bit codes mean, if they are all that there is to a value but its scale.
         is_byte: codes are signed bytes, kept raised by 128 where the path wants it.
@@ -63,6 +65,7 @@ class Layout:
     has_minimum: bool = False
     is_byte: bool = False
     is_grouped: bool = False
+    halves: bool = False
 
     @property
     def block_bytes(self) -> int:
@@ -118,6 +121,40 @@ def _five_bits_less(zero: int) -> Decode:
     return decode
 
 
+def _pairs(b: Builder, codes: Value, column: int, up: int) -> Value:
+    """Two bits of each code of four columns, moved up: of two vectors, see `k_panels`."""
+    words = emit.load(b, emit.advance(b, codes, column // 16 * 4 * LANES), Words.llvm)
+    move = up - column % 16 // 2
+    moved = b.shl(words, same(words.type, move)) if move > 0 else b.lshr(words, same(words.type, -move)) if move else words
+    return b.and_(b.bitcast(moved, Bytes.llvm), same(Bytes.llvm, 3 << up))
+
+
+def _two_bits(b: Builder, codes: Value, offset: int) -> Quads:
+    for column in range(0, BLOCK, 4):
+        yield column, _raised(b, _pairs(b, codes, column, 0), offset)
+
+
+def _three_bits_less(zero: int) -> Decode:
+    def decode(b: Builder, codes: Value, offset: int) -> Quads:
+        high = emit.load(b, emit.advance(b, codes, 8 * LANES), Words.llvm)
+        for column in range(0, BLOCK, 4):
+            i = column // 4
+            moved = b.shl(high, same(high.type, 2 - i)) if i < 2 else b.lshr(high, same(high.type, i - 2))
+            bit = b.and_(b.bitcast(moved, Bytes.llvm), same(Bytes.llvm, 4))
+            yield column, _raised(b, b.or_(_pairs(b, codes, column, 0), bit), offset - zero)
+
+    return decode
+
+
+def _six_bits_less(zero: int) -> Decode:
+    def decode(b: Builder, codes: Value, offset: int) -> Quads:
+        for column, low in _nibbles(b, codes):
+            high = _pairs(b, emit.advance(b, codes, 16 * LANES), column, 4)
+            yield column, _raised(b, b.or_(low, high), offset - zero)
+
+    return decode
+
+
 def _bytes(b: Builder, codes: Value, offset: int) -> Quads:
     stored = 128 if ACTIVE.biased_bytes else 0
     for j in range(8):
@@ -135,6 +172,11 @@ LAYOUTS = {
     "q8_0": Layout(32, 2, "f16", _bytes, is_byte=True),
     "int8": Layout(32, 2, "bf16", _bytes, is_byte=True, is_grouped=True),
     "int8_g32": Layout(32, 2, "bf16", _bytes, is_byte=True),
+    "q2_k": Layout(8, 20, "k", _two_bits, has_minimum=True, is_grouped=True, halves=True),
+    "q3_k": Layout(12, 14, "k", _three_bits_less(4), is_grouped=True, halves=True),
+    "q4_k": Layout(16, 16, "k", _nibbles_less(0), has_minimum=True, is_grouped=True),
+    "q5_k": Layout(20, 16, "k", _five_bits_less(0), has_minimum=True, is_grouped=True),
+    "q6_k": Layout(24, 18, "k", _six_bits_less(32), is_grouped=True, halves=True),
     "bf16": Layout(64, 0, "none", None),
     "f16": Layout(64, 0, "none", None),
     "f32": Layout(128, 0, "none", None),
@@ -143,7 +185,7 @@ LAYOUTS = {
 
 def _signed_codes(name: str) -> bool:
     """Whether the int8 kernel of a format multiplies signed codes, without offset."""
-    wide = LAYOUTS[name].is_byte or name == "iq4_nl"
+    wide = LAYOUTS[name].is_byte or name in ("iq4_nl", "q6_k")
     return wide and not ACTIVE.biased_bytes
 
 
@@ -156,6 +198,16 @@ def _scale(b: Builder, layout: Layout, address: Value) -> Value:
     return ACTIVE.half_to_float(b, halves) if layout.scale == "f16" else emit.bf16_to_float(b, halves)
 
 
+def _scales(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
+    """The rows' scales of block number `block`, and what is added to its values, Floats: one for all 32 columns or one for each
+    half; the second list is empty where nothing is added."""
+    layout = LAYOUTS[name]
+    if layout.scale == "k":
+        return group_scales(b, name, address, block)
+    added = [_scale(b, layout, emit.advance(b, address, 2 * LANES))] if layout.has_minimum else []
+    return [_scale(b, layout, address)], added
+
+
 def _splat_at(b: Builder, address: Value, kind: ir.Type) -> Value:
     return emit.splat(b, emit.load(b, address, kind, 4), LANES)
 
@@ -166,23 +218,24 @@ def _four_bytes(b: Builder, address: Value) -> Value:
 
 
 def _times_int8(
-    b: Builder, name: str, kind: str, codes: Value, scales: Value, rows: list[Value], totals: list[Value]
+    b: Builder, name: str, kind: str, codes: Value, scales: Value, block: Value, rows: list[Value], totals: list[Value]
 ) -> list[Value]:
-    """One block of int8 activations: totals + scale · x_scale · Σ code · x, for each half with its own x_scale if int8_g16."""
+    """One block of int8 activations: totals + scale · x_scale · Σ code · x, for each half by itself where the weights or the
+    activations have scales for halves."""
     layout = LAYOUTS[name]
     signed = _signed_codes(name)
     raised = not (signed or layout.has_minimum)
     assert layout.decode is not None
     weights = list(layout.decode(b, codes, ACTIVE.offset if raised else 0))
     dot = ACTIVE.dot_signed if signed else ACTIVE.dot_unsigned
-    scale = _scale(b, layout, scales)
-    minimum = _scale(b, layout, emit.advance(b, scales, 2 * LANES)) if layout.has_minimum else None
+    scale, added = _scales(b, name, scales, block)
+    halves = 2 if layout.halves or kind == "int8_g16" else 1
     result = []
     for row, total in zip(rows, totals, strict=True):
         zero = same(Words.llvm, 0)
-        scale_at, start_at, sum_at = OFFSETS[kind]
-        halves = 2 if kind == "int8_g16" else 1
-        sums = [_splat_at(b, emit.advance(b, row, start_at + 4 * h), I32) if raised else zero for h in range(halves)]
+        scale_at, _, sum_at = OFFSETS[kind]
+        starts = _starts(b, kind, row, halves) if raised or (added and layout.halves) else []
+        sums = list(starts) if raised else [zero] * halves
         if len(rows) == 1 and halves == 1:  # two chains, as one would wait for itself
             sums.append(zero)
         for i, (column, w) in enumerate(weights):
@@ -191,12 +244,29 @@ def _times_int8(
         if len(sums) > halves:
             sums = [b.add(*sums)]
         for h, products in enumerate(sums):
-            x_scale = _splat_at(b, emit.advance(b, row, scale_at + 4 * h), F32)
-            total = ACTIVE.fma(b, b.sitofp(products, Floats.llvm), b.fmul(scale, x_scale), total)
-        if minimum is not None:
-            total = ACTIVE.fma(b, minimum, _splat_at(b, emit.advance(b, row, sum_at), F32), total)
+            x_scale = _splat_at(b, emit.advance(b, row, scale_at + (4 * h if kind == "int8_g16" else 0)), F32)
+            total = ACTIVE.fma(b, b.sitofp(products, Floats.llvm), b.fmul(scale[h % len(scale)], x_scale), total)
+            if added and layout.halves:  # Σ codes of the half, times −offset, is what it would start at
+                each = b.fmul(b.fmul(added[h], x_scale), same(Floats.llvm, -1.0 / ACTIVE.offset))
+                total = ACTIVE.fma(b, b.sitofp(starts[h], Floats.llvm), each, total)
+        if added and not layout.halves:
+            total = ACTIVE.fma(b, added[0], _splat_at(b, emit.advance(b, row, sum_at), F32), total)
         result.append(total)
     return result
+
+
+def _starts(b: Builder, kind: str, row: Value, halves: int) -> list[Value]:
+    """−offset · Σ codes of the activations of a block, or of each half. A record that has only the whole sum leaves the first
+    half's to be computed."""
+    start_at = OFFSETS[kind][1]
+    if halves == 1 or kind == "int8_g16":
+        return [_splat_at(b, emit.advance(b, row, start_at + 4 * h), I32) for h in range(halves)]
+    zero, ones = same(Words.llvm, 0), same(Bytes.llvm, 1)
+    first = zero
+    for column in range(0, BLOCK // 2, 4):
+        first = ACTIVE.dot_unsigned(b, first, ones, _four_bytes(b, emit.advance(b, row, column)))
+    first = b.sub(zero, b.mul(first, same(Words.llvm, ACTIVE.offset)))
+    return [first, b.sub(_splat_at(b, emit.advance(b, row, start_at), I32), first)]
 
 
 def _code_values(b: Builder, layout: Layout, codes: Value) -> Iterator[tuple[int, Value]]:
@@ -216,24 +286,26 @@ def _code_values(b: Builder, layout: Layout, codes: Value) -> Iterator[tuple[int
 
 
 def _times_float(
-    b: Builder, name: str, codes: list[Value], scales: list[Value], rows: list[Value], totals: list[Value]
+    b: Builder, name: str, codes: list[Value], scales: list[Value], block: Value, rows: list[Value], totals: list[Value]
 ) -> list[Value]:
     """One block of float32 activations against quantized weights: a total for each row and panel, as `accumulate` numbers them.
-    The scale meets the sum over the block, where there is no minimum to be added first."""
+    The scale meets the sum over the block, where there is one scale and no minimum to be added first."""
     layout = LAYOUTS[name]
-    scale = [_scale(b, layout, s) for s in scales]
-    minimum = [_scale(b, layout, emit.advance(b, s, 2 * LANES)) for s in scales] if layout.has_minimum else []
-    sums = totals if minimum else [same(Floats.llvm, 0.0)] * len(totals)
+    found = [_scales(b, name, s, block) for s in scales]
+    scaled_first = layout.has_minimum or layout.halves
+    sums = totals if scaled_first else [same(Floats.llvm, 0.0)] * len(totals)
     for panels in zip(*(_code_values(b, layout, c) for c in codes), strict=True):
         column, weights = panels[0][0], [v for _, v in panels]
-        if minimum:
-            weights = [ACTIVE.fma(b, w, s, m) for w, s, m in zip(weights, scale, minimum, strict=True)]
+        if scaled_first:
+            half = column // 16 if layout.halves else 0
+            pairs = zip(weights, found, strict=True)
+            weights = [ACTIVE.fma(b, w, s[half], m[half]) if m else b.fmul(w, s[half]) for w, (s, m) in pairs]
         x = [_splat_at(b, emit.advance(b, row, 4 * column), F32) for row in rows]
         sums = _add_products(b, weights, x, sums)
-    if minimum:
+    if scaled_first:
         return sums
     pairs = zip(sums, totals, strict=True)
-    return [ACTIVE.fma(b, s, scale[n % len(scale)], total) for n, (s, total) in enumerate(pairs)]
+    return [ACTIVE.fma(b, s, found[n % len(found)][0][0], total) for n, (s, total) in enumerate(pairs)]
 
 
 def _add_products(b: Builder, weights: Sequence[Value], x: list[Value], totals: list[Value]) -> list[Value]:
@@ -275,18 +347,20 @@ def _times_unit(
 
 @intrinsic(prefer_literal=True)
 def accumulate(
-    typing_context: Any, name: Any, activations: Any, tile: Any, panels: Any, codes: Any, scales: Any, rows: Any, at: Any
-) -> Any:
+    typing_context: Any, name: Any, activations: Any, tile: Any, panels: Any, codes: Any, scales: Any, block: Any, rows: Any,
+    at: Any,
+) -> Any:  # fmt: skip
     """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
     `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `panels` are the panels'
-    addresses, `codes` and `scales` the offsets of the block's codes and scales in them; `rows` are the rows' addresses and `at`
-    the block's offset in them, all in bytes. The accumulator for row t and panel i is number t · panels + i.
+    addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
+    rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
+    t · panels + i.
     """
     format_name, kind = name.literal_value, activations.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, _, totals, bases, codes, scales, addresses, at = args
+        _, _, totals, bases, codes, scales, block, addresses, at = args
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
         their_codes, their_scales = (
             [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
@@ -295,16 +369,16 @@ def accumulate(
         if LAYOUTS[format_name].decode is None:
             results = _times_unit(b, format_name, their_codes, places, accumulators)
         elif kind in RECORDS:
-            results = _times_int8(b, format_name, kind, their_codes[0], their_scales[0], places, accumulators)
+            results = _times_int8(b, format_name, kind, their_codes[0], their_scales[0], block, places, accumulators)
         else:
-            results = _times_float(b, format_name, their_codes, their_scales, places, accumulators)
+            results = _times_float(b, format_name, their_codes, their_scales, block, places, accumulators)
         return _tile_of(b, tile, results)
 
     if not (isinstance(tile, Tile) and isinstance(rows, Places) and isinstance(panels, Places)):
         return None
     if tile.count != panels.count * rows.count or (kind in RECORDS and panels.count > 1):
         raise TypeError(f"a tile of {tile.count} for {rows.count} rows ({kind}) and {panels.count} panels")
-    return tile(name, activations, tile, panels, Int, Int, rows, Int), lower
+    return tile(name, activations, tile, panels, Int, Int, Int, rows, Int), lower
 
 
 @intrinsic(prefer_literal=True)
@@ -330,29 +404,30 @@ def _tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
 
 
 @intrinsic(prefer_literal=True)
-def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, lane: Any, out: Any) -> Any:
-    """Writes one row (`lane`) of a block as float32 [32] (UNIT columns of a float format) to the address `out`."""
+def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, block: Any, lane: Any, out: Any) -> Any:
+    """Writes one row (`lane`) of block number `block` as float32 [32] (UNIT columns of a float format) to the address `out`."""
     format_name = name.literal_value
 
     def one(b: Builder, v: Value, lane: Value) -> Value:
         return b.extract_element(v, b.trunc(lane, I32))
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, codes, scales, lane, out = args
+        _, codes, scales, block, lane, out = args
         layout = LAYOUTS[format_name]
         if layout.decode is None:
             values = [one(b, v, lane) for v in _float_weights(b, format_name, codes)]
         else:
-            scale = one(b, _scale(b, layout, scales), lane)
-            low = one(b, _scale(b, layout, emit.advance(b, scales, 2 * LANES)), lane) if layout.has_minimum else F32(0.0)
-            values = [scale] * BLOCK
+            found, added = _scales(b, format_name, scales, block)
+            scale, low = [one(b, v, lane) for v in found], [one(b, v, lane) for v in added] or [F32(0.0)] * len(found)
+            values = [scale[0]] * BLOCK
             for column, v in layout.decode(b, codes, 0):
                 word = one(b, b.bitcast(v, Words.llvm), lane)
                 for i in range(4):
                     code = b.sitofp(b.ashr(b.shl(word, I32(24 - 8 * i)), I32(24)), F32)
-                    values[column + i] = b.fadd(b.fmul(code, scale), low)
+                    half = column // 16 if layout.halves else 0
+                    values[column + i] = b.fadd(b.fmul(code, scale[half]), low[half])
         for k, value in enumerate(values):
             emit.store(b, value, b.add(out, I64(4 * k)))
         return context.get_dummy_value()
 
-    return types.void(name, Address, Address, Int, Address), lower
+    return types.void(name, Address, Address, Int, Int, Address), lower

@@ -16,13 +16,23 @@ CODES = {  # bytes of a row's codes in a block, and of its scales there
     "int8": (32, 2),
     "int8_g32": (32, 2),
     "int8_g128": (32, 2),
+    "q2_k": (8, 20),
+    "q3_k": (12, 14),
+    "q4_k": (16, 16),
+    "q5_k": (20, 16),
+    "q6_k": (24, 18),
     "bf16": (64, 0),
     "f16": (64, 0),
     "f32": (128, 0),
 }
 BYTES = ("q8_0", "int8", "int8_g32", "int8_g128")  # codes are signed bytes, which some processors' panels keep raised by 128
-GROUPED = {"int8": 62, "int8_g128": 2}  # scales stand behind all codes: that of block k is number k >> shift
-MULTIPLES = {"int8": 1, "bf16": 1, "f16": 1, "f32": 1, "int8_g128": 128}  # of columns; of others 32
+K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+GROUPED = {"int8": 62, "int8_g128": 2} | dict.fromkeys(
+    K_QUANTS, 3
+)  # scales stand behind all codes: that of block k is number k >> shift
+MULTIPLES = {"int8": 1, "bf16": 1, "f16": 1, "f32": 1, "int8_g128": 128} | dict.fromkeys(
+    K_QUANTS, 256
+)  # of columns; of others 32
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ stored twice, and `attention` works as on one key-value head whose value is the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from numba_kernels.cpu import attention
 from numba_kernels.cpu.attention import AHEAD, ELEMENTS, MAX_HEAD, page_of, rotate, store_row
-from numba_kernels.cpu.op import Op, op
+from numba_kernels.cpu.op import Op, maker, op
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
@@ -152,13 +151,13 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
             store_floats(at, keep_between(p, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(at)))
 
 
-@lru_cache
+@maker
 def store_latents_op(element: str = "bf16") -> Op:
     """The operation `store_latents` for caches of this element."""
     return store_latents.bind(WIDTH=ELEMENTS[element], store_row=attention.row_storing(element))
 
 
-@lru_cache
+@maker
 def latent_attention_op(element: str = "bf16", rank: int = 512) -> Op:
     """The operation `attention` for queries that meet the latents; value_dim is `rank`."""
     return attention.attention_op(ACTIVE.sums // 2, element, rank, scores_of_rows)  # which meet two positions at a time
@@ -184,7 +183,7 @@ def _copy_latents(  # type: ignore[no-untyped-def]
         item = take(team)
 
 
-@lru_cache
+@maker
 def copy_latents_ops(element: str = "bf16") -> tuple[Op, Op]:
     """The operations that read rows from pages and write them there, for caches of this element."""
     reading, writing = (_copy_latents.bind(TO_ROWS=to_rows, WIDTH=ELEMENTS[element]) for to_rows in (1, 0))

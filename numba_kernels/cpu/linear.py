@@ -8,13 +8,12 @@ work is a run of panels of one group; inside it, register tiles of up to max(TIL
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate
-from numba_kernels.cpu.op import Op, inner, specialize
+from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.team import Program, take
 from numba_kernels.simd.path import ACTIVE
@@ -59,7 +58,7 @@ def multiply_panels(  # type: ignore[no-untyped-def]
                     for i in range(PANELS):
                         prefetch(codes + i * panel_bytes + k * CODES + line)
             scales = scales_at + (k >> shift) * SCALES
-            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, rows, k * STEP)
+            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP)
         results = spill(tile)
         for t in range(last + 1 - first):
             for i in range(min(PANELS, high - p)):
@@ -146,7 +145,7 @@ def linear(  # type: ignore[no-untyped-def]
         item = take(team)
 
 
-@lru_cache
+@maker
 def linear_op(format_name: str, activations: str = "int8", many: bool = True) -> Op:
     """The operation `linear` for a format.
 

@@ -11,9 +11,9 @@ import hashlib
 import inspect
 import types as python_types
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numba
 import numpy as np
@@ -22,6 +22,7 @@ from numba.core import types
 from numba_kernels.simd import path
 from numba_kernels.simd.values import get_f32, get_i64
 
+P = ParamSpec("P")
 SIGNATURE = types.void(types.int64, types.int64, types.int64)  # (arguments, team, thread)
 
 
@@ -65,7 +66,10 @@ class Op:
 
     Attributes:
         parameters: those that a record holds; `names` theirs, in order.
+        made_by: the `maker` that made it: its module, name and arguments, and which of several it is.
     """
+
+    made_by: tuple[str, str, tuple[Any, ...], int | None] | None = None
 
     def __init__(self, function: Callable[..., Any], **constants: Any) -> None:
         self.function = function
@@ -104,6 +108,27 @@ class Op:
         return cells, kept
 
 
+def maker(function: Callable[P, Any]) -> Callable[P, Any]:
+    """For functions that make operations of names, numbers and other operations: each is made once, and says how (`made_by`)."""
+    signature = inspect.signature(function)
+
+    @lru_cache
+    def made(*arguments: Any) -> Any:
+        found = function(*arguments)
+        for number, op in enumerate(found) if isinstance(found, tuple) else [(None, found)]:
+            if op not in arguments:
+                op.made_by = (function.__module__, function.__name__, arguments, number)
+        return found
+
+    @wraps(function)
+    def make(*given: P.args, **named: P.kwargs) -> Any:
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        return made(*bound.args)
+
+    return make
+
+
 def to_cell(value: Any, is_float: bool = False) -> int:
     """An argument as the 64 bits of its cell: an array's address, a float's bits, None as 0."""
     if value is None:
@@ -120,4 +145,4 @@ def op(function: Callable[..., Any]) -> Op:
     return Op(function)
 
 
-__all__ = ["Op", "inner", "op", "specialize", "to_cell"]
+__all__ = ["Op", "inner", "maker", "op", "specialize", "to_cell"]

@@ -11,7 +11,10 @@ from typing import Any
 import numba
 import numpy as np
 
+from numba_kernels.cpu import k_panels
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, Layout
+from numba_kernels.cpu.geometry import GROUPED
+from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.op import specialize
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import LANES
@@ -112,7 +115,7 @@ class Packed:
 
     @property
     def shift(self) -> int:
-        return {"int8": 62, "int8_g128": 2}.get(self.format, 0)
+        return GROUPED.get(self.format, 0)
 
     @property
     def groups(self) -> int:
@@ -157,7 +160,7 @@ def _step(name: str) -> int:
     """Columns of which a format's rows have a multiple."""
     if name == "int8" or LAYOUTS[kernel_format(name)].decode is None:
         return 1
-    return INT8_GROUPS.get(name, BLOCK)
+    return 256 if name in K_BLOCKS else INT8_GROUPS.get(name, BLOCK)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -213,6 +216,9 @@ def _sources(packed: Packed, planes: Mapping[str, np.ndarray]) -> tuple[np.ndarr
         return _plane(planes, "blocks", columns // 2, np.uint8), _plane(planes, "scales", columns // 32, np.uint8)
     if name in GGML_BLOCKS:
         blocks = _plane(planes, "blocks", columns // 32 * GGML_BLOCKS[name][0], np.uint8)
+        return blocks, blocks
+    if name in K_BLOCKS:
+        blocks = _plane(planes, "blocks", columns // 256 * K_BLOCKS[name].nbytes, np.uint8)
         return blocks, blocks
     if name.startswith("int8"):
         scales = _plane(planes, "scales", packed.groups, np.uint16)
@@ -371,6 +377,8 @@ def pack_kernel(name: str) -> Any:
                 _pack_ggml, f"pack_{kind}", WIDTH=width, SCALE_AT=scale_at, HIGH_AT=high_at, CODES_AT=codes_at, FLIP=flip,
                 SCALE_BYTES=layout.scale_bytes, WORDS=8 if kind == "q8_0" else 4, **steps,
             )  # fmt: skip
+        elif kind in K_BLOCKS:
+            made = specialize(k_panels.pack_k, f"pack_{kind}", LANES=LANES, **k_panels.constants(kind), **steps)
         elif kind.startswith("int8"):
             made = specialize(_pack_int8, f"pack_{kind}", FLIP=flip, **steps)
         elif kind == "f32":

@@ -6,12 +6,10 @@ Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, SCALE, START, SUM, UNIT, decode_row
-from numba_kernels.cpu.op import Op, inner, op
+from numba_kernels.cpu.op import Op, inner, maker, op
 from numba_kernels.cpu.packing import kernel_format
 from numba_kernels.cpu.team import take
 from numba_kernels.simd.path import ACTIVE
@@ -127,7 +125,7 @@ def write_fine_record(record, source):  # type: ignore[no-untyped-def]
     set_f32(record + SUM_16, both)
 
 
-@lru_cache
+@maker
 def quantizing_to(op: Op, activations: str) -> Op:
     """An operation of this file that writes records, with those of another kind."""
     if activations == "int8":
@@ -259,7 +257,7 @@ def gated(  # type: ignore[no-untyped-def]
         item = take(team)
 
 
-@lru_cache
+@maker
 def gated_op(activation: str) -> Op:
     """The operation `gated` with `swiglu` (gpt-oss's, clamped) or `silu`."""
     return Op(gated, ACTIVATION=activation, activate={"swiglu": clamped_swiglu, "silu": silu}[activation])
@@ -360,11 +358,11 @@ def embedding(  # type: ignore[no-untyped-def]
         target = out + i * out_stride
         for k in range(blocks * STEPS):
             scales = codes + scales_at + (k >> shift) * SCALES
-            decode_row(FORMAT, codes + k * CODES, scales, token % LANES, target + k * (BLOCK // STEPS) * 4)
+            decode_row(FORMAT, codes + k * CODES, scales, k, token % LANES, target + k * (BLOCK // STEPS) * 4)
         i = take(team)
 
 
-@lru_cache
+@maker
 def embedding_op(format_name: str) -> Op:
     """The operation `embedding` for a format."""
     name = kernel_format(format_name)

@@ -6,12 +6,15 @@ lower. The scale byte 0 lies there as 1 does: whoever has to tell them apart kee
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 
-from numba_kernels.cpu.geometry import BYTES, Geometry
+from numba_kernels.cpu import k_panels
+from numba_kernels.cpu.geometry import BYTES, K_QUANTS, Geometry
+from numba_kernels.cpu.op import specialize
 from numba_kernels.cpu.packing import GGML_BLOCKS
 
 
@@ -39,6 +42,8 @@ def unpack(
         words = 8 if name == "q8_0" else 4
         _ggml(panels, planes["blocks"], *where, width, scale_at, codes_at - scale_at - (4 if high_at >= 0 else 0), high_at,
               codes_at, words, flip)  # fmt: skip
+    elif name in K_QUANTS:
+        _k_kernel(name)(panels, planes["blocks"], *where)
     elif name in BYTES:
         _int8(panels, planes["codes"].view(np.uint8), planes["scales"].view(np.uint16), *where, flip)
     elif name == "f32":
@@ -59,6 +64,12 @@ def restore_zero_scales(scales: np.ndarray, zeros: np.ndarray) -> None:
 
 def _kernel(function: Any) -> Any:
     return numba.njit(nogil=True, cache=True, boundscheck=False)(function)
+
+
+@cache
+def _k_kernel(name: str) -> Any:
+    """`unpack_k` for a format."""
+    return _kernel(specialize(k_panels.unpack_k, f"unpack_{name}", **k_panels.constants(name)))
 
 
 @_kernel

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_constants, attend_kernel
+from numba_kernels.cuda.attention import PAGE, Attention, attend_constants
 from numba_kernels.cuda.blocks import bf16_pair
 from numba_kernels.cuda.elements import write_bf16
 from numba_kernels.cuda.intrinsics import (
@@ -248,9 +248,4 @@ def attend_ahead_kernel(shape: Attention, splits: int, warps: int = 4) -> Kernel
     return attend_ahead.bind(**constants, **made)
 
 
-def one_token_kernel(shape: Attention, splits: int) -> Kernel:
-    """The one of the two that a layer takes. Raises NoKernel as `attend_kernel` does."""
-    return attend_ahead_kernel(shape, splits) if reads_ahead(shape) else attend_kernel(shape, splits)
-
-
-__all__ = ["attend_ahead_kernel", "one_token_kernel", "reads_ahead"]
+__all__ = ["attend_ahead_kernel", "reads_ahead", "store_own"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from numba_kernels.cuda.attention import Attention, attend_kernel
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel
+from numba_kernels.cuda.attention_tiles import attend_tiles_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
@@ -92,6 +93,10 @@ def one_token() -> Iterator[Example]:
         if element == "bf16":
             ahead = attend_ahead_kernel(heads, 3 if window else 64)
             yield Example(f"attention ahead, window {window}", ahead, (SETTLED, "atom.acq_rel.gpu.global.add.s32"))
+            tiles = attend_tiles_kernel(heads, 3 if window else 64)
+            yield Example(
+                f"attention by tiles, window {window}", tiles, (SETTLED, MATRIX, "atom.acq_rel.gpu.global.add.s32")
+            )
     for format in ("bf16", "q8_0", "mxfp4"):
         yield Example(f"embedding {format}", embed_kernel(format, HIDDEN))
     yield Example("choice of a token", choose_kernel(), ("atom.acq_rel.gpu.global.add.s32",))

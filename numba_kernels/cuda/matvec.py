@@ -201,7 +201,9 @@ def row_constants(shape: Shape, norm: bool, warps: int, vectors_held: int = 1, *
     return {
         **vectors.constants(shape, norm, warps, vectors_held, aligned=aligned),
         "WARPS": warps,
-        "RESIDENT": 2 if shape.unroll == 4 or (shape.quantized and (norm or layout.bits == 8)) else 3,
+        "RESIDENT": 2
+        if shape.unroll == 4 or (shape.quantized and (layout.bits == 8 or (norm and shape.format != "mxfp4")))
+        else 3,
         "SCALES": BYTES if layout.scale == "e8m0" else HALVES,
         "CHUNKS_OF": first,
         "PAIR": device(pair_sums, **sums, MEET=device(meet, UNROLL=rows["UNROLL"], DOT=dot)),

@@ -38,7 +38,7 @@ def read_chats(path: Path) -> list[Conversation]:
             continue
         try:
             found.append(conversation_of(json.loads(line)))
-        except (ValueError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             raise BadRequest(
                 f'{path}, line {number}: no conversation; each line is {{"messages": [{{"role": …, "content": …}}, …]}}'
             ) from None

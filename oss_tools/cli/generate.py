@@ -96,7 +96,7 @@ def run(
     rule = sampling.rule()
     form = form_of(json_schema, regex)
     text = prompt_of(prompt, file)
-    with loaded(model, **how.settings(), trace_experts=trace_experts, quiet=quiet, hint=True) as engine:
+    with loaded(model, **how.settings(), trace_experts=trace_experts, quiet=quiet, hint=True, prefix_budget=0) as engine:
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             conversation = Conversation((Message("user", text),), effort=cast("Effort", reasoning))

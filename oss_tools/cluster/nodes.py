@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ ADDRESS = re.compile(r"auto|local|ray://[^/]+|(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d{1
 RETRIES = 3  # of a part whose node is lost, or whose process is ended
 STORE = 128 << 20  # bytes of shared memory of a cluster that is started here; results are small
 WAITING = 0.5  # seconds between two looks at what is done
+PATIENCE = 120.0  # seconds without a node that could do any of the parts, in which a lost one may come back
+CONNECTING = 10.0  # seconds
 SIMD = "OSS_TOOLS_SIMD"
 
 
@@ -80,6 +83,9 @@ class Cluster:
             import ray
         except ImportError:
             raise MissingPackage("--ray needs Ray; install it with: pip install 'oss-tools[ray]'") from None
+        named = {AUTO: os.environ.get("RAY_ADDRESS", ""), LOCAL: ""}.get(address, address)
+        if named not in ("", AUTO, LOCAL):
+            _require_reachable(named)
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         try:
             if address != LOCAL:
@@ -115,7 +121,7 @@ class Cluster:
     def require(self, need: Need, what: str) -> None:
         """Raises NoRoom unless a node could do such a part: Ray would wait for one without end."""
         nodes = self.nodes()
-        if any(n.cpus >= need.cpus and n.memory >= need.memory and n.gpus >= need.gpus for n in nodes):
+        if any(_fits(need, node) for node in nodes):
             return
         gpu = f" and {need.gpus} GPU" if need.gpus else ""
         largest = max(nodes, key=lambda node: (node.gpus >= need.gpus, node.memory), default=Need(0, 0))
@@ -130,8 +136,8 @@ class Cluster:
         Args:
             begun: is called with the number of nodes, and again when it changes.
 
-        Raises what a part raises as an OssToolsError; Unreachable if a part's nodes were lost again and again, NoRoom if its
-        process took more memory than its node had. What was yielded until then is done.
+        Raises what a part raises as an OssToolsError; Unreachable if its nodes were lost again and again, or no node is left;
+        NoRoom if its process took more memory than its node had. What was yielded until then is done.
         """
         for part in parts:
             self.require(part.need, part.what)
@@ -144,11 +150,19 @@ class Cluster:
             task = remote.options(**options, max_retries=RETRIES, name=part.what)
             order = {"program": _program(), "simd": simd, "cores": part.need.cpus, "order": part.order}
             under_way[task.remote(part.function, json.dumps(order))] = part
-        known = 0
+        known, fitting = 0, time.monotonic()
         try:
             while under_way:
-                if (count := len(self.nodes())) != known:
-                    begun(known := count)
+                nodes = self.nodes()
+                if len(nodes) != known:
+                    begun(known := len(nodes))
+                if any(_fits(part.need, node) for part in under_way.values() for node in nodes):
+                    fitting = time.monotonic()
+                elif time.monotonic() - fitting > PATIENCE:
+                    raise Unreachable(
+                        f"no node is left that could do {next(iter(under_way.values())).what}; what is finished is kept, and the "
+                        "same command goes on"
+                    )
                 for reference in ray.wait(list(under_way), num_returns=1, timeout=WAITING)[0]:
                     yield self._finished(under_way.pop(reference), reference)
         finally:
@@ -174,10 +188,21 @@ class Cluster:
         return Done(part, found["result"], found["seconds"], found["node"])
 
 
+def _require_reachable(address: str) -> None:
+    """Raises Unreachable where nothing listens: Ray would end the whole process for that."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECTING).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise Unreachable(f"no Ray cluster at {address}: {_first_line(error)}") from None
+
+
+def _fits(need: Need, node: Need) -> bool:
+    return need.cpus <= node.cpus and need.memory <= node.memory and need.gpus <= node.gpus
+
+
 def carry_out(function: str, text: str) -> str:
     """On a node: does a part. JSON text of {"result", "seconds", "node"} or {"error", "message", "node"}."""
-    import time
-
     order, node = json.loads(text), _name()
     began = time.perf_counter()
     try:

@@ -353,19 +353,24 @@ class Recorder(Operations[Any]):
         (second,) = self.model.weights.stacks((f"{name}.down_proj",))
         return first, second
 
+    def _expert_kind(self, stack: Stack) -> str:
+        """What the inputs of experts are quantized to: a scale for each 16 values where their weights have one as well."""
+        kind = self.model.options.activations
+        return "int8_g16" if kind == "int8" and stack.packed.layout.halves else kind
+
     def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
         (first, second), groups = self._expert_stacks(name), routing.groups
         sorted_by = groups["groups"], groups["group_matrix"], groups["group_start"]
         stop = ExpertStop(name, routing.begins, routing.chosen, routing.ids, *sorted_by)
         if self.model.streamed:
             groups = groups | {"groups": stop.count, "group_matrix": stop.matrix}
-        both, kind = self._value(first.packed.rows, routing.chosen), self.model.options.activations
-        stop.first = self._multiply(first, x, both.floats, groups, kind, routing.chosen)
+        both = self._value(first.packed.rows, routing.chosen)
+        stop.first = self._multiply(first, x, both.floats, groups, self._expert_kind(first), routing.chosen)
         self.stops.append(stop)
         inner = self._gate(both, gate)
         down = self._value(second.packed.rows, routing.chosen)
         in_order = {"index": np.arange(CHUNK * routing.chosen, dtype=np.int32)}
-        last = self._multiply(second, inner, down.floats, groups | in_order, kind, routing.chosen)
+        last = self._multiply(second, inner, down.floats, groups | in_order, self._expert_kind(second), routing.chosen)
         if (inner.producer, last) != (stop.first + 1, stop.first + 2):
             raise TypeError("an expert's products have the gate alone between them")
         out = self._value(down.columns)

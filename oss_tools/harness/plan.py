@@ -14,7 +14,7 @@ from oss_tools.harness.jobs import ANALYSIS_TOKENS, LENGTHS, MAX_TOKENS
 from oss_tools.harness.prompts import FIELD
 from oss_tools.harness.repeats import ask_repeatedly
 from oss_tools.harness.tasks import load_tasks
-from oss_tools.harness.tau2.cost import cost
+from oss_tools.harness.tau2.cost import cost as talk_cost
 
 PLAYED = "tau2_"  # tasks with a simulated user
 PER_CHOICE = ("multiple_choice",)  # one request for each choice
@@ -71,7 +71,7 @@ def planned(
             grading = graded.calls, graded.prompt_tokens, graded.tokens
             row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task), *(times * n for n in grading))
         if data is not None and name.startswith(PLAYED):
-            talk = cost(docs, data)
+            talk = talk_cost(docs, data)
             told = {"user_calls": talk.user_requests, "user_prompt_tokens": talk.user_prompt_tokens}
             row = Planned(
                 name, len(docs), talk.requests, talk.prompt_tokens, talk.tokens, **told, user_tokens=talk.user_tokens

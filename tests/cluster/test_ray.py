@@ -1,6 +1,5 @@
 """Ray nodes on this machine do a comparison: its record is that of a run without them, also when a node is killed."""
 
-import os
 import subprocess
 import sys
 import time
@@ -16,14 +15,6 @@ from oss_tools.report.comparison import read
 
 pytestmark = pytest.mark.slow
 STORE = 80 << 20
-NOWHERE = """
-from oss_tools.cluster.nodes import Cluster
-from oss_tools.errors import Unreachable
-try:
-    Cluster.connect("127.0.0.1:1")
-except Unreachable as error:
-    print(error)
-"""
 FEW = ["--suites", "tool_use", "--limit", "60", "--chunks", "2", "--repeat", "0", "--threads", "1"]
 
 
@@ -128,20 +119,8 @@ def test_a_run_that_is_killed_goes_on_on_one_node_and_without_any(tmp_path, rayl
 # ---- parts that go wrong --------------------------------------------------------------------------------------------
 
 
-def fail(order, cores):
-    raise {"known": BadSource, "unknown": ZeroDivisionError}[order["kind"]]("a reason")
-
-
-def die(order, cores):
-    os._exit(3)
-
-
-def add(order, cores):
-    return order["a"] + order["b"]
-
-
 def part(name: str, memory: int = 1 << 20, **order) -> Part:
-    return Part(f"part {name}", f"{__name__}:{name}", order, Need(1, memory))
+    return Part(f"part {name}", f"tests.cluster.work:{name}", order, Need(1, memory))
 
 
 def test_what_goes_wrong_on_a_node_is_one_line(raylets):
@@ -156,10 +135,3 @@ def test_what_goes_wrong_on_a_node_is_one_line(raylets):
         with pytest.raises(NoRoom, match="on one node"):
             list(cluster.run([part("add", memory=1 << 50, a=1, b=2)]))
         assert [done.result for done in cluster.run([part("add", a=5, b=6)])] == [11]
-
-
-def test_where_no_cluster_is_a_line_says_so(monkeypatch):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
-    done = subprocess.run([sys.executable, "-c", NOWHERE], capture_output=True, text=True, timeout=300)
-    assert done.stdout.startswith("no Ray cluster at 127.0.0.1:1: "), done.stderr

@@ -9,8 +9,14 @@ import gguf
 import numpy as np
 import pytest
 
+from oss_tools.checkpoints import container_names, writer_for
+from oss_tools.convert import writing
 from oss_tools.convert.importance import load_importance
+from oss_tools.convert.pipeline import Options, run
+from oss_tools.convert.plan import make_plan
+from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.errors import BadCheckpoint
+from oss_tools.formats import all_formats, get_format
 from oss_tools.models import architecture_of, open_checkpoint
 from tests.checkpoints.small_models import save
 from tests.models.small_families import CONFIGS
@@ -214,3 +220,56 @@ def test_a_binary_matrix_that_counts_rows_for_values_is_called_damaged(tiny_gpt_
         pytest.raises(BadCheckpoint, match="damaged: entry 1 of the importance"),
     ):
         load_importance(tmp_path / "imatrix.dat", checkpoint)
+
+
+SEARCHING = sorted(name for name, form in all_formats().items() if "search" in form.rules)
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_every_search_obeys_importance(name: str) -> None:
+    """Each row's weighted error is at most that of the search without weights, and clearly less in all; a factor of all weights
+    changes nothing; columns that do not count may have any error."""
+    chance, form = np.random.default_rng(5), get_format(name)
+    values = (0.02 * chance.standard_t(4, size=(40, 512))).astype(np.float32)
+    weights = (chance.gamma(0.3, size=512) + 1e-4).astype(np.float32)
+
+    def errors(importance: np.ndarray | None, counted: np.ndarray) -> np.ndarray:
+        rounded = form.quantize(values, rule="search", importance=importance).dequantize()
+        return ((rounded - values) ** 2 * counted).sum(1)
+
+    plain, weighted = errors(None, weights), errors(weights, weights)
+    assert (weighted <= plain * 1.0001).all()
+    assert weighted.sum() < 0.97 * plain.sum()
+    np.testing.assert_array_equal(errors(weights * np.float32(2**-12), weights), weighted)
+    half = np.where(np.arange(512) % 2, weights, 0).astype(np.float32)
+    assert errors(half, half).sum() <= errors(None, half).sum()
+
+
+@pytest.mark.parametrize("name", [name for name in SEARCHING if get_format(name).block <= 64])
+def test_each_expert_is_rounded_by_its_own_weights_in_every_chunk(
+    name: str, tiny_gpt_oss: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is what its format makes of each matrix, whole, with that matrix's weights."""
+    monkeypatch.setattr(writing, "ROUNDED_BYTES", 4 * 64 * 8)  # eight rows
+    form, chance = get_format(name), np.random.default_rng(6)
+    role = "experts.down"
+    container = next(c for c in container_names() if c != "ready" and writer_for(c).holds(form, role, "gpt_oss"))
+    experts = "model.layers.1.mlp.experts.down_proj"
+    target = tmp_path / f"out{writer_for(container).extension}"
+    recipe = Recipe("test", (Rule(name, role=role), Rule("bf16")))
+    bf16 = tmp_path / "bf16"
+    with open_checkpoint(tiny_gpt_oss) as source:
+        run(make_plan(source, "hf", recipe_of_format("bf16")), bf16, Options())
+    with open_checkpoint(bf16) as source:
+        count, rows, columns = source.entries[experts].spec.matrices
+        weights = chance.gamma(0.3, size=(count, columns)).astype(np.float32)
+        run(make_plan(source, container, recipe), target, Options(importance={experts: weights}))
+        values = source.read_tensor(experts).dequantize()
+    amax = float(np.abs(values).max())
+    with open_checkpoint(target) as written:
+        assert written.entries[experts].format == form
+        for expert in range(count):
+            wanted = form.quantize(values[expert], importance=weights[expert], amax=amax)
+            found = written.read(experts, expert, 0, rows)
+            for plane, array in wanted.planes.items():
+                np.testing.assert_array_equal(found.planes[plane], array)

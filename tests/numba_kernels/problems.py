@@ -10,7 +10,10 @@ from numba_kernels.cpu.rows import empty_records, quantize
 from numba_kernels.reference.ops import quantize_rows
 
 GGML = {name: gguf.GGMLQuantizationType[name.upper()] for name in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")}
-FORMATS = ("mxfp4", *GGML, "int8", "int8_g128", "int8_g32", "bf16", "f16", "f32")
+K_QUANTS = {  # where the half-precision scales of a block lie
+    "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+}  # fmt: skip
+FORMATS = ("mxfp4", *GGML, *K_QUANTS, "int8", "int8_g128", "int8_g32", "bf16", "f16", "f32")
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
@@ -29,6 +32,13 @@ def weights(name: str, rows: int, columns: int, rng: np.random.Generator) -> tup
         raw[..., :count] = scales[..., :count]
         raw = raw.reshape(rows, -1)
         return {"blocks": raw}, gguf.dequantize(raw, GGML[name]).reshape(rows, columns)
+    if name in K_QUANTS:
+        kind = gguf.GGMLQuantizationType[name.upper()]
+        raw = rng.integers(0, 256, (rows, columns // 256, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+        for at in K_QUANTS[name]:
+            raw[..., at : at + 2] = rng.uniform(1e-5, 2e-4, (rows, columns // 256, 1)).astype(np.float16).view(np.uint8)
+        raw = raw.reshape(rows, -1)
+        return {"blocks": raw}, gguf.dequantize(raw, kind).reshape(rows, columns)
     if name.startswith("int8"):
         group = {"int8": columns, "int8_g128": 128, "int8_g32": 32}[name]
         codes = rng.integers(-128, 128, (rows, columns), dtype=np.int8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from problems import padded, weights
+from problems import K_QUANTS, padded, weights
 
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.linear import linear_op
@@ -24,14 +24,15 @@ def quantized(team, x):  # type: ignore[no-untyped-def]
     return out, codes * scales.repeat(16, 1)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "int8"])
+@pytest.mark.parametrize("name", ["mxfp4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "int8", *K_QUANTS])
 @pytest.mark.parametrize("tokens", [1, 5, 13])
 def test_linear(team, name, tokens):
     rng = np.random.default_rng(tokens)
-    planes, values = weights(name, 40, 96, rng)
-    packed = Packed(name, 1, 40, 96)
+    columns = 512 if name in K_QUANTS else 96
+    planes, values = weights(name, 40, columns, rng)
+    packed = Packed(name, 1, 40, columns)
     pack(packed, planes)
-    x = (rng.normal(size=(tokens, 96)) * np.exp(rng.normal(size=96))).astype(np.float32)
+    x = (rng.normal(size=(tokens, columns)) * np.exp(rng.normal(size=columns))).astype(np.float32)
     records, meant = quantized(team, x)
     out = np.zeros((tokens, 64), np.float32)
     team.call(

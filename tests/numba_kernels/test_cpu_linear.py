@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from problems import FORMATS, padded, records, weights
+from problems import FORMATS, K_QUANTS, padded, records, weights
 
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group, panels_at_once
 from numba_kernels.cpu.packing import Packed, pack
@@ -38,7 +38,7 @@ def close(out, expected, tolerance=TOLERANCE):
 @pytest.mark.parametrize("name", FORMATS)
 def test_vector(team, name, activations):
     rng = np.random.default_rng(1)
-    for rows, columns in ((77, 256), (16, 128), (5, 384)):
+    for rows, columns in ((77, 256), (16, 512), (5, 768)) if name in K_QUANTS else ((77, 256), (16, 128), (5, 384)):
         packed, values = packed_of(name, rows, columns, rng)
         out, x = multiply(team, packed, rng.normal(size=(1, columns)).astype(np.float32), activations)
         assert close(out, x.astype(np.float64) @ values.T)
@@ -106,18 +106,20 @@ def test_extreme_codes(team):
         np.testing.assert_allclose(out, meant.astype(np.float64) @ codes.T.astype(np.float64), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["mxfp4", *K_QUANTS])
 @pytest.mark.parametrize("single", [False, True])
-def test_groups_of_experts(team, single):
+def test_groups_of_experts(team, single, name):
     """Each row meets its group's matrix, rows are gathered by the index, and matrices without rows are not touched."""
     rng = np.random.default_rng(6)
-    packed = Packed("mxfp4", 5, 40, 96)
+    columns = 256 if name in K_QUANTS else 96
+    packed = Packed(name, 5, 40, columns)
     values = []
     for matrix in range(5):
-        planes, v = weights("mxfp4", 40, 96, rng)
+        planes, v = weights(name, 40, columns, rng)
         pack(packed, planes, matrix=matrix)
         values.append(v)
     bias = rng.normal(size=(5, 40)).astype(np.float32)
-    given, x = records(team, rng.normal(size=(6, 96)).astype(np.float32))
+    given, x = records(team, rng.normal(size=(6, columns)).astype(np.float32))
     groups = expert_groups(10, 1, 5)
     sizes = {0: 1, 2: 1, 4: 1} if single else {0: 3, 2: 1, 4: 6}
     n = sum(sizes.values())
@@ -137,13 +139,13 @@ def test_groups_of_experts(team, single):
 @pytest.mark.parametrize("name", FORMATS)
 def test_row_ranges_make_the_same_panels(name):
     rng = np.random.default_rng(7)
-    planes, _ = weights(name, 90, 128, rng)
-    whole, parts = Packed(name, 1, 90, 128), Packed(name, 1, 90, 128)
+    planes, _ = weights(name, 90, 256, rng)
+    whole, parts = Packed(name, 1, 90, 256), Packed(name, 1, 90, 256)
     pack(whole, planes)
     for first, last in ((0, 7), (7, 50), (50, 90)):
         pack(parts, {k: v[first:last] for k, v in planes.items()}, first=first, threads=2)
     np.testing.assert_array_equal(whole.data, parts.data)
-    interleaved = Packed(name, 1, 90, 128)
+    interleaved = Packed(name, 1, 90, 256)
     for first in (0, 1):
         pack(interleaved, {k: v[first::2] for k, v in planes.items()}, first=first, step=2)
     np.testing.assert_array_equal(whole.data, interleaved.data)
@@ -157,9 +159,11 @@ def test_wrong_planes_are_refused():
     with pytest.raises(ValueError, match="columns, expected 32"):
         pack(packed, {**rows, "blocks": np.zeros((4, 31), np.uint8)})
     with pytest.raises(ValueError, match="no kernels"):
-        Packed("q2_k", 1, 32, 64)
+        Packed("iq4_xs", 1, 32, 64)
     with pytest.raises(ValueError, match="no multiple"):
         Packed("q8_0", 1, 32, 65)
+    with pytest.raises(ValueError, match="no multiple of 256"):
+        Packed("q4_k", 1, 32, 128)
 
 
 def test_activations_that_are_not_finite_show(team):

@@ -16,7 +16,8 @@ from numba_kernels import simd
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OTHERS = [name for name in simd.executable_paths() if name != simd.path()]
-QUICK = "test_vector and (mxfp4 or q8_0) or test_groups or rms_norm or prefill_then_decode and 64-8-1 or any_shape and 1"
+QUICK = "test_vector and (mxfp4 or q8_0 or q4_k or q6_k) or test_groups and mxfp4 or rms_norm"
+QUICK += " or prefill_then_decode and 64-8-1 or any_shape and 1"
 QUICK += " or test_mxfp4 or test_ggml or test_error_sums or published"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.geometry import BYTES, Geometry, divides
+from numba_kernels.cpu.geometry import BYTES, K_QUANTS, Geometry, divides
 from numba_kernels.cpu.packing import Packed, all_formats, fits, pack
 from numba_kernels.cpu.unpacking import restore_zero_scales, unpack, zero_scales
 from numba_kernels.simd.path import ACTIVE
@@ -29,7 +29,7 @@ def random_planes(name: str, rows: int, columns: int, seed: int) -> dict[str, np
 def test_every_format_comes_out_of_panels_as_it_went_in(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(all_formats()))
     free = name in ("int8", "bf16", "f16", "f32")
-    columns = data.draw(st.integers(1, 200)) if free else 128 * data.draw(st.integers(1, 4))
+    columns = data.draw(st.integers(1, 200)) if free else (256 if name in K_QUANTS else 128) * data.draw(st.integers(1, 4))
     rows, step = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 3))
     first = data.draw(st.integers(0, 20))
     height = first + (rows - 1) * step + 1 + data.draw(st.integers(0, 9))
@@ -47,7 +47,7 @@ def test_every_format_comes_out_of_panels_as_it_went_in(data: st.DataObject) -> 
 
 @pytest.mark.parametrize("name", all_formats())
 def test_sizes_are_those_of_the_kernels(name: str) -> None:
-    for columns in (1, 31, 32, 96, 128, 130, 384, 2880):
+    for columns in (1, 31, 32, 96, 128, 130, 384, 2304, 2880):
         assert divides(name, columns) == fits(name, columns)
         if fits(name, columns):
             packed, shape = Packed(name, 1, 37, columns), Geometry(name, 37, columns, ACTIVE.lanes)

@@ -70,8 +70,9 @@ class Child:
                     return reply["ok"]
                 said = str(reply["error"])
             except (ValueError, RecursionError, KeyError, TypeError):
+                words = self._last_words()
                 self.close()
-                raise BadSource(f"tau2's domain {self.domain}: its process ended: {self._last_words()}") from None
+                raise BadSource(f"tau2's domain {self.domain}: its process gives no reply: {words}") from None
         if said.startswith("ModuleNotFoundError: No module named 'tau2"):
             raise MissingPackage(
                 f"{said}; in a checkout of sierra-research/tau2-bench: pip install -e . ; --tau2-python names the Python with it"
@@ -97,8 +98,8 @@ class Child:
         with contextlib.suppress(OSError, ValueError):
             self._log.seek(0)
             lines = self._log.read(1 << 20).decode(errors="replace").strip().splitlines()
-            return lines[-1][:WORDS] if lines else f"no reply in {self._seconds:g} s"
-        return "no reply"
+            return lines[-1][:WORDS] if lines else f"it had {self._seconds:g} s"
+        return "it has ended"
 
     def close(self) -> None:
         self._process.kill()

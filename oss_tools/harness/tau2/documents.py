@@ -38,6 +38,8 @@ class _Tau2(Splits):
                 raise BadSource(f"{where}: begins in the midst of a conversation, which is not played here")
             if chosen is None or task["id"] in chosen:
                 found.append(self._document(task))
+        if not found:
+            raise BadSource(f"{folder / 'tasks.json'}: has no tasks of the split {SPLIT!r}; {WANTED}")
         return found
 
     def _document(self, task: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel, reads_ahead
+from numba_kernels.cuda.attention_tiles import attend_tiles_kernel, fits_tiles
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import (
@@ -326,6 +327,7 @@ CASES = [
     (4, 4, 48, 70, "f32", True),
     (5, 1, 80, None, "bf16", True),
     (13, 1, 112, 7, "f32", False),
+    (10, 2, 64, None, "bf16", False),
 ]
 
 
@@ -333,14 +335,14 @@ CASES = [
     "case", [pytest.param(c, marks=() if c in (CASES[0], CASES[2]) else pytest.mark.slow, id=str(c)) for c in CASES]
 )
 @pytest.mark.parametrize("position", [5, 64] if SLOW else rest_slow([0, 5, 63, 64, 200, 333], 0, 64, 200))
-@pytest.mark.parametrize("ahead", [False, True])
-def test_attend(case: tuple, position: int, ahead: bool, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("how", ["", "ahead", "tiles"])
+def test_attend(case: tuple, position: int, how: str, rng: np.random.Generator) -> None:
     """Around pages' ends, with windows that begin within a page, over pages that lie anywhere and held NaN before."""
     queries, kv, size, window, element, sinks = case
     context, splits = 400, 3
     ring = -(-context // 64) if window is None else 3
     shape = Attention(queries, kv, size, window, ring, element, sinks)
-    if ahead and not reads_ahead(shape):
+    if (how == "ahead" and not reads_ahead(shape)) or (how == "tiles" and not fits_tiles(shape)):
         pytest.skip("not for such heads")
     q, keys, values = floats(rng, queries, size), *(floats(rng, position + 1, kv, size) for _ in range(2))
     cos, sin = ops.rope_table(ops.rope_frequencies(size, 1e4), context, 1.1)
@@ -357,7 +359,7 @@ def test_attend(case: tuple, position: int, ahead: bool, rng: np.random.Generato
     out, partial, counters = poison(queries * size), poison(partial_size(shape, splits)), np.zeros(kv, np.int32)
     qkv = np.concatenate([q.reshape(-1), keys[position].reshape(-1), values[position].reshape(-1)])
     state, scale = np.array([position, 0], np.int32), np.float32(size**-0.5)
-    kernel = attend_ahead_kernel(shape, splits) if ahead else attend_kernel(shape, splits)
+    kernel = {"": attend_kernel, "ahead": attend_ahead_kernel, "tiles": attend_tiles_kernel}[how](shape, splits)
     run(
         kernel, (kv, splits), qkv, cos.reshape(-1), sin.reshape(-1), scale, logits, cache, table, state, partial, counters, out
     )  # fmt: skip

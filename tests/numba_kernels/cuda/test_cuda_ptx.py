@@ -19,8 +19,8 @@ EXAMPLES = [] if SIMULATED else list(examples())
 QUICK = [
     "matvec mxfp4 × int8", "matvec q8_0 × int8", "router of 128", "gate and up mxfp4 × int8", "down mxfp4 × int8",
     "attention bf16, window 128", "choice of a token", "matmul mxfp4 × 64 tokens", "experts' gate and up mxfp4",
-    "attention of many tokens, window None",
-    "attention ahead, window None", "gate and up of 128", "down of 128", "router of 128, logits",
+    "attention of many tokens, window None", "attention ahead, window None", "attention by tiles, window None",
+    "attention by tiles, window 128", "gate and up of 128", "down of 128", "router of 128, logits",
 ]  # fmt: skip
 HOPPER = [pytest.param(e, marks=() if e.name in QUICK else pytest.mark.slow, id=e.name) for e in EXAMPLES]
 

@@ -1,0 +1,226 @@
+"""Find the best mixture of number formats for a size, or the smallest for a quality.
+
+Every matrix is rounded alone, and how far that moves the model's predictions (KL divergence from the model as it is, in nats) is
+measured over a text. Then formats are chosen under the budget so that the sum is least: embedding, output, attention and router
+get more bits where the measurement says so, by no rule. -o writes the mixture as a recipe for `requantize --recipe`.
+
+What was measured is kept beside the recipe (--measured): an interrupted run goes on, and other budgets cost nothing. --check
+measures the mixture, and every format alone that is no larger, on text that was not planned by.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path, size_option
+from oss_tools.cli._output import counted, print_facts, print_json, print_table, remark_reading
+
+if TYPE_CHECKING:
+    from oss_tools.models import Checkpoint
+    from oss_tools.planning.mixture import Budget, Mixture
+
+EXAMPLES = """
+oss-tools plan gpt-oss-20b-bf16/ --size 9GB -o recipe.yaml
+oss-tools plan model-bf16/ --bits 4.5 --check
+oss-tools plan model.gguf --kld 0.02 --formats q4_k,q5_k,q6_k,q8_0 -o recipe.yaml
+oss-tools requantize model-bf16/ model.gguf --recipe recipe.yaml
+"""
+SCORED_FROM = 8  # of a sequence, the first of so many parts is context alone
+SHOWN = 12  # tensors that are named
+
+
+def run(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint's path, a downloaded owner/name, or tiny."),
+    ],
+    size: Annotated[
+        int | None, typer.Option("--size", parser=size_option, metavar="SIZE", help="Of the files' tensors, at most.")
+    ] = None,
+    bits: Annotated[float | None, typer.Option("--bits", metavar="B", help="A weight, of the whole file, at most.")] = None,
+    kld: Annotated[
+        float | None, typer.Option("--kld", metavar="NATS", help="Predicted divergence at most; as small as that allows.")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--formats", metavar="A,B,…", help="To choose from. [default: all of the container]")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The recipe to write (.yaml).")
+    ] = None,
+    container: Annotated[str, typer.Option("--container", "-c", metavar="hf|gguf", help="That is planned for.")] = "gguf",
+    importance: Annotated[
+        Path | None, typer.Option("--importance", metavar="FILE", help="Round as `requantize --importance FILE` will.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Measure on this text; may be repeated.")
+    ] = None,
+    chats: Annotated[
+        list[Path] | None,
+        typer.Option("--chats", metavar="FILE", help="And on these conversations, JSON Lines; may be repeated."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=256, metavar="N", help="To measure on.")] = 2048,
+    sequence: Annotated[int, typer.Option("--sequence", min=32, metavar="N", help="Tokens of a sequence.")] = 256,
+    every: Annotated[
+        int,
+        typer.Option("--every", min=1, metavar="N", help="Measure every N-th layer, and take the others' from neighbours."),
+    ] = 1,
+    measured: Annotated[
+        Path | None,
+        typer.Option("--measured", metavar="FILE", help="Where measurements are kept. [default: beside the recipe]"),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Measure the mixture, on text it was not planned by.")] = False,
+    quiet: QuietFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    from oss_tools.checkpoints.files import check_place, replace_file
+    from oss_tools.convert.importance import load_importance
+    from oss_tools.models import open_checkpoint
+    from oss_tools.planning.mixture import choose, recipe_of, recipe_text, to_record
+    from oss_tools.planning.sensitivity import Sensitivities, units_of
+
+    budget = _budget(size, bits, kld)
+    if output:
+        if output.suffix not in (".yaml", ".yml"):
+            raise typer.BadParameter(f"{output}: a recipe's name ends in .yaml", param_hint="--output")
+        check_place(output)
+    kept = measured or (output.with_suffix(".measured.json") if output else None)
+    if kept:
+        check_place(kept)
+    with open_checkpoint(model) as checkpoint:
+        if not quiet:
+            remark_reading(checkpoint)
+        units = units_of(checkpoint, container, _formats(formats, container))
+        for_plan, for_check = _passages(checkpoint, text or [], chats or [], tokens, sequence)
+        weights = load_importance(importance, checkpoint) if importance else None
+        sensitivities = Sensitivities(checkpoint, units, for_plan, weights, kept, every)
+        with counted(quiet=quiet) as report:
+            sensitivities.run(report)
+        mixture = choose(sensitivities, budget, container)
+        record = {"model": str(model), "container": container, "budget": vars(budget), "scored_tokens": len(for_plan)}
+        record |= to_record(mixture)
+        if check:
+            with counted(quiet=quiet) as report:
+                record["check"] = checked(sensitivities, mixture, for_check, container, report)
+        if output:
+            description = f"{mixture.bits:.2f} bits a weight, chosen by measurement (oss-tools plan)"
+            comment = [
+                f"Found by `oss-tools plan` for {model.name}: {mixture.bits:.2f} bits a weight,",
+                f"{format_size(mixture.nbytes)}, predicted divergence {mixture.predicted:.3g} nats.",
+                f"Measured: each matrix rounded alone, over {len(for_plan):,} tokens.",
+            ]
+            replace_file(output, recipe_text(recipe_of([*mixture.choices], output.stem, description), comment))
+            record["recipe"] = str(output)
+    if as_json:
+        print_json(record)
+        return
+    print_mixture(mixture, record)
+
+
+def _budget(size: int | None, bits: float | None, kld: float | None) -> Budget:
+    from oss_tools.planning.mixture import Budget
+
+    given = [Budget(kind, value) for kind, value in (("size", size), ("bits", bits), ("kld", kld)) if value is not None]  # type: ignore[arg-type]
+    if len(given) != 1:
+        raise typer.BadParameter("name one budget: --size, --bits or --kld")
+    if not 0 < given[0].value < float("inf"):
+        raise typer.BadParameter(f"{given[0].value} is no budget", param_hint=f"--{given[0].kind}")
+    return given[0]
+
+
+def _formats(names: str, container: str) -> list[str]:
+    """The formats to choose from. Raises BadRecipe for one that cannot be written in the container."""
+    from oss_tools.checkpoints import container_names
+    from oss_tools.convert.recipe import writable, writable_formats
+    from oss_tools.errors import BadRecipe
+    from oss_tools.formats import get_format
+
+    if container not in container_names() or container == "ready":
+        raise typer.BadParameter(f"{container!r} is not one of hf, gguf", param_hint="--container")
+    possible = writable_formats(container)
+    if not names:
+        return [name for name in possible if not get_format(name).is_float]
+    chosen = [writable(name.strip()).name for name in names.split(",") if name.strip()]
+    if strange := [name for name in chosen if name not in possible]:
+        raise BadRecipe(f"container {container} cannot hold {strange[0]}; it holds {', '.join(possible)}")
+    return chosen
+
+
+def _passages(checkpoint: Checkpoint, text: list[Path], chats: list[Path], tokens: int, sequence: int) -> tuple[Any, Any]:
+    """What is planned by, and what is checked on: every other sequence of the text."""
+    from oss_tools.calibration.texts import sample, sources_of
+    from oss_tools.errors import BadRequest
+    from oss_tools.measure.divergence import Passages
+
+    vocabulary = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
+    length = min(sequence, checkpoint.architecture.context)
+    chosen = sample(checkpoint.metadata(), sources_of(text, chats), 2 * tokens, length, vocabulary).sequences
+    whole = [one for one in chosen if len(one) == length]
+    if len(whole) < 2:
+        raise BadRequest(f"the text is too short for two sequences of {length} tokens; give more, or a smaller --sequence")
+    context = max(length // SCORED_FROM, 1)
+    return Passages(tuple(whole[::2]), context), Passages(tuple(whole[1::2]), context)
+
+
+def checked(sensitivities: Any, mixture: Mixture, passages: Any, container: str, report: Any) -> dict[str, Any]:
+    """The divergence of the mixture, and of every format alone that is no larger, measured on other text."""
+    from oss_tools.convert.plan import make_plan
+    from oss_tools.convert.recipe import recipe_of_format
+    from oss_tools.planning.mixture import uniform
+    from oss_tools.planning.sensitivity import measure_whole
+
+    checkpoint, importance = sensitivities.checkpoint, sensitivities.importance
+    names = sorted({name for unit in sensitivities.units for name in unit.formats})
+    sizes = {
+        name: make_plan(checkpoint, container, recipe_of_format(name).falling_back(("q8_0", "bf16"))).target_bytes
+        for name in names
+    }
+    smaller = [name for name in names if sizes[name] <= mixture.nbytes]
+    wanted = {"": mixture.formats} | {name: uniform(sensitivities, name) for name in smaller}
+    found: dict[str, float] = {}
+    for done, (name, formats) in enumerate(wanted.items()):
+        rounded = {tensor: format for tensor, format in formats.items() if format != "keep"}
+        found[name] = measure_whole(checkpoint, rounded, importance, passages)
+        report("check", done + 1, len(wanted))
+    return {
+        "scored_tokens": len(passages),
+        "measured_kld": found.pop(""),
+        "formats": {name: {"kld": value, "bytes": sizes[name]} for name, value in found.items()},
+    }
+
+
+def print_mixture(mixture: Mixture, record: dict[str, Any]) -> None:
+    """By role what was chosen and what it costs; the tensors that matter most; predicted and measured divergence."""
+    from collections import Counter
+
+    by_role: dict[str, list[Any]] = {}
+    for choice in mixture.choices:
+        by_role.setdefault(choice.unit.role, []).append(choice)
+    rows = []
+    for role, own in by_role.items():
+        counts = Counter(choice.option.format for choice in own)
+        said = ", ".join(f"{count} × {name}" for name, count in counts.most_common())
+        nbytes, loss = sum(c.option.nbytes for c in own), sum(c.option.loss for c in own)
+        rows.append((role, said, format_size(nbytes), f"{loss:.2g}", f"{loss / mixture.total:.0%}" if mixture.total else ""))
+    print_table(rows, ("role", "formats", "bytes", "loss, nats", "of all"), title="Chosen", right=(2, 3, 4))
+    dearest = sorted(mixture.choices, key=lambda choice: -choice.option.loss)[:SHOWN]
+    print_table(
+        [(c.unit.name, c.option.format, f"{c.option.loss:.2g}", c.why) for c in dearest],
+        ("tensor", "format", "loss", "otherwise"),
+        title="What costs most",
+        right=(2,),
+    )
+    check = record.get("check")
+    print()
+    print_facts(
+        {
+            "size": f"{format_size(mixture.nbytes)}, {mixture.bits:.2f} bits a weight",
+            "predicted": f"{mixture.predicted:.3g} nats of divergence",
+            "measured": f"{check['measured_kld']:.3g} nats, on {check['scored_tokens']:,} other tokens" if check else None,
+            "recipe": record.get("recipe"),
+        }
+    )
+    for name, found in (check or {"formats": {}})["formats"].items():
+        print(f"        {found['kld']:.3g} with {name} alone, {format_size(found['bytes'])}")

@@ -1,0 +1,85 @@
+"""Programs that guess tokens from the text so far, asked by lines (`oss_tools.measure.worker`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+
+def seconds_between(tokens: Iterable[int], count: int) -> tuple[float, list[int]]:
+    """Seconds from the first of `count` tokens to the last, and the tokens."""
+    began, found = 0.0, []
+    for token in tokens:
+        if not found:
+            began = time.perf_counter()
+        found.append(int(token))
+        if len(found) == count:
+            break
+    return time.perf_counter() - began, found
+
+
+class OssTools:
+    """Ours. What passes take is known from one text to the next, as it is in a server."""
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        from oss_tools.engine.engine import Engine
+
+        self._engine = Engine.load(model, threads=threads, context=context, prefix_budget=0)
+        self._pace = self._engine.pace
+
+    def facts(self) -> dict[str, Any]:
+        return self._engine.backend.facts()
+
+    def run(self, text: str, count: int, temperature: float, seed: int, guesses: bool) -> dict[str, Any]:
+        """Continues a text."""
+        from oss_tools.engine.engine import Request
+        from oss_tools.engine.sampling import Sampling
+
+        engine = self._engine
+        engine.pace = self._pace if guesses else None
+        request = Request(
+            engine.text.encode(text), count, Sampling(temperature=temperature, seed=seed), stop_tokens=frozenset()
+        )
+        before = (engine.pace.figures.guessed, engine.pace.figures.right) if engine.pace else (0, 0)
+        seconds, tokens = seconds_between((token.id for token in engine.generate(request)), count)
+        after = (engine.pace.figures.guessed, engine.pace.figures.right) if engine.pace else (0, 0)
+        return {"seconds": seconds, "tokens": tokens, "guessed": after[0] - before[0], "right": after[1] - before[1]}
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class LlamaCpp:
+    """llama-cpp-python, whose `LlamaPromptLookupDecoding` guesses a fixed number of tokens: the two that its manual names."""
+
+    GUESSES = (2, 10)  # for a processor, for a GPU
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        from llama_cpp import Llama
+        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+        def load(guesses: int | None) -> Any:
+            draft = LlamaPromptLookupDecoding(num_pred_tokens=guesses) if guesses else None
+            return Llama(model, n_ctx=context, n_threads=threads, n_threads_batch=threads, draft_model=draft, verbose=False)
+
+        self._models = {guesses: load(guesses) for guesses in (None, *self.GUESSES)}
+
+    def facts(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return {"program": f"llama-cpp-python {version('llama-cpp-python')}"}
+
+    def run(self, text: str, count: int, temperature: float, seed: int, guesses: int | None) -> dict[str, Any]:
+        """Continues a text."""
+        model = self._models[guesses]
+        model.reset()
+        model.set_seed(seed)
+        tokens = model.tokenize(text.encode(), add_bos=False)
+        stream = model.generate(tokens, top_k=0, top_p=1.0, min_p=0.0, temp=temperature)
+        seconds, found = seconds_between(stream, count)
+        return {"seconds": seconds, "tokens": found}
+
+    def close(self) -> None:
+        for model in self._models.values():
+            model.close()

@@ -1,0 +1,72 @@
+"""The measurement of quality: bases are the same function in another form, rows are kept, gone on with and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
+from oss_tools.measure import quality, quality_bases
+from oss_tools.measure.divergence import Passages, predict
+from oss_tools.measure.quality_bases import as_experts, off_the_grid, write_folder
+from oss_tools.measure.quality_ways import Row, rows
+from oss_tools.models import Checkpoint, open_checkpoint
+
+
+def logits(checkpoint: Checkpoint, passages: Passages) -> np.ndarray:
+    return predict(checkpoint, passages).logits(slice(0, len(passages)))
+
+
+def test_the_bases_are_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, so that rounding the re-expressed weights to bfloat16 does not hide a mistake."""
+    monkeypatch.setattr(quality_bases, "ROUTED", 64)
+    synthesize(plan_synthesis(load_shape("llama-tiny"), "hf"), tmp_path / "llama")
+    passages = Passages.of(np.random.default_rng(0).integers(1, 200, 300), size=100, context=10)
+    with open_checkpoint(tmp_path / "llama") as source:
+        write_folder(tmp_path / "moved", source.architecture, source.metadata(), off_the_grid(source), "f32")
+        wanted = logits(source, passages)
+        with open_checkpoint(tmp_path / "moved") as moved:
+            name = "model.layers.0.mlp.down_proj.weight"
+            before, after = (c.read_tensor(name).dequantize() for c in (source, moved))
+            assert np.abs(after / before - 1).max() > 0.1  # the weights are others
+            assert np.allclose(logits(moved, passages), wanted, atol=1e-4 * np.abs(wanted).max())
+            architecture, values = as_experts(moved)
+            write_folder(tmp_path / "experts", architecture, moved.metadata(), values, "f32")
+    with open_checkpoint(tmp_path / "experts") as experts:
+        assert np.allclose(logits(experts, passages), wanted, atol=1e-4 * np.abs(wanted).max())
+        router = experts.read_tensor("model.layers.0.mlp.router.weight").dequantize()
+        assert (router[0] == router[3]).all() and (router[0] == -router[4]).all()
+
+
+def test_rows_are_kept_gone_on_with_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["tiny", "--folder", str(tmp_path), "--only", "q4_0/plain", "--only", "q4_0/search"]
+    assert quality.main([*arguments, "--passages", "2"]) == 0
+    file = tmp_path / "rows-tiny" / "q4_0--plain.json"
+    two = json.loads(file.read_text())["passages"]
+    assert quality.main([*arguments, "--passages", "3"]) == 0
+    three = json.loads(file.read_text())["passages"]
+    assert len(two) == 2 and len(three) == 3 and {n: three[n] for n in two} == two
+    monkeypatch.setattr(quality.Measurement, "measure", None)  # nothing is left to do
+    assert quality.main([*arguments, "--passages", "3"]) == 0
+    record = quality.record("tiny", tmp_path)
+    plain, search = record["rows"]["q4_0/plain"], record["rows"]["q4_0/search"]
+    assert plain["bits"] == search["bits"] == pytest.approx(5.6, abs=0.1)
+    assert 0 < search["kld"]["value"] < plain["kld"]["value"] < 1 and plain["scored"] == 3 * 448
+    test = record["paired"]["q4_0/search - q4_0/plain"]
+    assert test["ratio"] == pytest.approx(search["kld"]["value"] / plain["kld"]["value"])
+    assert test["value"] < 0
+
+
+def test_the_first_passages_are_spread_over_the_text() -> None:
+    order = quality.spread(51)
+    assert sorted(order) == list(range(51))
+    assert sorted(np.diff(sorted(order[:12])))[0] > 1 and max(order[:12]) > 40 and min(order[:12]) < 10
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [row.name for row in rows()]
+    assert len(set(names)) == len(names) and "mxfp4/gptq" in names
+    assert Row("q4_0", "llama.cpp, importance").wants_importance and not Row("q4_0", "gptq").wants_importance
