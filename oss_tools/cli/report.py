@@ -33,6 +33,8 @@ oss-tools report comparison.json --gate default --junit gate.xml
 oss-tools report new.json --gate limits.yaml --baseline old.json
 oss-tools report eval-bf16.json eval-q4.json bench.json
 oss-tools report comparison.json --published gpt-oss-20b,o4-mini
+oss-tools report comparison.json --card quantizations.svg
+oss-tools report --history results/history --html history.html
 """
 NARROWEST = 60  # characters of a table
 
@@ -52,13 +54,33 @@ def complete_gate(incomplete: str) -> list[str]:
 
 
 def run(
-    records: Annotated[list[Path], typer.Argument(metavar="RECORDS...", help="JSON files.", show_default=False)],
+    records: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RECORDS]...", help="JSON files.", show_default=False)
+    ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page.", show_default=False)] = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Write Markdown.", show_default=False)
     ] = None,
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.", show_default=False)
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            "--card",
+            metavar="FILE.svg",
+            help="Write a picture for a model's page, and FILE.md, a block that shows it.",
+            show_default=False,
+        ),
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            "--history",
+            metavar="DIR",
+            help="Show how figures moved over the comparisons in a folder; with --html or --card as plots.",
+            show_default=False,
+        ),
     ] = None,
     gate: Annotated[
         str | None,
@@ -79,9 +101,18 @@ def run(
 
     if baseline and not gate:
         raise typer.BadParameter("a baseline is for a gate; give --gate too", param_hint="--baseline")
-    for file in (html, markdown, junit):
+    if card and card.suffix != ".svg":
+        raise typer.BadParameter("a file's name that ends with .svg is wanted", param_hint="--card")
+    for file in (html, markdown, junit, card):
         if file and str(file) != "-":
             check_place(file)
+    if history:
+        if records or gate or markdown or junit:
+            raise typer.BadParameter("stands by itself, with --card or --html", param_hint="--history")
+        show_history(history, card, html)
+        return
+    if not records:
+        raise typer.BadParameter("JSON files are wanted, or --history DIR", param_hint="RECORDS")
     sheets = load_sheets(records)
     verdicts = judged(sheets, gate, baseline or [])
     sheets = [with_published(sheet, names_in(published)) for sheet in sheets]
@@ -90,6 +121,8 @@ def run(
     elif Path("-") not in (html, markdown, junit):
         print_sheets(sheets, verdicts)
     write_reports(sheets, verdicts, html, markdown, junit)
+    if card:
+        write_card(sheets, card)
     if any(not verdict.passed for verdict in verdicts):
         raise typer.Exit(1)
 
@@ -120,6 +153,32 @@ def write_reports(
         from oss_tools.report.junit import junit as as_junit
 
         _write(junit, as_junit(sheets, verdicts))
+
+
+def write_card(sheets: Sequence[Sheet], file: Path) -> None:
+    """The picture, and beside it the block that shows it."""
+    from oss_tools.report.card import card
+
+    if len(sheets) != 1:
+        raise typer.BadParameter("is of one comparison", param_hint="--card")
+    made = card(sheets[0], file.name)
+    _write(file, made.svg)
+    _write(file.with_suffix(".md"), made.markdown)
+
+
+def show_history(folder: Path, card: Path | None, html: Path | None) -> None:
+    """The figures over records, as tables, as a picture, as a page."""
+    from oss_tools.report.history import CUT, history_text, load_history, picture_of, plots_of
+
+    entries = load_history(folder)
+    if card:
+        _write(card, picture_of(entries))
+    if html:
+        from oss_tools.report.html import history_page
+
+        _write(html, history_page(f"{len(entries)} records", CUT, plots_of(entries)))
+    if not (card or html):
+        print(history_text(entries))
 
 
 def _write(file: Path, text: str) -> None:

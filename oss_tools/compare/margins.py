@@ -10,12 +10,15 @@ Letters are found in the answers of any model, calls in harmony's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from oss_tools.endpoints.client import Client
+from oss_tools.endpoints.endpoint import Endpoint
+from oss_tools.endpoints.prompt_scores import DISPENSABLE, score
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.text import Text
 from oss_tools.report.comparison import Margins
@@ -25,6 +28,7 @@ from oss_tools.statistics.repeats import median_ratio, share_interval
 
 OPTION, CALL, FUNCTION = "option", "call", "function"
 ALL = "all"
+LONGEST = 1 << 20  # positions that are sent to a server, whose context is not known
 OFFERED = re.compile(r"^([A-Z])[.):] ", re.MULTILINE)
 NAMED = re.compile(r"Answer: ?\**\(?([A-Z])(?![A-Za-z])")
 ALONE = re.compile(r"\s?([A-Z])[.)]?\s*\Z")
@@ -119,15 +123,42 @@ def _letter(transcript: str) -> re.Match[str] | None:
     return named[-1] if named else ALONE.match(transcript, begin, end)
 
 
+Scoring = Callable[
+    [list[tuple[list[int], int]]], Sequence[float]
+]  # of (tokens, start): the log-probability of tokens[start:]
+
+
 def measure(engine: Engine, found: Sequence[Decision]) -> np.ndarray:
     """The margin of each decision, in nats; NaN where it does not fit into the context."""
+    return measured(lambda wanted: [s.logprobs.sum(dtype=np.float64) for s in engine.score(wanted)], found, engine.context)
+
+
+def measure_remote(
+    endpoint: Endpoint,
+    text: Text,
+    found: Sequence[Decision],
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """The same of a model behind an address, which has the base's tokenizer. Raises BadSource where it has not, or gives no
+    log-probabilities of a prompt."""
+    with Client(endpoint, dispensable=DISPENSABLE, say=say) as client:
+
+        def scores(wanted: list[tuple[list[int], int]]) -> list[float]:
+            return score(client, wanted, lambda token: text.decode([token], skip_special=False), progress)
+
+        return measured(scores, found, LONGEST)
+
+
+def measured(scoring: Scoring, found: Sequence[Decision], context: int) -> np.ndarray:
+    """The margins by what says how likely tokens are, of decisions that fit into so many positions."""
     requests: list[tuple[list[int], int]] = []
     places: list[
         tuple[int, list[list[int]]]
     ] = []  # of each decision: the requests of each of its choices, the taken one first
     for number, decision in enumerate(found):
         longest = max(len(c) for choice in (decision.taken, *decision.rivals) for c in choice)
-        if len(decision.prefix) + longest > engine.context:
+        if len(decision.prefix) + longest > context:
             continue
         rows = []
         for choice in (decision.taken, *decision.rivals):
@@ -135,10 +166,10 @@ def measure(engine: Engine, found: Sequence[Decision]) -> np.ndarray:
             requests += [([*decision.prefix, *continuation], len(decision.prefix)) for continuation in choice]
         places.append((number, rows))
     order = sorted(range(len(requests)), key=lambda i: requests[i][0])  # what begins alike is computed once
-    scores = dict(zip(order, engine.score([requests[i] for i in order]), strict=True))
+    scores = dict(zip(order, scoring([requests[i] for i in order]), strict=True))
     margins = np.full(len(found), np.nan)
     for number, rows in places:
-        taken, *rivals = (np.logaddexp.reduce([scores[i].logprobs.sum(dtype=np.float64) for i in row]) for row in rows)
+        taken, *rivals = (np.logaddexp.reduce([scores[i] for i in row]) for row in rows)
         margins[number] = taken - max(rivals)
     return margins
 

@@ -30,7 +30,7 @@ from oss_tools.compare.settings import Settings
 from oss_tools.engine.backend import backend_class
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.text import Text
-from oss_tools.errors import BadRequest
+from oss_tools.errors import BadRequest, BadSource
 from oss_tools.harness.run import Settings as EvalSettings
 from oss_tools.harness.subjects import EndpointSubject, EngineSubject, Subject
 from oss_tools.harness.suites import SuiteTask, task_files
@@ -96,7 +96,7 @@ class Work:
 
     def expect(self, members: int, remotes: int = 0) -> None:
         answers = (members + remotes) * len(self.tasks)
-        margined = members if self.tasks and members > 1 else 0
+        margined = members + remotes if self.tasks and members + remotes > 1 else 0
         for kind, count in (("weights", members - 1), ("predict", members), ("answer", answers), ("margins", margined)):
             self.schedule.expect(kind, count)
         self.schedule.expect("drift", members * len(self.settings.drift))
@@ -131,7 +131,7 @@ class Work:
         found |= {r.name: Candidate(**r.about(), wire=over_the_wire(said[r.name])) for r in remotes}
         self._add_scores(found, base or first.name, said)
         if not base or base in (m.name for m in members):
-            for name, figures in self._margins(members, said).items():
+            for name, figures in self._margins([*members, *remotes], said).items():
                 found[name] = replace(found[name], margins=figures)
         for name, drifts in Drifting(self.settings, self.parts, self.schedule, self._load, self.say).of(members).items():
             found[name] = replace(found[name], drift=drifts)
@@ -219,7 +219,7 @@ class Work:
             "weights": sum(not self.parts.has("weights", pair_of(base, m)) for m in members[1:]),
             "predict": sum(not self._has_predictions(base, m) for m in members),
             "answer": sum(not self.parts.has("answer", self._asked(m, task)) for m in everyone for _, task in self.tasks),
-            "margins": sum(not self.parts.has("margins", self._decided(base, m)) for m in members) if self.tasks else 0,
+            "margins": sum(not self.parts.has("margins", self._decided(base, m)) for m in everyone) if self.tasks else 0,
             "time": int(any(not self.parts.has("time", self._timed(base, m)) for m in members)),
         }
         for kind, count in missing.items():
@@ -336,34 +336,49 @@ class Work:
         how: dict[str, Any] = {"effort": s.reasoning, "max_tokens": s.max_tokens, "repeats": s.repeats}
         return EvalSettings(s.limit, s.seed or None, s.seed, **how)
 
-    def _margins(self, members: list[Member], said: dict[str, dict[str, Any]]) -> dict[str, list[Margins]]:
-        """Of the others, at the decisions in the first one's answers."""
-        base, others = members[0], members[1:]
+    def _margins(self, everyone: Sequence[Member | Remote], said: dict[str, dict[str, Any]]) -> dict[str, list[Margins]]:
+        """Of the others, at the decisions in the first one's answers. Models behind addresses that give no log-probabilities have
+        none."""
+        base, others = everyone[0], everyone[1:]
+        assert isinstance(base, Member)
         questions = [q for _, task in self.tasks for q in margins.questions_of(said[base.name][task.task])]
         if not questions or not others:
             return {}
         with open_checkpoint(base.path) as checkpoint:
-            decided = margins.decisions(Text(checkpoint.metadata()), questions)
+            self._text = Text(checkpoint.metadata())
+        decided = margins.decisions(self._text, questions)
         if not decided:
             return {}
-        self._before_margins(members, decided)
+        self._before_margins([m for m in everyone if isinstance(m, Member)], decided)
         found = {}
-        for m in members:
-            values = self.parts.get("margins", self._decided(base, m), partial(self._margins_of, m, decided))
+        for m in everyone:
+            try:
+                values = self.parts.get("margins", self._decided(base, m), partial(self._margins_of, m, decided))
+            except BadSource as error:
+                if isinstance(m, Member):
+                    raise
+                self.say(f"{error}; it has no margins")
+                continue
             found[m.name] = np.array(values, np.float64)  # None becomes NaN
-        return margins.summarized(decided, found[base.name], {m.name: found[m.name] for m in others}, self.settings.seed)
+        compared = {m.name: found[m.name] for m in others if m.name in found}
+        return margins.summarized(decided, found[base.name], compared, self.settings.seed) if compared else {}
 
     def _before_margins(self, members: list[Member], decided: list[margins.Decision]) -> None:
         """Is called when it is known where margins are wanted."""
 
-    def _decided(self, base: Member, m: Member) -> dict[str, Any]:
+    def _decided(self, base: Member, m: Member | Remote) -> dict[str, Any]:
         """On what a model's margins at the base's decisions depend."""
         asked = [self._asked(base, task) for _, task in self.tasks]
         return {"model": m.identity, **self.settings.engine, "decisions_of": asked}
 
-    def _margins_of(self, m: Member, decided: list[margins.Decision]) -> list[float | None]:
-        with self.schedule.step("margins", f"margins of {m.name}"), self._load(m) as engine:
-            return [value if np.isfinite(value) else None for value in margins.measure(engine, decided).tolist()]
+    def _margins_of(self, m: Member | Remote, decided: list[margins.Decision]) -> list[float | None]:
+        with self.schedule.step("margins", f"margins of {m.name}") as advance:
+            if isinstance(m, Member):
+                with self._load(m) as engine:
+                    values = margins.measure(engine, decided)
+            else:
+                values = margins.measure_remote(m.endpoint, self._text, decided, self.say, advance)
+        return [value if np.isfinite(value) else None for value in values.tolist()]
 
     def _timed(self, base: Member, m: Member) -> dict[str, Any]:
         where = {"machine": {k: str(v) for k, v in machine().items()}, "reference": latency.REFERENCE}

@@ -99,8 +99,11 @@ def read_echo(answer: Any, begin: int, end: int) -> Echo:
     try:
         choice = answer["choices"][0]
         found = choice.get("logprobs")
+        rows = choice.get("prompt_logprobs")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Transient("an answer that is no completion") from None
+    if isinstance(rows, list):
+        return _of_rows(rows[:LARGEST_TEXT], begin, end)
     if not isinstance(found, Mapping):
         raise Unscored
     offsets, logprobs, tops = (found.get(name) for name in ("text_offset", "token_logprobs", "top_logprobs"))
@@ -116,6 +119,51 @@ def read_echo(answer: Any, begin: int, end: int) -> Echo:
         all(_is_likeliest(tops, logprobs, i) for i in chosen),
         len(chosen),
     )
+
+
+def _of_rows(rows: Sequence[Any], begin: int, end: int) -> Echo:
+    """vLLM's `prompt_logprobs`: a mapping for each token but the first, {number: {logprob, rank, decoded_token}}."""
+    at, chosen = 0, []
+    for row in rows:
+        entry = next(iter(row.values()), None) if isinstance(row, Mapping) else None
+        if entry is not None and not (isinstance(entry, Mapping) and isinstance(entry.get("decoded_token"), str)):
+            raise Unscored
+        if entry is not None and begin <= at < end:
+            chosen.append((_number(entry.get("logprob")), entry.get("rank") == 1))
+        at += len(entry["decoded_token"]) if entry is not None else 0
+    if not chosen:
+        raise Unscored
+    return Echo(math.fsum(value for value, _ in chosen), all(likeliest for _, likeliest in chosen), len(chosen))
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The likeliest first tokens of an answer, as texts, and their natural log-probabilities."""
+
+    logprobs: Mapping[str, float]
+
+    def of(self, text: str) -> float | None:
+        """Of the answer that begins with this text, whose tokens may have blanks around it; None if it is not among them."""
+        values = [value for token, value in self.logprobs.items() if token.strip() == text.strip()]
+        return math.log(math.fsum(map(math.exp, values))) if values else None
+
+
+def read_likeliest(answer: Any) -> Likeliest:
+    """Of a chat completion with `logprobs` and `top_logprobs`. Raises Transient for what is none, Unscored for one without."""
+    try:
+        choice = answer["choices"][0]
+        found = choice.get("logprobs")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Transient(NO_COMPLETION) from None
+    content = found.get("content") if isinstance(found, Mapping) else None
+    rows = (
+        content[0].get("top_logprobs") if isinstance(content, list) and content and isinstance(content[0], Mapping) else None
+    )
+    if not isinstance(rows, list) or not rows or len(rows) > MOST_CALLS:
+        raise Unscored
+    if not all(isinstance(row, Mapping) and isinstance(row.get("token"), str) for row in rows):
+        raise Unscored
+    return Likeliest({row["token"]: _number(row.get("logprob")) for row in rows})
 
 
 def _number(value: Any) -> float:

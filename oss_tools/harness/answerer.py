@@ -64,6 +64,13 @@ class Answerer(LM):
         self.usage: dict[str, Usage] = defaultdict(Usage)
         self.prompts: dict[tuple[str, int | None], Prompt] = {}
 
+    def renumber(self, drawn: Mapping[str, Sequence[int]]) -> None:
+        """Prompts by the numbers of documents in their sets, where some were drawn: requests number those by themselves."""
+        self.prompts = {
+            (task, drawn[task][doc] if task in drawn and doc is not None else doc): sent
+            for (task, doc), sent in self.prompts.items()
+        }
+
     # ---- what a model says of itself --------------------------------------------------------------------------------
 
     @property

@@ -25,6 +25,7 @@ from oss_tools.endpoints.wire import Wire
 from oss_tools.errors import BadRecipe, BadSource
 from oss_tools.harness.answerer import Answerer, task_of
 from oss_tools.harness.answers import Answer, Call, Details
+from oss_tools.harness.endpoint_choices import begun
 from oss_tools.harness.jobs import Job, Prompt, Reply, Rule, Usage
 from oss_tools.harness.log import request_key
 from oss_tools.harness.prompts import ChatPrompt
@@ -33,7 +34,9 @@ from oss_tools.harness.texts import Rolling
 COMPLETIONS = "/completions"
 FORM = CallForm(text=True)  # OpenAI's: arguments are JSON text
 STOPS = 4  # strings, at most, that OpenAI's servers take
-DISPENSABLE = ("temperature", "seed", "reasoning_effort", "top_k", "min_p", "repetition_penalty", "stop")
+DISPENSABLE = (
+    "temperature", "seed", "reasoning_effort", "top_k", "min_p", "repetition_penalty", "stop", "prompt_logprobs"
+)  # fmt: skip
 
 
 class EndpointLM(Answerer):
@@ -86,16 +89,9 @@ class EndpointLM(Answerer):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For (context, continuation): the continuation's log-probability, and whether greedy decoding gives it."""
-        pairs = []
-        for request in requests:
-            context, continuation = request.args
-            if isinstance(context, ChatPrompt):
-                task = task_of(request)
-                raise BadRecipe(
-                    f"{task} scores given answers: an endpoint does so in plain texts only: --no-chat, or leave it out"
-                )
-            pairs.append((context, continuation))
-        found = self._echoed("loglikelihood", requests, pairs)
+        pairs = [(request.args[0], request.args[1]) for request in requests]
+        chat = bool(pairs) and isinstance(pairs[0][0], ChatPrompt)
+        found = begun(self, requests) if chat else self._echoed("loglikelihood", requests, pairs)
         return [(row["logprob"], row["greedy"]) for row in found]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -109,6 +105,7 @@ class EndpointLM(Answerer):
             kept = context.rstrip()  # blanks at the end belong to the continuation
             text = context + continuation
             body = {"model": self.endpoint.model, "prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1}
+            body["prompt_logprobs"] = 0  # vLLM's own form
             try:
                 found: Echo = self.client.post(body, lambda answer: read_echo(answer, len(kept), len(text)), COMPLETIONS)
             except Unscored:
@@ -119,7 +116,7 @@ class EndpointLM(Answerer):
             return i, {"logprob": found.logprob, "greedy": found.greedy, "tokens": found.tokens}
 
         def score(missing: list[int], usage: Usage) -> Iterator[tuple[int, dict[str, Any]]]:
-            for i, row in self._each(echo, missing, usage):
+            for i, row in self.each(echo, missing, usage):
                 usage.prompt_tokens += row["tokens"]
                 yield i, row
 
@@ -143,9 +140,10 @@ class EndpointLM(Answerer):
         """The fields of a request that say what is asked. How much fits is for the server to say."""
         if beginning:
             raise BadRecipe("a task begins the answers itself, which an endpoint cannot go on with; leave it out")
-        return (self._asked(conversation) if conversation is not None else {"prompt": text}), ()
+        return (self.asked(conversation) if conversation is not None else {"prompt": text}), ()
 
-    def _asked(self, conversation: Conversation) -> dict[str, Any]:
+    def asked(self, conversation: Conversation) -> dict[str, Any]:
+        """The fields of a request that say what is asked."""
         asked: dict[str, Any] = {"messages": plain_messages(conversation, FORM)}
         if tools := plain_tools(conversation):
             asked["tools"] = tools
@@ -160,16 +158,16 @@ class EndpointLM(Answerer):
         def ask(job: Job) -> tuple[Job, Answer]:
             return job, self._answer_of(self._reply(job.prompt, job.rule), job.rule, job.conversation)[0]
 
-        yield from self._each(ask, jobs, usage)
+        yield from self.each(ask, jobs, usage)
 
     def replies(self, asked: list[tuple[Conversation, Rule]], usage: Usage) -> Iterator[Reply]:
         def ask(i: int) -> Reply:
             conversation, rule = asked[i]
-            return Reply(i, *self._answer_of(self._reply(self._asked(conversation), rule), rule, conversation))
+            return Reply(i, *self._answer_of(self._reply(self.asked(conversation), rule), rule, conversation))
 
-        yield from self._each(ask, range(len(asked)), usage)
+        yield from self.each(ask, range(len(asked)), usage)
 
-    def _each(self, work: Callable[[Any], Any], items: Sequence[Any], usage: Usage) -> Iterator[Any]:
+    def each(self, work: Callable[[Any], Any], items: Sequence[Any], usage: Usage) -> Iterator[Any]:
         began = time.perf_counter()
         for result in self.client.each(work, items):
             usage.seconds += time.perf_counter() - began

@@ -185,7 +185,7 @@ def _asked(lm: Answerer, tasks: dict[str, Any], settings: Settings, chat: bool) 
 
     _prepare(tasks["tasks"], settings)
     drawn = _drawn(tasks["tasks"], settings)
-    return dict(
+    found = dict(
         lm_evaluate(
             lm,
             tasks,
@@ -197,6 +197,8 @@ def _asked(lm: Answerer, tasks: dict[str, Any], settings: Settings, chat: bool) 
             fewshot_as_multiturn=chat,
         )
     )
+    lm.renumber(drawn or {})
+    return found
 
 
 def write_record(output: Path, record: dict[str, Any]) -> Path:

@@ -8,8 +8,9 @@ from markupsafe import Markup
 
 from oss_tools.report.comparison import Drift
 from oss_tools.report.lines import Series, lines
+from oss_tools.report.metrics import Interval
 from oss_tools.report.plots import Axis
-from oss_tools.report.sheet import Interval, Sheet
+from oss_tools.report.sheet import Sheet
 from oss_tools.report.table import visible
 
 TITLES = {
@@ -31,12 +32,13 @@ def drift_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
     for kind, title in TITLES.items():
         chosen = [(name, drift) for name, drift in found if drift.kind == kind]
         depths = sorted({point.depth for _, drift in chosen for point in drift.points})
-        series = [_series(name, drift, depths) for name, drift in chosen]
+        models = [model.name for model in sheet.models]
+        series = [_series(name, drift, depths, models.index(name)) for name, drift in chosen]
         if drawn := lines([written(depth) for depth in depths], series, "tokens of context", y, title):
             yield title, drawn
 
 
-def _series(name: str, drift: Drift, depths: list[int]) -> Series:
+def _series(name: str, drift: Drift, depths: list[int], number: int) -> Series:
     at = {point.depth: Interval(point.kld.value, point.kld.low, point.kld.high) for point in drift.points}
     label = f"{name}, {drift.subject}" if drift.kind == "backends" else name
-    return Series(visible(label), tuple(at.get(depth) for depth in depths))
+    return Series(visible(label), tuple(at.get(depth) for depth in depths), None if drift.kind == "backends" else number)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from oss_tools.errors import BadRecipe, BadRequest
 from oss_tools.guesses import none_named
-from oss_tools.report.sheet import METRICS, Figure, Interval, Model, Sheet, format_number, formatted, metric_of
+from oss_tools.report.metrics import METRICS, Interval, format_number, formatted, metric_of
+from oss_tools.report.sheet import Figure, Model, Sheet
 from oss_tools.resources import resource
 
 MAX_BYTES = 1 << 20  # of a gate's file

@@ -14,7 +14,8 @@ from oss_tools.report import plots, table
 from oss_tools.report.comparison import Candidate, Fidelity
 from oss_tools.report.drift import drift_plots
 from oss_tools.report.gates import Verdict
-from oss_tools.report.sheet import Interval, Model, Sheet, format_number, formatted, mean_figure, metric_of
+from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
+from oss_tools.report.sheet import Model, Sheet, mean_figure
 from oss_tools.report.side_by_side import STEPS
 from oss_tools.sizes import format_size
 
@@ -44,6 +45,21 @@ def page(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
     sections = [section(sheet, verdicts[number] if verdicts else None) for number, sheet in enumerate(sheets)]
     title = ", ".join(sheet.comparison.model if sheet.comparison else sheet.title for sheet in sheets)
     return environment.get_template("page.html").render(title=title, sections=sections)
+
+
+def history_page(title: str, note: str, drawn: Sequence[tuple[str, Markup]]) -> str:
+    """A page of plots alone, in the page's style."""
+    css = Markup((TEMPLATES / "page.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
+    head = Markup(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<title>{}</title><style>{}</style></head><body><header><h1>{}</h1><p class="lead">{}</p></header>'
+        '<main><section><div class="grid">'
+    ).format(title, css, title, note)
+    figure = Markup("<figure><figcaption>{}</figcaption>{}</figure>")
+    figures = Markup("\n").join(figure.format(name, plot) for name, plot in drawn)
+    return str(head + figures + Markup("</div></section></main></body></html>\n"))
 
 
 def cut(text: str) -> str:

@@ -5,28 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
+from oss_tools.report.metrics import Interval
 from oss_tools.report.plots import BOTTOM, FONT, HEIGHT, LEFT, LETTER, TOP, WIDTH, Axis, Scale, line, scale_of, svg, text
-from oss_tools.report.sheet import Interval
 
 LONGEST = 18  # characters of a series' name, which stands at the right
-BOLD = 7.7  # width of a letter of it, about
+BOLD = 8.4  # width of a letter of it, about
 COLOURS = 6  # classes s0 … s5 of the page's style
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: a value for each place, None where there is none. kind: "plain" or "base"."""
+    """A line: a value for each place, None where there is none. colour: its number, by default its place's."""
 
     name: str
     values: tuple[Interval | None, ...]
-    kind: str = "plain"
+    colour: int | None = None
 
 
-def lines(places: Sequence[str], series: Sequence[Series], x: str, y: Axis, title: str) -> Markup:
-    """Series over places at equal distances; "" if nothing can be drawn. A logarithmic axis has no place for 0 and below."""
+def lines(
+    places: Sequence[str], series: Sequence[Series], x: str, y: Axis, title: str, breaks: Sequence[int] = ()
+) -> Markup:
+    """Series over places at equal distances; "" if nothing can be drawn. A logarithmic axis has no place for 0 and below.
+
+    breaks: places at which lines are cut, since what stands there is not comparable with what stands before.
+    """
     known = [v for one in series for v in one.values if v is not None and (v.value > 0 or not y.log)]
     if not known or not places:
         return Markup()
@@ -36,10 +42,16 @@ def lines(places: Sequence[str], series: Sequence[Series], x: str, y: Axis, titl
     parts = [_frame(places, across, up, x, y, end)]
     ends: list[tuple[float, str, int]] = []
     for number, one in enumerate(series):
-        points = [(across[i], v) for i, v in enumerate(one.values) if v is not None and (v.value > 0 or not y.log)]
-        parts += [_series(points, up, y, number, one.name)]
-        if points:
-            ends.append((up(points[-1][1].value), one.name, number))
+        number = number if one.colour is None else one.colour
+        shown = [i for i, v in enumerate(one.values) if v is not None and (v.value > 0 or not y.log)]
+        for begin, after in pairwise([0, *breaks, len(places)]):
+            points = [(across[i], v) for i in shown if begin <= i < after and (v := one.values[i])]
+            parts.append(_series(points, up, y, number, one.name))
+        if shown and (last := one.values[shown[-1]]):
+            ends.append((up(last.value), one.name, number))
+    for i in breaks:
+        middle = (across[i - 1] + across[i]) / 2 if i else LEFT
+        parts.append(line(middle, TOP, middle, HEIGHT - BOTTOM, "cut"))
     parts += _names(ends, end)
     words = "; ".join(
         f"{one.name} " + ", ".join(f"{place}: {y.write(v.value)}" for place, v in zip(places, one.values, strict=True) if v)
@@ -76,7 +88,9 @@ def _series(points: Sequence[tuple[float, Interval]], up: Scale, y: Axis, number
     """Whiskers, the line, and a mark at each value. Lines stand a little beside each other, so that whiskers do not cover."""
     kind = f"s{number % COLOURS}"
     shift = 3.0 * (number % COLOURS - 1)
-    parts = []
+    parts: list[Markup] = []
+    if not points:
+        return Markup()
     for x, v in points:
         if v.known:
             low, high = (up(max(bound, up.low)) for bound in v.bounds)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from oss_tools.report.gates import Verdict
-from oss_tools.report.sheet import Sheet, metric_of
+from oss_tools.report.metrics import metric_of
+from oss_tools.report.sheet import Sheet
 from oss_tools.report.table import cell, columns, is_best, is_noise, kind_of, legend, visible
 
 MAX_TEXT = 1000  # characters of a name or message; GitHub shows a summary of 1 MiB or none of it

@@ -10,7 +10,7 @@ from itertools import count
 from markupsafe import Markup
 
 from oss_tools.report.comparison import Cell
-from oss_tools.report.sheet import Interval
+from oss_tools.report.metrics import Interval
 
 WIDTH = 420.0  # of every plot, in its own units; a page shows it at some 340 to 540 pixels
 FONT = 13.0

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from oss_tools.errors import BadRequest
+from oss_tools.report.metrics import Interval, format_number
 from oss_tools.report.shapes import Node, Shape, check
-from oss_tools.report.sheet import Figure, Interval, Model, Sheet, format_number
+from oss_tools.report.sheet import Figure, Model, Sheet
 
 KIND = "side-by-side"
 SCHEMA = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from oss_tools.report.sheet import Model, Sheet, formatted, metric_of
+from oss_tools.report.metrics import formatted, metric_of
+from oss_tools.report.sheet import Model, Sheet
 
 BEST, NOISE = "*", "~"
 

@@ -16,8 +16,9 @@ from oss_tools.report.comparison import Drift, DriftPoint, read
 from oss_tools.report.drift import written
 from oss_tools.report.gates import judge, parse_gate
 from oss_tools.report.lines import Series, lines
+from oss_tools.report.metrics import Interval
 from oss_tools.report.plots import Axis
-from oss_tools.report.sheet import Interval, sheet_of
+from oss_tools.report.sheet import sheet_of
 from oss_tools.resources import resource
 
 TINY = resource("tiny/checkpoint")

@@ -1,6 +1,9 @@
 """Margins: decisions are found where they are taken, margins are log-odds, shifts are evidence and noise is none."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +212,73 @@ def test_margins_see_what_scores_do_not(tmp_path: Path) -> None:
     failed = judge(load_gate(str(gate)), sheet_of(record), None).failed
     assert [outcome.rule.name for outcome in failed] == ["margins stay"]
     assert "q4_0" in failed[0].message
+
+
+@pytest.mark.slow
+def test_a_model_beside_itself_raises_no_alarm_in_twenty_draws_of_questions(tmp_path: Path) -> None:
+    """The embedded model and its own GGUF file, whose rows and files are ordered otherwise; questions and chunks drawn by the
+    seeds 1 … 20. Gates on margins and the default one pass every time."""
+    own = tmp_path / "own.gguf"
+    done = CliRunner().invoke(app, ["convert", "tiny", str(own)])
+    assert done.exit_code == 0, done.output
+    margins = tmp_path / "margins.yaml"
+    rules = [
+        {"name": "at most 2 points of decisions flip", "metric": "margin.flips", "max": 0.02},
+        {"name": "margins stay", "metric": "margin.ratio", "min": 0.9},
+        {"name": "no margin shifts", "metric": "margin.shift*", "min": -0.01, "strict": True},
+    ]
+    margins.write_text(json.dumps({"about": "margins", "rules": rules}))
+    few = ["--suites", "health,tool_use", "--limit", "8", "--chunks", "1", "--repeat", "0", "-t", "1", "-q"]
+    decisions = 0
+    for seed in range(1, 21):
+        arguments = ["compare", "tiny", str(own), *few, "--seed", str(seed), "-o", str(tmp_path / "out")]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        record = read(tmp_path / "out" / "comparison.json")
+        (other,) = record.others
+        assert not any(figures.significant for figures in other.margins)
+        assert not any(task.difference.significant for task in other.tasks)
+        assert not other.findings
+        for gate in (str(margins), "default"):
+            verdict = judge(load_gate(gate), sheet_of(record), None)
+            assert verdict.passed, verdict.failed
+        decisions += other.margins[0].n
+    print(f"20 comparisons, {decisions} decisions: no alarm")
+    assert decisions > 150
+
+
+@pytest.mark.slow
+def test_margins_through_a_server_are_those_of_the_engine(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    command = [sys.executable, "-m", "oss_tools", "serve", "tiny", "--port", "0", "-t", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout
+            found = next(match for line in process.stdout if (match := re.search(r"http://127\.0\.0\.1:\d+", line)))
+            few = ["--suites", "health,tool_use", "--limit", "8", "--chunks", "1", "--repeat", "0", "-t", "1", "-q"]
+            done = CliRunner().invoke(app, ["compare", "tiny", f"{found[0]}/v1#served", *few, "-o", str(tmp_path)])
+        finally:
+            process.terminate()
+    assert done.exit_code == 0, done.output
+    _, served = read(tmp_path / "comparison.json").candidates
+    every = served.margins[0]
+    assert every.n > 8
+    assert every.flips.value == 0
+    assert every.shift.value == pytest.approx(0, abs=1e-3)
+    assert every.median == pytest.approx(every.base_median, abs=1e-3)
+
+
+def test_drawn_questions_keep_their_own_prompts(engine: Engine, tmp_path: Path) -> None:
+    """Which questions are drawn must not change what is said to have been asked."""
+    pytest.importorskip("lm_eval")
+    from oss_tools.compare.answers import answer
+    from oss_tools.harness.run import Settings
+    from oss_tools.harness.subjects import EngineSubject
+    from oss_tools.harness.suites import load_suite
+
+    (task,) = load_suite("health").tiers["smoke"]
+    found = answer(EngineSubject(engine), task, Settings(limit=6, sample=3, max_tokens=8), tmp_path, "0")
+    samples = [json.loads(line) for line in (tmp_path / "samples-health_smoke.jsonl").read_text().splitlines()]
+    assert [sample["doc_id"] for sample in samples] != list(range(6))
+    for sample, asked in zip(samples, found["asked"], strict=True):
+        assert sample["doc"]["question"] in engine.text.decode(asked["tokens"], skip_special=False)

@@ -1,6 +1,7 @@
 """A model behind an endpoint as a model of lm-eval: what is sent, what is made of answers, and what hostile servers can do."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -179,6 +180,58 @@ def test_a_server_without_log_probabilities_is_named() -> None:
         lm = model(server.url)
         with pytest.raises(BadSource, match="no log-probabilities of a prompt, which a task needs"):
             lm.loglikelihood([instance("a", " b", kind="loglikelihood")])
+        lm.close()
+
+
+def first_tokens(**shares: float):
+    """A server that tells of the likeliest first tokens."""
+    top = [{"token": token, "logprob": math.log(share)} for token, share in shares.items()]
+    found = {"content": [{"token": "?", "logprob": -1.0, "top_logprobs": top}]}
+
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 20, 1)
+        reply = completion("?")
+        reply["choices"][0]["logprobs"] = found
+        return reply
+
+    return answer
+
+
+def letters(*names: str) -> list[Any]:
+    prompt = ChatPrompt("", [{"role": "user", "content": "Which?"}])
+    return [instance(prompt, f" {name}", kind="loglikelihood") for name in names]
+
+
+def test_short_answers_to_a_conversation_are_compared_by_the_first_token() -> None:
+    with serving(first_tokens(A=0.2, B=0.5, the=0.1)) as server:
+        lm = model(server.url)
+        found = lm.loglikelihood(letters("A", "B", "C"))
+        again = lm.loglikelihood(letters("B", "A"))
+        lm.close()
+        assert len(server.requests) == 1, "one request for all answers, and none for those that are known"
+    assert [round(math.exp(value), 3) for value, _ in found] == [0.2, 0.5, 0.1]  # C is no likelier than the least named
+    assert [greedy for _, greedy in found] == [False, True, False]
+    assert again == [found[1], found[0]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "names", "error", "message"),
+    [
+        (
+            first_tokens(We=0.9),
+            ("A", "B"),
+            BadSource,
+            "begin with 'We', with none of those to compare; a model that reasons",
+        ),
+        (lambda path, body: completion("A"), ("A", "B"), BadSource, "gives no log-probabilities of an answer"),
+        (first_tokens(A=0.9), ("A", "all of them"), BadRecipe, "longer answers than a token"),
+    ],
+)
+def test_conversations_whose_answers_cannot_be_compared(answer, names, error, message: str) -> None:
+    with serving(answer) as server:
+        lm = model(server.url)
+        with pytest.raises(error, match=message):
+            lm.loglikelihood(letters(*names))
         lm.close()
 
 
