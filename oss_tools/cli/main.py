@@ -49,7 +49,7 @@ class VerbCommand(TyperCommand):
     """
 
     lists: Callable[[], dict[str, list[tuple[str, str]]]] = staticmethod(dict)
-    prepared: Callable[[list[str]], list[str]] = staticmethod(list)
+    prepared: Callable[[list[str]], list[str]] = staticmethod(lambda arguments: arguments)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self.prepared(args))

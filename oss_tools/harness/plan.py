@@ -72,10 +72,9 @@ def planned(
             row = Planned(name, len(docs), requests, prompt, requests * _most_tokens(task), *(times * n for n in grading))
         if data is not None and name.startswith(PLAYED):
             talk = talk_cost(docs, data)
+            most = talk.requests * _most_tokens(task)
             told = {"user_calls": talk.user_requests, "user_prompt_tokens": talk.user_prompt_tokens}
-            row = Planned(
-                name, len(docs), talk.requests, talk.prompt_tokens, talk.tokens, **told, user_tokens=talk.user_tokens
-            )
+            row = Planned(name, len(docs), talk.requests, talk.prompt_tokens, most, **told, user_tokens=talk.user_tokens)
         rows.append(row)
     return rows
 

@@ -17,11 +17,10 @@ POLICIES = ("policy.md", "main_policy.md", "tech_support_manual.md")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all conversations: the model's requests and the user's, and the tokens that each reads and writes."""
+    """Of all conversations: the model's requests and the user's, the tokens that each reads, and that the user writes."""
 
     requests: int
     prompt_tokens: int
-    tokens: int
     user_requests: int
     user_prompt_tokens: int
     user_tokens: int
@@ -34,7 +33,7 @@ def cost(docs: Sequence[dict[str, Any]], checkout: Path) -> Cost:
     model = steps * (policy + TOOLS + (talk + CALLS * (RESULT + MESSAGE)) // 2)
     user = LINES * (GUIDELINES + talk // 2)
     n = len(docs)
-    return Cost(n * steps, n * model, n * steps * MESSAGE, n * LINES, n * user, n * LINES * MESSAGE)
+    return Cost(n * steps, n * model, n * LINES, n * user, n * LINES * MESSAGE)
 
 
 def _policies(docs: Sequence[dict[str, Any]], checkout: Path) -> list[Path]:

@@ -4,9 +4,12 @@ A request a line (JSON) comes on stdin, its reply a line goes to stdout: {"ok": 
 and grading are tau2's; no model is asked.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
+from typing import Any
 
 MEMORY = 8 << 30  # bytes of address space
 
@@ -14,13 +17,14 @@ MEMORY = 8 << 30  # bytes of address space
 class Domain:
     """Environments of one domain by number."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         from tau2.registry import registry
 
         self.make = registry.get_env_constructor(name)
-        self.worlds, self.tasks = {}, {}
+        self.worlds: dict[int, Any] = {}
+        self.tasks: dict[int, Any] = {}
 
-    def open(self, number, task):
+    def open(self, number: int, task: Any) -> dict[str, Any]:
         """Prompts and tools of a task, whose environment is made in its first state."""
         from tau2.agent.llm_agent import LLMAgent
         from tau2.data_model.tasks import Task
@@ -44,13 +48,13 @@ class Domain:
             "user_tools": [tool.openai_schema for tool in theirs or ()],
         }
 
-    def call(self, number, call):
+    def call(self, number: int, call: dict[str, Any]) -> Any:
         """The message with a call's result."""
         from tau2.data_model.message import ToolCall
 
         return self.worlds[number].get_response(ToolCall.model_validate(call)).model_dump(mode="json")
 
-    def grade(self, number, messages):
+    def grade(self, number: int, messages: list[dict[str, Any]]) -> dict[str, Any]:
         """Every part of the reward that needs no judge, by tau2's own evaluators, and which parts the task counts."""
         from tau2.data_model.message import AssistantMessage, ToolMessage, UserMessage
         from tau2.evaluator.evaluator_action import ActionEvaluator
@@ -69,12 +73,12 @@ class Domain:
             "acted": ActionEvaluator.calculate_reward(task=task, full_trajectory=said).reward,
         }
 
-    def close(self, number):
+    def close(self, number: int) -> None:
         self.worlds.pop(number, None)
         self.tasks.pop(number, None)
 
 
-def main():
+def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what tau2 prints is no reply
     try:
@@ -83,7 +87,7 @@ def main():
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     except (ImportError, ValueError, OSError) as error:
         print(f"memory is not limited: {error}", file=sys.stderr)
-    domain = None
+    domain: Domain | None = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
