@@ -88,11 +88,11 @@ CASES = {
 }
 
 
-def measure(model: str, threads: int, rounds: int, tokens: int, peer: bool = True) -> dict[str, Any]:
-    """The record. Raises ContenderFailed, BadCheckpoint."""
+def measure(model: str, threads: int, rounds: int, tokens: int, peer_rounds: int = 3) -> dict[str, Any]:
+    """The record. The first `peer_rounds` have llama.cpp in them. Raises ContenderFailed, BadCheckpoint."""
     times: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     ways: list[tuple[str, str, Any]] = [("oss-tools", "without", False), ("oss-tools", "with", True)]
-    if peer:
+    if peer_rounds:
         ways += [("llama.cpp", "without", None), ("llama.cpp", "2 guesses", 2), ("llama.cpp", "10 guesses", 10)]
     with ExitStack() as stack:
         programs = {
@@ -102,6 +102,8 @@ def measure(model: str, threads: int, rounds: int, tokens: int, peer: bool = Tru
         for number in range(rounds + 1):  # the first is not timed
             for title, case in CASES.items():
                 for name, way, guesses in ways if number % 2 else [*ways[1::-1], *ways[2:]]:
+                    if name == "llama.cpp" and not 0 < number <= peer_rounds:
+                        continue
                     found = programs[name].ask("run", count=tokens, seed=number, guesses=guesses, **asdict(case))
                     if number:
                         times.setdefault((title, name, way), []).append(found)
@@ -114,7 +116,7 @@ def measure(model: str, threads: int, rounds: int, tokens: int, peer: bool = Tru
         "load": os.getloadavg()[0],
         "model": Path(model).name,
         "sha256": model_sha256([Path(model)], remember=False, say=lambda line: None),
-        "settings": {"threads": threads, "rounds": rounds, "tokens": tokens},
+        "settings": {"threads": threads, "rounds": rounds, "peer_rounds": peer_rounds, "tokens": tokens},
         "programs": facts,
         "texts": {title: _figures(title, ways, times) for title in CASES},
     }
@@ -161,10 +163,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 for every core")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=300)
-    parser.add_argument("--no-peer", action="store_true", help="without llama.cpp")
+    parser.add_argument("--peer-rounds", type=int, default=3, help="rounds that have llama.cpp in them; 0 for none")
     parser.add_argument("--output", type=Path, help="the record, as JSON")
     given = parser.parse_args()
-    record = measure(given.model, given.threads or cores(), given.rounds, given.tokens, not given.no_peer)
+    record = measure(given.model, given.threads or cores(), given.rounds, given.tokens, given.peer_rounds)
     print("\n".join(lines(record)))
     if given.output:
         given.output.write_text(json.dumps(record, indent=1) + "\n")

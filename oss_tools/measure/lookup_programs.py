@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -111,11 +112,11 @@ class LlamaCpp:
         tokens = model.tokenize(prompt.encode(), add_bos=False)
         said = model.tokenize(answer.encode(), add_bos=False) if answer else []
         count = min(count, len(said)) if said else count
-        start = len(tokens)
+        places = itertools.count()  # one for each token that is chosen
 
         def prescribe(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-            """Leaves the next token alone possible. Behind a guess that is wrong anything may come: it is not kept."""
-            place = len(ids) - start
+            """Leaves the next token alone possible."""
+            place = next(places)
             only = np.full_like(logits, -np.inf)
             only[said[place] if place < len(said) else 0] = 0
             return only
