@@ -16,7 +16,7 @@ import numpy as np
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
 from oss_tools.engine.constraints import Constraint, Grammars, NewConstraint
-from oss_tools.engine.lookup import MOST, Lookup, Pace
+from oss_tools.engine.lookup import MOST, SHARE, Lookup, Pace
 from oss_tools.engine.prefix import PrefixCache
 from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
 from oss_tools.engine.sharing import Stem, find_stems
@@ -513,9 +513,12 @@ class Engine:
         if not any(guesses):
             chosen = self._advance(live, None)
             self.pace.plain(len(live), perf_counter() - began)
-            return chosen
-        chosen = self._advance_guessed(live, guesses)
-        self.pace.guessed(len(live), len(live) + sum(map(len, guesses)), len(chosen), perf_counter() - began)
+            won = 0.0
+        else:
+            chosen = self._advance_guessed(live, guesses)
+            won = self.pace.guessed(len(live), len(live) + sum(map(len, guesses)), len(chosen), perf_counter() - began)
+        for generation in live:
+            generation.lookup.balance += SHARE + won / len(live)
         return chosen
 
     def _guesses(self, live: list[Generation], pace: Pace) -> list[list[int]]:
@@ -524,7 +527,8 @@ class Engine:
         if not found:
             return []
         found.sort()
-        count = pace.best([-chance for chance, _ in found[:MOST]], len(live))
+        balance = sum(generation.lookup.balance for generation in live)
+        count = pace.best([-chance for chance, _ in found[:MOST]], len(live), balance)
         of = Counter(i for _, i in found[:count])
         return [g.lookup.guess(of[i]) for i, g in enumerate(live)]
 

@@ -6,8 +6,8 @@ that is chosen at its place, by the request's own rule and its own draw: the fir
 The tokens are those that would come one by one.
 
 How many tokens are guessed follows from what was measured: how often guesses were right in this text, which is known without
-trying, and what passes over so many tokens take on this machine. An account keeps what is lost by wrong guesses within a small
-share of the time.
+trying, and what passes over so many tokens take on this machine. Each text has an account: what wrong guesses lose is what right
+ones have won in it, or a small share of its time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHORT, LONG = 2, 4  # tokens that must stand earlier in the text; the longer are looked for first
+CHANGED = 3  # tokens in a row that may differ where a text is repeated with changes
 SURE = 16  # tokens that agree, beyond which no more is asked
 MOST = 32  # guessed tokens in a pass
 MARGIN = 1.03  # so many times more tokens a second must be expected
-SHARE = 0.005  # of the time, which may be lost
-CREDIT = 4  # passes of one token each, which may be lost of what was won before
-GRANT = 2  # and those that may be lost at the beginning
+SHARE = 0.003  # of the time, which may be lost
+GRANT = 0.5  # of a pass without guesses, which may be lost in each text before anything was won
 MEMORY = 32  # guesses of a kind after which older ones count half
 FORGET = 64  # passes without guesses, after which half of what was measured of others is forgotten
 STEEP = 0.2  # of a pass of one token: what one token more is believed to cost before it was measured
 WEIGHT = 0.2  # of a new measurement
 # What is believed of guesses before any was seen, by the tokens that agree, up to so many: right ones, and all.
-BELIEFS = ((3, 1.0, 4.0), (7, 2.0, 4.0), (SURE - 1, 3.0, 4.0), (SURE, 7.0, 8.0))
+BELIEFS = ((1, 1.5, 3.0), (3, 1.0, 4.0), (7, 2.0, 4.0), (SURE - 1, 3.0, 4.0), (SURE, 7.0, 8.0))
 KIND = [next(kind for kind, belief in enumerate(BELIEFS) if length <= belief[0]) for length in range(SURE + 1)]
 
 
@@ -36,12 +36,16 @@ class Lookup:
 
     Attributes:
         tokens: the text.
-        length: tokens before the end that stand before the guess as well, at most SURE; 0 where there is no guess.
+        length: tokens before the end that stand before the guess as well, at most SURE; 0 where there is no guess, 1 where the
+            last differ from what was repeated up to them.
+        balance: what guesses have won in this text and may lose again, in passes without guesses.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens: list[int] = []
         self.length = 0
+        self.balance = GRANT
+        self._wrong = CHANGED  # guesses in a row since many tokens agreed
         self._at = 0  # where the guessed token stands
         self._behind: tuple[dict[tuple[int, ...], int], ...] = (
             {},
@@ -77,8 +81,11 @@ class Lookup:
         tokens.append(token)
         if right:
             self._at += 1
-            self.length = min(self.length + 1, SURE)
+            self.length = max(min(self.length + 1, SURE), LONG if self._wrong < CHANGED else 0)
+            if self.length >= 2 * LONG:
+                self._wrong = 0
         else:
+            self._wrong += 1
             self._find()
         for size, behind in zip((SHORT, LONG), self._behind, strict=True):
             if len(tokens) >= size:
@@ -86,8 +93,12 @@ class Lookup:
 
     def _find(self) -> None:
         """Looks for the last tokens earlier in the text."""
-        tokens, self.length = self.tokens, 0
+        tokens = self.tokens
+        resumes, self.length = bool(self.length) and self._wrong <= CHANGED, 0
         for size, behind in ((LONG, self._behind[1]), (SHORT, self._behind[0])):
+            if size == SHORT and resumes:
+                self._at, self.length = self._at + 1, 1
+                return
             if at := behind.get(tuple(tokens[-size:])):
                 length, most = size, min(SURE, at)
                 while length < most and tokens[at - 1 - length] == tokens[-1 - length]:
@@ -124,7 +135,7 @@ class Figures:
 
 
 class Pace:
-    """What passes take on this machine, and what has been won and lost.
+    """What passes take on this machine.
 
     Attributes:
         figures: of all texts so far.
@@ -133,31 +144,27 @@ class Pace:
     def __init__(self) -> None:
         self.figures = Figures()
         self._seconds: dict[int, float] = {}  # of a pass over so many tokens
-        self._balance = 0.0  # seconds won beyond those lost
         self._passes = 0
 
     def plain(self, sequences: int, seconds: float) -> None:
         """A pass without guesses."""
         self._passes += 1
-        if not self._seconds:
-            self._balance = GRANT * seconds
-        seconds = self._took(sequences, seconds)
+        self._took(sequences, seconds)
         if self._passes % FORGET == 0:  # what was measured once, perhaps at a bad moment, is not believed for ever
             one = self._seconds[sequences]
             for tokens in [n for n in self._seconds if n > sequences]:
                 self._seconds[tokens] = (self._seconds[tokens] + _believed(one, sequences, tokens)) / 2
-        self._save(SHARE * seconds, sequences)
 
-    def guessed(self, sequences: int, rows: int, chosen: int, seconds: float) -> None:
-        """A pass over so many rows, from which so many tokens were chosen."""
-        seconds = self._took(rows, seconds)
-        won = self.expected(sequences) * chosen / sequences - seconds
-        self._save(won + SHARE * seconds, sequences)
+    def guessed(self, sequences: int, rows: int, chosen: int, seconds: float) -> float:
+        """A pass over so many rows, from which so many tokens were chosen. Returns what was won, in passes without guesses."""
+        seconds, one = self._took(rows, seconds), self.expected(sequences)
+        won = one * chosen / sequences - seconds
         figures = self.figures
         figures.passes += 1
         figures.guessed += rows - sequences
         figures.right += max(chosen - sequences, 0)
         figures.seconds_won += won
+        return won / one
 
     def _took(self, tokens: int, seconds: float) -> float:
         """Notes what a pass over so many tokens took; returns what it counts for: one that was held up, by other work on the
@@ -169,9 +176,6 @@ class Pace:
         seconds = min(seconds, 2 * known)
         self._seconds[tokens] = known + WEIGHT * (seconds - known) if tokens in self._seconds else seconds
         return seconds
-
-    def _save(self, seconds: float, sequences: int) -> None:
-        self._balance = min(self._balance + seconds, CREDIT * self.expected(sequences))
 
     def expected(self, tokens: int) -> float:
         """Seconds of a pass over so many tokens: as measured; else from the nearest that were."""
@@ -186,9 +190,9 @@ class Pace:
             return self._seconds[more]
         return _believed(self._seconds[fewer], fewer, tokens)
 
-    def best(self, chances: list[float], sequences: int) -> int:
+    def best(self, chances: list[float], sequences: int, balance: float) -> int:
         """How many guesses a pass takes along, the likeliest first: as many as give the most tokens a second, 0 where they do not
-        give more than none, or what they may cost is more than may be lost."""
+        give more than none. `balance`: what may be lost, in passes without guesses; no more is put at risk."""
         if sequences not in self._seconds or not chances:
             return 0
         one = self._seconds[sequences]
@@ -196,7 +200,7 @@ class Pace:
         for n, chance in enumerate(chances, start=1):
             tokens += chance
             seconds = self.expected(sequences + n)
-            if seconds - one > self._balance:
+            if (1 - chances[0]) * (seconds / one - 1) > balance:
                 break
             if tokens / seconds > best:
                 best, count = tokens / seconds, n

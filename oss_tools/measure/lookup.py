@@ -1,9 +1,10 @@
 """What prompt lookup gains, on texts that repeat what stands before them and on texts that do not, beside llama.cpp's.
 
-python -m oss_tools.measure.lookup MODEL [--rounds 5] [--tokens 200] [--output FILE]
+python -m oss_tools.measure.lookup MODEL [--rounds 5] [--tokens 300] [--output FILE]
 
-Each round continues every text without guesses and with them, in turns with llama-cpp-python, which has the same method with a
-fixed number of guesses. MODEL is a GGUF file with a tokenizer. Our tokens must be the same with guesses as without.
+Each round continues every text, by at most so many tokens, without guesses and with them, in turns with llama-cpp-python, which
+has the same method with a fixed number of guesses. MODEL is a GGUF file with a
+tokenizer. Our tokens must be the same both times.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import statistics
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,22 +56,43 @@ RECORD = (
     '{{"id": {0}, "name": "sensor-{0}", "kind": "temperature", "unit": "celsius", '
     '"place": {{"floor": {1}, "room": {2}}}, "active": true}}'
 )
-# What is continued, the temperature, and whether it repeats what stands before.
-TEXTS: dict[str, tuple[str, float, bool]] = {
-    "editing code": (f"Here is a module:\n\n{CODE}\nHere is the same module once more:\n\n{CODE[:160]}", 0.0, True),
-    "quoting a paragraph": (f'{TALE}\n\nShe read the paragraph aloud, word for word: "{TALE[:80]}', 0.0, True),
-    "writing JSON": ("[\n" + ",\n".join(RECORD.format(n, n % 3, 100 + n) for n in range(1, 9)) + ",\n", 0.0, True),
-    "a story": (TALE + "\n\n", 0.9, False),
-    "a list of facts": ("Ten things that few people know about the sea:\n\n1.", 0.9, False),
-    "an explanation": ("How does a refrigerator keep food cold? To begin with,", 0.9, False),
+EDITED = (
+    CODE.replace("paid = [", "settled = [").replace("in paid]", "in settled]").replace("the oldest first", "oldest first")
+)
+RECORDS = [RECORD.format(n, n % 3, 100 + n) for n in range(1, 17)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A text to be continued.
+
+    Attributes:
+        prompt: what stands before.
+        answer: what is to be said, or "" for what the model says by itself. A small model does not do what it is asked to, so the
+            answer of one that does is prescribed: every other token is ruled out where it is chosen.
+        temperature: of what the model says by itself.
+    """
+
+    prompt: str
+    answer: str = ""
+    temperature: float = 0.9
+
+
+CASES = {
+    "editing code": Case(f"Give the list of paid orders in this module another name:\n\n{CODE}\nThe module:\n\n", EDITED),
+    "quoting": Case(f"{TALE}\n\nRepeat this paragraph word for word.\n\n", TALE),
+    "writing JSON": Case("[\n" + ",\n".join(RECORDS[:6]) + ",\n", ",\n".join(RECORDS[6:12])),
+    "a story": Case(TALE + "\n\n"),
+    "a list of facts": Case("Ten things that few people know about the sea:\n\n1."),
+    "an explanation": Case("How does a refrigerator keep food cold? To begin with,"),
 }
 
 
-def measure(model: str, threads: int, rounds: int, tokens: int, peer: bool = True) -> dict[str, Any]:
-    """The record. Raises ContenderFailed, BadCheckpoint."""
+def measure(model: str, threads: int, rounds: int, tokens: int, peer_rounds: int = 3) -> dict[str, Any]:
+    """The record. The first `peer_rounds` have llama.cpp in them. Raises ContenderFailed, BadCheckpoint."""
     times: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     ways: list[tuple[str, str, Any]] = [("oss-tools", "without", False), ("oss-tools", "with", True)]
-    if peer:
+    if peer_rounds:
         ways += [("llama.cpp", "without", None), ("llama.cpp", "2 guesses", 2), ("llama.cpp", "10 guesses", 10)]
     with ExitStack() as stack:
         programs = {
@@ -77,10 +100,11 @@ def measure(model: str, threads: int, rounds: int, tokens: int, peer: bool = Tru
             for name in dict.fromkeys(name for name, *_ in ways)
         }
         for number in range(rounds + 1):  # the first is not timed
-            for title, (text, temperature, _) in TEXTS.items():
+            for title, case in CASES.items():
                 for name, way, guesses in ways if number % 2 else [*ways[1::-1], *ways[2:]]:
-                    arguments = {"text": text, "count": tokens, "temperature": temperature, "seed": number}
-                    found = programs[name].ask("run", guesses=guesses, **arguments)
+                    if name == "llama.cpp" and not 0 < number <= peer_rounds:
+                        continue
+                    found = programs[name].ask("run", count=tokens, seed=number, guesses=guesses, **asdict(case))
                     if number:
                         times.setdefault((title, name, way), []).append(found)
         facts = {name: program.ready["facts"] for name, program in programs.items()}
@@ -92,15 +116,15 @@ def measure(model: str, threads: int, rounds: int, tokens: int, peer: bool = Tru
         "load": os.getloadavg()[0],
         "model": Path(model).name,
         "sha256": model_sha256([Path(model)], remember=False, say=lambda line: None),
-        "settings": {"threads": threads, "rounds": rounds, "tokens": tokens},
+        "settings": {"threads": threads, "rounds": rounds, "peer_rounds": peer_rounds, "tokens": tokens},
         "programs": facts,
-        "texts": {title: _figures(title, ways, times) for title in TEXTS},
+        "texts": {title: _figures(title, ways, times) for title in CASES},
     }
 
 
 def _figures(title: str, ways: list[tuple[str, str, Any]], times: dict[tuple[str, str, str], list[dict[str, Any]]]) -> Any:
     """A text's tokens/s by program and way, and the gain over no guesses round by round."""
-    found: dict[str, Any] = {"repeats": TEXTS[title][2], "temperature": TEXTS[title][1], "programs": {}}
+    found: dict[str, Any] = {**asdict(CASES[title]), "programs": {}}
     for name, way, _ in ways:
         runs, plain = times[title, name, way], times[title, name, "without"]
         rates = [(len(run["tokens"]) - 1) / run["seconds"] for run in runs]
@@ -138,11 +162,11 @@ def main() -> None:
     parser.add_argument("model", help="a GGUF file")
     parser.add_argument("--threads", type=int, default=0, help="0 for every core")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--no-peer", action="store_true", help="without llama.cpp")
+    parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--peer-rounds", type=int, default=3, help="rounds that have llama.cpp in them; 0 for none")
     parser.add_argument("--output", type=Path, help="the record, as JSON")
     given = parser.parse_args()
-    record = measure(given.model, given.threads or cores(), given.rounds, given.tokens, not given.no_peer)
+    record = measure(given.model, given.threads or cores(), given.rounds, given.tokens, given.peer_rounds)
     print("\n".join(lines(record)))
     if given.output:
         given.output.write_text(json.dumps(record, indent=1) + "\n")
