@@ -168,7 +168,7 @@ def rounded_steps(plan: Plan) -> list[Step]:
 
 def weights_hash(weight: np.ndarray) -> str:
     """Of float32 weights."""
-    return hashlib.sha256(np.ascontiguousarray(weight, np.float32)).hexdigest()
+    return hashlib.sha256(memoryview(np.ascontiguousarray(weight, np.float32)).cast("B")).hexdigest()  # type: ignore[arg-type]
 
 
 class _Rounder(Visitor):
@@ -186,7 +186,7 @@ class _Rounder(Visitor):
         self._steps, self._numbers, self._rounded = steps, numbers, rounded
         self._damping, self._options, self._progress = damping, options, progress
         self._threads = max((options.jobs or cores()) // 2, 1)  # the BLAS's threads spin for a while after each product
-        self._moments = np.zeros((0, 0), np.float32)
+        self._moments: np.ndarray = np.zeros((0, 0), np.float32)
         self._count = 0
         self._factors: dict[tuple[int, int], Factor] = {}
         self._prior: tuple[tuple[str, ...], np.ndarray, int] | None = (
@@ -219,8 +219,8 @@ class _Rounder(Visitor):
         """An expert's moments: of its own inputs and of some more, which are as its layer's or those of the experts before."""
         told = self._prior if self._prior and self._prior[0] == names else None
         _, mean, others = told or (names, np.zeros_like(sums), 0)
-        more = np.float32(min(others, PRIOR))
-        self._moments = (sums + more * mean) / np.float32(max(self._count + more, 1))
+        more = min(others, PRIOR)
+        self._moments = (sums + np.float32(more) * mean) / np.float32(max(self._count + more, 1))
         if told is None or not self._is_layers:
             total = others + self._count
             mean = (mean * np.float32(others) + sums) / np.float32(max(total, 1))

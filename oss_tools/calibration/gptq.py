@@ -86,7 +86,6 @@ def gptq(
     format: Format,
     *,
     rule: str | None = None,
-    importance: np.ndarray | None = None,
     amax: float | None = None,
     threads: int = 1,
 ) -> QTensor:
@@ -94,12 +93,10 @@ def gptq(
 
     Args:
         rule: how scales are found that are tried, of `format.rules`.
-        importance: float32 [K], of the squared error in that search; None for what an error costs.
         amax: as in `Format.quantize`.
     """
     parts = [
-        _rounded(weight[start : start + ROWS], factor, format, rule, importance, amax, threads)
-        for start in range(0, len(weight), ROWS)
+        _rounded(weight[start : start + ROWS], factor, format, rule, amax, threads) for start in range(0, len(weight), ROWS)
     ]
     return concatenate(parts)
 
@@ -109,7 +106,6 @@ def _rounded(
     factor: Factor,
     format: Format,
     rule: str | None,
-    importance: np.ndarray | None,
     amax: float | None,
     threads: int,
 ) -> QTensor:
@@ -128,7 +124,7 @@ def _rounded(
             low = int(here.min())
             part = _round_block(
                 before[:, start:stop], current[:, start:stop], here - low, factor, start, format, rule,
-                None if importance is None else importance[low : low + block], amax, threads,
+                amax, threads,
             )  # fmt: skip
             for name, plane in part.planes.items():
                 share = planes[name].shape[1] * block // columns
@@ -146,7 +142,7 @@ def _rounded(
 
 def _round_block(
     before: np.ndarray, current: np.ndarray, order: np.ndarray, factor: Factor, start: int, format: Format,
-    rule: str | None, importance: np.ndarray | None, amax: float | None, threads: int,
+    rule: str | None, amax: float | None, threads: int,
 ) -> QTensor:  # fmt: skip
     """A block of columns, given in the order of rounding, as a tensor [R, B] with its columns in their own order."""
     from numba_kernels.codec.compensation import round_block
@@ -156,9 +152,8 @@ def _round_block(
     back = np.argsort(order)
     here = slice(start, start + block)
     costs = factor.costs[here]
-    weights = costs[back] if importance is None else importance
     values = np.ascontiguousarray(current[:, back])
-    searched = format.quantize(values, rule=rule, importance=weights, amax=amax, threads=threads)
+    searched = format.quantize(values, rule=rule, importance=costs[back], amax=amax, threads=threads)
     tried = [searched, *format.other_scales(searched)]
     lattices = [format.lattice(some) for some in tried]
     scales = np.stack([lattice.scale for lattice in lattices], 1)

@@ -121,7 +121,7 @@ def print_output_errors(manifest: Manifest, show: int) -> None:
     found = output_errors(manifest)
     if not found:
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (name, f"{error.before:.3e}", f"{error.after:.3e}", f"{error.tokens:,.0f}", str(error.unmet or ""))
         for name, error in found[: show or None]
     ]
