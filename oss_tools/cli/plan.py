@@ -1,4 +1,4 @@
-"""Find the best mixture of number formats for a size, or the smallest for a quality.
+"""Find the best mixture of number formats for a size or a quality.
 
 Every matrix is rounded alone, and how far that moves the model's predictions (KL divergence from the model as it is, in nats) is
 measured over a text. Then formats are chosen under the budget so that the sum is least: embedding, output, attention and router

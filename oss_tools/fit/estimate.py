@@ -20,7 +20,11 @@ from oss_tools.sizes import format_size
 STORED = "as stored"
 SLOWEST, FASTEST = 0.5, 1.0  # share of the memory's read speed that token generation reaches
 CONTAINERS = ("hf", "gguf")
-RECOMMENDED = ("best-6", "best-5", "best-4")  # below eight bits, where nothing is published: found by measurement (docs/plan.md)
+RECOMMENDED = (
+    "best-6",
+    "best-5",
+    "best-4",
+)  # below eight bits, where nothing is published: found by measurement (docs/plan.md)
 EIGHT_BITS, FEW_BITS = 8.0, 9.0  # per weight: what is stored in fewer is not made smaller without need
 
 
@@ -193,7 +197,8 @@ def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def choose(estimate: Estimate, machine: Machine) -> Choice:
     """The published weights if they fit and are small already; else the most bits per weight, up to about eight, that fit; below
-    eight, the largest of the mixtures that were found by measurement. What fits a graphics card only is chosen where nothing fits the memory."""
+    eight, the largest of the mixtures that were found by measurement. What fits a graphics card only is chosen where nothing fits
+    the memory."""
     limits = _limits(estimate, machine)
     rows = [r for r in estimate.rows if machine.disk_holds(r.file_bytes)]
     fitting = [r for r in rows if r.memory.total <= machine.ram]
@@ -213,7 +218,9 @@ def choose(estimate: Estimate, machine: Machine) -> Choice:
     mixtures = [r for r in small if r.name in RECOMMENDED]
     if row.bits_per_weight < EIGHT_BITS and mixtures:
         row = max(mixtures, key=lambda r: r.bits_per_weight)
-        return Choice(row, f"a mixture whose formats were chosen by what each loses (`plan` finds your model's), and {where}", limits)
+        return Choice(
+            row, f"a mixture whose formats were chosen by what each loses (`plan` finds your model's), and {where}", limits
+        )
     if published:
         factor = published.token_bytes[0] / row.token_bytes[0]
         return Choice(

@@ -237,6 +237,8 @@ def record(name: str, folder: Path) -> dict[str, Any]:
         )
     found = {f"{row['format']}/{row['way']}": summary({k: v for k, v in row.items() if k not in common}) for row in kept}
     tests = {name: paired(found, *name.split(" - ")) for name in comparisons(found)}
+    for row in found.values():
+        row["passages"] = {number: round(passage["kld"], 7) for number, passage in row["passages"].items()}
     return {
         "schema": SCHEMA,
         **common,

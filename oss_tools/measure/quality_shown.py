@@ -18,9 +18,10 @@ WAYS = {
     "llama.cpp, importance": "#b279a2",
     "torchao": "#9d755d",
 }
-WIDTH, HEIGHT = 560.0, 380.0  # of a base's panel
+WIDTH, HEIGHT = 600.0, 380.0  # of a base's panel
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 56.0, 48.0
-LETTER = 6.6
+LETTER = 6.2
+SIDE = 14.0  # between formats of the same bits
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -36,10 +37,11 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bits_of(rows: Mapping[str, Any], format: str) -> float | None:
-    """A weight, of the files in this format; ours and the peers' mixtures of one name may differ a little: ours then."""
+def bits_of(rows: Mapping[str, Any], format: str) -> float:
+    """A weight, of the files in this format; ours and the peers' mixtures of one name may differ a little: ours then.
+    0 where no row has a file."""
     found = [row["bits"] for way in WAYS if (row := rows.get(f"{format}/{way}")) and row["bits"]]
-    return found[0] if found else None
+    return found[0] if found else 0.0
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -87,16 +89,19 @@ def _panel(record: Mapping[str, Any]) -> list[str]:
                     _line(LEFT, up(value), WIDTH - RIGHT, up(value), "#e4e4e4"),
                     _text(LEFT - 6, up(value) + 4, f"{value:g}", "end"),
                 ]
-    for bits in range(math.ceil(low), math.floor(high) + 1):
+    for bits in (half / 2 for half in range(math.ceil(2 * low - 0.4), math.floor(2 * high + 0.4) + 1)):
         parts += [_line(across(bits), HEIGHT - BOTTOM, across(bits), HEIGHT - BOTTOM + 4, "#444"),
-                  _text(across(bits), HEIGHT - BOTTOM + 17, str(bits), "middle")]  # fmt: skip
+                  _text(across(bits), HEIGHT - BOTTOM + 17, f"{bits:g}", "middle")]  # fmt: skip
     parts.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "#444"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "bits a weight, of the whole file", "middle"))
     parts.append(_text(LEFT, TOP - 8, "KL divergence from the base, nats"))
     taken: list[tuple[float, float]] = []
+    shown: list[str] = []
     for format in dict.fromkeys(row["format"] for row in rows):
         own = [row for row in rows if row["format"] == format]
-        places = [(across(row["bits"]), up(row["kld"]["value"])) for row in own]
+        beside = SIDE * sum(abs(bits_of(record["rows"], name) - own[0]["bits"]) < 0.02 for name in shown)
+        shown.append(format)
+        places = [(across(row["bits"]) + beside, up(row["kld"]["value"])) for row in own]
         parts += [_line(x, y, x2, y2, "#cccccc") for (x, y), (x2, y2) in itertools.pairwise(places)]
         for row, (x, y) in zip(own, places, strict=True):
             hint = f"{format}, {row['way']}: {row['bits']:.2f} bits, {row['kld']['value']:.4f} nats"
@@ -116,11 +121,11 @@ def _label(name: str, x: float, y: float, taken: list[tuple[float, float]]) -> s
 
 
 def _legend(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    parts, x = [], LEFT + 90
+    parts, x = [], LEFT + 84
     for way, colour in WAYS.items():
         if any(row["way"] == way for row in rows):
             parts += [f'<circle cx="{x:.1f}" cy="16" r="4" fill="{colour}"/>', _text(x + 8, 20, way)]
-            x += 22 + LETTER * len(way)
+            x += 18 + LETTER * len(way)
     return parts
 
 

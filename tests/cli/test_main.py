@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy() -> None:
         f"{HEAVY!r}], [m for m in sys.modules if m.startswith('oss_tools.cli.')])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip().splitlines()[-1] == "[] ['oss_tools.cli._outlet', 'oss_tools.cli.main']"
+    assert output.strip().splitlines()[-1] == "[] ['oss_tools.cli._outlet', 'oss_tools.cli._groups', 'oss_tools.cli.main']"
 
 
 def test_help_is_quick() -> None:
