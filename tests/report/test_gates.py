@@ -310,7 +310,7 @@ def test_noise_never_fails_and_strict_has_no_noise(value: float, below: float, a
         ({"rules": [{"metric": "size", "max": 1}, {"metric": "size", "maximum": 1}]}, "rule 2: unknown field 'maximum'"),
         ({"rules": [{"max": 1}]}, "rule 1: the field 'metric' is missing"),
         ({"rules": [{"metric": "size"}]}, "rule 1: min, max or both are wanted"),
-        ({"rules": [{"metric": "sise", "max": 1}]}, "rule 1: metric: no metric 'sise'"),
+        ({"rules": [{"metric": "sise", "max": 1}]}, "rule 1: metric: no metric named 'sise'"),
         ({"rules": [{"metric": "size", "max": math.nan}]}, "rule 1: max: a finite number is wanted, not 'nan'"),
         ({"rules": [{"metric": "size", "max": "2 MB"}]}, "rule 1: max: a finite number is wanted"),
         ({"rules": [{"metric": "size", "max": True}]}, "rule 1: max: a finite number is wanted"),
