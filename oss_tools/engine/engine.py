@@ -102,7 +102,7 @@ class Engine:
         context: the most positions of a sequence.
         metadata: the checkpoint's tokenizer, templates, configs.
         prefixes: keys and values of prompts already seen.
-        computed: positions that forward passes have computed so far, wrong guesses left out, which says what shared prefixes saved.
+        computed: positions that passes have computed so far, but for wrong guesses, which says what shared prefixes saved.
         pace: what is known of passes that take guessed tokens along (`lookup`); None where none do.
     """
 
