@@ -13,7 +13,7 @@ import types as python_types
 from collections.abc import Callable
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
@@ -23,6 +23,7 @@ from numba_kernels.simd import path
 from numba_kernels.simd.values import get_f32, get_i64
 
 P = ParamSpec("P")
+T = TypeVar("T")
 SIGNATURE = types.void(types.int64, types.int64, types.int64)  # (arguments, team, thread)
 
 
@@ -108,23 +109,23 @@ class Op:
         return cells, kept
 
 
-def maker(function: Callable[P, Any]) -> Callable[P, Any]:
+def maker(function: Callable[P, T]) -> Callable[P, T]:
     """For functions that make operations of names, numbers and other operations: each is made once, and says how (`made_by`)."""
-    signature = inspect.signature(function)
+    signature, plain = inspect.signature(function), cast("Callable[..., Any]", function)
 
     @lru_cache
     def made(*arguments: Any) -> Any:
-        found = function(*arguments)
+        found = plain(*arguments)
         for number, op in enumerate(found) if isinstance(found, tuple) else [(None, found)]:
             if op not in arguments:
-                op.made_by = (function.__module__, function.__name__, arguments, number)
+                op.made_by = (plain.__module__, plain.__name__, arguments, number)
         return found
 
     @wraps(function)
-    def make(*given: P.args, **named: P.kwargs) -> Any:
+    def make(*given: P.args, **named: P.kwargs) -> T:
         bound = signature.bind(*given, **named)
         bound.apply_defaults()
-        return made(*bound.args)
+        return cast("T", made(*bound.args))
 
     return make
 

@@ -17,8 +17,8 @@ def recipe_of(op: Op) -> Recipe | None:
         told = [_told(argument) for argument in arguments]
         return None if None in told else [module, name, told, number]
     module = op.function.__module__
-    name = next((name for name, value in vars(importlib.import_module(module)).items() if value is op), None)
-    return [module, name, None, None] if name else None
+    names = [name for name, value in vars(importlib.import_module(module)).items() if value is op]
+    return [module, names[0], None, None] if names else None
 
 
 def op_of(recipe: Recipe) -> Op:

@@ -17,7 +17,7 @@ from oss_tools.cli._output import print_json, print_table, remark
 EXAMPLES = """
 oss-tools cache
 oss-tools cache --clear
-oss-tools cache --json | jq '.[].bytes'
+oss-tools cache --json | jq '.kept[].bytes'
 """
 
 
@@ -38,7 +38,7 @@ def run(
         remark(f"kernels are not kept: {numba_kernels.NOT_KEPT}; NUMBA_CACHE_DIR names another folder")
     found = [*kernels(), kept("downloads", cache_folder())]
     if as_json:
-        print_json([{"what": k.what, "path": str(k.path), "bytes": k.nbytes, "files": k.files} for k in found])
+        print_json({"kept": [{"what": k.what, "path": str(k.path), "bytes": k.nbytes, "files": k.files} for k in found]})
     else:
         rows = [(k.what, format_size(k.nbytes), f"{k.files:,}", str(k.path)) for k in found]
         print_table(rows, ("what", "size", "files", "folder"), right=range(1, 3))

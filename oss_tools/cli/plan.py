@@ -26,7 +26,6 @@ EXAMPLES = """
 oss-tools plan gpt-oss-20b-bf16/ --size 9GB -o recipe.yaml
 oss-tools plan model-bf16/ --bits 4.5 --check
 oss-tools plan model.gguf --kld 0.02 --formats q4_k,q5_k,q6_k,q8_0 -o recipe.yaml
-oss-tools requantize model-bf16/ model.gguf --recipe recipe.yaml
 """
 SCORED_FROM = 8  # of a sequence, the first of so many parts is context alone
 SHOWN = 12  # tensors that are named

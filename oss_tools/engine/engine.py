@@ -102,7 +102,7 @@ class Engine:
         context: the most positions of a sequence.
         metadata: the checkpoint's tokenizer, templates, configs.
         prefixes: keys and values of prompts already seen.
-        computed: positions that forward passes have computed so far, which says what shared prefixes saved.
+        computed: positions that passes have computed so far, but for wrong guesses, which says what shared prefixes saved.
         pace: what is known of passes that take guessed tokens along (`lookup`); None where none do.
     """
 
@@ -321,11 +321,11 @@ class Engine:
                 sequence.capacity = min(max(2 * sequence.capacity, needed), self.context)
                 self.backend.grow(sequence.cache, sequence.capacity)
         self.backend.run([Run(s.cache, np.array(tokens, np.int32), len(s.tokens)) for s, tokens in parts])
-        self.computed += sum(len(tokens) for _, tokens in parts)
 
     def _keep(self, sequence: Sequence, tokens: list[int]) -> None:
         """Takes tokens that a pass has computed into their sequence."""
         sequence.tokens += tokens
+        self.computed += len(tokens)
         if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, self.backend.recent, 256):
             self.save(sequence)
 

@@ -12,7 +12,8 @@ import numpy as np
 
 def seconds_between(tokens: Iterable[int], count: int) -> tuple[float, list[int]]:
     """Seconds from the first of `count` tokens to the last, and the tokens."""
-    began, found = 0.0, []
+    began = 0.0
+    found: list[int] = []
     for token in tokens:
         if not found:
             began = time.perf_counter()
@@ -89,11 +90,15 @@ class LlamaCpp:
 
         def load(guesses: int | None) -> Any:
             draft = LlamaPromptLookupDecoding(num_pred_tokens=guesses) if guesses else None
-            room = {
-                "n_ctx": context,
-                "logits_all": bool(guesses),
-            }  # else it has room for those of a batch only
-            return Llama(model, **room, n_threads=threads, n_threads_batch=threads, draft_model=draft, verbose=False)
+            return Llama(
+                model,
+                n_ctx=context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                logits_all=bool(guesses),  # else there is room for the logits of a batch only
+                draft_model=draft,
+                verbose=False,
+            )
 
         self._models = {guesses: load(guesses) for guesses in (None, *self.GUESSES)}
 

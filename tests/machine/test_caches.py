@@ -23,7 +23,7 @@ def cache(home: Path, *options: str, **environment: str) -> tuple[list[dict[str,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout), done.stderr
+    return json.loads(done.stdout)["kept"], done.stderr
 
 
 def filled(folder: Path) -> Path:
