@@ -161,11 +161,16 @@ class Kernel:
         """Bytes of shared memory that a block is given at its launch, beside its own arrays."""
         return int(self.constants.get("SHARED_BYTES", 0))
 
-    @property
-    def _bounds(self) -> tuple[int, int] | None:
+    def resident(self, architecture: tuple[int, int]) -> int:
+        """How many blocks are to share a multiprocessor, 0 if that is left open. Two at most before Hopper, where the assembler
+        needs more registers for the same code."""
+        wanted = int(self.constants.get("RESIDENT", 0))
+        return min(wanted, 2) if architecture < DEPENDENT else wanted
+
+    def _bounds(self, architecture: tuple[int, int]) -> tuple[int, int] | None:
         """Threads of a block, and how many blocks are to share a multiprocessor: the assembler takes no more registers."""
-        resident = self.constants.get("RESIDENT")
-        return (self.threads, int(resident)) if resident else None
+        resident = self.resident(architecture)
+        return (self.threads, resident) if resident else None
 
     @cached_property
     def _specialized(self) -> Any:
@@ -177,7 +182,7 @@ class Kernel:
         with _pretended(architecture):
             text, _ = cuda.compile(
                 self._specialized, signature, cc=architecture, device=False, abi="numba", output="ptx",
-                launch_bounds=self._bounds,
+                launch_bounds=self._bounds(architecture),
             )  # fmt: skip
         if architecture < DEPENDENT:
             return re.sub(r"^.*(griddepcontrol|cp\.async\.bulk\.prefetch)\..*\n", "", str(text), flags=re.M)

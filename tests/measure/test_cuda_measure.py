@@ -146,13 +146,15 @@ def test_bytes_of_the_cache() -> None:
 
 
 @pytest.mark.peers
-def test_transformers() -> None:
+def test_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
     from oss_tools.measure import cuda_peer
 
     work = cuda_models.Work(prompts=(3,), depths=(0, 2), generate=2)
     found = all_of(cuda_peer.speed(load_shape("gpt-oss-tiny"), work, device="cpu"))
     assert [g["depth"] for g in found["generation"]] == [0, 2]
     assert found["prompts"][0]["tokens_per_second"] > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MissingPackage, match="cannot use this GPU"):
         all_of(cuda_peer.speed("gpt-oss-20b"))
 

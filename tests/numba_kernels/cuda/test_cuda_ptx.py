@@ -28,12 +28,41 @@ HOPPER = [pytest.param(e, marks=() if e.name in QUICK else pytest.mark.slow, id=
 def assert_waits(text: str) -> None:
     """A launch may begin while the one before it still runs: until it waits for that, it touches nothing but weights, which alone
     are read past the first cache, and what launches wrote that have ended, which alone is read by relaxed loads."""
-    lines = [line.strip() for line in text.splitlines()]
-    (wait,) = (n for n, line in enumerate(lines) if line == "griddepcontrol.wait;")
     touching = re.compile(
         r"(@!?%p\d+\s+)?(ld\.(volatile\.)?global(?!\.nc|\.L1::no_allocate)|st\.(volatile\.)?global|atom|red)\b"
     )
-    assert wait < min(n for n, line in enumerate(lines) if touching.match(line))
+    assert not [line for line in before_waiting(text) if touching.match(line)]
+
+
+def before_waiting(text: str) -> list[str]:
+    """The instructions that a thread may come to before it waits, in whatever order the text has them."""
+    lines = [line.split("//")[0].strip() for line in text.splitlines()]
+    labels = {line[:-1]: n for n, line in enumerate(lines) if re.fullmatch(r"\$\w+:", line)}
+    assert lines.count("griddepcontrol.wait;") == 1
+    seen: set[int] = set()
+    waiting, ways = False, [next(n for n, line in enumerate(lines) if ".entry" in line)]
+    while ways:
+        n = ways.pop()
+        while n < len(lines) and n not in seen:
+            if lines[n] == "griddepcontrol.wait;":
+                waiting = True
+                break
+            seen.add(n)
+            if jump := re.match(r"(@!?%p\d+\s+)?bra(?:\.uni)?\s+(\$\w+);", lines[n]):
+                ways.append(labels[jump[2]])
+            if lines[n] == "ret;" or (jump and not jump[1]):
+                break
+            n += 1
+    assert waiting
+    return [lines[n] for n in sorted(seen)]
+
+
+def test_what_comes_before_the_wait_is_found() -> None:
+    """By the ways that a thread may take: what stands above is not before, and what stands below may be."""
+    begin, rest = ".entry f()\n{\nbra.uni $B;\n$A:\nld.global.u32 %r1, [%rd1];\nret;\n", "bra.uni $A;\n}"
+    assert_waits(begin + "$B:\ngriddepcontrol.wait;\n" + rest)
+    with pytest.raises(AssertionError):
+        assert_waits(begin + "$B:\n@%p1 bra $A;\ngriddepcontrol.wait;\n" + rest)
 
 
 def check(example: Example, architecture: tuple[int, int]) -> None:
@@ -48,7 +77,7 @@ def check(example: Example, architecture: tuple[int, int]) -> None:
     assert not [name for name in found if ".f64" in name]  # no double precision by accident
     assert not [name for name in example.contains if name not in found]
     resources = assemble(text, architecture)
-    resident = example.kernel.constants.get("RESIDENT", 0)
+    resident = example.kernel.resident(architecture)
     assert resources.spills <= (
         256 if resident else 0
     )  # with a bound: what is used before and after a loop may be put aside
