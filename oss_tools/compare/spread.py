@@ -151,7 +151,9 @@ class SpreadWork(Work):
     def _answerer_of(self, m: Member) -> dict[str, Any]:
         """What the logs' first lines say of the subject that answered."""
         logs = (self._folder(m, task) / "answers.jsonl" for _, task in self.tasks)
-        header = next((json.loads(log.open(encoding="utf-8").readline()) for log in logs if log.exists()), {})
+        header: dict[str, Any] = next(
+            (json.loads(log.open(encoding="utf-8").readline()) for log in logs if log.exists()), {}
+        )
         return {name: header[name] for name in ("backend", "activations", "context") if name in header}
 
 

@@ -196,7 +196,7 @@ def content_hash(checkpoint: Checkpoint) -> str:
         digest.update(f"{name} {entry.format.name}\0".encode())
         for chunk in chunks([entry]):
             for plane in checkpoint.read(name, *chunk).planes.values():
-                digest.update(np.ascontiguousarray(plane).view(np.uint8))
+                digest.update(np.ascontiguousarray(plane).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -286,7 +286,9 @@ def paired(found: Mapping[str, Any], second: str, first: str) -> dict[str, Any]:
     one, two = (found[name]["passages"] for name in (first, second))
     both = [number for number in one if number in two]
     outcomes = [[row[number]["kld"] for number in both] for row in (one, two)]
-    return vars(paired_difference(*outcomes, higher_is_better=False)) | {"ratio": sum(outcomes[1]) / sum(outcomes[0])}
+    return vars(paired_difference(outcomes[0], outcomes[1], higher_is_better=False)) | {
+        "ratio": sum(outcomes[1]) / sum(outcomes[0])
+    }
 
 
 def kept_file(name: str, folder: Path, row: Row) -> Path:

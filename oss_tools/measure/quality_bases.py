@@ -189,7 +189,7 @@ class Medians(Visitor):
 
     def linear(self, name: str, matrix: int | None, x: np.ndarray, read: Callable[[], np.ndarray]) -> None:
         if name.endswith("mlp.gate_proj.weight"):
-            direction = self.rng.normal(0, 1, x.shape[1]).astype(np.float32)
+            direction: np.ndarray = self.rng.normal(0, 1, (x.shape[1],)).astype(np.float32)
             direction /= np.linalg.norm(direction)
             self.found[name] = direction, float(np.median(x @ direction))
 

@@ -313,7 +313,7 @@ def changes(checkpoint: Checkpoint, formats: Mapping[str, str], importance: Impo
     """How `requantize` rounds these tensors to these formats, matrix by matrix."""
 
     def change(name: str, format: Format) -> Change:
-        weights = (importance or {}).get(name)
+        weights = importance.get(name) if importance else None
 
         def rounded(values: np.ndarray, matrix: int) -> QTensor:
             own = None if weights is None else weights[matrix] if weights.ndim > 1 else weights
