@@ -103,3 +103,8 @@ def test_the_structure_is_printed() -> None:
     print(f"{len(sizes)} files in {len(FLOORS)} rooms, {edges} imports, median {median(sizes.values()):,.0f} bytes")
     print(f"largest {sizes[largest]:,} bytes ({largest}), {above} above 14 KiB")
     assert edges > len(sizes)
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py")]
+    assert sorted(names) == sorted(set(names)), "pytest imports them by their names alone"

@@ -1,6 +1,6 @@
 """Conversations with a simulated user: a small domain in tau2's form, in a process where a stand-in for tau2 is installed.
 
-tests/interop/test_tau2.py plays the same with tau2 itself.
+tests/interop/test_tau2_package.py plays the same with tau2 itself.
 """
 
 import json
