@@ -1,0 +1,46 @@
+"""Measure a model's perplexity on texts, and its divergence from another.
+
+The perplexity is how surprised the model is by each token that comes, on average: smaller is better, and figures of one text and
+one tokenizer compare. Without FILE the texts are those of the suite `text`. --base adds how far the predictions are from another
+model's (KL divergence, in nats), which shows damage long before the perplexity does. It is what `eval --text FILE` measures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oss_tools.cli._engine import EngineOptions, Model
+from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
+
+EXAMPLES = """
+oss-tools perplexity tiny
+oss-tools perplexity gpt-oss-20b-q4.gguf handbook.txt --base gpt-oss-20b/
+oss-tools perplexity model.gguf wiki.test.raw --limit 20 --json
+"""
+
+
+def run(
+    model: Model,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE…", help="Texts. [default: the suite's]", show_default=False)
+    ] = None,
+    *,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", parser=model_path, help="A model whose predictions are the measure.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only so many passages of each text.", show_default=False)
+    ] = None,
+    how: EngineOptions,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    from oss_tools.cli import eval as scores
+
+    settings = {name: value for name, value in how.settings().items() if name != "speculate"}  # nothing is generated
+    texts = {"text": files} if files else {"suite": "text"}
+    scores.run(model, **texts, base=base, limit=limit, as_json=as_json, quiet=quiet, **settings)  # type: ignore[arg-type]
