@@ -1,4 +1,4 @@
-"""Measure a model's perplexity on texts, and its divergence from another.
+"""Measure a model's perplexity on texts, and how far it is from another.
 
 The perplexity is how surprised the model is by each token that comes, on average: smaller is better, and figures of one text and
 one tokenizer compare. Without FILE the texts are those of the suite `text`. --base adds how far the predictions are from another

@@ -24,7 +24,7 @@ def test_the_figures_are_those_of_eval(tmp_path: Path) -> None:
     text.write_text("The sea was calm, and the ship lay at anchor in the bay. " * 30)
     by_verb, by_eval = oss_tools("perplexity", "tiny", text, "--base", "tiny"), oss_tools("eval", "tiny", "--text", text)
     (task,) = by_verb["tasks"]
-    assert by_verb["tasks"][task]["metrics"] == by_eval["tasks"][task]["metrics"]
+    assert by_verb["tasks"][task]["scores"] == by_eval["tasks"][task]["scores"]
     assert by_verb["divergence"]["kld"]["mean"] == 0.0
 
 
