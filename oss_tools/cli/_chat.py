@@ -119,7 +119,7 @@ class Speaker:
 
     def complete(self, tokens: list[int], figures: Figures) -> Iterator[int]:
         """The tokens that follow, as they come."""
-        from oss_tools.engine.engine import Request
+        from oss_tools.engine.requests import Request
 
         began = last = time.perf_counter()
         figures.prompt_tokens += len(tokens)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from oss_tools.chat.completion import Completion, Delta
     from oss_tools.chat.messages import Conversation, Effort
     from oss_tools.chat.structured import Form
-    from oss_tools.engine.engine import Token
+    from oss_tools.engine.requests import Token
 
 EXAMPLES = """
 oss-tools generate tiny "What is 47 + 38?" --show-analysis --reasoning high
@@ -91,7 +91,7 @@ def run(
     from oss_tools.chat.chat_template import chat_template, has_chat_template
     from oss_tools.chat.messages import Conversation, Message
     from oss_tools.chat.structured import constraint_for, plain_constraint
-    from oss_tools.engine.engine import Request
+    from oss_tools.engine.requests import Request
 
     rule = sampling.rule()
     form = form_of(json_schema, regex)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.engine.backend import LOADS, Backend, Draw, OnCompile, Options, Progress, Run, backend_class
-from oss_tools.engine.constraints import Constraint, Grammars, NewConstraint
-from oss_tools.engine.lookup import MOST, SHARE, Lookup, Pace
+from oss_tools.engine.backend import LOADS, Backend, OnCompile, Options, Progress, Run, backend_class
+from oss_tools.engine.constraints import Grammars
+from oss_tools.engine.generation import Generation
+from oss_tools.engine.lookup import MOST, SHARE, Pace
 from oss_tools.engine.prefix import PrefixCache
-from oss_tools.engine.sampling import Sampler, Sampling, log_probability, log_softmax
+from oss_tools.engine.requests import Request, Scores, Sequence, Token
+from oss_tools.engine.sampling import log_probability
 from oss_tools.engine.sharing import Stem, find_stems
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest
@@ -29,68 +29,6 @@ DEFAULT_CONTEXT = 4096
 PREFIX_SHARE = 8  # the prefix cache may take one part in so many of the memory that is free after loading
 WAVE = 32  # sequences that `score` works on at a time
 SHARED = 32  # a common beginning of so many tokens is worth a pass of its own
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to generate.
-
-    Attributes:
-        tokens: the prompt, at least one token.
-        max_tokens: the most tokens to generate.
-        sampling: how tokens are chosen.
-        stop: strings at which the text ends; they are cut off.
-        stop_tokens: ids that end it; None takes the tokenizer's.
-        logprobs: None for none; 0 for the chosen tokens' log-probabilities, n for the n likeliest as well.
-        constraint: makes what the text is held to; None for nothing.
-    """
-
-    tokens: list[int]
-    max_tokens: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] | None = None
-    logprobs: int | None = None
-    constraint: NewConstraint | None = None
-
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token.
-
-    Attributes:
-        id: in the vocabulary.
-        text: the text that became certain with it; "" while a character or a stop string may be incomplete.
-        logprob: natural logarithm of its probability before any sampling rule, if asked for.
-        top: the likeliest tokens with theirs.
-        finish: on the last token "stop" or "length".
-    """
-
-    id: int
-    text: str = ""
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    finish: str | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How likely given tokens were: natural log-probabilities float32 [n], and which were the likeliest, bool [n]."""
-
-    logprobs: np.ndarray
-    greedy: np.ndarray
-
-
-@dataclass(eq=False)
-class Sequence:
-    """A live sequence: the tokens whose keys and values are cached, how many of them the prefix cache has seen, and whether it
-    is to see the others."""
-
-    cache: Any
-    capacity: int
-    tokens: list[int] = field(default_factory=list)
-    saved: int = 0
-    kept: bool = True
 
 
 class Engine:
@@ -593,121 +531,6 @@ class Engine:
         for logits in self._logits(np.array([row for _, row in others], np.int64)):
             chosen |= {g: token for row, (g, _) in zip(logits, waiting, strict=False) if (token := g.choose(row))}
         return [(g, chosen[g]) for g, _ in ready if g in chosen]
-
-
-class Generation:
-    """A request being worked on.
-
-    Attributes:
-        index: which of several requests this is.
-        sequence: what has been computed of it.
-        ahead: the tokens that the next passes are given.
-        generated: how many tokens have been chosen.
-        ended: whether the last one has.
-        failed: why there is no next token, though the text has not ended.
-        lookup: what the text so far says of its next tokens.
-    """
-
-    def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
-        self.index, self.request, self.sequence = index, request, sequence
-        self.ahead = request.tokens[len(sequence.tokens) :]  # what the next passes are given
-        self.sampler = Sampler(request.sampling, set(request.tokens))
-        self.seed = int(np.random.default_rng(request.sampling.seed).integers(1 << 31))  # for a backend that draws
-        has_text = engine.has_text
-        self.stream = engine.text.stream(request.stop) if has_text else None
-        own = engine.text.stop_tokens if has_text else frozenset()
-        self.stop_tokens = own if request.stop_tokens is None else request.stop_tokens
-        self.constraint: Constraint | None = request.constraint() if request.constraint else None
-        self.left = min(request.max_tokens, engine.context - len(request.tokens) + 1)
-        self.generated = 0
-        self.ended = False
-        self.failed: BadRequest | None = None
-
-    @cached_property
-    def lookup(self) -> Lookup:
-        return Lookup(self.sequence.tokens + self.ahead)
-
-    @property
-    def room_for_guesses(self) -> int:
-        """Tokens that may be guessed without more memory, and that may be chosen."""
-        return max(min(self.left - 1, self.sequence.capacity - len(self.sequence.tokens) - 1, MOST), 0)
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether the likeliest token is all that is asked for."""
-        s = self.request.sampling
-        return s.temperature == 0 and s.repetition_penalty == 1.0 and self._is_token_all
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the token is drawn from all there are, and nothing but the token is asked for."""
-        s = self.request.sampling
-        plain = s.repetition_penalty == 1.0 and s.top_k == 0 and s.top_p == 1.0 and s.min_p == 0.0
-        return plain and self._is_token_all
-
-    @property
-    def _is_token_all(self) -> bool:
-        """Whether nothing is asked for that needs all logits."""
-        return self.request.logprobs is None and self.constraint is None
-
-    @property
-    def draw(self) -> Draw:
-        return Draw(self.request.sampling.temperature, self.seed, len(self.sequence.tokens) - 1)
-
-    def suspend(self, engine: Engine) -> None:
-        """Gives the keys and values up, but for what the prefix cache keeps of them, until `resume`."""
-        engine.save(self.sequence)
-        self.ahead = self.sequence.tokens + self.ahead
-        self.sequence = Sequence(None, 0)
-
-    def resume(self, engine: Engine, room: int) -> None:
-        """Goes on after `suspend`: what is no longer known is computed again."""
-        tokens = self.ahead
-        self.sequence = engine.open(tokens, min(room, self.left))
-        self.ahead = tokens[len(self.sequence.tokens) :]
-
-    def choose(self, logits: np.ndarray) -> Token | None:
-        """The next token from logits [vocabulary]; sets `ended` on the last one. None, and `failed`, if what the text is held to
-        lets no token come."""
-        allowed = logits
-        try:
-            if self.constraint:
-                allowed = logits.copy()
-                self.constraint.mask(allowed)
-            token = self.sampler(allowed)
-            return self.take(token, *self._logprobs(logits, token))
-        except BadRequest as error:
-            self.failed, self.ended = error, True
-            return None
-
-    def take(self, token: int, logprob: float | None = None, top: tuple[tuple[int, float], ...] = ()) -> Token:
-        """The token that was chosen, with its text."""
-        self.ahead = [token]
-        if "lookup" in self.__dict__:
-            self.lookup.add(token)
-        self.left -= 1
-        self.generated += 1
-        text = ""
-        if self.constraint:
-            self.constraint.accept(token)
-        if token in self.stop_tokens:
-            finish: str | None = "stop"
-        else:
-            text = self.stream.add(token) if self.stream else ""
-            over = self.constraint is not None and self.constraint.ended and not self.stop_tokens
-            finish = "stop" if over or (self.stream and self.stream.stopped) else "length" if self.left == 0 else None
-        self.ended = finish is not None
-        if self.ended and self.stream and not self.stream.stopped:
-            text += self.stream.flush()
-        return Token(token, text, logprob, top, finish=finish)
-
-    def _logprobs(self, logits: np.ndarray, token: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-        n = self.request.logprobs
-        if n is None:
-            return None, ()
-        logprobs = log_softmax(logits)
-        best = np.argsort(-logprobs, kind="stable")[:n]
-        return float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best)
 
 
 def _tokenizer(metadata: Metadata, check: Callable[[Metadata], None]) -> tuple[Metadata, Text | None]:

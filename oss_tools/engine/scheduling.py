@@ -16,7 +16,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from oss_tools.engine.engine import Engine, Generation, Request, Token
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.generation import Generation
+from oss_tools.engine.requests import Request, Token
 from oss_tools.errors import Busy
 
 PROMPT = 128  # tokens of prompts in a pass that others generate in, at most: so long do those wait

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from oss_tools.engine.engine import Engine, Request, Scores, Token
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request, Scores, Token
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from oss_tools.harness.answerer import Answerer

@@ -17,7 +17,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 
 from oss_tools.chat.messages import Conversation
-from oss_tools.engine.engine import Engine, Request, Scores
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request, Scores
 from oss_tools.harness.answerer import Answerer, beginning_of
 from oss_tools.harness.answers import Answer, Details
 from oss_tools.harness.jobs import Asked, Job, Prompt, Reply, Rule, Usage

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from oss_tools.convert.synth import Shape, load_shape, shape_names
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest
 from oss_tools.measure.cuda_drawn import drawn_engine

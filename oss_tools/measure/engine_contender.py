@@ -6,7 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.measure.counters import counters
 from oss_tools.measure.worker import Contender
 

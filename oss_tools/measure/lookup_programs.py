@@ -56,7 +56,7 @@ class OssTools:
 
     def run(self, prompt: str, answer: str, temperature: float, count: int, seed: int, guesses: bool) -> dict[str, Any]:
         """Continues a text, see `lookup.Case`."""
-        from oss_tools.engine.engine import Request
+        from oss_tools.engine.requests import Request
         from oss_tools.engine.sampling import Sampling
 
         engine = self._engine

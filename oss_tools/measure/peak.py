@@ -40,7 +40,8 @@ def peak_bytes(model: Path, context: int, threads: int = 0) -> int:
 
 def fill(model: Path, context: int, threads: int) -> None:
     """Loads the model and generates the last tokens of a full context."""
-    from oss_tools.engine.engine import Engine, Request
+    from oss_tools.engine.engine import Engine
+    from oss_tools.engine.requests import Request
 
     with Engine.load(model, context=context, threads=threads) as engine:
         vocabulary = min(engine.backend.vocabulary, 256)

@@ -13,7 +13,7 @@ from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.structured import Form, constraint_for, is_held
 from oss_tools.chat.tools.base import Tool
 from oss_tools.engine.constraints import NewConstraint
-from oss_tools.engine.engine import Request, Token
+from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.sampling import Sampling
 from oss_tools.engine.scheduling import Event as EngineEvent
 from oss_tools.engine.scheduling import Finished, Scheduler

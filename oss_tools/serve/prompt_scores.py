@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from oss_tools.engine.engine import Engine, Sequence, Token
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Sequence, Token
 from oss_tools.engine.sampling import log_softmax
 from oss_tools.engine.scheduling import PROMPT, Scheduler
 from oss_tools.errors import Busy

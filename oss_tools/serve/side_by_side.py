@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.engine.engine import Engine, Request, Token
-from oss_tools.engine.engine import Sequence as Live
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request, Token
+from oss_tools.engine.requests import Sequence as Live
 from oss_tools.engine.scheduling import Finished
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest

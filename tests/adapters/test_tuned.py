@@ -10,7 +10,8 @@ import pytest
 from oss_tools.cli._options import embedded_model
 from oss_tools.convert.recipe import KEEP_ALL, Recipe, recipe_of_format
 from oss_tools.convert.updates import Kept
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
 from tests.adapters.written import merge
 from tests.convert.helpers import convert

@@ -15,7 +15,8 @@ from oss_tools.chat.chat_template import chat_template
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.structured import Form, constraint_for, plain_constraint
 from oss_tools.engine.constraints import Grammars
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampler, Sampling
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest

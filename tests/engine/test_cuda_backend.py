@@ -30,7 +30,8 @@ from oss_tools.engine import cuda_backend
 from oss_tools.engine.backend import backend_for
 from oss_tools.engine.cuda_cache import PAGE, Pool
 from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest, NoRoom, Unsupported
 from oss_tools.models import open_checkpoint

@@ -19,7 +19,8 @@ sys.path.insert(0, {folder!r})
 import fake_driver
 import numpy as np
 from numba_kernels.cuda import device
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
 from oss_tools.measure.cuda_models import nearness
 

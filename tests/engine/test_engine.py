@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
 from oss_tools.engine.prefix import PrefixCache
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest, NoRoom
 

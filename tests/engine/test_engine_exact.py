@@ -16,8 +16,9 @@ from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import KEEP_ALL
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.compiling import compile_all
-from oss_tools.engine.engine import Engine, Request, Sequence
+from oss_tools.engine.engine import Engine
 from oss_tools.engine.numba_cache import POSITIONS, Pool
+from oss_tools.engine.requests import Request, Sequence
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest
 from oss_tools.models import open_checkpoint

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
-from oss_tools.engine.engine import Engine, Generation, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.generation import Generation
 from oss_tools.engine.lookup import GRANT, MOST, SHARE, SURE, Lookup, Pace
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
 from oss_tools.engine.scheduling import Finished, Scheduler
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oss_tools.engine.engine import Engine, Request, Token
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.sampling import Sampling
 from oss_tools.engine.scheduling import Event, Finished, Scheduler, Turns, shares
 from oss_tools.errors import BadRequest, Busy

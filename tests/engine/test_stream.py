@@ -14,8 +14,9 @@ import pytest
 from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.convert.synth import Shape, load_shape, plan_synthesis, synthesize
 from oss_tools.engine.backend import Options
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
 from oss_tools.engine.numba_backend import NumbaBackend
+from oss_tools.engine.requests import Request
 from oss_tools.engine.stream.plan import Plan, plan_streaming
 from oss_tools.engine.stream.replaying import Streaming
 from oss_tools.engine.stream.streamed import IN_HAND, StreamedExperts
@@ -416,7 +417,8 @@ def test_the_process_keeps_to_the_size(tmp_path: Path) -> None:
     size = 10**9
     program = f"""
 import json, sys
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.measure.peak import own_peak
 with Engine.load(sys.argv[1], context=2048, memory={size}) as engine:
     for _ in engine.generate(Request(list(range(1500)), 8, stop_tokens=frozenset())):

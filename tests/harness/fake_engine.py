@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.engine.engine import Request, Scores, Token
+from oss_tools.engine.requests import Request, Scores, Token
 from oss_tools.engine.text import Text
 from oss_tools.models import open_checkpoint
 

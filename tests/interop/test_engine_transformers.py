@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import log_softmax
 
 torch = pytest.importorskip("torch")

@@ -11,7 +11,7 @@ from serving import Running
 
 from oss_tools.chat.chat_template import chat_template
 from oss_tools.chat.messages import Conversation, Message
-from oss_tools.engine.engine import Request
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
 
 CALCULATOR = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from serving import Running
 
-from oss_tools.engine.engine import Request, Token
+from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.sampling import Sampling, log_softmax
 
 PATH = "/v1/completions"

@@ -17,7 +17,8 @@ from serving import Running, running
 from oss_tools.chat.chat_template import chat_template
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.engine.backend import Run
-from oss_tools.engine.engine import Engine, Request
+from oss_tools.engine.engine import Engine
+from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
 from oss_tools.report.reading import load_sheets
 

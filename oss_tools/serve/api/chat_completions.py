@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from oss_tools.chat.completion import Finding, ToolCall
-from oss_tools.engine.engine import Token
+from oss_tools.engine.requests import Token
 from oss_tools.engine.scheduling import Finished
 from oss_tools.engine.text import Text
 from oss_tools.serve.answering import Asked, Ended, Piece, answer, is_answer

@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from oss_tools.engine.engine import Request, Token
+from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.scheduling import Finished
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest

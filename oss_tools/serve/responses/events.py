@@ -16,7 +16,7 @@ from typing import Any
 from oss_tools.chat.completion import Delta, ToolCall
 from oss_tools.chat.harmony import NAMESPACE
 from oss_tools.chat.sections import PYTHON
-from oss_tools.engine.engine import Token
+from oss_tools.engine.requests import Token
 from oss_tools.escapes import json_text
 from oss_tools.serve.answering import Ended, Piece, Ran
 from oss_tools.serve.responses.items import INPUT, PREFIXES, SERVER, Item, new_id
