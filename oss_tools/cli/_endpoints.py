@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, remark
 
@@ -39,46 +40,40 @@ def read_price(text: str) -> Price:
     return Price(prompt, completion)
 
 
-EndpointKey = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        metavar="VARIABLE",
-        help="Of an endpoint: the environment variable with its key. [default: OPENAI_API_KEY, for https]",
-        show_default=False,
-    ),
-]
-EndpointJobs = Annotated[int, typer.Option("--jobs", min=1, help="Of an endpoint: requests at once.")]
-EndpointTimeout = Annotated[float, typer.Option("--timeout", min=1.0, help="Of an endpoint: seconds for one answer.")]
-UserPrice = Annotated[
-    Any,
-    typer.Option(
-        "--user-price",
-        parser=read_price,
-        metavar="IN,OUT",
-        help="Of the simulated user: as --price.",
-        show_default=False,
-    ),
-]
-EndpointPrice = Annotated[
-    Any,
-    typer.Option(
-        "--price",
-        parser=read_price,
-        metavar="IN,OUT",
-        help="Of an endpoint: dollars for a million tokens read and written; the cost goes into the record.",
-        show_default=False,
-    ),
-]
+@options
+class EndpointOptions:
+    """How a model behind an address is asked."""
+
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="VARIABLE",
+            help="Of an endpoint: the environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            show_default=False,
+        ),
+    ] = None
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of an endpoint: requests at once.")] = 16
+    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Of an endpoint: seconds for one answer.")] = 600.0
+    price: Annotated[
+        Any,
+        typer.Option(
+            "--price",
+            parser=read_price,
+            metavar="IN,OUT",
+            help="Of an endpoint: dollars for a million tokens read and written; the cost goes into the record.",
+            show_default=False,
+        ),
+    ] = None
 
 
-def opened(model: Path | str, key: str | None, jobs: int, timeout: float) -> Endpoint | None:
+def opened(model: Path | str, wire: EndpointOptions) -> Endpoint | None:
     """The endpoint that MODEL names, or None for a checkpoint. Raises BadRecipe."""
     from oss_tools.endpoints.endpoint import parse_endpoint
 
     if isinstance(model, Path):
         return None
-    endpoint = parse_endpoint(model, key_variable=key, concurrency=jobs, timeout=timeout)
+    endpoint = parse_endpoint(model, key_variable=wire.key, concurrency=wire.jobs, timeout=wire.timeout)
     endpoint.key()
     return endpoint
 

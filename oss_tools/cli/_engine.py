@@ -96,6 +96,13 @@ class EngineOptions:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+@options
+class ScoringOptions(EngineOptions):
+    """How a model is loaded that will be asked a great deal."""
+
+    load: Load = "resident"
+
+
 @contextmanager
 def loaded(
     path: Path,

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._endpoints import read_price
+from oss_tools.cli._groups import options
 from oss_tools.cli._output import print_facts, remark
 
 if TYPE_CHECKING:
@@ -18,36 +20,53 @@ if TYPE_CHECKING:
     from oss_tools.harness.plan import Planned
     from oss_tools.harness.tau2.simulation import Simulation
 
-UserUrl = Annotated[
-    str | None,
-    typer.Option("--user-url", help="Of tau2's tasks: an API, as in http://localhost:8000/v1.", show_default=False),
-]
-UserModel = Annotated[
-    str | None, typer.Option("--user-model", help="The model there that plays the user.", show_default=False)
-]
-UserKey = Annotated[
-    str | None,
-    typer.Option(
-        "--user-key",
-        metavar="VARIABLE",
-        help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
-        show_default=False,
-    ),
-]
-Tau2Python = Annotated[
-    str | None,
-    typer.Option(
-        "--tau2-python", help="The Python with tau2, whose domains are run. [default: this one]", show_default=False
-    ),
-]
+
+@options
+class UserOptions:
+    """A model that plays the user in tau2's tasks."""
+
+    user_url: Annotated[
+        str | None,
+        typer.Option("--user-url", help="Of tau2's tasks: an API, as in http://localhost:8000/v1.", show_default=False),
+    ] = None
+    user_model: Annotated[
+        str | None, typer.Option("--user-model", help="The model there that plays the user.", show_default=False)
+    ] = None
+    user_key: Annotated[
+        str | None,
+        typer.Option(
+            "--user-key",
+            metavar="VARIABLE",
+            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            show_default=False,
+        ),
+    ] = None
+    user_price: Annotated[
+        Any,
+        typer.Option(
+            "--user-price",
+            parser=read_price,
+            metavar="IN,OUT",
+            help="Of the simulated user: as --price.",
+            show_default=False,
+        ),
+    ] = None
+    tau2_python: Annotated[
+        str | None,
+        typer.Option(
+            "--tau2-python", help="The Python with tau2, whose domains are run. [default: this one]", show_default=False
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if (self.user_url is None) != (self.user_model is None):
+            raise typer.BadParameter("goes together with --user-model", param_hint="--user-url")
 
 
 @contextmanager
-def simulating(
-    url: str | None, model: str | None, key: str | None, jobs: int, python: str | None, data: Path | None, quiet: bool
-) -> Iterator[Simulation | None]:
+def simulating(user: UserOptions, jobs: int, data: Path | None, quiet: bool) -> Iterator[Simulation | None]:
     """Within it, tasks find the simulated user that is named, if one is. Raises BadRecipe, MissingPackage."""
-    if url is None or model is None:
+    if user.user_url is None or user.user_model is None:
         yield None
         return
     from oss_tools.endpoints.endpoint import Endpoint
@@ -56,14 +75,14 @@ def simulating(
 
     if data is None:
         raise typer.BadParameter("needs --data, a checkout of sierra-research/tau2-bench", param_hint="--user-url")
-    if python is None and find_spec("tau2") is None:
+    if user.tau2_python is None and find_spec("tau2") is None:
         raise MissingPackage(
             "tau2 is not installed here; --tau2-python names a Python that has it, where its domains are run"
         )
-    options = "--user-url", "--user-model", "--user-key"
-    endpoint = Endpoint(url, model, key, jobs, role="simulated user", options=options)
+    names = "--user-url", "--user-model", "--user-key"
+    endpoint = Endpoint(user.user_url, user.user_model, user.user_key, jobs, role="simulated user", options=names)
     say = (lambda line: None) if quiet else remark
-    with Simulation(endpoint, python or sys.executable, data, say) as simulation, simulating_with(simulation):
+    with Simulation(endpoint, user.tau2_python or sys.executable, data, say) as simulation, simulating_with(simulation):
         yield simulation
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._endpoints import EndpointJobs, EndpointKey, EndpointPrice, EndpointTimeout, model_or_endpoint, opened
+from oss_tools.cli._endpoints import EndpointOptions, model_or_endpoint, opened
 from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads
 from oss_tools.cli._options import EMBEDDED, JsonFlag, Published, QuietFlag, Repeats, model_path, names_in, size_option
 from oss_tools.cli._output import PLAIN_INTERVAL, print_json, remark
@@ -62,6 +62,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    *,
     formats: Annotated[
         str | None,
         typer.Option("--formats", "-f", help=f"What to make of one model, a list. [default: {FORMATS}]", show_default=False),
@@ -125,10 +126,7 @@ def run(
     threads: Threads = 0,
     backend: BackendName = "numba",
     activations: Activations = "int8",
-    key: EndpointKey = None,
-    jobs: EndpointJobs = 16,
-    timeout: EndpointTimeout = 600.0,
-    price: EndpointPrice = None,
+    wire: EndpointOptions,
     budget: Annotated[
         int | None,
         typer.Option(
@@ -178,7 +176,7 @@ def run(
     if write_pack and (finished or len(models or ()) != 1 or formats or gate):
         raise typer.BadParameter("is made of one checkpoint, without --formats, --base or --gate", param_hint="--write-pack")
     named = _models(models or [], quiet) if finished else list(models or [])
-    asked = {text: opened(text, key, jobs, timeout) for text in [*named, base] if isinstance(text, str)}
+    asked = {text: opened(text, wire) for text in [*named, base] if isinstance(text, str)}
     paths = [path for path in named if isinstance(path, Path)]
     if ray and (pack or write_pack):
         raise typer.BadParameter("packs are made and compared with on one machine", param_hint="--ray")
@@ -232,7 +230,7 @@ def run(
             record = compare_with_pack(paths, pack, settings, output, report=report, **shared)
         elif finished:
             own = base if isinstance(base, Path) else None
-            away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": price}
+            away = {"endpoints": list(asked.values()), "base_endpoint": asked.get(base), "price": wire.price}
             record = compare_checkpoints(paths, settings, output, base=own, **spread, **away, **shared)
         else:
             wanted = names_in(formats or FORMATS)

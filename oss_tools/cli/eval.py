@@ -18,31 +18,20 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._endpoints import (
-    EndpointJobs,
-    EndpointKey,
-    EndpointPrice,
-    EndpointTimeout,
-    UserPrice,
-    asked,
-    model_or_endpoint,
-    opened,
-    show_calls,
-)
-from oss_tools.cli._engine import Activations, BackendName, Context, Device, Load, Memory, Threads, TraceExperts, loaded
+from oss_tools.cli._endpoints import EndpointOptions, asked, model_or_endpoint, opened, show_calls
+from oss_tools.cli._engine import ScoringOptions, TraceExperts, loaded
+from oss_tools.cli._grading import GraderOptions, grading
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, Repeats, model_path
 from oss_tools.cli._output import counted, print_json, print_table, remark
 from oss_tools.cli._ray import Ray, cluster_at
 from oss_tools.cli._ray import with_address as with_address
 from oss_tools.cli._scores import DIVERGENCE, print_record
-from oss_tools.cli._simulation import Tau2Python, UserKey, UserModel, UserUrl, show_users, simulating
+from oss_tools.cli._simulation import UserOptions, show_users, simulating
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.endpoint import Endpoint
@@ -75,6 +64,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    *,
     suite: Annotated[
         str | None,
         typer.Option("--suite", "--suites", "-s", help=f"Suites, a list. [default: {SUITES}]", show_default=False),
@@ -132,40 +122,11 @@ def run(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers in --output.")] = False,
-    grader_url: Annotated[
-        str | None,
-        typer.Option("--grader-url", help="An OpenAI-compatible API, as in http://localhost:8000/v1.", show_default=False),
-    ] = None,
-    grader_model: Annotated[
-        str | None, typer.Option("--grader-model", help="The model there that grades.", show_default=False)
-    ] = None,
-    grader_key: Annotated[
-        str | None,
-        typer.Option(
-            "--grader-key",
-            metavar="VARIABLE",
-            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
-            show_default=False,
-        ),
-    ] = None,
-    grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16,
-    user_url: UserUrl = None,
-    user_model: UserModel = None,
-    user_key: UserKey = None,
-    user_price: UserPrice = None,
-    tau2_python: Tau2Python = None,
-    key: EndpointKey = None,
-    jobs: EndpointJobs = 16,
-    timeout: EndpointTimeout = 600.0,
-    price: EndpointPrice = None,
+    grader: GraderOptions,
+    user: UserOptions,
+    wire: EndpointOptions,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what grading costs.")] = False,
-    threads: Threads = 0,
-    context: Context = None,
-    device: Device = "cpu",
-    backend: BackendName = "numba",
-    activations: Activations = "int8",
-    load: Load = "resident",
-    memory: Memory = None,
+    how: ScoringOptions,
     trace_experts: TraceExperts = None,
     ray: Ray = None,
     list_tasks: Annotated[
@@ -181,11 +142,7 @@ def run(
         raise typer.BadParameter("needed, unless --list is given", param_hint="MODEL")
     if reasoning not in (None, "low", "medium", "high"):
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
-    if (grader_url is None) != (grader_model is None):
-        raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
-    if (user_url is None) != (user_model is None):
-        raise typer.BadParameter("goes together with --user-model", param_hint="--user-url")
-    if ray and user_url:
+    if ray and user.user_url:
         raise typer.BadParameter("conversations with a simulated user are held on one machine", param_hint="--ray")
     if resume and output is None:
         raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
@@ -202,24 +159,24 @@ def run(
     require_lm_eval()
     if output is not None:
         check_folder(output)
-    endpoint = opened(model, key, jobs, timeout)
+    endpoint = opened(model, wire)
     if endpoint is not None and base is not None:
         raise typer.BadParameter("needs a checkpoint on both sides: an endpoint has no logits", param_hint="--base")
     check_models(None if endpoint else model, base)
     usual = SUITES if endpoint is None else SUITES.replace(",text", "")  # which wants log-probabilities of a prompt
     wanted = suite if suite is not None else "" if task or text else usual
     listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []
-    graders = grading(grader_url, grader_model, grader_key, grader_jobs, output, quiet)
-    if grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
+    graders = grading(grader, output, quiet)
+    if grader.grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
         remark(f"{', '.join(left_out)}: left out, as they are graded by a model: --grader-url and --grader-model name it")
         listed = [entry for entry in listed if not entry.needs_grader]
-    if user_url is None and not dry_run and (left_out := [entry.task for entry in listed if entry.needs_user]):
+    if user.user_url is None and not dry_run and (left_out := [entry.task for entry in listed if entry.needs_user]):
         remark(f"{', '.join(left_out)}: left out, as a model plays the user: --user-url and --user-model name it")
         listed = [entry for entry in listed if not entry.needs_user]
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            prices = {"price": price, "user_price": user_price, "repeats": repeats}
+            prices = {"price": wire.price, "user_price": user.user_price, "repeats": repeats}
             show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, **prices)
         return
     from oss_tools.harness.run import Settings, write_record
@@ -235,54 +192,36 @@ def run(
         max_tokens=max_tokens,
         repeats=repeats,
     )
-    where = {"device": device, "backend": backend, "threads": threads}
-    room = memory // 2 if memory and base else memory  # both are loaded in the end
-    engine_options = where | {"context": context, "activations": activations, "load": load, "memory": room, "quiet": quiet}
-    played = simulating(user_url, user_model, user_key, jobs, tau2_python, data, quiet)
-    with graders as grader, played as simulation:
+    room = how.memory // 2 if how.memory and base else how.memory  # both are loaded in the end
+    engine_options = how.settings() | {"memory": room, "quiet": quiet}
+    played = simulating(user, wire.jobs, data, quiet)
+    with graders as judge, played as simulation:
         tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
-        run = (listed, tasks, settings, output, resume, quiet, grader)
+        run = (listed, tasks, settings, output, resume, quiet, judge)
         if endpoint is not None:
-            with asked(endpoint, price, tasks, quiet) as subject:
+            with asked(endpoint, wire.price, tasks, quiet) as subject:
                 record = evaluated(subject, subject.described, *run)
         elif ray is not None:
-            asking = {"context": context, "activations": activations, "load": load, "memory": memory}
-            record = spread(ray, model, where | asking, data, quiet, *run)
+            asking = {name: value for name, value in how.settings().items() if name != "speculate"}
+            record = spread(ray, model, asking, data, quiet, *run)
         else:
-            with loaded(model, trace_experts=trace_experts, **engine_options) as engine:  # type: ignore[arg-type]
+            with loaded(model, trace_experts=trace_experts, **engine_options) as engine:
                 record = evaluated(EngineSubject(engine), described(model), *run)
                 if base is not None:
-                    with loaded(base, **engine_options) as other:  # type: ignore[arg-type]
+                    with loaded(base, **engine_options) as other:
                         record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
-        if grader is not None:
-            record["grader"] = {"model": grader_model, **grader.tally.to_json()}
+        if judge is not None:
+            record["grader"] = {"model": grader.grader_model, **judge.tally.to_json()}
         if simulation is not None:
             record["user"] = {"model": simulation.name, **simulation.tally.to_json()}
-            if user_price:
-                record["user"]["dollars"] = user_price.of(simulation.tally.prompt_tokens, simulation.tally.tokens)
+            if user.user_price:
+                record["user"]["dollars"] = user.user_price.of(simulation.tally.prompt_tokens, simulation.tally.tokens)
     if output is not None:
         write_record(output, record)
     if as_json:
         print_json(record)
     else:
         print_record(record)
-
-
-@contextmanager
-def grading(
-    url: str | None, model: str | None, key: str | None, jobs: int, output: Path | None, quiet: bool
-) -> Iterator[Grader | None]:
-    """Within it, tasks find the grader that is named, if one is. Grades are kept in OUTPUT/grades.jsonl."""
-    if url is None or model is None:
-        yield None
-        return
-    from oss_tools.harness.grader import GradeCache, Grader, GraderSettings, grading_with
-
-    settings = GraderSettings(url, model, key_variable=key, concurrency=jobs)
-    cache = GradeCache(None if output is None else output / "grades.jsonl")
-    say = (lambda line: None) if quiet else remark
-    with Grader(settings, cache, say=say) as grader, grading_with(grader):
-        yield grader
 
 
 def show_plan(

@@ -12,8 +12,11 @@ from typing import Annotated
 
 import typer
 
-from oss_tools.cli._engine import EngineOptions, Model
+from oss_tools.cli._endpoints import EndpointOptions
+from oss_tools.cli._engine import Model, ScoringOptions
+from oss_tools.cli._grading import GraderOptions
 from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
+from oss_tools.cli._simulation import UserOptions
 
 EXAMPLES = """
 oss-tools perplexity tiny
@@ -35,12 +38,12 @@ def run(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Only so many passages of each text.", show_default=False)
     ] = None,
-    how: EngineOptions,
+    how: ScoringOptions,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     from oss_tools.cli import eval as scores
 
-    settings = {name: value for name, value in how.settings().items() if name != "speculate"}  # nothing is generated
     texts = {"text": files} if files else {"suite": "text"}
-    scores.run(model, **texts, base=base, limit=limit, as_json=as_json, quiet=quiet, **settings)  # type: ignore[arg-type]
+    options = {"grader": GraderOptions(), "user": UserOptions(), "wire": EndpointOptions(), "how": how}
+    scores.run(model, **texts, base=base, limit=limit, as_json=as_json, quiet=quiet, **options)  # type: ignore[arg-type]

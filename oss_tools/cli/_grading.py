@@ -1,0 +1,58 @@
+"""The options that name a grader, and grading with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oss_tools.cli._groups import options
+from oss_tools.cli._output import remark
+
+if TYPE_CHECKING:
+    from oss_tools.harness.grader import Grader
+
+
+@options
+class GraderOptions:
+    """A model that grades answers."""
+
+    grader_url: Annotated[
+        str | None,
+        typer.Option("--grader-url", help="An OpenAI-compatible API, as in http://localhost:8000/v1.", show_default=False),
+    ] = None
+    grader_model: Annotated[
+        str | None, typer.Option("--grader-model", help="The model there that grades.", show_default=False)
+    ] = None
+    grader_key: Annotated[
+        str | None,
+        typer.Option(
+            "--grader-key",
+            metavar="VARIABLE",
+            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            show_default=False,
+        ),
+    ] = None
+    grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16
+
+    def __post_init__(self) -> None:
+        if (self.grader_url is None) != (self.grader_model is None):
+            raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
+
+
+@contextmanager
+def grading(how: GraderOptions, output: Path | None, quiet: bool) -> Iterator[Grader | None]:
+    """Within it, tasks find the grader that is named, if one is. Grades are kept in OUTPUT/grades.jsonl."""
+    if how.grader_url is None or how.grader_model is None:
+        yield None
+        return
+    from oss_tools.harness.grader import GradeCache, Grader, GraderSettings, grading_with
+
+    settings = GraderSettings(how.grader_url, how.grader_model, key_variable=how.grader_key, concurrency=how.grader_jobs)
+    cache = GradeCache(None if output is None else output / "grades.jsonl")
+    say = (lambda line: None) if quiet else remark
+    with Grader(settings, cache, say=say) as grader, grading_with(grader):
+        yield grader
