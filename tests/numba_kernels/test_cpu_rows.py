@@ -156,11 +156,11 @@ def test_gated(team, activation, columns):
 @pytest.mark.parametrize("name", FORMATS)
 def test_embedding(team, name):
     rng = np.random.default_rng(1)
-    planes, values = weights(name, 50, 128, rng)
-    packed = Packed(name, 1, 50, 128)
+    planes, values = weights(name, 50, 256, rng)
+    packed = Packed(name, 1, 50, 256)
     pack(packed, planes)
     tokens = np.array([0, 49, 17, 17, 31], np.int32)
-    out = np.full((5, 128), np.nan, np.float32)
+    out = np.full((5, 256), np.nan, np.float32)
     team.call(
         rows.embedding_op(name), weights=packed.data, panel_bytes=packed.panel_bytes, scales_at=packed.scales_at,
         blocks=packed.blocks, shift=packed.shift, tokens=tokens, rows=5, out=out, out_stride=out.strides[0],
