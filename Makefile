@@ -12,6 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 DEMO := build/demo
 GATE := build/gate
 OSS_TOOLS := $(BIN)/oss-tools
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile# a process for each core, a file of tests in one of them
 
 .PHONY: demo gate test slow lint clean
 
@@ -25,10 +26,10 @@ gate: .venv/demo.stamp
 	$(OSS_TOOLS) report $(GATE)/comparison.json --gate tiny --baseline results/baselines/tiny.json --junit $(GATE)/gate.xml
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 slow: .venv/dev.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
