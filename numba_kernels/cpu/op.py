@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import types as python_types
 from collections.abc import Callable
-from functools import cached_property, lru_cache, wraps
+from functools import cache, cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -113,7 +113,7 @@ def maker(function: Callable[P, T]) -> Callable[P, T]:
     """For functions that make operations of names, numbers and other operations: each is made once, and says how (`made_by`)."""
     signature, plain = inspect.signature(function), cast("Callable[..., Any]", function)
 
-    @lru_cache
+    @cache
     def made(*arguments: Any) -> Any:
         found = plain(*arguments)
         for number, op in enumerate(found) if isinstance(found, tuple) else [(None, found)]:

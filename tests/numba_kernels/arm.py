@@ -193,7 +193,7 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
     from numba_kernels.reference import ops
 
     rng = np.random.default_rng(0)
-    n, columns, tokens = 19, 128, 13
+    n, columns, tokens = 19, 256, 13
     x = arena.copy(rng.normal(size=(tokens, columns)).astype(np.float32))
     records = arena.copy(rows.empty_records(tokens, columns))
     result: list[tuple[str, Any, dict[str, Any], Any]] = []
