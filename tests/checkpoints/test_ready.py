@@ -116,7 +116,7 @@ def test_experts_lie_beside_each_other_on_pages_of_their_own(tmp_path: Path) -> 
 
 def test_formats_that_differ_part_what_they_can(tmp_path: Path) -> None:
     """Rows one under another get stacks of their own; rows that take turns cannot, and are kept as they are."""
-    formats = {"q": "q8_0", "k": "q4_0", "v": "q6_k", "gate": "q8_0", "up": "q4_0", "down": "mxfp4"}
+    formats = {"q": "q8_0", "k": "q4_0", "v": "iq4_xs", "gate": "q8_0", "up": "q4_0", "down": "mxfp4"}
     tensors = [
         StoredTensor(name, get_format(f), (2, 8, 256) if name in ("gate", "up", "down") else (8, 256))
         for name, f in formats.items()

@@ -395,7 +395,7 @@ def test_a_fallback_is_an_error_where_none_is_allowed(synthetic: Synthetic, tmp_
     [
         ("iq4_xs", "iq4_xs can be read but not written; formats to write: in gguf bf16, f16, f32, iq4_nl"),
         ("Q2_K_L", "Q2_K_L is llama.cpp's name of a mixture of formats; recipes of such mixtures: q3_k_m, q4_k_m"),
-        ("nf4", "no number format named 'nf4'; formats to write: in gguf"),
+        ("nf4", "no number format named 'nf4'; did you mean nvfp4 or mxfp4? Formats to write: in gguf"),
     ],
 )
 def test_a_format_that_cannot_be_written_is_refused_with_those_that_can(

@@ -166,7 +166,7 @@ def test_a_bad_config_is_refused_in_one_line(content: str, message: str, tmp_pat
 
 
 def test_an_unknown_shape_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(BadCheckpoint, match=r"there are .*gpt-oss-120b, gpt-oss-20b"):
+    with pytest.raises(BadCheckpoint, match=r"There are .*gpt-oss-120b, gpt-oss-20b"):
         load_shape("gpt-6")
 
 

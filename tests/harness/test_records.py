@@ -68,7 +68,7 @@ def mean(values: list[float]) -> float:
 def test_a_tasks_record_keeps_every_outcome_in_order() -> None:
     task = SimpleNamespace(
         VERSION=2,
-        config=SimpleNamespace(num_fewshot=5),
+        config=SimpleNamespace(num_fewshot=5, metadata=None, repeats=1),
         aggregation=lambda: {"correct": mean, "f1": max},
         higher_is_better=lambda: {"correct": True},
     )
@@ -91,7 +91,10 @@ def test_a_tasks_record_keeps_every_outcome_in_order() -> None:
 
 def test_filters_are_told_apart() -> None:
     task = SimpleNamespace(
-        VERSION=1, config=SimpleNamespace(num_fewshot=None), aggregation=lambda: {"exact": mean}, higher_is_better=dict
+        VERSION=1,
+        config=SimpleNamespace(num_fewshot=None, metadata=None, repeats=1),
+        aggregation=lambda: {"exact": mean},
+        higher_is_better=dict,
     )
     samples = [sample(0, {"exact": 1.0}, "a"), sample(0, {"exact": 0.0}, "a", "strict")]
     found = records.task_record(task, samples, {})
