@@ -332,6 +332,7 @@ def test_a_dense_model_has_nothing_that_streams(tiny_llama: Path) -> None:
 def test_more_than_is_free_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(ready)
     monkeypatch.setattr(memory, "available_memory", lambda: plan.least - 1)
+    monkeypatch.setattr(memory, "taken_memory", lambda: 0)
     with pytest.raises(NoRoom, match=r"--memory: .* would be taken, .* are free"):
         Engine.load(ready, context=CONTEXT, memory=plan.least, prefix_budget=0)
 
