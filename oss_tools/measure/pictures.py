@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="an SVG file")
     args = parser.parse_args(arguments)
-    shown = typed_into([sys.executable, "-m", "oss_tools", *COMMAND], TYPED)
+    shown = typed_into([sys.executable, "-P", "-m", "oss_tools", *COMMAND], TYPED)
     replace_file(args.output, picture(f"$ oss-tools {' '.join(COMMAND)}\n".encode() + shown))
 
 

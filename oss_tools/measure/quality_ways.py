@@ -92,7 +92,7 @@ def rows() -> list[Row]:
 
 def make_ours(row: Row, base: Path, folder: Path, importance: Path | None, tokens: int) -> Path:
     """What `oss-tools requantize` makes; tokens: that GPTQ reads. Raises WayFailed."""
-    command = [sys.executable, "-m", "oss_tools", "requantize", str(base)]
+    command = [sys.executable, "-P", "-m", "oss_tools", "requantize", str(base)]
     if row.format in MIXTURES or (row.format in recipe_names() and row.format.endswith(("_s", "_m"))):
         made, recipe = folder / f"{row.format}.gguf", row.format
     else:

@@ -34,7 +34,7 @@ def test_the_bases_are_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with open_checkpoint(tmp_path / "moved") as moved:
             name = "model.layers.0.mlp.down_proj.weight"
             before, after = (c.read_tensor(name).dequantize() for c in (source, moved))
-            assert np.abs(after / before - 1).max() > 0.1  # the weights are others
+            assert (np.abs(after - before) > 0.1 * np.abs(before)).mean() > 0.2  # the weights are others
             assert np.allclose(logits(moved, passages), wanted, atol=1e-4 * np.abs(wanted).max())
             architecture, values = as_experts(moved)
             write_folder(tmp_path / "experts", architecture, moved.metadata(), values, "f32")
