@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -37,7 +38,8 @@ def test_the_bases_are_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert (np.abs(after - before) > 0.1 * np.abs(before)).mean() > 0.2  # the weights are others
             assert np.allclose(logits(moved, passages), wanted, atol=1e-4 * np.abs(wanted).max())
             architecture, values = as_experts(moved)
-            write_folder(tmp_path / "experts", architecture, moved.metadata(), values, "f32")
+            metadata = replace(moved.metadata(), config=architecture.hf_config())
+            write_folder(tmp_path / "experts", architecture, metadata, values, "f32")
     with open_checkpoint(tmp_path / "experts") as experts:
         assert np.allclose(logits(experts, passages), wanted, atol=1e-4 * np.abs(wanted).max())
         router = experts.read_tensor("model.layers.0.mlp.router.weight").dequantize()
