@@ -250,7 +250,7 @@ def test_a_model_beside_itself_raises_no_alarm_in_twenty_draws_of_questions(tmp_
 @pytest.mark.slow
 def test_margins_through_a_server_are_those_of_the_engine(tmp_path: Path) -> None:
     pytest.importorskip("starlette")
-    command = [sys.executable, "-m", "oss_tools", "serve", "tiny", "--port", "0", "-t", "1"]
+    command = [sys.executable, "-m", "oss_tools", "serve", "served=tiny", "--port", "0", "-t", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout
