@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from oss_tools.chat import template_process, template_worker
 from oss_tools.chat.template import render
+from oss_tools.chat.template_worker import CHARACTERS_A_SECOND
 from oss_tools.checkpoints import Metadata
 from oss_tools.errors import BadCheckpoint, BadRequest
 
@@ -69,8 +70,9 @@ def rendered(source: str, messages: Any = MESSAGES, **more: Any) -> str:
 @pytest.mark.skipif(sys.platform == "darwin", reason="the system keeps no limit of memory")
 @pytest.mark.parametrize("name", TAKES_MEMORY)
 def test_a_template_that_takes_all_memory_is_one_line(name: str) -> None:
+    long = "x" * (6 * CHARACTERS_A_SECOND)  # has more seconds, so that memory ends first on a busy machine too
     with pytest.raises(BadCheckpoint, match="cannot be rendered: it needs more than 1024 MiB of memory"):
-        rendered(TAKES_MEMORY[name])
+        rendered(TAKES_MEMORY[name], [{"role": "user", "content": long}])
     assert rendered("{{ messages[0].content }}") == "Hello"
 
 
