@@ -79,8 +79,8 @@ WORTH_SAYING = 1.0  # seconds
 
 
 @options
-class EngineOptions:
-    """How a model is loaded and run."""
+class LoadOptions:
+    """How a model is loaded."""
 
     threads: Threads = 0
     device: Device = "cpu"
@@ -88,7 +88,6 @@ class EngineOptions:
     activations: Activations = "int8"
     load: Load = "mapped"
     memory: Memory = None
-    speculate: Speculate = True
     context: Context = None
 
     def settings(self) -> dict[str, Any]:
@@ -97,7 +96,14 @@ class EngineOptions:
 
 
 @options
-class ScoringOptions(EngineOptions):
+class EngineOptions(LoadOptions):
+    """How a model is loaded and writes."""
+
+    speculate: Speculate = True
+
+
+@options
+class ScoringOptions(LoadOptions):
     """How a model is loaded that will be asked a great deal."""
 
     load: Load = "resident"

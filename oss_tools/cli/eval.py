@@ -202,8 +202,7 @@ def run(
             with asked(endpoint, wire.price, tasks, quiet) as subject:
                 record = evaluated(subject, subject.described, *run)
         elif ray is not None:
-            asking = {name: value for name, value in how.settings().items() if name != "speculate"}
-            record = spread(ray, model, asking, data, quiet, *run)
+            record = spread(ray, model, how.settings(), data, quiet, *run)
         else:
             with loaded(model, trace_experts=trace_experts, **engine_options) as engine:
                 record = evaluated(EngineSubject(engine), described(model), *run)
