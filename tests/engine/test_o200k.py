@@ -35,7 +35,11 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         Text(GPT_OSS)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"IQ== 0\n"), gzip.compress(b"IQ== 0\n" * 1000)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"IQ== 0\n"), gzip.compress(b"IQ== 0\n" * 1000)[:-9]],
+    ids=["none", "short", "cut"],
+)
 def test_other_ranks_are_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, content)
     with pytest.raises(BadCheckpoint, match="install"):
