@@ -15,6 +15,19 @@ from numba.core import cgutils
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+class BFloatType(type(F16).__base__):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    null, intrinsic_name = "0.0", "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+BFloatType._create_instance()
+BF16 = BFloatType()
 Value = Any  # an llvmlite value; llvmlite has no type stubs
 Builder = Any
 
@@ -96,7 +109,7 @@ class Portable:
     Attributes:
         name: as OSS_TOOLS_SIMD names it.
         architecture, features: where it can be executed.
-        baseline: the LLVM CPU whose code is generated when the path is forced on a better machine.
+        baseline, extra: the LLVM CPU whose code is generated when the path is forced on a better machine, and features beside its.
         lanes: 32-bit lanes of a vector; also the rows of a weight panel.
         tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
         accumulators: of a tile that meets several panels at a time, at most.
@@ -104,12 +117,14 @@ class Portable:
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
+        bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
     """
 
     name: ClassVar[str] = "portable"
     architecture: ClassVar[str] = "any"
     features: ClassVar[frozenset[str]] = frozenset()
     baseline: ClassVar[str] = "generic"
+    extra: ClassVar[str] = ""
     lanes: ClassVar[int] = 16
     tiles: ClassVar[tuple[int, ...]] = (1, 4)
     accumulators: ClassVar[int] = 4
@@ -117,6 +132,7 @@ class Portable:
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
+    bf16_products: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""
@@ -127,6 +143,14 @@ class Portable:
         codes, x = b.bitcast(codes, sums.type), b.bitcast(x, sums.type)
         for shift in (0, 8, 16, 24):
             sums = b.add(sums, b.mul(byte_of_words(b, codes, shift), byte_of_words(b, x, shift)))
+        return sums
+
+    def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
+        """sums + x1 · y1 + x0 · y0, float32, of the two bfloat16 in each 32-bit lane. An instruction for it rounds in a way of its
+        own, takes subnormal numbers for zero, and is the same on every vector."""
+        pieces = [bf16_halves(b, v) for v in (pairs, x)]
+        for first, second in zip(*pieces, strict=True):
+            sums = self.fma(b, first, second, sums)
         return sums
 
     def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
@@ -221,6 +245,21 @@ class Avx512(X86):
         return call(b, "llvm.x86.avx512.permvar.sf.512", values.type, [values, words])
 
 
+class Avx512Bf16(Avx512):
+    """And vdpbf16ps: 32 products of bfloat16 an instruction, twice as many as multiply-adds of float32 have."""
+
+    name = "avx512bf16"
+    features = Avx512.features | {"avx512bf16"}
+    bf16_products = True
+
+    def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
+        def part(s: Value, p: Value, v: Value) -> Value:
+            kind = vector(BF16, 32)
+            return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", s.type, [s, b.bitcast(p, kind), b.bitcast(v, kind)])
+
+        return in_parts(b, 64, part, sums, pairs, x)
+
+
 class Avx2(X86):
     """32-byte registers; pmaddubsw sums pairs in 16 bits with saturation, which the ranges of our codes never reach."""
 
@@ -250,6 +289,21 @@ class Avx2(X86):
             return call(b, "llvm.x86.avx2.pshuf.b", c.type, [constant(I8, [v & 255 for v in table] * 2), c])
 
         return in_parts(b, 32, part, codes)
+
+
+class AvxVnni(Avx2):
+    """32-byte registers and vpdpbusd in its VEX form: processors with VNNI and without AVX-512."""
+
+    name = "avxvnni"
+    features = Avx2.features | {"avxvnni"}
+    extra = "+avxvnni"
+    offset = 128
+    biased_bytes = True
+
+    def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        return in_parts(b, 32, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.256", s.type, [s, c, v]), sums, codes, x)
+
+    dot_signed = Avx512.dot_signed
 
 
 class Neon(Portable):
@@ -298,6 +352,12 @@ def bf16_to_float(b: Builder, halves: Value) -> Value:
     count = halves.type.count
     wide = b.zext(halves, vector(I32, count))
     return b.bitcast(b.shl(wide, same(wide.type, 16)), vector(F32, count))
+
+
+def bf16_halves(b: Builder, words: Value) -> tuple[Value, Value]:
+    """The lower and the upper bfloat16 of 32-bit lanes, as float32."""
+    floats = vector(F32, words.type.count)
+    return b.bitcast(b.shl(words, same(words.type, 16)), floats), b.bitcast(b.and_(words, same(words.type, 0xFFFF0000)), floats)
 
 
 def larger(b: Builder, x: Value, y: Value) -> Value:

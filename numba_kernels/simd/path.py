@@ -11,9 +11,9 @@ import os
 import llvmlite.binding as llvm
 from numba.core import config
 
-from numba_kernels.simd.instructions import Avx2, Avx512, Neon, Portable
+from numba_kernels.simd.instructions import Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, Portable
 
-PATHS = {path.name: path for path in (Avx512, Avx2, Neon, Portable)}
+PATHS = {path.name: path for path in (Avx512Bf16, Avx512, AvxVnni, Avx2, Neon, Portable)}
 VARIABLE = "OSS_TOOLS_SIMD"
 
 
@@ -64,7 +64,7 @@ def _choose() -> Portable:
     chosen = PATHS[wish]()
     if chosen.baseline and config.CPU_NAME is None and config.CPU_FEATURES is None:
         # What a lower path is measured and tested on is the code that a lesser CPU would get.
-        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, ""
+        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, chosen.extra
     return chosen
 
 
