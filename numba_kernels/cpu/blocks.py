@@ -343,9 +343,7 @@ def _times_bf16(b: Builder, codes: list[Value], rows: list[Value], totals: list[
     for k in range(UNIT // 2):
         weights = [_pair_of_columns(b, c, k) for c in codes]
         x = [_splat_at(b, emit.advance(b, row, 4 * k), I32) for row in rows]
-        totals = [
-            ACTIVE.dot_pairs(b, total, weights[n % len(codes)], x[n // len(codes)]) for n, total in enumerate(totals)
-        ]
+        totals = [ACTIVE.dot_pairs(b, total, weights[n % len(codes)], x[n // len(codes)]) for n, total in enumerate(totals)]
     return totals
 
 
@@ -366,7 +364,7 @@ def accumulate(
 ) -> Any:  # fmt: skip
     """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
-    `name` is a format and `activations` "int8", "int8_g16", "bf16" or "f32", both compile-time constants; `panels` are the panels'
+    `name` is a format and `activations` a kind of records or "f32", both compile-time constants; `panels` are the panels'
     addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
     rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
     t · panels + i.

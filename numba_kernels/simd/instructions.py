@@ -109,7 +109,7 @@ class Portable:
     Attributes:
         name: as OSS_TOOLS_SIMD names it.
         architecture, features: where it can be executed.
-        baseline, extra: the LLVM CPU whose code is generated when the path is forced on a better machine, and features beside its.
+        baseline, extra: the LLVM CPU, and features beside its, for which the path is compiled when forced on a better machine.
         lanes: 32-bit lanes of a vector; also the rows of a weight panel.
         tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
         accumulators: of a tile that meets several panels at a time, at most.
@@ -146,8 +146,8 @@ class Portable:
         return sums
 
     def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
-        """sums + x1 · y1 + x0 · y0, float32, of the two bfloat16 in each 32-bit lane. An instruction for it rounds in a way of its
-        own, takes subnormal numbers for zero, and is the same on every vector."""
+        """sums + Σ pairs · x of the two bfloat16 in each 32-bit lane. An instruction for it rounds in its own way, and takes
+        subnormal numbers for zero."""
         pieces = [bf16_halves(b, v) for v in (pairs, x)]
         for first, second in zip(*pieces, strict=True):
             sums = self.fma(b, first, second, sums)
@@ -253,11 +253,8 @@ class Avx512Bf16(Avx512):
     bf16_products = True
 
     def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
-        def part(s: Value, p: Value, v: Value) -> Value:
-            kind = vector(BF16, 32)
-            return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", s.type, [s, b.bitcast(p, kind), b.bitcast(v, kind)])
-
-        return in_parts(b, 64, part, sums, pairs, x)
+        kind = vector(BF16, 2 * self.lanes)
+        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, [sums, b.bitcast(pairs, kind), b.bitcast(x, kind)])
 
 
 class Avx2(X86):
@@ -357,7 +354,9 @@ def bf16_to_float(b: Builder, halves: Value) -> Value:
 def bf16_halves(b: Builder, words: Value) -> tuple[Value, Value]:
     """The lower and the upper bfloat16 of 32-bit lanes, as float32."""
     floats = vector(F32, words.type.count)
-    return b.bitcast(b.shl(words, same(words.type, 16)), floats), b.bitcast(b.and_(words, same(words.type, 0xFFFF0000)), floats)
+    return b.bitcast(b.shl(words, same(words.type, 16)), floats), b.bitcast(
+        b.and_(words, same(words.type, 0xFFFF0000)), floats
+    )
 
 
 def larger(b: Builder, x: Value, y: Value) -> Value:
