@@ -170,12 +170,12 @@ class Evaluator:
 class OssTools(Evaluator):
     """Ours. `prefixes`: whether beginnings are shared, those of earlier requests and those of the requests of one batch."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, activations: str = "int8") -> None:
         require_lm_eval()
         import oss_tools.engine.engine as module
         from oss_tools.engine.engine import Engine
 
-        self.engine = Engine.load(model, threads=threads)
+        self.engine = Engine.load(model, threads=threads, activations=activations)
         self._budget, self._shared = self.engine.prefixes.budget, module.SHARED
 
     def facts(self) -> dict[str, Any]:
