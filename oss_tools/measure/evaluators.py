@@ -145,6 +145,9 @@ class Evaluator:
     def usage(self, kind: str) -> dict[str, Any]:
         return {}
 
+    def close(self) -> None:
+        """Lets the model go."""
+
     def run(self, kind: str, count: int, batch: int, **options: Any) -> dict[str, Any]:
         """The first `count` questions of a task: seconds from lm-eval's requests to its scores, the score, the outcomes.
 
@@ -192,6 +195,9 @@ class OssTools(Evaluator):
 
     def usage(self, kind: str) -> dict[str, Any]:
         return dict(self.lm.usage[kind].to_json())
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 class Hf(Evaluator):
