@@ -1,9 +1,9 @@
-"""Matrix × matrix with int8 activations where an instruction multiplies two rows by two tokens over eight columns (Arm's smmla).
+"""Matrix × matrix with int8 activations where one instruction multiplies two rows by two tokens (Arm's smmla).
 
-Such an instruction wants eight columns of a row, or of a token, beside eight of the next. Panels and records stay as they are for the
-dot product of four columns: two vectors of codes, interleaved lane by lane, are the rows' operands, and the tokens' are laid in
-pairs on the stack, once for all panels of a piece of work. Sums of integers are the same, and so is every step in float32
-after them, so results have the bits of the other kernel's.
+It wants eight columns of a row, or of a token, beside eight of the next. Panels and records stay as they are for the dot product
+of four columns: two vectors of codes, interleaved lane by lane, are the rows' operands, and the tokens' are laid in pairs on the
+stack, once for all panels of a piece of work. Sums of integers are the same, and so is every step in float32 after them, so
+results have the bits of the other kernel's.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, Layout, block_scales, tile_of
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd.instructions import F32, I8, I32, I64, Builder, Value, same
+from numba_kernels.simd.instructions import F32, I8, I32, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
     LANES,
     Address,
     Floats,
     Int,
-    Places,
     Tile,
     Words,
     prefetch,
@@ -149,7 +148,7 @@ def _four_times(b: Builder, address: Value) -> Value:
 def accumulate_pairs(
     typing_context: Any, name: Any, activations: Any, tile: Any, codes: Any, scales: Any, block: Any, pairs: Any
 ) -> Any:
-    """The tile plus the products of one block of a panel and of pairs of tokens, as `lay_pairs` wrote them to the address `pairs`.
+    """The tile plus the products of one block of a panel and of pairs of tokens, which `lay_pairs` wrote to the address `pairs`.
 
     Accumulator 2p + h has the rows of half h of the panel and the tokens of pair p: for each two rows the first token's two sums
     and then the second's. `rows_apart` puts them in order. `codes` and `scales` are addresses, `block` the block's number.
@@ -174,8 +173,9 @@ def accumulate_pairs(
 
 
 def _add_pair(
-    b: Builder, layout: Layout, kind: str, rows: list[list[Value]], scale: list[Value], added: list[Value], at: Value, total: Value
-) -> Value:
+    b: Builder, layout: Layout, kind: str, rows: list[list[Value]], scale: list[Value], added: list[Value], at: Value,
+    total: Value,
+) -> Value:  # fmt: skip
     """One accumulator plus the products of half a panel's block and two tokens: the steps of `blocks`' other kernel."""
     halves = _halves(layout, kind)
     x = [emit.load(b, emit.advance(b, at, 16 * g), emit.vector(I8, 16), 16) for g in range(4)]

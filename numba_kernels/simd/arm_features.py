@@ -1,4 +1,4 @@
-"""What an Arm processor can do, from the system: LLVM, asked for the host's features, names few of Arm's on Linux and none on macOS."""
+"""What an Arm processor can do, asked of the system: LLVM finds few of Arm's features on Linux and none on macOS."""
 
 from __future__ import annotations
 

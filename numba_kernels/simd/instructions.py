@@ -146,7 +146,7 @@ class Portable:
         raise NotImplementedError(self.name)
 
     def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
-        """sums[2i + j] += Σ x[8i + k] · y[8j + k], k < 8, of four int32 and twice 16 signed bytes; only with `multiplies_pairs`."""
+        """sums[2i + j] += Σ x[8i + k] · y[8j + k], k < 8, of four int32 and 16 signed bytes each; only with `multiplies_pairs`."""
         raise NotImplementedError(self.name)
 
     def half_to_float(self, b: Builder, halves: Value) -> Value:
