@@ -7,7 +7,7 @@ ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 
 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
 undoes the weights' offset, and scale · Σ codes as float32. In the finer kind, int8_g16, each 16 of the 32 codes have a scale and
-an undoing int32 of their own: 52 bytes.
+an undoing int32 of their own: 52 bytes. For weights in bf16 there are records of bfloat16, 64 bytes per block.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places
 BLOCK = 32  # columns that share an activation scale
 RECORD = 44  # bytes of a quantized activation block
 SCALE, START, SUM = 32, 36, 40  # offsets of its scale, start and scale · Σ codes
-RECORDS = {"int8": 44, "int8_g16": 52}  # bytes of a record by kind
+RECORDS = {"int8": 44, "int8_g16": 52, "bf16": 64}  # bytes of a record by kind
 OFFSETS = {"int8": (32, 36, 40), "int8_g16": (32, 40, 48)}  # of its scales, starts and sum
 FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # FP4 values times two
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
@@ -322,10 +322,8 @@ PAIR = 2  # and those of a small step, for what UNIT leaves over
 def _float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> Iterator[Value]:
     """Columns of a float format's panel, an even number of them, as Floats."""
     if name == "bf16":
-        for k in range(columns // 2):  # pairs of columns in each 32-bit lane
-            pair = emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
-            yield b.bitcast(b.shl(pair, same(pair.type, 16)), Floats.llvm)
-            yield b.bitcast(b.and_(pair, same(pair.type, 0xFFFF0000)), Floats.llvm)
+        for k in range(columns // 2):
+            yield from emit.bf16_halves(b, _pair_of_columns(b, codes, k))
         return
     for k in range(columns):
         if name == "f32":
@@ -333,6 +331,20 @@ def _float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> 
         else:
             halves = emit.vector(ir.IntType(16), LANES)
             yield ACTIVE.half_to_float(b, emit.load(b, emit.advance(b, codes, 2 * LANES * k), halves))
+
+
+def _pair_of_columns(b: Builder, codes: Value, k: int) -> Value:
+    """Columns 2k and 2k + 1 of a bf16 panel: a pair in each 32-bit lane."""
+    return emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
+
+
+def _times_bf16(b: Builder, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:
+    """UNIT columns of bf16 weights and bf16 activations, totals as in `_times_float`."""
+    for k in range(UNIT // 2):
+        weights = [_pair_of_columns(b, c, k) for c in codes]
+        x = [_splat_at(b, emit.advance(b, row, 4 * k), I32) for row in rows]
+        totals = [ACTIVE.dot_pairs(b, total, weights[n % len(codes)], x[n // len(codes)]) for n, total in enumerate(totals)]
+    return totals
 
 
 def _times_unit(
@@ -352,7 +364,7 @@ def accumulate(
 ) -> Any:  # fmt: skip
     """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
-    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `panels` are the panels'
+    `name` is a format and `activations` a kind of records or "f32", both compile-time constants; `panels` are the panels'
     addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
     rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
     t · panels + i.
@@ -366,7 +378,9 @@ def accumulate(
             [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
         )
         places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
-        if LAYOUTS[format_name].decode is None:
+        if kind == "bf16":
+            results = _times_bf16(b, their_codes, places, accumulators)
+        elif LAYOUTS[format_name].decode is None:
             results = _times_unit(b, format_name, their_codes, places, accumulators)
         elif kind in RECORDS:
             results = _times_int8(b, format_name, kind, their_codes[0], their_scales[0], block, places, accumulators)
@@ -376,7 +390,7 @@ def accumulate(
 
     if not (isinstance(tile, Tile) and isinstance(rows, Places) and isinstance(panels, Places)):
         return None
-    if tile.count != panels.count * rows.count or (kind in RECORDS and panels.count > 1):
+    if tile.count != panels.count * rows.count or (kind in OFFSETS and panels.count > 1):
         raise TypeError(f"a tile of {tile.count} for {rows.count} rows ({kind}) and {panels.count} panels")
     return tile(name, activations, tile, panels, Int, Int, Int, rows, Int), lower
 

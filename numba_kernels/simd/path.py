@@ -12,9 +12,9 @@ import llvmlite.binding as llvm
 from numba.core import config
 
 from numba_kernels.simd.arm_features import arm_features
-from numba_kernels.simd.instructions import Avx2, Avx512, Neon, NeonI8mm, Portable
+from numba_kernels.simd.instructions import Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, NeonI8mm, Portable
 
-PATHS = {path.name: path for path in (Avx512, Avx2, NeonI8mm, Neon, Portable)}
+PATHS = {path.name: path for path in (Avx512Bf16, Avx512, AvxVnni, Avx2, NeonI8mm, Neon, Portable)}
 VARIABLE = "OSS_TOOLS_SIMD"
 
 
@@ -69,7 +69,7 @@ def _choose() -> Portable:
     chosen = PATHS[wish]()
     if chosen.baseline and config.CPU_NAME is None and config.CPU_FEATURES is None:
         # What a lower path is measured and tested on is the code that a lesser CPU would get.
-        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, ""
+        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, chosen.extra
     return chosen
 
 

@@ -2,7 +2,7 @@
 
 Run as a program, `arm.py PATH [PATTERN …]` takes the path `neon` or `i8mm`, packs random weights, compiles kernels for AArch64
 and prints a JSON object: for each case the instructions of interest in its assembly and, with an emulator, the error of its
-result, how many guard bytes were overrun, and a digest of the result. The emulator is `qemu-aarch64` or, for `neon`, the package unicorn.
+result, how many guard bytes were overrun, and a digest of the result. The emulator is `qemu-aarch64` or, for `neon`, unicorn.
 """
 
 from __future__ import annotations
