@@ -15,6 +15,7 @@ import numpy as np
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
+from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
 from numba_kernels.cpu.team import Program, take
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
@@ -169,9 +170,11 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     functions = {
         size: inner(
             specialize(
-                multiply_panels, f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
+                multiply_pairs if in_pairs(layout, activations, size) else multiply_panels,
+                f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
                 CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step, STEPS=steps,
                 PANELS=panels, SUMS=size * panels, AHEAD=ahead_for(layout, activations, size),
+                finish=finish, **pair_constants(layout, activations, size),
             )
         )
         for size, panels in {size: panels_for(layout, activations, size) for size in sorted(set(sizes))}.items()

@@ -117,6 +117,7 @@ class Portable:
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
+        multiplies_pairs: there is `multiply_pairs`.
         bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
     """
 
@@ -132,6 +133,7 @@ class Portable:
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
+    multiplies_pairs: ClassVar[bool] = False
     bf16_products: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
@@ -165,6 +167,10 @@ class Portable:
 
     def lookup_floats(self, b: Builder, table: Sequence[float], words: Value) -> Value:
         """table[the low four bits of each lane] as float32, whatever the other bits; only with `float_tables`."""
+        raise NotImplementedError(self.name)
+
+    def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
+        """sums[2i + j] += Σ x[8i + k] · y[8j + k], k < 8: four int32, 16 signed bytes each. Only with `multiplies_pairs`."""
         raise NotImplementedError(self.name)
 
     def half_to_float(self, b: Builder, halves: Value) -> Value:
@@ -309,7 +315,7 @@ class Neon(Portable):
     name = "neon"
     architecture = "arm"
     features = frozenset({"neon", "dotprod"})
-    baseline = ""
+    baseline = "neoverse-n1"
     lanes = 8
     tiles = (1, 2, 4, 8)
     sums = 8
@@ -339,6 +345,18 @@ class Neon(Portable):
 
     def pause(self, b: Builder) -> None:
         call(b, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])
+
+
+class NeonI8mm(Neon):
+    """Armv8.6's matrix instructions: smmla multiplies two rows of eight signed bytes by two others."""
+
+    name = "i8mm"
+    features = frozenset({"neon", "dotprod", "i8mm", "bf16"})
+    tiles = (1, 2, 4, 8, 12)
+    multiplies_pairs = True
+
+    def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
+        return call(b, "llvm.aarch64.neon.smmla.v4i32.v16i8", sums.type, [sums, x, y])
 
 
 # ---- built upon the above -------------------------------------------------------------------------------------------
