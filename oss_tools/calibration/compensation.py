@@ -185,7 +185,7 @@ class _Rounder(Visitor):
     ) -> None:
         self._steps, self._numbers, self._rounded = steps, numbers, rounded
         self._damping, self._options, self._progress = damping, options, progress
-        self._threads = max((options.jobs or cores()) // 2, 1)  # the BLAS's threads spin for a while after each product
+        self._threads = options.jobs or cores()
         self._moments: np.ndarray = np.zeros((0, 0), np.float32)
         self._count = 0
         self._factors: dict[tuple[int, int], Factor] = {}
