@@ -8,7 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from oss_tools.errors import BadRequest
-from oss_tools.report.html import harmed, scatter_plots
+from oss_tools.report.evidence import harmed
+from oss_tools.report.html import scatter_plots
 from oss_tools.report.markdown import escaped
 from oss_tools.report.metrics import formatted, formatted_interval, metric_of
 from oss_tools.report.pictures import picture, placed, size_of

@@ -11,8 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from oss_tools.report import plots, table
-from oss_tools.report.comparison import Candidate, Fidelity
+from oss_tools.report.comparison import Fidelity
 from oss_tools.report.drift import drift_plots
+from oss_tools.report.evidence import LEVELS, Judgement, harmed, judgement
 from oss_tools.report.gates import Verdict
 from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
 from oss_tools.report.sheet import Model, Sheet, mean_figure
@@ -75,6 +76,7 @@ def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
         "comparison": sheet.comparison,
         "verdict": verdict,
         "summary": summary(sheet),
+        "judgements": [(model.name, j, _sentence(j)) for model, j in judgements(sheet)],
         "remarks": sheet.remarks,
         "findings": [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings],
         "columns": [metric_of(metric) for metric in metrics],
@@ -115,38 +117,55 @@ def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), str(value)
 
 
-def summary(sheet: Sheet) -> list[tuple[str, str, str]]:
-    """The choice in a few words: what, which, and its figures."""
-    good = [m for m in sheet.models if m.candidate and not m.is_base and not harmed(m.candidate) and m.candidate.tasks]
-    base = sheet.base
-    if not base or not base.candidate:
+def summary(sheet: Sheet) -> list[tuple[str, str, str, str]]:
+    """The choice in a few words: what, which, its figures, and how sure that is."""
+    base, judged = sheet.base, judgements(sheet)
+    if not base or not judged:
         return []
     rows = []
-    if good:
-        best = min(good, key=lambda m: m.figures["size"].value)
-        rows.append(("smallest without evidence of harm", best.name, _against_base(best, base)))
-    for what, metric in (("nearest to the base", "kld.mean"), ("fastest", "tokens_per_second")):
-        having = [m for m in sheet.models if metric in m.figures and not m.is_base]
-        if having:
-            lower = metric_of(metric).lower
-            best = (min if lower else max)(having, key=lambda m: m.figures[metric].value)
-            rows.append((what, best.name, _against_base(best, base)))
-    return rows
+    by_level = {level: [(model, j) for model, j in judged if j.level == level] for level in LEVELS}
+    for level, what in (("near", "smallest that predicts as the base does"), ("moved", "smallest without evidence of harm")):
+        if by_level[level]:
+            model, j = min(by_level[level], key=lambda pair: _size(pair[0]))
+            if not rows or _size(model) < _size(rows[0][0]):
+                rows.append((model, what, f"{_against_base(model, base)}. {_sentence(j)}", j.sure))
+    tiles = [(what, model.name, figures, sure) for model, what, figures, sure in rows]
+    if not by_level["near"]:
+        tiles += _nearest(judged, base)
+    having = [m for m, _ in judged if "tokens_per_second" in m.figures]
+    if having:
+        best = max(having, key=lambda m: m.figures["tokens_per_second"].value)
+        tiles.append(("fastest", best.name, _against_base(best, base), ""))
+    return tiles
 
 
-def harmed(candidate: Candidate) -> bool:
-    """Whether there is evidence that a candidate is worse than the base."""
-    fell = (t for t in candidate.tasks if t.difference and t.difference.significant)
-    return bool(candidate.findings) or any((t.difference.value < 0) == t.higher_is_better for t in fell if t.difference)
+def judgements(sheet: Sheet) -> list[tuple[Model, Judgement]]:
+    """What the evidence says of each candidate but the base, in the order of the rows."""
+    return [(m, judgement(m.candidate)) for m in sheet.models if m.candidate and not m.is_base]
+
+
+def _nearest(judged: Sequence[tuple[Model, Judgement]], base: Model) -> list[tuple[str, str, str, str]]:
+    """The candidate of the least divergence, where none is near by evidence."""
+    having = [(m, j) for m, j in judged if "kld.mean" in m.figures]
+    if not having:
+        return []
+    model, j = min(having, key=lambda pair: pair[0].figures["kld.mean"].value)
+    return [("nearest to the base; none is near by evidence", model.name, f"{_against_base(model, base)}. {_sentence(j)}", j.sure)]
+
+
+def _sentence(j: Judgement) -> str:
+    """The reasons as sentences."""
+    return " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in j.reasons)
+
+
+def _size(model: Model) -> float:
+    return model.figures["size"].value if "size" in model.figures else math.inf
 
 
 def _against_base(model: Model, base: Model) -> str:
     parts = []
-    size, old = model.figures["size"].value, base.figures["size"].value
-    if size and old:
-        parts.append(f"{format_number(100 * size / old)} % of the size")
-    if "kld.mean" in model.figures:
-        parts.append(f"KLD {formatted('kld.mean', model.figures['kld.mean'].value)}")
+    if "size" in model.figures and "size" in base.figures:
+        parts.append(f"{format_number(100 * _size(model) / _size(base))} % of the size")
     speed = model.figures.get("tokens_per_second")
     if speed and speed.ratio:
         parts.append(f"{format_number(speed.ratio.value)} × the speed")
