@@ -11,6 +11,7 @@ from oss_tools.escapes import in_a_line
 UNBOUNDED = 10_000  # columns where stdout is no terminal: a pipe or a file takes lines of any length
 LEAST = 16  # characters that a cut text keeps
 HEAD = 18  # of a name above a turned table's column
+PADDING = 2  # tabulate's, beside a column's header
 MOST_BLOCKS = 4  # of a turned table; one that would need more is written row by row
 
 
@@ -40,8 +41,8 @@ def print_table(
 def fitted(rows: Sequence[Sequence[str]], headers: Sequence[str], width: int, right: Sequence[int] = ()) -> str:
     """A table that is no wider than `width`, as far as its figures allow.
 
-    Long texts are cut in the middle. Where that is not enough, the table is turned: a row for each column, and a column for each row, in
-    blocks below each other. A table of many rows is written row by row instead, a line for each figure.
+    Long texts are cut in the middle. Where that is not enough, the table is turned: a row for each column, and a column for each
+    row, in blocks below each other. A table of many rows is written row by row instead, a line for each figure.
     """
     table = grid(rows, headers, right)
     if widest(table) <= width or not rows:
@@ -68,12 +69,12 @@ def widest(table: str) -> int:
 
 def turned(rows: Sequence[Sequence[str]], headers: Sequence[str], width: int) -> Iterator[str]:
     """The table with rows and columns exchanged, in blocks of as many columns as the width holds: at least one."""
-    first = max(len(header) for header in headers)
+    first = max(len(headers[0]) + PADDING, *map(len, headers))
     block: list[Sequence[str]] = []
     used = first
     for row in rows:
         row = [cut_in_the_middle(row[0], HEAD), *row[1:]]
-        wide = 2 + max(map(len, row))
+        wide = 2 + max(len(row[0]) + PADDING, *map(len, row))
         if block and used + wide > width:
             yield _turned_block(block, headers)
             block, used = [], first
@@ -92,11 +93,11 @@ def _with_cut_texts(
     rows: Sequence[Sequence[str]], headers: Sequence[str], width: int, right: Sequence[int]
 ) -> list[list[str]]:
     """The rows with texts cut in the middle, the longest column first, until the table fits or nothing is left to cut."""
-    widths = [max([len(header), *(len(row[place]) for row in rows)]) for place, header in enumerate(headers)]
+    widths = [max([len(header) + PADDING, *(len(row[place]) for row in rows)]) for place, header in enumerate(headers)]
     texts = [place for place in range(len(headers)) if place not in right]
     while sum(widths) + 2 * (len(widths) - 1) > width:
         longest = max(texts, key=lambda place: widths[place], default=None)
-        if longest is None or widths[longest] <= max(LEAST, len(headers[longest])):
+        if longest is None or widths[longest] <= max(LEAST, len(headers[longest]) + PADDING):
             break
         widths[longest] -= 1
     return [[cut_in_the_middle(cell, widths[place]) for place, cell in enumerate(row)] for row in rows]
@@ -112,8 +113,7 @@ def _row_by_row(rows: Sequence[Sequence[str]], headers: Sequence[str], width: in
 
 
 def print_facts(facts: dict[str, Any]) -> None:
-    """Names and values to stdout, one a line; None and empty values are left out. A value that is too long for the terminal goes on
-    below itself."""
+    """Names and values to stdout, one a line; None and empty values are left out. A long value goes on below itself."""
     import textwrap
 
     shown = {name: value for name, value in facts.items() if value not in (None, "")}

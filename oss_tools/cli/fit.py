@@ -248,7 +248,7 @@ PARTS = ("weights", "KV cache", "prompts", "work", "program")  # of the memory
 
 
 def print_rows(estimate: Estimate, machine: Machine, choice: Choice) -> None:
-    """A row for each choice of formats. Where the terminal is too narrow, the parts of the memory are told of the choice alone."""
+    """A row for each choice of formats. In a narrow terminal the parts of the memory are told of the choice alone."""
     from oss_tools.tables import grid, screen_width, widest
 
     card = ("on card",) if machine.vram else ()

@@ -1,8 +1,8 @@
-"""What the evidence says of a candidate: near the base, moved, harmed or broken, and how sure that is.
+"""What the evidence says of a candidate: near the base, moved, far, harmed or broken, and how sure that is.
 
-The strongest evidence speaks first. Thousands of positions have a divergence, some hundred decisions a margin, and a hundred questions only
-a score: what moves predictions is seen in the divergence long before a score can show it. A score that does not differ is therefore
-never a proof that nothing was lost.
+The strongest evidence speaks first. Thousands of positions have a divergence, some hundred decisions a margin, and a hundred
+questions only a score: the divergence shows what moves predictions long before a score can. A score that does not differ is
+therefore never a proof that nothing was lost.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ NEAR = 0.01  # nats of mean divergence: about twice what 8 bits cost a small mod
 FAR = 0.1  # nats: between what 4 bits cost a large model and what they cost a small one (docs/quality.md)
 LESS_SURE = 0.1  # nats by which margins shrink in the mean
 FLIPS = 0.02  # share of decisions
-LEVELS = ("near", "open", "moved", "harmed", "broken")  # the best first
+LEVELS = ("near", "open", "moved", "far", "harmed", "broken")  # the best first
 TITLES = {
     "near": "near the base",
     "open": "not decided",
-    "moved": "moved",
-    "harmed": "evidence of harm",
+    "moved": "predictions moved",
+    "far": "far from the base",
+    "harmed": "worse than the base",
     "broken": "something is wrong",
 }
 
@@ -33,16 +34,17 @@ class Judgement:
 
     Attributes:
         name: the candidate's.
-        level: of LEVELS. "near": its divergence is below NEAR, and nothing speaks against it. "moved": it lies above NEAR. "harmed": it
-            lies above FAR, or margins or scores fell. "broken": it has findings beside scores. "open": there is no evidence for
-            any of these. Each counts only where the whole 95 % interval says so.
-        reasons: the evidence, the strongest first, a clause each.
+        level: of LEVELS. "near": its divergence is below NEAR, and nothing speaks against it. "moved": it lies above NEAR; "far":
+            above FAR. "harmed": margins or scores fell. "broken": it has findings beside scores. "open": there is no evidence
+            for any of these. Each counts only where the whole 95 % interval says so.
+        reasons: the evidence, the strongest first, a clause each; deciding: those that made the level.
         sure: how far it carries, in a sentence.
     """
 
     name: str
     level: str
     reasons: tuple[str, ...]
+    deciding: tuple[str, ...]
     sure: str
 
     @property
@@ -50,17 +52,28 @@ class Judgement:
         return TITLES[self.level]
 
     @property
+    def sentence(self) -> str:
+        """The reasons as sentences."""
+        return sentences(self.reasons)
+
+    @property
     def harmed(self) -> bool:
-        return self.level in ("harmed", "broken")
+        return self.level in ("far", "harmed", "broken")
+
+
+def sentences(clauses: Sequence[str]) -> str:
+    """Each clause with a capital and a full stop."""
+    return " ".join(f"{clause[:1].upper()}{clause[1:]}." for clause in clauses)
 
 
 def judgement(candidate: Candidate) -> Judgement:
     """The judgement of a candidate that is not the base."""
     found = [*_findings(candidate), *_divergences(candidate.fidelity), *_margins(candidate), *_scores(candidate)]
-    level = max((level for level, _ in found), key=LEVELS.index, default="open")
+    decided = level = max((level for level, _ in found), key=LEVELS.index, default="open")
     if level == "near" and not any(f.kld for f in candidate.fidelity):
         level = "open"  # scores and margins alone prove no nearness
-    return Judgement(candidate.name, level, tuple(words for _, words in found), _sure(candidate))
+    deciding = tuple(words for one, words in found if one == decided)
+    return Judgement(candidate.name, level, tuple(words for _, words in found), deciding, _sure(candidate))
 
 
 def harmed(candidate: Candidate) -> bool:
@@ -85,7 +98,7 @@ def _divergences(texts: Sequence[Fidelity]) -> Iterator[tuple[str, str]]:
         else:
             spare = f.kld_bound or 0.0
             low, high = max(0.0, low - spare), high + spare
-            level = "near" if high < NEAR else "harmed" if low > FAR else "moved" if low > NEAR else "open"
+            level = "near" if high < NEAR else "far" if low > FAR else "moved" if low > NEAR else "open"
         on = f" on {f.text}" if place else ""
         words = f"KL divergence {format_number(f.kld.mean)} nats{on}"
         if low < high:

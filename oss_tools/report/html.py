@@ -13,15 +13,18 @@ from markupsafe import Markup
 from oss_tools.report import plots, table
 from oss_tools.report.comparison import Fidelity
 from oss_tools.report.drift import drift_plots
-from oss_tools.report.evidence import LEVELS, Judgement, harmed, judgement
+from oss_tools.report.evidence import FAR, NEAR, harmed
 from oss_tools.report.gates import Verdict
 from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
 from oss_tools.report.sheet import Model, Sheet, mean_figure
 from oss_tools.report.side_by_side import STEPS
+from oss_tools.report.verdict import judgements, summary
 from oss_tools.sizes import format_size
+from oss_tools.tables import cut_in_the_middle
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CHANGES = 20  # shown for a candidate
+MOST_COLUMNS = 9  # of figures in a table
 MAX_TEXT = 4000  # characters of a prompt or answer
 
 
@@ -43,6 +46,7 @@ def page(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cut"] = cut
+    environment.filters["short"] = short
     sections = [section(sheet, verdicts[number] if verdicts else None) for number, sheet in enumerate(sheets)]
     title = ", ".join(sheet.comparison.model if sheet.comparison else sheet.title for sheet in sheets)
     return environment.get_template("page.html").render(title=title, sections=sections)
@@ -63,6 +67,16 @@ def history_page(title: str, note: str, drawn: Sequence[tuple[str, Markup]]) -> 
     return str(head + figures + Markup("</div></section></main></body></html>\n"))
 
 
+def is_wide(figures: int, models: int) -> bool:
+    """Whether the table of all figures fits a page of 1,280 pixels better with models across."""
+    return figures > MOST_COLUMNS and models < figures and models <= MOST_COLUMNS
+
+
+def short(name: str) -> str:
+    """A model's name in a table: its beginning and its end."""
+    return cut_in_the_middle(name, table.LONGEST_NAME)
+
+
 def cut(text: str) -> str:
     """A text that a page has room for."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
@@ -76,11 +90,14 @@ def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
         "comparison": sheet.comparison,
         "verdict": verdict,
         "summary": summary(sheet),
-        "judgements": [(model.name, j, _sentence(j)) for model, j in judgements(sheet)],
+        "near": NEAR,
+        "far": FAR,
+        "judgements": [(model.name, j) for model, j in judgements(sheet)],
         "remarks": sheet.remarks,
         "findings": [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings],
         "columns": [metric_of(metric) for metric in metrics],
         "rows": [(model, [_cell(sheet, model, metric) for metric in metrics]) for model in sheet.models],
+        "turned": is_wide(len(metrics), len(sheet.models)),
         "legend": table.legend(sheet, "★", "≈"),
         "plots": list(scatter_plots(sheet)),
         "forest": forest_plot(sheet),
@@ -115,61 +132,6 @@ def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, ", ".join(map(str, value))
         elif value is not None:
             yield name.replace("_", " "), str(value)
-
-
-def summary(sheet: Sheet) -> list[tuple[str, str, str, str]]:
-    """The choice in a few words: what, which, its figures, and how sure that is."""
-    base, judged = sheet.base, judgements(sheet)
-    if not base or not judged:
-        return []
-    rows = []
-    by_level = {level: [(model, j) for model, j in judged if j.level == level] for level in LEVELS}
-    for level, what in (("near", "smallest that predicts as the base does"), ("moved", "smallest without evidence of harm")):
-        if by_level[level]:
-            model, j = min(by_level[level], key=lambda pair: _size(pair[0]))
-            if not rows or _size(model) < _size(rows[0][0]):
-                rows.append((model, what, f"{_against_base(model, base)}. {_sentence(j)}", j.sure))
-    tiles = [(what, model.name, figures, sure) for model, what, figures, sure in rows]
-    if not by_level["near"]:
-        tiles += _nearest(judged, base)
-    having = [m for m, _ in judged if "tokens_per_second" in m.figures]
-    if having:
-        best = max(having, key=lambda m: m.figures["tokens_per_second"].value)
-        tiles.append(("fastest", best.name, _against_base(best, base), ""))
-    return tiles
-
-
-def judgements(sheet: Sheet) -> list[tuple[Model, Judgement]]:
-    """What the evidence says of each candidate but the base, in the order of the rows."""
-    return [(m, judgement(m.candidate)) for m in sheet.models if m.candidate and not m.is_base]
-
-
-def _nearest(judged: Sequence[tuple[Model, Judgement]], base: Model) -> list[tuple[str, str, str, str]]:
-    """The candidate of the least divergence, where none is near by evidence."""
-    having = [(m, j) for m, j in judged if "kld.mean" in m.figures]
-    if not having:
-        return []
-    model, j = min(having, key=lambda pair: pair[0].figures["kld.mean"].value)
-    return [("nearest to the base; none is near by evidence", model.name, f"{_against_base(model, base)}. {_sentence(j)}", j.sure)]
-
-
-def _sentence(j: Judgement) -> str:
-    """The reasons as sentences."""
-    return " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in j.reasons)
-
-
-def _size(model: Model) -> float:
-    return model.figures["size"].value if "size" in model.figures else math.inf
-
-
-def _against_base(model: Model, base: Model) -> str:
-    parts = []
-    if "size" in model.figures and "size" in base.figures:
-        parts.append(f"{format_number(100 * _size(model) / _size(base))} % of the size")
-    speed = model.figures.get("tokens_per_second")
-    if speed and speed.ratio:
-        parts.append(f"{format_number(speed.ratio.value)} × the speed")
-    return ", ".join(parts)
 
 
 # --- plots
