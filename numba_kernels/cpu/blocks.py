@@ -6,9 +6,9 @@ In a vector of codes (64 bytes where LANES = 16), the 32-bit lane r belongs to r
 ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 + 4j + 3.
 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
-undoes the weights' offset, and scale · Σ codes as float32. Where sums are narrow (`Portable.narrow_sums`), what undoes the offset are
-two int16, of the first two of each four columns and of the others: their sum is the int32. In the finer kind, int8_g16, each 16 of the 32 codes have a scale and
-an undoing int32 of their own: 52 bytes.
+undoes the weights' offset, and scale · Σ codes as float32. Where sums are narrow (`Portable.narrow_sums`), two int16 stand for
+the int32: what undoes the offset of the first two of every four columns, and of the others. In the finer kind, int8_g16, each
+16 of the 32 codes have a scale and an undoing int32 of their own: 52 bytes.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _times_int8(
 
 
 def _sum(b: Builder, name: str, pairs: list[tuple[Value, Value]], start: Value | None, chains: int) -> Value:
-    """start + Σ code · x, Words, for pairs of codes and the addresses of x. A single sum would wait for itself: there may be two."""
+    """start + Σ code · x, Words, for pairs of codes and the addresses of x. There may be two sums, as one waits for itself."""
     dot = ACTIVE.dot_signed if has_signed_codes(name) else ACTIVE.dot_unsigned
     zero = same(Words.llvm, 0)
     sums = [zero if start is None else start, zero][:chains]
@@ -309,8 +309,8 @@ def add_scaled(
 
 
 def starts_of(b: Builder, name: str, kind: str, row: Value) -> list[Value]:
-    """What the sums of a block, or of each half, start with to undo −raised_by · Σ codes: Words, or Shorts where sums are narrow. A
-    record that has only the whole sum leaves the first half's to be computed. Empty where nothing starts."""
+    """What the sums of a block, or of each half, start with, −raised_by · Σ codes: Words, or Shorts where sums are narrow.
+    A record that has only the whole sum leaves the first half's to be computed. Empty where nothing starts."""
     layout = LAYOUTS[name]
     if not (raised_by(name) or (layout.has_minimum and layout.halves)):
         return []

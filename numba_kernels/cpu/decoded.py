@@ -91,8 +91,8 @@ def decoded_bytes(name: str, way: str) -> int:
 def decode_panels(
     typing_context: Any, name: Any, way: Any, panels: Any, codes: Any, scales: Any, block: Any, out: Any
 ) -> Any:  # fmt: skip
-    """Writes block number `block` of the panels at the addresses `panels`, decoded, to the address `out`; `codes` and `scales` are
-    the block's offsets in a panel."""
+    """Writes block number `block` of the panels at the addresses `panels`, decoded, to the address `out`; `codes` and `scales`
+    are the block's offsets in a panel."""
     format_name, kind = name.literal_value, way.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
@@ -249,10 +249,8 @@ def _dot(b: Builder, name: str, way: str, sums: Value, w: Value, x: Value) -> Va
 
 def _float_products(b: Builder, name: str, decoded: Value, rows: list[Value], totals: list[Value]) -> list[Value]:
     """One block, or UNIT columns, of float32 activations."""
-    if LAYOUTS[name].decode is None:
-        columns = list(range(UNIT))
-    else:
-        columns = [quad + i for quad in _columns(name) for i in range(4)]
+    quads = [0, 4] if LAYOUTS[name].decode is None else _columns(name)
+    columns = [quad + i for quad in quads for i in range(4)]
     apart = _scales_apart(name, "floats")
     sums = [same(Floats.llvm, 0.0)] * len(totals) if apart else list(totals)
     for number, column in enumerate(columns):
