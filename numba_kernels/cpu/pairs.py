@@ -2,8 +2,8 @@
 
 It wants eight columns of a row, or of a token, beside eight of the next (four of bfloat16). Panels and records stay as they are
 for the dot product: two vectors of codes, interleaved lane by lane, are the rows' operands, and the tokens' are laid in pairs on
-the stack, once for all panels of a piece of work. Sums of integers are the same, and so is every step in float32 after them; bfmmla
-adds as two dot products of pairs do. So results have the bits of the other kernel's.
+the stack, once for all panels of a piece of work. Sums of integers are the same, and so is every step in float32 after them;
+bfmmla adds as two dot products of pairs do. So results have the bits of the other kernel's.
 """
 
 from __future__ import annotations
