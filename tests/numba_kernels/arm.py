@@ -413,15 +413,15 @@ def shape_cases(arena: Arena, seed: int) -> list[tuple[str, Any, dict[str, Any],
             some = slice(start[g], start[g + 1])
             product = meant[index[some]].astype(np.float64) @ values[matrix].T.astype(np.float64)
             exact[some] = product + bias[matrix] + residual[some]
-        records = arena.copy(records)
+        given = arena.copy(records)
         arguments = {
             "weights": arena.copy(packed.data), "matrix_bytes": packed.matrix_bytes, "panel_bytes": packed.panel_bytes,
             "scales_at": packed.scales_at, "blocks": packed.blocks, "shift": packed.shift, "height": n,
             "panels_at_once": 2, "groups": arena.copy(np.array([3], np.int32)),
             "group_matrix": arena.copy(chosen.astype(np.int32)),
             "group_start": arena.copy(start), "index": arena.copy(index), "bias": arena.copy(bias), "bias_stride": 4 * n,
-            "residual": arena.copy(residual), "out": out, "out_stride": out.strides[0], "x": records,
-            "x_stride": records.strides[0],
+            "residual": arena.copy(residual), "out": out, "out_stride": out.strides[0], "x": given,
+            "x_stride": given.strides[0],
         }  # fmt: skip
 
         def error(out: np.ndarray = out, exact: np.ndarray = exact) -> float:
