@@ -216,7 +216,7 @@ def _scale(b: Builder, layout: Layout, address: Value) -> Value:
     return ACTIVE.half_to_float(b, halves) if layout.scale == "f16" else emit.bf16_to_float(b, halves)
 
 
-def block_scales(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
+def scales_of(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
     """The rows' scales of block number `block`, and what is added to its values, Floats: one for all 32 columns or one for each
     half; the second list is empty where nothing is added."""
     layout = LAYOUTS[name]
@@ -243,7 +243,7 @@ def _times_int8(
     layout = LAYOUTS[name]
     assert layout.decode is not None
     weights = list(layout.decode(b, codes, raised_by(name)))
-    scale, added = block_scales(b, name, scales, block)
+    scale, added = scales_of(b, name, scales, block)
     halves = 2 if layout.halves or kind == "int8_g16" else 1
     result = []
     for row, total in zip(rows, totals, strict=True):
@@ -355,7 +355,7 @@ def _times_float(
     """One block of float32 activations against quantized weights: a total for each row and panel, as `accumulate` numbers them.
     The scale meets the sum over the block, where there is one scale and no minimum to be added first."""
     layout = LAYOUTS[name]
-    found = [block_scales(b, name, s, block) for s in scales]
+    found = [scales_of(b, name, s, block) for s in scales]
     scaled_first = layout.has_minimum or layout.halves
     sums = totals if scaled_first else [same(Floats.llvm, 0.0)] * len(totals)
     for panels in zip(*(code_values(b, layout, c) for c in codes), strict=True):
@@ -495,7 +495,7 @@ def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, block: A
         if layout.decode is None:
             values = [one(b, v, lane) for v in float_weights(b, format_name, codes)]
         else:
-            found, added = block_scales(b, format_name, scales, block)
+            found, added = scales_of(b, format_name, scales, block)
             scale, low = [one(b, v, lane) for v in found], [one(b, v, lane) for v in added] or [F32(0.0)] * len(found)
             values = [scale[0]] * BLOCK
             for column, v in layout.decode(b, codes, 0):

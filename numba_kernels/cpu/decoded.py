@@ -30,13 +30,13 @@ from numba_kernels.cpu.blocks import (
     Shorts,
     add_products,
     add_scaled,
-    block_scales,
     code_values,
     float_weights,
     four_bytes,
     has_signed_codes,
     is_narrow,
     raised_by,
+    scales_of,
     starts_of,
     widened,
 )
@@ -114,7 +114,7 @@ def _decode(b: Builder, name: str, way: str, codes: Value, scales: Value, block:
     if layout.decode is None:
         vectors = list(float_weights(b, name, codes))
     elif way == "floats":
-        found, added = block_scales(b, name, scales, block)
+        found, added = scales_of(b, name, scales, block)
         for column, v in code_values(b, layout, codes):
             half = column // 16 if layout.halves else 0
             if not _scales_apart(name, way):
@@ -126,7 +126,7 @@ def _decode(b: Builder, name: str, way: str, codes: Value, scales: Value, block:
         for _, v in sorted(quads, key=lambda quad: quad[0]):
             vectors += _as_words(b, v) if way == "words" else [v]
     if _scales_apart(name, way):
-        found, added = block_scales(b, name, scales, block)
+        found, added = scales_of(b, name, scales, block)
         vectors += [*found, *added]
     for i, v in enumerate(vectors):
         emit.store(b, v, emit.advance(b, out, i * PANELS * VECTOR))
