@@ -104,6 +104,8 @@ class Portable:
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
+        leaves: there is a tile of bytes that jumps over the rows that it lacks: the largest, where there are few of them. It has
+            as many sums as registers allow, and they stay there across jumps.
     """
 
     name: ClassVar[str] = "portable"
@@ -117,6 +119,7 @@ class Portable:
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
+    leaves: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""
@@ -201,6 +204,7 @@ class Avx512(X86):
     offset = 128
     biased_bytes = True
     float_tables = True
+    leaves = True
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x)
