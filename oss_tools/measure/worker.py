@@ -34,7 +34,8 @@ CONTENDERS = {
 
 
 def tokens_of_step(tokens: list[int], step: int, batch: int) -> list[int]:
-    """What each of several sequences takes in a step of generation: other tokens than its neighbours, as experts are chosen by them."""
+    """What each of several sequences takes in a step of generation: another token than its neighbours, since experts are chosen
+    by tokens."""
     return [tokens[(step + sequence) % len(tokens)] for sequence in range(batch)]
 
 
