@@ -2,7 +2,8 @@
 
     python -m numba_kernels.bench [--threads N] [--only TEXT] [--quick] [--json]
 
-Ceilings: reading memory, the int8 dot product and the fused multiply-add from registers. Shapes are gpt-oss-20b's.
+Ceilings: reading memory, the dot products of int8 and of bfloat16 (where there is one) and the fused multiply-add from registers.
+Shapes are gpt-oss-20b's.
 Figures mean something on a quiet machine only; the load average is part of the record.
 """
 
@@ -98,7 +99,13 @@ def _fma(b: Any, total: Any, address: Any) -> Any:
     return ACTIVE.fma(b, x, y, total)
 
 
-dot_step, fma_step = _step("dot_step", _dot), _step("fma_step", _fma)
+def _pairs(b: Any, total: Any, address: Any) -> Any:
+    pairs = emit.load(b, address, Words.llvm)
+    x = emit.splat(b, emit.load(b, emit.advance(b, address, 4 * LANES), emit.I32), LANES)
+    return ACTIVE.dot_pairs(b, total, pairs, x)
+
+
+dot_step, fma_step, pairs_step = _step("dot_step", _dot), _step("fma_step", _fma), _step("pairs_step", _pairs)
 step: Any = dot_step
 
 
@@ -209,7 +216,10 @@ class Bench:
         for name, which, operations in (
             ("dot-product peak", dot_step, 8 * LANES),
             ("multiply-add peak", fma_step, 2 * LANES),
+            ("bfloat16 peak", pairs_step, 4 * LANES),
         ):
+            if which is pairs_step and not ACTIVE.bf16_products:
+                continue
             program = Program()
             kernel = op(peak).bind(NAME=name.split()[0].replace("-", "_"), step=which)
             program.add(kernel, x=small, pieces=pieces, out=np.zeros(pieces, np.float32))
@@ -236,11 +246,13 @@ class Bench:
         """Rows of activations for a matrix."""
         x = np.zeros((tokens, packed.blocks * 32), np.float32)
         x[:, : packed.columns] = self.rng.normal(size=(tokens, packed.columns))
-        if packed.layout.decode is None or kind == "f32":
+        if (packed.layout.decode is None and kind != "bf16") or kind == "f32":
             return x
-        out = rows.empty_records(tokens, packed.columns)
+        out = rows.empty_records(tokens, packed.columns, kind)
         strides = {"x_stride": x.strides[0], "record_stride": out.strides[0]}
-        self.team.call(rows.quantize, x=x, records=out, rows=tokens, columns=packed.columns, **strides)
+        self.team.call(
+            rows.quantizing_to(rows.quantize, kind), x=x, records=out, rows=tokens, columns=packed.columns, **strides
+        )
         return out
 
     def linear(self, name: str, tokens: int, packed: Packed, kind: str = "int8") -> Result:
@@ -249,11 +261,13 @@ class Bench:
         out = np.zeros((tokens, packed.rows), np.float32)
         x = self.activations(packed, tokens, kind)
         add_linear(program, packed, one_group(tokens), x, out, activations=kind, threads=self.team.threads)
-        label = f"{name} × {tokens} token{'s' if tokens > 1 else ''}{' (f32 activations)' if kind == 'f32' else ''}"
+        label = f"{name} × {tokens} token{'s' if tokens > 1 else ''}{f' ({kind} activations)' if kind != 'int8' else ''}"
         if tokens <= 2:
             return self.measure(label, program, packed.nbytes, "GB/s", "memory read")
         is_float = packed.layout.decode is None or kind == "f32"
         ceiling, unit = ("multiply-add peak", "GFLOP/s") if is_float else ("dot-product peak", "GOP/s")
+        if kind == "bf16" and ACTIVE.bf16_products:
+            ceiling = "bfloat16 peak"
         return self.measure(label, program, 2.0 * packed.rows * packed.columns * tokens, unit, ceiling)
 
     def linears(self) -> Iterator[Result]:
@@ -269,6 +283,9 @@ class Bench:
                 small = random_weights(name, 1, 5760, columns, self.rng)
                 for tokens in (4, 8, 96, 512) if name in ("mxfp4", "q8_0") else (512,):
                     yield self.linear(f"linear {name}", tokens, small)
+                if name == "bf16":
+                    yield self.linear(f"linear {name}", 1, big, "bf16")
+                    yield self.linear(f"linear {name}", 512, small, "bf16")
 
     def expert_layer(self, tokens: int) -> Iterator[Result]:
         """The first matrix of gpt-oss's experts, for one token from memory and for a prompt."""

@@ -7,7 +7,7 @@ ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 
 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
 undoes the weights' offset, and scale · Σ codes as float32. In the finer kind, int8_g16, each 16 of the 32 codes have a scale and
-an undoing int32 of their own: 52 bytes.
+an undoing int32 of their own: 52 bytes. For weights in bf16 there are records of bfloat16, 64 bytes per block.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places
 BLOCK = 32  # columns that share an activation scale
 RECORD = 44  # bytes of a quantized activation block
 SCALE, START, SUM = 32, 36, 40  # offsets of its scale, start and scale · Σ codes
-RECORDS = {"int8": 44, "int8_g16": 52}  # bytes of a record by kind
+RECORDS = {"int8": 44, "int8_g16": 52, "bf16": 64}  # bytes of a record by kind
 OFFSETS = {"int8": (32, 36, 40), "int8_g16": (32, 40, 48)}  # of its scales, starts and sum
 FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # FP4 values times two
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
@@ -198,7 +198,7 @@ def _scale(b: Builder, layout: Layout, address: Value) -> Value:
     return ACTIVE.half_to_float(b, halves) if layout.scale == "f16" else emit.bf16_to_float(b, halves)
 
 
-def _scales(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
+def block_scales(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
     """The rows' scales of block number `block`, and what is added to its values, Floats: one for all 32 columns or one for each
     half; the second list is empty where nothing is added."""
     layout = LAYOUTS[name]
@@ -271,7 +271,7 @@ def _times_int8(
     assert layout.decode is not None
     weights = list(layout.decode(b, codes, ACTIVE.offset if raised else 0))
     dot = ACTIVE.dot_signed if signed else ACTIVE.dot_unsigned
-    scale, added = _scales(b, name, scales, block)
+    scale, added = block_scales(b, name, scales, block)
     halves = 2 if layout.halves or kind == "int8_g16" else 1
     result: list[Value] = []
     for row, total in zip(rows, totals, strict=True):
@@ -336,7 +336,7 @@ def _times_float(
     """One block of float32 activations against quantized weights: a total for each row and panel, as `accumulate` numbers them.
     The scale meets the sum over the block, where there is one scale and no minimum to be added first."""
     layout = LAYOUTS[name]
-    found = [_scales(b, name, s, block) for s in scales]
+    found = [block_scales(b, name, s, block) for s in scales]
     scaled_first = layout.has_minimum or layout.halves
     sums = totals if scaled_first else [same(Floats.llvm, 0.0)] * len(totals)
     for panels in zip(*(_code_values(b, layout, c) for c in codes), strict=True):
@@ -367,10 +367,8 @@ PAIR = 2  # and those of a small step, for what UNIT leaves over
 def _float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> Iterator[Value]:
     """Columns of a float format's panel, an even number of them, as Floats."""
     if name == "bf16":
-        for k in range(columns // 2):  # pairs of columns in each 32-bit lane
-            pair = emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
-            yield b.bitcast(b.shl(pair, same(pair.type, 16)), Floats.llvm)
-            yield b.bitcast(b.and_(pair, same(pair.type, 0xFFFF0000)), Floats.llvm)
+        for k in range(columns // 2):
+            yield from emit.bf16_halves(b, _pair_of_columns(b, codes, k))
         return
     for k in range(columns):
         if name == "f32":
@@ -378,6 +376,20 @@ def _float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> 
         else:
             halves = emit.vector(ir.IntType(16), LANES)
             yield ACTIVE.half_to_float(b, emit.load(b, emit.advance(b, codes, 2 * LANES * k), halves))
+
+
+def _pair_of_columns(b: Builder, codes: Value, k: int) -> Value:
+    """Columns 2k and 2k + 1 of a bf16 panel: a pair in each 32-bit lane."""
+    return emit.load(b, emit.advance(b, codes, 4 * LANES * k), Words.llvm)
+
+
+def _times_bf16(b: Builder, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:
+    """UNIT columns of bf16 weights and bf16 activations, totals as in `_times_float`."""
+    for k in range(UNIT // 2):
+        weights = [_pair_of_columns(b, c, k) for c in codes]
+        x = [_splat_at(b, emit.advance(b, row, 4 * k), I32) for row in rows]
+        totals = [ACTIVE.dot_pairs(b, total, weights[n % len(codes)], x[n // len(codes)]) for n, total in enumerate(totals)]
+    return totals
 
 
 def _times_unit(
@@ -397,7 +409,7 @@ def accumulate(
 ) -> Any:  # fmt: skip
     """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
-    `name` is a format and `activations` "int8", "int8_g16" or "f32", both compile-time constants; `panels` are the panels'
+    `name` is a format and `activations` a kind of records or "f32", both compile-time constants; `panels` are the panels'
     addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
     rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
     t · panels + i.
@@ -440,17 +452,19 @@ def _accumulated(b: Builder, name: str, kind: str, sig: Any, args: Any, leaving:
         [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
     )
     places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
-    if LAYOUTS[name].decode is None:
+    if kind == "bf16":
+        results = _times_bf16(b, their_codes, places, accumulators)
+    elif LAYOUTS[name].decode is None:
         results = _times_unit(b, name, their_codes, places, accumulators)
     elif kind in RECORDS:
         results = _times_int8(b, name, kind, their_codes[0], their_scales[0], block, places, accumulators, leaving)
     else:
         results = _times_float(b, name, their_codes, their_scales, block, places, accumulators)
-    return _tile_of(b, tile, results)
+    return tile_of(b, tile, results)
 
 
 def _require_sizes(kind: str, tile: Tile, panels: Places, rows: Places) -> None:
-    if tile.count != panels.count * rows.count or (kind in RECORDS and panels.count > 1):
+    if tile.count != panels.count * rows.count or (kind in OFFSETS and panels.count > 1):
         raise TypeError(f"a tile of {tile.count} for {rows.count} rows ({kind}) and {panels.count} panels")
 
 
@@ -464,12 +478,12 @@ def accumulate_pair(typing_context: Any, name: Any, tile: Any, panels: Any, code
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
         their_codes = [b.add(b.extract_value(bases, i), codes) for i in range(panels.count)]
         places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
-        return _tile_of(b, tile, _times_unit(b, format_name, their_codes, places, accumulators, PAIR))
+        return tile_of(b, tile, _times_unit(b, format_name, their_codes, places, accumulators, PAIR))
 
     return tile(name, tile, panels, Int, rows, Int), lower
 
 
-def _tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
+def tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
     result = ir.Constant(tile.llvm, ir.Undefined)
     for t, value in enumerate(values):
         result = b.insert_value(result, value, t)
@@ -490,7 +504,7 @@ def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, block: A
         if layout.decode is None:
             values = [one(b, v, lane) for v in _float_weights(b, format_name, codes)]
         else:
-            found, added = _scales(b, format_name, scales, block)
+            found, added = block_scales(b, format_name, scales, block)
             scale, low = [one(b, v, lane) for v in found], [one(b, v, lane) for v in added] or [F32(0.0)] * len(found)
             values = [scale[0]] * BLOCK
             for column, v in layout.decode(b, codes, 0):

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate_first
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, UNIT, Layout, accumulate_first
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
+from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
 from numba_kernels.cpu.team import Program, take
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
@@ -154,20 +155,23 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
 
     Args:
         format_name: as `packing.all_formats` names it.
-        activations: "int8" or "int8_g16" for rows of records, "f32" for rows of float32; float formats take
-            float32 in any case.
+        activations: "int8" or "int8_g16" for rows of records, "f32" for rows of float32; float formats take float32 in any
+            case, but for bf16, which takes "bf16" too: records that hold bfloat16.
         many: whether groups may have more than one row; without it, less is compiled.
     """
     name = kernel_format(format_name)
     layout = LAYOUTS[name]
     if layout.decode is None:
-        activations, step, steps = "f32", UNIT * 4, BLOCK // UNIT
+        activations = "bf16" if (name, activations) == ("bf16", "bf16") else "f32"
+        step, steps = UNIT * (2 if activations == "bf16" else 4), BLOCK // UNIT
+    elif activations == "bf16":
+        raise ValueError(f"{format_name} weights meet no bf16 activations")
     else:
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
     sizes = list(TILES if many else TILES[:1])
     sizes += sizes[-1:] * (5 - len(sizes))
     tiles = [Rows(size, size, size) for size in sizes]
-    if ACTIVE.leaves and many and activations in RECORDS:
+    if ACTIVE.leaves and many and activations in OFFSETS:
         tiles[3] = Rows(sizes[4], sizes[2] + 1, sizes[3])
     functions = {tile: _multiply(name, layout, activations, tile, step, steps) for tile in sorted(set(tiles))}
     constants: dict[str, Any] = {"FORMAT": name, "ACTIVATIONS": activations, "MANY": "many" if many else "one"}
@@ -191,17 +195,19 @@ def _multiply(name: str, layout: Layout, activations: str, rows: Rows, step: int
     label = f"{rows.least}_{rows.most}" if rows.least < rows.most else f"{rows.most}"
     return inner(
         specialize(
-            multiply_panels, f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
+            multiply_pairs if in_pairs(layout, activations, rows.most) else multiply_panels,
+            f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
             TOKENS=rows.most, LEAST=rows.least, CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step,
             STEPS=steps, PANELS=panels, SUMS=rows.most * panels, AHEAD=ahead_for(layout, activations, rows.usual),
+            finish=finish, **pair_constants(layout, activations, rows.most),
         )
     )  # fmt: skip
 
 
 def panels_for(layout: Layout, activations: str, tokens: int) -> int:
-    """How many panels a tile of so many tokens meets at a time. With float32 activations and few tokens a single sum would wait
+    """How many panels a tile of so many tokens meets at a time. With activations in floats and few tokens a single sum would wait
     for itself; bytes, which take several instructions each, do not let it wait."""
-    if activations != "f32" or layout.is_byte:
+    if activations not in ("f32", "bf16") or layout.is_byte:
         return 1
     return min(max(ACTIVE.accumulators // tokens, 1), MOST_PANELS)
 
@@ -209,7 +215,8 @@ def panels_for(layout: Layout, activations: str, tokens: int) -> int:
 def ahead_for(layout: Layout, activations: str, tokens: int) -> int:
     """By how many bytes weights are asked for beforehand: where there is much to be computed for each byte, the processor looks
     too few bytes ahead by itself, and computing and reading would take turns. Where there is little, asking costs more."""
-    work = tokens * BLOCK * (4 if activations == "f32" else 1)  # a multiplication of floats takes as long as four of bytes
+    longer = {"f32": 4, "bf16": 2}.get(activations, 1)  # a multiplication of floats takes as long as four of bytes
+    work = tokens * BLOCK * longer
     return AHEAD_BYTES if tokens > 1 and work >= MUCH * layout.code_bytes else 0
 
 
@@ -282,9 +289,9 @@ def add_linear(
         packed: the weights.
         groups: which rows meet which matrix.
         x: rows of activations: float32 [n, columns padded to 32] or records (`rows.empty_records`), as `activations` says;
-            float formats take float32 always.
+            float formats take float32, unless it says bf16.
         out: float32 [groups.rows, packed.rows] or wider.
-        activations: "int8" or "f32".
+        activations: "int8" or "f32"; "bf16" for weights in bf16.
         bias: float32 [matrices, rows], or [rows] for one matrix.
         residual: rows like those of `out`; may be `out`.
         index: another index than the groups' (an expert layer's second projection takes the rows in their order).

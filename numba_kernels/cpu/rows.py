@@ -1,7 +1,7 @@
 """Operations on rows of activations: normalize, quantize, gate, look up, with the passes fused that read the same row.
 
-Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; their records of int8 (see
-`blocks`) take 44 bytes for every 32 columns. Where an operation has both outputs, either may be 0.
+Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; their records (see `blocks`) of
+int8 take 44 bytes for every 32 columns. Where an operation has both outputs, either may be 0.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from numba_kernels.simd.values import (
     splat,
     stack,
     store_as_bytes,
+    store_bf16,
     store_first,
     store_floats,
     sum_lanes,
@@ -125,12 +126,20 @@ def write_fine_record(record, source):  # type: ignore[no-untyped-def]
     set_f32(record + SUM_16, both)
 
 
+@inner
+def write_bf16_record(record, source):  # type: ignore[no-untyped-def]
+    """Rounds 32 float32 to bfloat16, ties to even."""
+    for i in range(0, BLOCK, LANES):
+        store_bf16(record + 2 * i, load_floats(source + 4 * i))
+
+
 @maker
 def quantizing_to(op: Op, activations: str) -> Op:
     """An operation of this file that writes records, with those of another kind."""
     if activations == "int8":
         return op
-    return op.bind(RECORDS_OF=activations, RECORD=RECORDS[activations], write_record=write_fine_record)
+    write = {"int8_g16": write_fine_record, "bf16": write_bf16_record}[activations]
+    return op.bind(RECORDS_OF=activations, RECORD=RECORDS[activations], write_record=write)
 
 
 @op

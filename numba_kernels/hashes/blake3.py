@@ -23,7 +23,7 @@ BLOCK, CHUNK = 64, 1024  # bytes
 GROUP = 256  # chunks
 GROUP_BYTES = GROUP * CHUNK
 DEPTH = 48  # of the stack of groups: enough for 2^64 bytes
-LANES = {"avx512": 16, "avx2": 8}.get(ACTIVE.name, 4)  # chunks or nodes at a time: as many as a register has words
+LANES = ACTIVE.lanes if ACTIVE.architecture == "x86" else 4  # chunks or nodes at a time: as many as a register has words
 START, END, PARENT, ROOT = 1, 2, 4, 8  # flags
 IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 ROUNDS = 7

@@ -15,6 +15,19 @@ from numba.core import cgutils
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+class BFloatType(type(F16).__base__):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    null, intrinsic_name = "0.0", "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+BFloatType._create_instance()
+BF16 = BFloatType()
 Value = Any  # an llvmlite value; llvmlite has no type stubs
 Builder = Any
 
@@ -96,7 +109,7 @@ class Portable:
     Attributes:
         name: as OSS_TOOLS_SIMD names it.
         architecture, features: where it can be executed.
-        baseline: the LLVM CPU whose code is generated when the path is forced on a better machine.
+        baseline, extra: the LLVM CPU, and features beside its, for which the path is compiled when forced on a better machine.
         lanes: 32-bit lanes of a vector; also the rows of a weight panel.
         tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
         accumulators: of a tile that meets several panels at a time, at most.
@@ -106,12 +119,15 @@ class Portable:
         float_tables: there is `lookup_floats`.
         leaves: there is a tile of bytes that jumps over the rows that it lacks: the largest, where there are few of them. It has
             as many sums as registers allow, and they stay there across jumps.
+        multiplies_pairs: there is `multiply_pairs`.
+        bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
     """
 
     name: ClassVar[str] = "portable"
     architecture: ClassVar[str] = "any"
     features: ClassVar[frozenset[str]] = frozenset()
     baseline: ClassVar[str] = "generic"
+    extra: ClassVar[str] = ""
     lanes: ClassVar[int] = 16
     tiles: ClassVar[tuple[int, ...]] = (1, 4)
     accumulators: ClassVar[int] = 4
@@ -120,6 +136,8 @@ class Portable:
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
     leaves: ClassVar[bool] = False
+    multiplies_pairs: ClassVar[bool] = False
+    bf16_products: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""
@@ -130,6 +148,14 @@ class Portable:
         codes, x = b.bitcast(codes, sums.type), b.bitcast(x, sums.type)
         for shift in (0, 8, 16, 24):
             sums = b.add(sums, b.mul(byte_of_words(b, codes, shift), byte_of_words(b, x, shift)))
+        return sums
+
+    def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
+        """sums + Σ pairs · x of the two bfloat16 in each 32-bit lane. An instruction for it rounds in its own way, and takes
+        subnormal numbers for zero."""
+        pieces = [bf16_halves(b, v) for v in (pairs, x)]
+        for first, second in zip(*pieces, strict=True):
+            sums = self.fma(b, first, second, sums)
         return sums
 
     def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
@@ -144,6 +170,10 @@ class Portable:
 
     def lookup_floats(self, b: Builder, table: Sequence[float], words: Value) -> Value:
         """table[the low four bits of each lane] as float32, whatever the other bits; only with `float_tables`."""
+        raise NotImplementedError(self.name)
+
+    def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
+        """sums[2i + j] += Σ x[8i + k] · y[8j + k], k < 8: four int32, 16 signed bytes each. Only with `multiplies_pairs`."""
         raise NotImplementedError(self.name)
 
     def half_to_float(self, b: Builder, halves: Value) -> Value:
@@ -225,6 +255,18 @@ class Avx512(X86):
         return call(b, "llvm.x86.avx512.permvar.sf.512", values.type, [values, words])
 
 
+class Avx512Bf16(Avx512):
+    """And vdpbf16ps: 32 products of bfloat16 an instruction, twice as many as multiply-adds of float32 have."""
+
+    name = "avx512bf16"
+    features = Avx512.features | {"avx512bf16"}
+    bf16_products = True
+
+    def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
+        kind = vector(BF16, 2 * self.lanes)
+        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, [sums, b.bitcast(pairs, kind), b.bitcast(x, kind)])
+
+
 class Avx2(X86):
     """32-byte registers; pmaddubsw sums pairs in 16 bits with saturation, which the ranges of our codes never reach."""
 
@@ -256,13 +298,28 @@ class Avx2(X86):
         return in_parts(b, 32, part, codes)
 
 
+class AvxVnni(Avx2):
+    """32-byte registers and vpdpbusd in its VEX form: processors with VNNI and without AVX-512."""
+
+    name = "avxvnni"
+    features = Avx2.features | {"avxvnni"}
+    extra = "+avxvnni"
+    offset = 128
+    biased_bytes = True
+
+    def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        return in_parts(b, 32, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.256", s.type, [s, c, v]), sums, codes, x)
+
+    dot_signed = Avx512.dot_signed
+
+
 class Neon(Portable):
     """Arm's 16-byte registers, 32 of them; sdot multiplies signed bytes, tbl looks 16 entries up."""
 
     name = "neon"
     architecture = "arm"
     features = frozenset({"neon", "dotprod"})
-    baseline = ""
+    baseline = "neoverse-n1"
     lanes = 8
     tiles = (1, 2, 4, 8)
     sums = 8
@@ -294,6 +351,18 @@ class Neon(Portable):
         call(b, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])
 
 
+class NeonI8mm(Neon):
+    """Armv8.6's matrix instructions: smmla multiplies two rows of eight signed bytes by two others."""
+
+    name = "i8mm"
+    features = frozenset({"neon", "dotprod", "i8mm", "bf16"})
+    tiles = (1, 2, 4, 8, 12)
+    multiplies_pairs = True
+
+    def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
+        return call(b, "llvm.aarch64.neon.smmla.v4i32.v16i8", sums.type, [sums, x, y])
+
+
 # ---- built upon the above -------------------------------------------------------------------------------------------
 
 
@@ -302,6 +371,14 @@ def bf16_to_float(b: Builder, halves: Value) -> Value:
     count = halves.type.count
     wide = b.zext(halves, vector(I32, count))
     return b.bitcast(b.shl(wide, same(wide.type, 16)), vector(F32, count))
+
+
+def bf16_halves(b: Builder, words: Value) -> tuple[Value, Value]:
+    """The lower and the upper bfloat16 of 32-bit lanes, as float32."""
+    floats = vector(F32, words.type.count)
+    return b.bitcast(b.shl(words, same(words.type, 16)), floats), b.bitcast(
+        b.and_(words, same(words.type, 0xFFFF0000)), floats
+    )
 
 
 def larger(b: Builder, x: Value, y: Value) -> Value:

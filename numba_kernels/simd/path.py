@@ -11,9 +11,10 @@ import os
 import llvmlite.binding as llvm
 from numba.core import config
 
-from numba_kernels.simd.instructions import Avx2, Avx512, Neon, Portable
+from numba_kernels.simd.arm_features import arm_features
+from numba_kernels.simd.instructions import Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, NeonI8mm, Portable
 
-PATHS = {path.name: path for path in (Avx512, Avx2, Neon, Portable)}
+PATHS = {path.name: path for path in (Avx512Bf16, Avx512, AvxVnni, Avx2, NeonI8mm, Neon, Portable)}
 VARIABLE = "OSS_TOOLS_SIMD"
 
 
@@ -27,7 +28,8 @@ def _target_features() -> set[str]:
         return {word[1:] for word in config.CPU_FEATURES.split(",") if word.startswith("+")}
     if config.CPU_NAME not in (None, "host"):  # a CPU named without its features: assume nothing of it
         return set()
-    return {name for name, present in llvm.get_host_cpu_features().items() if present}
+    named = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    return named | arm_features() if _architecture() == "arm" else named
 
 
 def _architecture() -> str:
@@ -56,7 +58,10 @@ def _choose() -> Portable:
     possible = EXECUTABLE
     wish = os.environ.get(VARIABLE, "").strip().lower()
     if not wish or wish == possible[0]:
-        return PATHS[possible[0]]()
+        chosen = PATHS[possible[0]]()
+        if chosen.architecture == "arm" and config.CPU_NAME is None and config.CPU_FEATURES is None:
+            _name_features(chosen)
+        return chosen
     if wish not in PATHS:
         raise UnsupportedPath(f"{VARIABLE}={wish}: no such path; there are {', '.join(PATHS)}")
     if wish not in possible:
@@ -64,8 +69,15 @@ def _choose() -> Portable:
     chosen = PATHS[wish]()
     if chosen.baseline and config.CPU_NAME is None and config.CPU_FEATURES is None:
         # What a lower path is measured and tested on is the code that a lesser CPU would get.
-        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, ""
+        config.CPU_NAME, config.CPU_FEATURES = chosen.baseline, chosen.extra
     return chosen
+
+
+def _name_features(chosen: Portable) -> None:
+    """Tells Numba of what LLVM does not find out about the host by itself."""
+    named = {name: present for name, present in llvm.get_host_cpu_features().items() if name not in chosen.features}
+    words = ["+-"[not present] + name for name, present in (named | dict.fromkeys(sorted(chosen.features), True)).items()]
+    config.CPU_FEATURES = ",".join(words)
 
 
 ACTIVE = _choose()

@@ -8,16 +8,18 @@ squared error. A block of columns that share scales is rounded by several candid
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from oss_tools.formats import Format, QTensor, concatenate
+from oss_tools.machine.blas import one_thread
 
 LAZY = 128  # columns whose errors are handed to all behind them at once
-DAMPING = 0.01
+DAMPING = 0.05
 MOST_DAMPING = 1.0  # what an ill-conditioned matrix gets at most, before its columns are rounded by themselves
-ROWS = 8192  # rows that are rounded at a time
+ROWS = 1440  # rows that are rounded at a time, about
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ def factored(
             added *= 10
             continue
         pivots = np.diagonal(root).copy()
-        feedback = np.triu(root / pivots, 1).astype(np.float32)
+        feedback = np.empty(root.shape, np.float32)
+        np.divide(root, pivots, out=feedback, dtype=np.float64, casting="same_kind")
+        np.fill_diagonal(feedback, 0)
         if np.isfinite(feedback).all():
             return Factor(order, feedback, (pivots**2 / mean).astype(np.float32), added)
         added *= 10
@@ -95,10 +99,19 @@ def gptq(
         rule: how scales are found that are tried, of `format.rules`.
         amax: as in `Format.quantize`.
     """
-    parts = [
-        _rounded(weight[start : start + ROWS], factor, format, rule, amax, threads) for start in range(0, len(weight), ROWS)
-    ]
-    return concatenate(parts)
+    bounds = _bounds(len(weight))
+
+    def part(at: int) -> QTensor:
+        return _rounded(weight[bounds[at] : bounds[at + 1]], factor, format, rule, amax)
+
+    with one_thread(), ThreadPoolExecutor(max(min(threads, len(bounds) - 1), 1)) as pool:
+        return concatenate(list(pool.map(part, range(len(bounds) - 1))))
+
+
+def _bounds(rows: int) -> list[int]:
+    """Where parts of a matrix begin and end, whatever the number of threads; two at a time come out even."""
+    count = max(2 * round(rows / (2 * ROWS)), 1)
+    return [rows * i // count for i in range(count + 1)]
 
 
 def _rounded(
@@ -107,7 +120,6 @@ def _rounded(
     format: Format,
     rule: str | None,
     amax: float | None,
-    threads: int,
 ) -> QTensor:
     rows, columns = weight.shape
     block = format.lattice_block or columns
@@ -122,10 +134,7 @@ def _rounded(
             stop = start + block
             here = order[start:stop]
             low = int(here.min())
-            part = _round_block(
-                before[:, start:stop], current[:, start:stop], here - low, factor, start, format, rule,
-                amax, threads,
-            )  # fmt: skip
+            part = _round_block(before[:, start:stop], current[:, start:stop], here - low, factor, start, format, rule, amax)
             for name, plane in part.planes.items():
                 share = planes[name].shape[1] * block // columns
                 if share:
@@ -142,30 +151,28 @@ def _rounded(
 
 def _round_block(
     before: np.ndarray, current: np.ndarray, order: np.ndarray, factor: Factor, start: int, format: Format,
-    rule: str | None, amax: float | None, threads: int,
+    rule: str | None, amax: float | None,
 ) -> QTensor:  # fmt: skip
     """A block of columns, given in the order of rounding, as a tensor [R, B] with its columns in their own order."""
     from numba_kernels.codec.compensation import round_block
-    from numba_kernels.parallel import over_rows
 
     rows, block = before.shape
     back = np.argsort(order)
     here = slice(start, start + block)
     costs = factor.costs[here]
     values = np.ascontiguousarray(current[:, back])
-    searched = format.quantize(values, rule=rule, importance=costs[back], amax=amax, threads=threads)
+    searched = format.quantize(values, rule=rule, importance=costs[back], amax=amax)
     tried = [searched, *format.other_scales(searched)]
     lattices = [format.lattice(some) for some in tried]
     scales = np.stack([lattice.scale for lattice in lattices], 1)
     offsets = np.stack([np.zeros_like(scales[:, 0]) if some.offset is None else some.offset for some in lattices], 1)
-    codes = np.empty((rows, block), np.uint8)
-    losses, chosen = np.empty(rows, np.float32), np.empty(rows, np.int64)
     feedback = np.zeros((block, block), np.float32)
     if factor.feedback is not None:
         feedback[:] = factor.feedback[here, here]
-    given = [np.ascontiguousarray(before[:, back]), values, scales, offsets]
-    parameters = (feedback, costs, order, lattices[0].levels, lattices[0].width)
-    over_rows(round_block, given, [codes, losses, chosen], parameters, threads)
+    codes, _, chosen = round_block(
+        np.ascontiguousarray(before[:, back]), values, scales, offsets, feedback, costs, order, lattices[0].levels,
+        lattices[0].width,
+    )  # fmt: skip
     index = np.arange(rows)
     picked = {name: np.stack([some.planes[name] for some in tried])[chosen, index] for name in searched.planes}
     return format.with_codes(QTensor(format, searched.shape, picked), codes)

@@ -36,6 +36,28 @@ class Problem(StrEnum):
     TOO_MANY_ROUNDS = "too_many_rounds"  # calls without end
 
 
+# What a person is told: first what happened, then where.
+BROKE_OFF, MALFORMED = "the model's answer broke off", "the model's answer is malformed"
+SAID = {
+    Problem.NO_HEADER: f"{MALFORMED}: a header is missing, which says whether reasoning or the answer follows",
+    Problem.BROKEN_HEADER: f"{MALFORMED}: the header of a message cannot be read",
+    Problem.MISSING_CHANNEL: f"{MALFORMED}: a header does not say whether reasoning or the answer follows",
+    Problem.UNKNOWN_CHANNEL: f"{MALFORMED}: a header names a channel that does not exist",
+    Problem.WRONG_ROLE: f"{MALFORMED}: the model speaks for somebody else",
+    Problem.SPELT_MARKER: f"{MALFORMED}: a marker is spelt in letters, where one special token should stand",
+    Problem.STRAY_TEXT: f"{MALFORMED}: text or a special token stands where none belongs",
+    Problem.MISSING_END: f"{BROKE_OFF} within a message",
+    Problem.OPEN_TAG: f"{BROKE_OFF} within a call of a tool",
+    Problem.MISSING_NAMESPACE: f"{MALFORMED}: a call names a tool without `functions.` before it",
+    Problem.REPEATED_HEADER: f"{MALFORMED}: a part of a header comes twice",
+    Problem.RAW_ARGUMENTS: f"{MALFORMED}: a call has code where JSON was wanted",
+    Problem.UNKNOWN_TOOL: "the model calls a tool that it was not offered",
+    Problem.CUT_JSON: f"{BROKE_OFF} within the arguments of a call",
+    Problem.BROKEN_JSON: f"{MALFORMED}: the arguments of a call are no JSON object",
+    Problem.NO_ANSWER: "the model gave no answer",
+    Problem.TOO_MANY_ROUNDS: "the model called tools without end",
+}
+
 # Offences beside which it is clear what a call asks for: it is carried out, and they are counted.
 SLIPS = frozenset(
     {
@@ -56,6 +78,11 @@ class Finding:
 
     problem: Problem
     detail: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """For a person who does not know the format: what happened, and the text around it in parentheses."""
+        return f"{SAID[self.problem]} ({self.detail})" if self.detail else SAID[self.problem]
 
     def __str__(self) -> str:
         what = self.problem.replace("_", " ")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from oss_tools.checkpoints.data_file import DataFile
 from oss_tools.formats import Format, QTensor
 
 
@@ -177,6 +178,10 @@ class Reader(ABC):
         """Of the open files that hold tensors, where there are some."""
         return []
 
+    def data_files(self) -> list[DataFile]:
+        """The same files as what reads them, so that a user may say how."""
+        return []
+
     def state(self) -> list[tuple[int, int]]:
         """Sizes and times of modification of the open files: what differs if one is written to."""
         found = [os.fstat(descriptor) for descriptor in self.descriptors()]
@@ -256,6 +261,10 @@ class Writer(ABC):
     @abstractmethod
     def write(self, name: str, start: int, rows: QTensor) -> None:
         """Writes rows at row `start` of a stored tensor (flattened rows, in units of `rows.columns` values). Thread-safe."""
+
+    def readable(self) -> Path | None:
+        """What a reader can open before `finish`, to read back what was written; None where nothing can be read before."""
+        return None
 
     @abstractmethod
     def finish(self) -> list[Path]:

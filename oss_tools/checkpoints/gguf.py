@@ -18,7 +18,7 @@ from gguf.gguf_writer import SHARD_NAME_FORMAT
 
 from oss_tools.checkpoints import gguf_kinds, gguf_nvfp4, gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor
-from oss_tools.checkpoints.files import read_at
+from oss_tools.checkpoints.data_file import DataFile
 from oss_tools.checkpoints.gguf_header import (
     FACTS_OF_THE_FILE,
     MAGIC,
@@ -50,6 +50,7 @@ class _Part:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be opened: {error.strerror}") from None
+        self.data = DataFile(self._descriptor, path)
         try:
             self.header: Header = read_header(self._descriptor, path)
         except BaseException:
@@ -76,7 +77,7 @@ class _Part:
 
     def read(self, offset: int, nbytes: int) -> np.ndarray:
         """Bytes of the file, freshly allocated: uint8 [nbytes]. Raises BadCheckpoint."""
-        return read_at(self._descriptor, offset, nbytes, self.path)
+        return self.data.read(offset, nbytes)
 
     @property
     def descriptor(self) -> int:
@@ -220,6 +221,9 @@ class GgufReader(Reader):
 
     def descriptors(self) -> list[int]:
         return [part.descriptor for part in self._parts]
+
+    def data_files(self) -> list[DataFile]:
+        return [part.data for part in self._parts]
 
     def close(self) -> None:
         for part in self._parts:

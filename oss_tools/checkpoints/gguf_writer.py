@@ -143,6 +143,9 @@ class GgufWriter(Writer):
             raise IndexError(f"{name}: rows {start}..{start + len(data)} are not all inside the tensor")
         write_at(place.descriptor, place.offset + first, data, place.path)
 
+    def readable(self) -> Path | None:
+        return self._paths[0]
+
     def finish(self) -> list[Path]:
         with full_disk_is_no_room(self._folder):
             for descriptor in self._descriptors:

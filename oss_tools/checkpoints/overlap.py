@@ -11,6 +11,7 @@ from functools import cache
 AHEAD = 32 << 20  # bytes behind what is read, which the system is asked to have ready
 LEAST = 128 << 10  # bytes; smaller pieces are not worth a call
 START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>
+WAIT_UNTIL_WRITTEN = 7  # SYNC_FILE_RANGE_WAIT_BEFORE, WRITE and WAIT_AFTER
 
 
 def read_ahead(descriptor: int, offset: int, nbytes: int) -> None:
@@ -27,6 +28,17 @@ def write_behind(descriptor: int, offset: int, nbytes: int) -> None:
     must be all the same."""
     if nbytes >= LEAST and (start := _sync_file_range()):
         start(descriptor, offset, nbytes, START_WRITING)
+
+
+def let_go(descriptor: int, offset: int, nbytes: int) -> None:
+    """To be called for written bytes that nobody will read soon: waits until they are on their way to the disk no longer, and
+    has the system use their memory for something else. An error of the disk is told when the file is flushed."""
+    if nbytes >= LEAST and (write := _sync_file_range()):
+        write(descriptor, offset, nbytes, WAIT_UNTIL_WRITTEN)
+        try:
+            os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
+        except OSError:  # a file system without it: a hint that is not taken
+            return
 
 
 @cache

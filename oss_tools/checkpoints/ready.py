@@ -20,6 +20,7 @@ import numpy as np
 
 from oss_tools.checkpoints.base import Metadata, Panels, Reader, Records
 from oss_tools.checkpoints.companions import MAX_CONFIG, REFUSED
+from oss_tools.checkpoints.data_file import DataFile
 from oss_tools.checkpoints.files import MAX_JSON, parse_json, read_at, what_bytes_are
 from oss_tools.checkpoints.ready_layout import (
     HASH_BYTES,
@@ -82,6 +83,7 @@ class ReadyReader(Reader):
             self._descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise BadCheckpoint(f"{self.file}: cannot be opened: {error.strerror}") from None
+        self._data = DataFile(self._descriptor, self.file)
         try:
             self.layout = self._read_layout()
             self.tensors = self.layout.tensors
@@ -180,7 +182,7 @@ class ReadyReader(Reader):
             planes = {}
             for plane, offset in self.layout.planes[name].items():
                 each = kinds[plane].nbytes
-                data = read_at(self._descriptor, offset + start * each, (stop - start) * each, self.file)
+                data = self._data.read(offset + start * each, (stop - start) * each)
                 planes[plane] = data.view(kinds[plane].dtype).reshape(stop - start, kinds[plane].columns)
             return QTensor(tensor.format, (stop - start, columns), planes)
         planes = {plane: np.empty((stop - start, kind.columns), kind.dtype) for plane, kind in kinds.items()}
@@ -194,7 +196,7 @@ class ReadyReader(Reader):
         if name in self.layout.zeros and stop > start:
             each = zero_bytes(columns)
             offset = self.layout.zeros[name] + start * each
-            zeros = read_at(self._descriptor, offset, (stop - start) * each, self.file).reshape(stop - start, each)
+            zeros = self._data.read(offset, (stop - start) * each).reshape(stop - start, each)
             if zeros.any():
                 from numba_kernels.cpu.unpacking import restore_zero_scales
 
@@ -209,7 +211,7 @@ class ReadyReader(Reader):
         low = (place.first + first * place.step) // lanes
         high = (place.first + (first + count - 1) * place.step) // lanes + 1
         offset = self._panels_at(place, matrix) + low * shape.panel_bytes
-        panels = read_at(self._descriptor, offset, (high - low) * shape.panel_bytes, self.file).reshape(high - low, -1)
+        panels = self._data.read(offset, (high - low) * shape.panel_bytes).reshape(high - low, -1)
         row = place.first + first * place.step - low * lanes
         unpack(panels, shape, planes, biased=self.layout.biased, first=row, step=place.step)
 
@@ -286,6 +288,9 @@ class ReadyReader(Reader):
 
     def descriptors(self) -> list[int]:
         return [self._descriptor]
+
+    def data_files(self) -> list[DataFile]:
+        return [self._data]
 
     def close(self) -> None:
         if self._descriptor >= 0:

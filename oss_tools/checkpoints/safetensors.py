@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from oss_tools.checkpoints.data_file import DataFile
 from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json, read_at, what_bytes_are, write_at
 from oss_tools.errors import BadCheckpoint
 
@@ -79,6 +80,7 @@ class SafetensorsFile:
     Attributes:
         path: the file.
         tensors: name -> RawTensor, in order of their bytes.
+        data: how the tensors' bytes are read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,6 +93,7 @@ class SafetensorsFile:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be opened: {error.strerror}") from None
+        self.data = DataFile(self._fd, path)
         try:
             self.tensors = self._parse_header(os.fstat(self._fd).st_size)
         except BaseException:
@@ -165,7 +168,7 @@ class SafetensorsFile:
         """Bytes [start, stop) of a tensor's data: uint8 [stop - start], freshly allocated."""
         if not 0 <= start <= stop <= tensor.nbytes:
             raise IndexError(f"bytes {start}..{stop} of {tensor.name}, which has {tensor.nbytes}")
-        return read_at(self._fd, tensor.offset + start, stop - start, self.path)
+        return self.data.read(tensor.offset + start, stop - start)
 
     @property
     def descriptor(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
+from oss_tools.checkpoints.data_file import DataFile
 from oss_tools.checkpoints.files import json_bytes, read_json, sync_folder, write_file
 from oss_tools.checkpoints.index import INDEX, MAX_SHARDS, MAX_TENSORS, SINGLE, chosen_files
 from oss_tools.checkpoints.layouts import Layout, Piece, decode
@@ -144,6 +145,9 @@ class ShardedReader(Reader):
     def descriptors(self) -> list[int]:
         return [shard.descriptor for shard in self._shards]
 
+    def data_files(self) -> list[DataFile]:
+        return [shard.data for shard in self._shards]
+
     def close(self) -> None:
         for shard in self._shards:
             shard.close()
@@ -219,6 +223,7 @@ class ShardedWriter(Writer):
         shards = _distribute(list(self._layouts.values()), shard_size or SHARD_SIZE)
         self._file_of: dict[str, SafetensorsWriter] = {}
         self._shards: list[SafetensorsWriter] = []
+        self._small: list[str] = []  # names of the small files, when they are written
         try:
             for number, layouts in enumerate(shards, 1):
                 file = SINGLE if len(shards) == 1 else self.shard_name.format(number=number, count=len(shards))
@@ -244,16 +249,27 @@ class ShardedWriter(Writer):
                 first, values = _common_rows(values, piece, start, layout.tensor.shape[-2])
             self._file_of[piece.name].write(piece.name, first * width, values)
 
+    def readable(self) -> Path | None:
+        self._write_small_files()
+        return self.folder
+
     def finish(self) -> list[Path]:
         for shard in self._shards:
             shard.sync()
+        self._write_small_files()
+        sync_folder(self.folder)
+        return [*(shard.path for shard in self._shards), *(self.folder / name for name in self._small)]
+
+    def _write_small_files(self) -> None:
+        """Writes what lies beside the tensors, once."""
+        if self._small:
+            return
         small = self.small_files()
         if len(self._shards) > 1:
             small[INDEX] = self._index()
         for name, content in small.items():
             write_file(self.folder / name, content)
-        sync_folder(self.folder)
-        return [*(shard.path for shard in self._shards), *(self.folder / name for name in small)]
+        self._small = list(small)
 
     def _index(self) -> bytes:
         weight_map = {name: shard.path.name for name, shard in sorted(self._file_of.items())}

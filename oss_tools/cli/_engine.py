@@ -36,7 +36,12 @@ Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda (an NVIDIA GPU), or auto: the GPU if there is one that can be used.")
 ]
 Activations = Annotated[
-    str, typer.Option("--activations", help="int8 quantizes what linear layers are given, per 32 values; f32 does not.")
+    str,
+    typer.Option(
+        "--activations",
+        help="int8 quantizes what quantized layers are given, per 32 values; bf16 also rounds what layers in floats are given; "
+        "f32 does neither.",
+    ),
 ]
 Context = Annotated[
     int | None,

@@ -100,7 +100,7 @@ class Talk:
         last = transcript.conversation.messages[-1]
         for finding in transcript.findings:
             cut = finding.problem == Problem.MISSING_END
-            remark("the answer is cut off" if cut else f"the answer is malformed: {finding}")
+            remark("the answer is cut off" if cut else finding.sentence)
         shown = last.role == "assistant" and last.channel == "final" and not last.recipient
         if not shown or any(finding.problem != Problem.MISSING_END for finding in transcript.findings):
             remark("there is no answer; the question is taken back")

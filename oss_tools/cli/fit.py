@@ -80,14 +80,17 @@ def run(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
+    from dataclasses import replace
+
     from oss_tools.fit.estimate import choose, streamed_row, to_record
     from oss_tools.fit.machine import detect
 
-    model = str(model_path(model)) if model == EMBEDDED else model
+    asked, model = model, str(model_path(model)) if model == EMBEDDED else model
     place = Path(model) if Path(model).exists() else Path()
     room, disk_speed = disk_options(disk or [])
     machine = detect(place, ram=ram, vram=vram, disk=room, bandwidth=bandwidth, disk_speed=disk_speed, threads=threads)
     estimate = estimate_model(model, machine, context, batch, revision, endpoint, include or [], quiet)
+    estimate = replace(estimate, model=asked) if asked == EMBEDDED else estimate
     choice = choose(estimate, machine)
     row = streamed_row(estimate) if memory or choice.row is None else None
     streaming = row.streaming(memory or machine.ram) if row else None
@@ -144,12 +147,12 @@ def print_streaming(row: Row, streaming: Streaming, machine: Machine) -> None:
     from oss_tools.fit.streaming import sentences
 
     print()
-    print_facts({"stream": f"{row.name} with --memory {streaming.memory // 10**6}MB"})
+    print_facts({"stream": f"{row.name} with --memory {format_size(streaming.memory).replace(' ', '')}"})
     if not streaming.works:
-        print(f"        no: at least {-(-streaming.least // 10**6)} MB are needed")
+        print(f"        no: at least {format_size(streaming.least)} are needed")
         return
     for line in sentences(streaming, machine.disk_speed, row.speed(machine.bandwidth) if machine.bandwidth else None):
-        print(f"        {line}")
+        print_facts({"      ": line})
     if machine.disk_speed is None:
         print("        the disk's speed is not known: --disk 2GB/s says it")
 
@@ -234,36 +237,46 @@ def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None
             "disk speed": there("disk_speed", machine.disk_speed, "/s"),
         }
     )
-    card = ("on card",) if machine.vram else ()
-    headers = (
-        "format",
-        "files",
-        "bits",
-        "weights",
-        "KV cache",
-        "prompts",
-        "work",
-        "program",
-        "total",
-        "fits",
-        *card,
-        "tokens/s",
-    )
-    large = max(row.memory.total for row in estimate.rows) >= 10**9
-    unit = 10**9 if large else 10**6
-    rows = [_shown(row, machine, unit) for row in estimate.rows]
-    print_table(rows, headers, title=f"Bytes in {'GB' if large else 'MB'}", right=(1, 2, 3, 4, 5, 6, 7, 8, len(headers) - 1))
+    print_rows(estimate, machine, choice)
     print()
     print_facts({"choice": f"{choice.row.name}: {choice.reason}" if choice.row else choice.reason})
     for line in choice.limits:
-        print(f"limit   {line}")
+        print_facts({"limit ": line})
 
 
-def _shown(row: Row, machine: Machine, unit: int) -> list[str]:
+PARTS = ("weights", "KV cache", "prompts", "work", "program")  # of the memory
+
+
+def print_rows(estimate: Estimate, machine: Machine, choice: Choice) -> None:
+    """A row for each choice of formats. In a narrow terminal the parts of the memory are told of the choice alone."""
+    from oss_tools.tables import grid, screen_width, widest
+
+    card = ("on card",) if machine.vram else ()
+    ends = ("memory", "fits", *card, "tokens/s")
+    headers = ("format", "files", "bits", *PARTS, *ends)
+    rows = [_shown(row, machine) for row in estimate.rows]
+    print()
+    if widest(grid(rows, headers)) <= screen_width():
+        print_table(rows, headers, right=(*range(1, 9), len(headers) - 1))
+        return
+    after = 3 + len(PARTS)
+    first = 3 if widest(grid([[*row[:3], *row[after:]] for row in rows], (*headers[:3], *ends))) <= screen_width() else 2
+    main = [[*row[:first], *row[after:]] for row in rows]
+    print_table(main, (*headers[:first], *ends), right=(*range(1, first + 1), len(ends) + first - 1))
+    chosen = estimate.rows.index(choice.row or estimate.rows[0])
+    parts = ", ".join(f"{part} {size}" for part, size in zip(PARTS, rows[chosen][3:after], strict=True))
+    print()
+    print_facts({"memory": f"of {rows[chosen][0]}: {parts}; a terminal of 120 columns shows it for every row"})
+
+
+def _shown(row: Row, machine: Machine) -> list[str]:
+    """The cells of a row, each size in the unit that suits it."""
+    from oss_tools.report.metrics import format_number
+
     m = row.memory
-    sizes = [f"{size / unit:.2f}" for size in (m.weights, m.cache, m.prefixes, m.activations, m.program, m.total)]
+    parts = [format_size(size) for size in (m.weights, m.cache, m.prefixes, m.activations, m.program, m.total)]
     fits = machine.memory_verdict(m.total) + ("" if machine.disk_holds(row.file_bytes) else ", no disk")
     card = [machine.device_verdict(m.on_device)] if machine.vram else []
-    speed = "{:.3g}–{:.3g}".format(*row.speed(machine.bandwidth)) if machine.bandwidth else ""
+    speed = "–".join(format_number(rate) for rate in row.speed(machine.bandwidth)) if machine.bandwidth else ""
     name = f"{row.name} *" if row.published else row.name
-    return [name, f"{row.file_bytes / unit:.2f}", f"{row.bits_per_weight:.2f}", *sizes, fits, *card, speed]
+    return [name, format_size(row.file_bytes), f"{row.bits_per_weight:.2f}", *parts, fits, *card, speed]

@@ -203,7 +203,9 @@ def problem_of(completion: Completion, figures: Figures) -> str | None:
     if not wrong:
         return None
     cut = figures.finish == "length" and all(finding.problem == Problem.MISSING_END for finding in wrong)
-    return f"no final answer: {'the tokens ran out' if cut else '; '.join(map(str, wrong[:3]))}"
+    if cut:
+        return "no final answer: the tokens ran out"
+    return "no final answer: " + "; ".join(dict.fromkeys(finding.sentence for finding in wrong[:3]))
 
 
 class Final:

@@ -22,6 +22,7 @@ from oss_tools.convert.options import Progress as Progress
 from oss_tools.convert.output import claimed, clear, existing, give_names, manifest_in, partial_of, said_of
 from oss_tools.convert.plan import Plan, Step
 from oss_tools.convert.preflight import check, finished, interrupted, is_complete, left_behind, output_name
+from oss_tools.convert.readback import ReadBack
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.convert.writing import write_tensors
 from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom, OssToolsError, VerificationFailed
@@ -89,7 +90,7 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
         check_sources(plan, journal.records.values(), options.jobs, f"{destination}:", progress)
         if options.rounding:
             options.rounding.prepare(plan, partial / ROUNDED, journal.records.keys(), options, progress)
-        files = _write_files(plan, destination, partial, journal, options, progress)
+        files, proven = _write_files(plan, destination, partial, journal, options, progress)
         manifest = Manifest(
             source=plan.source.path.name.encode("utf-8", "replace").decode(),
             source_container=plan.source.container,
@@ -100,7 +101,7 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
             plan=shared,
         )
         if options.verify:
-            _verify(plan, manifest, files, options, progress)
+            _verify(plan, manifest, files, proven, options, progress)
         if options.rounding:
             shutil.rmtree(partial / ROUNDED, ignore_errors=True)
     except NoRoom as error:
@@ -112,9 +113,10 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
 
 def _write_files(
     plan: Plan, destination: Path, partial: Path, journal: Journal, options: Options, progress: Progress
-) -> list[Path]:
-    """Writes what the journal does not have; returns the files."""
-    kind = writer_for(plan.container)
+) -> tuple[list[Path], set[str]]:
+    """Writes what the journal does not have; returns the files, and the names of the tensors that were read back meanwhile and
+    are as they were meant."""
+    kind, back = writer_for(plan.container), None
     before = _states(plan)
     writer = kind(
         partial,
@@ -126,11 +128,14 @@ def _write_files(
     )
     try:
         _write_derived(plan, writer)
-        write_tensors(plan, writer, journal, options, progress)
+        back = ReadBack.of(plan, writer.readable(), progress) if options.verify else None
+        write_tensors(plan, writer, journal, options, progress, back)
         if changed := [file for file, state in _states(plan).items() if before.get(file, state) != state]:
             raise BadCheckpoint(f"{changed[0][0]}: was changed while it was read; start anew with --overwrite")
-        return writer.finish()
+        return writer.finish(), back.close() if back else set()
     finally:
+        if back:
+            back.close()
         writer.close()
 
 
@@ -150,8 +155,11 @@ def _write_derived(plan: Plan, writer: Writer) -> None:
 # ---- proving --------------------------------------------------------------------------------------------------------
 
 
-def _verify(plan: Plan, manifest: Manifest, files: list[Path], options: Options, progress: Progress) -> None:
-    """Reads the finished files back, through the same readers that any user of them has, and compares hashes."""
+def _verify(
+    plan: Plan, manifest: Manifest, files: list[Path], proven: set[str], options: Options, progress: Progress
+) -> None:
+    """Reads the finished files back, but for the tensors that were `proven` already, through the same readers that any user of
+    them has, and compares hashes."""
     opened = files[0] if writer_for(plan.container).extension else files[0].parent
     wanted = {record.name: record.hash for record in manifest.tensors}
     with Checkpoint(open_container(opened)) as written:
@@ -169,7 +177,8 @@ def _verify(plan: Plan, manifest: Manifest, files: list[Path], options: Options,
                     f"{step.name}: the bytes on disk are not those that were written; is the disk sound?"
                 )
 
-        in_threads(check, sorted(plan.steps, key=lambda step: -step.target.nbytes), options.jobs or cores())
+        rest = [step for step in plan.steps if step.name not in proven]
+        in_threads(check, sorted(rest, key=lambda step: -step.target.nbytes), options.jobs or cores())
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ rounded (formats with one scale for all of it, updates) is one thread's from beg
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from oss_tools.convert.journal import Journal
 from oss_tools.convert.manifest import TensorHash, TensorRecord
 from oss_tools.convert.options import Options, Progress
 from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.readback import Piece, ReadBack
 from oss_tools.convert.rounding import ErrorSums, round_rows, rounded_before, updated
 from oss_tools.convert.threads import InTurn, Stop, in_threads
 from oss_tools.convert.updates import KeptSums
@@ -25,7 +27,7 @@ from oss_tools.formats import QTensor, concatenate
 from oss_tools.models.checkpoint import chunks, write_rows
 
 ROUNDED_BYTES = 1 << 20  # of float32 values that are rounded at a time, so that they stay in a core's cache
-Piece = tuple[int, int, int]  # (matrix, first row, last row + 1)
+READERS = 4  # threads beyond those that compute, so that the disk has something to do while these do
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,17 @@ class _Done:
     kept: KeptSums
 
 
-def write_tensors(plan: Plan, writer: Writer, journal: Journal, options: Options, progress: Progress) -> None:
-    """Writes the tensors that the journal does not have, and adds them to it."""
+def write_tensors(
+    plan: Plan, writer: Writer, journal: Journal, options: Options, progress: Progress, back: ReadBack | None = None
+) -> None:
+    """Writes the tensors that the journal does not have, and adds them to it. `back` is told of every piece."""
     workers = options.jobs or cores()
+    output = _Output(writer, journal, options, progress, back, threading.Semaphore(workers))
 
     def parts() -> Iterator[tuple[_Tensor, int, Sequence[Piece]]]:
         for step in plan.steps:
             if step.name not in journal.records:
-                yield from _Tensor(plan, step, writer, options, progress, journal, 2 * workers).parts()
+                yield from _Tensor(plan, step, output, 2 * workers).parts()
 
     def write(part: tuple[_Tensor, int, Sequence[Piece]], stop: Stop) -> None:
         tensor, first, pieces = part
@@ -56,7 +61,21 @@ def write_tensors(plan: Plan, writer: Writer, journal: Journal, options: Options
             stop.check()
             tensor.done.bring(number, tensor.rounded(*piece), stop)
 
-    in_threads(write, parts(), workers)
+    for file in plan.source.reader.data_files():
+        file.read_once()
+    in_threads(write, parts(), workers + READERS)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What all tensors share: where they go, who is told, and how many threads may compute at a time."""
+
+    writer: Writer
+    journal: Journal
+    options: Options
+    progress: Progress
+    back: ReadBack | None
+    computing: threading.Semaphore
 
 
 class _Tensor:
@@ -67,13 +86,10 @@ class _Tensor:
         done: takes pieces that are rounded; the last one completes the tensor's record in the journal.
     """
 
-    def __init__(
-        self, plan: Plan, step: Step, writer: Writer, options: Options, progress: Progress, journal: Journal, most: int
-    ) -> None:
+    def __init__(self, plan: Plan, step: Step, output: _Output, most: int) -> None:
         """most: pieces that may wait for their turn."""
         spec = step.source.spec
-        self.plan, self.step, self.writer, self.options = plan, step, writer, options
-        self.progress, self.journal = progress, journal
+        self.plan, self.step, self.output, self.options = plan, step, output, output.options
         self.pieces = list(chunks([step.source, step.target]))
         self.done = InTurn(self._take, most)
         self.before, self.after = TensorHash(step.source.format, spec.shape), TensorHash(step.target.format, spec.shape)
@@ -115,7 +131,8 @@ class _Tensor:
         rows = self.plan.source.read(self.step.name, matrix, start, stop)
         if self.step.moves:
             return _Done(matrix, start, rows, None, ErrorSums(), KeptSums())
-        return self._rounded(rows, matrix, start)
+        with self.output.computing:
+            return self._rounded(rows, matrix, start)
 
     def _rounded(self, rows: QTensor, matrix: int, start: int) -> _Done:
         """A piece with the step's update, in the target's format; by so many rows at a time as stay in the cache."""
@@ -139,18 +156,23 @@ class _Tensor:
 
     def _take(self, piece: _Done) -> None:
         """Writes, hashes and sums a piece, in its turn."""
-        step = self.step
-        write_rows(self.writer, step.target, piece.matrix, piece.start, piece.rounded or piece.rows)
+        step, output = self.step, self.output
+        count, columns = piece.rows.shape
+        write_rows(output.writer, step.target, piece.matrix, piece.start, piece.rounded or piece.rows)
+        if output.back:
+            output.back.wrote(step.name, (piece.matrix, piece.start, piece.start + count))
         self.before.update(piece.rows)
         if piece.rounded:
             self.after.update(piece.rounded)
         self.sums.include(piece.sums)
         self.kept.include(piece.kept)
-        count, columns = piece.rows.shape
-        self.progress("write", step.name, count * step.source.format.bytes_per_row(columns))
+        output.progress("write", step.name, count * step.source.format.bytes_per_row(columns))
         self.taken += 1
         if self.taken == len(self.pieces):
-            self.journal.add(self._record())
+            record = self._record()
+            output.journal.add(record)
+            if output.back:
+                output.back.completed(step.name, record.hash)
 
     def _record(self) -> TensorRecord:
         step, spec = self.step, self.step.source.spec

@@ -31,7 +31,8 @@ class Options:
 
     Attributes:
         threads: threads that share the work; 0 is every core this process may use.
-        activations: "int8" quantizes the inputs of linear layers per 32 values, "f32" keeps them whole.
+        activations: "int8" quantizes what quantized linear layers are given, per 32 values; "bf16" does so and rounds what layers
+            in bf16 are given, f16 ones being converted to it; "f32" keeps all whole.
         context: the most positions that a sequence may have.
         cache: the number format of the KV cache, "bf16" or "f32"; None for f32 with f32 activations and bf16 else.
         load: "mapped" uses the weights of a run-ready file where they lie, in pages that the system can take back; "resident"

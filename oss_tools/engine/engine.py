@@ -92,7 +92,7 @@ class Engine:
             backend: "numba", "torch" or "cuda"; `backend_for` names the one of a device.
             threads: 0 for every core that this process may use.
             context: the most positions of a sequence; None for 4096, or fewer if the model was made for fewer.
-            activations: "int8" or "f32", see `Options`.
+            activations: "int8", "bf16" or "f32", see `Options`.
             cache: the KV cache's format, see `Options`; only "numba" has a choice.
             load: "mapped" or "resident", see `Options`.
             memory: bytes that the process may take in all; of a model that does not fit in, experts stream from the disk. None

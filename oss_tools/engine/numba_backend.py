@@ -23,6 +23,7 @@ from numba_kernels.cpu.probe import multiplying, rate, reading
 from numba_kernels.cpu.recipes import recipe_of
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
+from numba_kernels.simd import ACTIVE
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import Crew, compile_all
@@ -62,17 +63,19 @@ class NumbaBackend(Backend):
         self.architecture = checkpoint.architecture
         self._trace = trace_writer(options.trace_experts, self.architecture) if options.trace_experts else None
         self.layers = self.architecture.attention_layers()
-        if options.activations not in ("int8", "f32"):
-            raise BadRequest(f"activations {options.activations!r}: there are int8 and f32")
+        if options.activations not in ("int8", "bf16", "f32"):
+            raise BadRequest(f"activations {options.activations!r}: there are int8, bf16 and f32")
         self.element = options.element
         # Dense layers take a scale for each 16 values, which halves the divergence that quantizing costs; experts, where most of
-        # the arithmetic is, one for 32.
+        # the arithmetic is, one for 32. Matrices in floats take float32, or bf16 where that is wanted.
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
         self.threads = options.threads or cores()
         self.buffers = Buffers()
-        transposed = "f32" if options.activations == "f32" else TRANSPOSED
-        plan = options.streaming
-        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed, options.load == "mapped" and not plan)
+        if options.activations == "bf16" and not ACTIVE.bf16_products:
+            options.say(f"{simd_path()} has no products of bf16: activations are rounded to it, which saves no time here")
+        transposed = {"f32": "f32", "bf16": "bf16"}.get(options.activations, TRANSPOSED)
+        plan, mapped = options.streaming, options.load == "mapped" and not options.streaming
+        self.weights = NumbaWeights(checkpoint, self.threads, options.say, transposed, mapped, options.activations)
         self.streamed = StreamedExperts(plan, checkpoint, self.weights) if plan else None
         self.pools = self._pools()
         self.recent = min((max(w - 1, 1) for w in self.pools if w), default=self.chunk)
@@ -159,7 +162,7 @@ class NumbaBackend(Backend):
 
     @classmethod
     def weight_bytes(cls, checkpoint: Checkpoint, options: Options) -> int:
-        return kernel_bytes(checkpoint, options.load == "mapped")
+        return kernel_bytes(checkpoint, options.load == "mapped", options.activations)
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:

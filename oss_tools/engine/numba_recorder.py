@@ -78,7 +78,7 @@ class Recorder(Operations[Any]):
         value = Value(self.program, np.empty((0, 0), np.float32), columns, rows, on_demand=on_demand)
         value.floats = self.model.buffers.lend(value, "floats", self.height * rows, columns)
         if on_demand:  # taken now: memory that is free later may be in use between then and now
-            kinds = {"int8", self.model.dense_kind} - {"f32"}
+            kinds = {"int8", self.model.dense_kind, self.model.options.activations} - {"f32"}
             value.records = {k: self.model.buffers.lend(value, k, self.height * rows, columns) for k in sorted(kinds)}
         return value
 
@@ -159,11 +159,20 @@ class Recorder(Operations[Any]):
         return out
 
     def _multiply(
-        self, stack: Stack, x: Value, out: np.ndarray, groups: dict[str, np.ndarray], kind: str, each: int = 1
+        self,
+        stack: Stack,
+        x: Value,
+        out: np.ndarray,
+        groups: dict[str, np.ndarray],
+        kind: str,
+        each: int = 1,
+        exact: bool = False,
     ) -> int:
-        """out = weights · x (+ bias) for the groups' rows, x quantized to `kind` or "f32"; each: the matrices that a token meets.
-        Returns the operation's number."""
+        """out = weights · x (+ bias) for the groups' rows, x quantized to `kind` or "f32"; each: the matrices that a token meets;
+        exact: weights in floats meet float32 in any case. Returns the operation's number."""
         p, bias = stack.packed, stack.bias
+        if p.format == "bf16" and self.model.options.activations == "bf16" and not exact:
+            kind = "bf16"
         op = linear_op(p.format, kind, many=self.rows > 1)
         kind = op.constants["ACTIVATIONS"]  # weights in a float format take floats
         given = self._padded(x) if kind == "f32" else self._records(x, kind)
@@ -174,10 +183,10 @@ class Recorder(Operations[Any]):
             residual=None, out=out, out_stride=out.strides[0],
         )  # fmt: skip
 
-    def linear(self, x: Value, name: str) -> Value:
+    def linear(self, x: Value, name: str, exact: bool = False) -> Value:
         (stack,) = self.model.weights.stacks((name,))
         out = self._value(stack.packed.rows)
-        out.producer = self._multiply(stack, x, out.floats, self.dense, self.model.dense_kind)
+        out.producer = self._multiply(stack, x, out.floats, self.dense, self.model.dense_kind, exact=exact)
         return out
 
     def linears(self, x: Value, names: tuple[str, ...]) -> tuple[Value, ...]:
@@ -314,7 +323,7 @@ class Recorder(Operations[Any]):
     # ---- experts ----------------------------------------------------------------------------------------------------
 
     def route(self, x: Value, name: str, router: Router) -> Routing:
-        logits, chosen = self.linear(x, name), router.chosen
+        logits, chosen = self.linear(x, name, exact=True), router.chosen
         if logits.columns != router.experts:
             raise BadRequest(f"{name} gives {logits.columns} logits for {router.experts} experts")
         pairs, experts = CHUNK * chosen, logits.columns
@@ -355,8 +364,9 @@ class Recorder(Operations[Any]):
 
     def _expert_kind(self, stack: Stack) -> str:
         """What the inputs of experts are quantized to: a scale for each 16 values where their weights have one as well."""
-        kind = self.model.options.activations
-        return "int8_g16" if kind == "int8" and stack.packed.layout.halves else kind
+        if self.model.options.activations == "f32":
+            return "f32"
+        return "int8_g16" if stack.packed.layout.halves else "int8"
 
     def experts(self, x: Value, routing: Routing, name: str, gate: Gate) -> Value:
         (first, second), groups = self._expert_stacks(name), routing.groups

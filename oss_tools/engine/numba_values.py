@@ -19,13 +19,13 @@ OUTPUTS = 64  # rows of logits in one pass
 
 @dataclass(eq=False)
 class Value:
-    """A value of the recorded forward pass: float32 rows, and their int8 records where a consumer wants those.
+    """A value of the recorded forward pass: float32 rows, and their records where a consumer wants those.
 
     Attributes:
         program, producer: the operation that fills it.
         floats: [rows, columns], padded to 32 columns, or columns of a wider buffer.
         columns, rows: its width, and its rows for each token (the chosen experts of one, usually 1).
-        records: memory for the quantized rows by kind ("int8", "int8_g16").
+        records: memory for the quantized rows by kind ("int8", "int8_g16", "bf16").
         on_demand: the producer fills floats and one kind of records only when told to.
         filled: what it was told to fill, its arguments "out" and "records".
         norm: weight and epsilon of a norm of heads, which is still to be carried out.

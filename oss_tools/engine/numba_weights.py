@@ -26,16 +26,27 @@ def kernel_format(entry: Entry) -> Format:
     return nearest_format(entry, lambda form, columns: fits(form.name, columns))
 
 
+def kernel_format_for(activations: str) -> Callable[[Entry], Format]:
+    """`kernel_format` with such activations: those in bf16 meet weights in bf16, and weights in f16 are converted to it."""
+
+    def form(entry: Entry) -> Format:
+        kept = kernel_format(entry)
+        return get_format("bf16") if activations == "bf16" and kept.name == "f16" else kept
+
+    return form
+
+
 def kept_bytes(entry: Entry) -> int:
     """Bytes of a tensor in the format in which it is kept."""
     count, rows, columns = entry.spec.matrices
     return count * rows * (4 * columns if entry.spec.is_vector else kernel_format(entry).bytes_per_row(columns))
 
 
-def kernel_bytes(checkpoint: Checkpoint, mapped: bool = False) -> int:
+def kernel_bytes(checkpoint: Checkpoint, mapped: bool = False, activations: str = "int8") -> int:
     """Bytes of all weights in the formats in which they are kept; if mapped, of those that have to be loaded all the same."""
-    entries = checkpoint.entries.values()
-    inside = {entry.name for entry in entries if mapped and checkpoint.is_in_panels(entry.name)}
+    entries, form = checkpoint.entries.values(), kernel_format_for(activations)
+    there = [entry for entry in entries if mapped and checkpoint.is_in_panels(entry.name)]
+    inside = {entry.name for entry in there if entry.spec.is_vector or form(entry) == kernel_format(entry)}
     return sum(kept_bytes(entry) for entry in entries if entry.name not in inside)
 
 
@@ -74,10 +85,11 @@ class NumbaWeights(Weights[Stack]):
         say: Callable[[str], None],
         transposed: str = TRANSPOSED,
         mapped: bool = False,
+        activations: str = "int8",
     ) -> None:
         """transposed: the float format of matrices that are transposed and come from a format of blocks. mapped: whether panels
-        that lie ready in the file are used there, rather than copied."""
-        super().__init__(checkpoint, kernel_format, say)
+        that lie ready in the file are used there, rather than copied. activations: see `kernel_format_for`."""
+        super().__init__(checkpoint, kernel_format_for(activations), say)
         self._threads, self._transposed, self._mapped = threads, get_format(transposed), mapped
         self._checks: list[Callable[[], None]] = []  # of mapped files
         self.mapped_bytes = 0

@@ -96,7 +96,13 @@ class Weights(ABC, Generic[S]):
 
     def _remark(self, entry: Entry, form: Format) -> None:
         have = ", ".join(f.name for f in entry.mixed) or entry.format.name
-        if (line := f"no kernel for {have}: weights are kept as {form.name}") not in self._said:
+        kept = f"weights are kept as {form.name}"
+        line = (
+            f"f16 {kept}, to meet bf16 activations"
+            if (have, form.name) == ("f16", "bf16")
+            else f"no kernel for {have}: {kept}"
+        )
+        if line not in self._said:
             self._said.add(line)
             self._say(line)
 

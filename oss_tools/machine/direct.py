@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import sys
 import weakref
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +37,11 @@ class DirectFile:
     def _now(self) -> tuple[int, int]:
         state = os.fstat(self._descriptor)
         return state.st_size, state.st_mtime_ns
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether there are reads past the cache, as far as can be told without one."""
+        return self._direct >= 0
 
     def check(self) -> None:
         """Raises BadCheckpoint if the file was written to, or cut short, since it was opened."""
@@ -80,6 +89,35 @@ def _reopened(descriptor: int) -> int:
         return os.open(f"/proc/self/fd/{descriptor}", flags)
     except (OSError, AttributeError):
         return -1
+
+
+def cached_share(descriptor: int, offset: int, nbytes: int) -> float:
+    """The share of these bytes of an open file that the system's cache holds, 0 to 1; 1 where the system does not say.
+
+    `offset` is a multiple of a page, and the bytes are all within the file. Linux says 1 of files that the user may not write.
+    """
+    ask = _mincore()
+    if ask is None or not nbytes or offset % mmap.ALLOCATIONGRANULARITY:
+        return 1.0
+    try:
+        with mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ, offset=offset) as mapped:
+            resident = np.zeros(-(-nbytes // mmap.PAGESIZE), np.uint8)
+            pages = np.frombuffer(mapped, np.uint8)
+            failed = ask(pages.ctypes.data, nbytes, resident.ctypes.data)
+            del pages  # else it could not be closed
+    except (OSError, ValueError):  # no such maps, or the file has just been cut short: whoever reads it says so
+        return 1.0
+    return 1.0 if failed else float(np.mean(resident & 1))
+
+
+@cache
+def _mincore() -> Callable[[int, int, int], int] | None:
+    """The system call of this name; None where there is none."""
+    function = getattr(ctypes.CDLL(None), "mincore", None)
+    if function is None:
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    return function
 
 
 def read_into(descriptor: int, offset: int, memory: np.ndarray, path: Path) -> None:

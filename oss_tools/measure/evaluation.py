@@ -68,8 +68,8 @@ Ask = Callable[[Setup, str, int], dict[str, Any]]  # how, which task, how many q
 class Programs:
     """The processes, started when they are first asked, each with its model loaded and warm for both tasks."""
 
-    def __init__(self, model: str, threads: int, start: Callable[..., Any] = Child) -> None:
-        self._model, self._threads, self._start = model, threads, start
+    def __init__(self, model: str, threads: int, start: Callable[..., Any] = Child, activations: str = "int8") -> None:
+        self._model, self._threads, self._start, self._activations = model, threads, start, activations
         self._running: dict[str, Any] = {}
         self._stack = ExitStack()
         self.facts: dict[str, Any] = {}
@@ -85,7 +85,9 @@ class Programs:
         name = f"lm-eval hf, {setup.dtype}" if setup.dtype else "oss-tools"
         if name not in self._running:
             say(f"loading {name}")
-            own = {"kind": "lm-eval hf", "dtype": setup.dtype} if setup.dtype else {"kind": "oss-tools eval"}
+            own = {"kind": "oss-tools eval", "activations": self._activations}
+            if setup.dtype:
+                own = {"kind": "lm-eval hf", "dtype": setup.dtype}
             program = self._stack.enter_context(self._start(**own, model=self._model, threads=self._threads))
             self._running[name], self.facts[name] = program, program.ready["facts"]
             for task in (GENERATE, CHOOSE):
@@ -156,9 +158,14 @@ def agreement(ours: list[Any], theirs: list[Any]) -> float:
 
 
 def contest(
-    model: Path, counts: dict[str, int], threads: int, rounds: int, start: Callable[..., Any] = Child
+    model: Path,
+    counts: dict[str, int],
+    threads: int,
+    rounds: int,
+    start: Callable[..., Any] = Child,
+    activations: str = "int8",
 ) -> dict[str, Any]:
-    """The record of both tasks. Raises BadCheckpoint, MissingPackage, ContenderFailed."""
+    """The record of both tasks, with such activations of ours. Raises BadCheckpoint, MissingPackage, ContenderFailed."""
     require_packages()
     with open_container(model) as container:
         files = container.files()
@@ -171,7 +178,7 @@ def contest(
         "versions": versions("lm-eval", "torch", "transformers", "numpy", "numba"),
         "threads": threads,
     }
-    with Programs(str(model), threads, start) as programs:
+    with Programs(str(model), threads, start, activations) as programs:
         record["tasks"] = {kind: compared(kind, count, programs, rounds) for kind, count in counts.items()}
         record["facts"] = programs.facts
     return record
@@ -223,11 +230,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--choose", type=int, default=200, metavar="N", help="questions with four choices [200]")
     parser.add_argument("--threads", type=int, default=cores(), help="[every core]")
     parser.add_argument("--rounds", type=int, default=1, help="how often hf runs, between two runs of ours [1]")
+    parser.add_argument("--activations", default="int8", help="of ours: int8, bf16 or f32 [int8]")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the record there")
     given = parser.parse_args(arguments)
     try:
         counts = {GENERATE: given.generate, CHOOSE: given.choose}
-        record = contest(given.model, counts, given.threads, given.rounds)
+        record = contest(given.model, counts, given.threads, given.rounds, activations=given.activations)
     except OssToolsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -145,6 +145,9 @@ class Evaluator:
     def usage(self, kind: str) -> dict[str, Any]:
         return {}
 
+    def close(self) -> None:
+        """Lets the model go."""
+
     def run(self, kind: str, count: int, batch: int, **options: Any) -> dict[str, Any]:
         """The first `count` questions of a task: seconds from lm-eval's requests to its scores, the score, the outcomes.
 
@@ -170,12 +173,12 @@ class Evaluator:
 class OssTools(Evaluator):
     """Ours. `prefixes`: whether beginnings are shared, those of earlier requests and those of the requests of one batch."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, activations: str = "int8") -> None:
         require_lm_eval()
         import oss_tools.engine.engine as module
         from oss_tools.engine.engine import Engine
 
-        self.engine = Engine.load(model, threads=threads)
+        self.engine = Engine.load(model, threads=threads, activations=activations)
         self._budget, self._shared = self.engine.prefixes.budget, module.SHARED
 
     def facts(self) -> dict[str, Any]:
@@ -192,6 +195,9 @@ class OssTools(Evaluator):
 
     def usage(self, kind: str) -> dict[str, Any]:
         return dict(self.lm.usage[kind].to_json())
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 class Hf(Evaluator):

@@ -8,13 +8,15 @@ from typing import Any
 from markupsafe import Markup
 
 from oss_tools.errors import BadRequest
-from oss_tools.report.html import harmed, scatter_plots
+from oss_tools.report.evidence import harmed
+from oss_tools.report.html import scatter_plots
 from oss_tools.report.markdown import escaped
 from oss_tools.report.metrics import formatted, formatted_interval, metric_of
 from oss_tools.report.pictures import picture, placed, size_of
 from oss_tools.report.plots import LETTER, line, text
 from oss_tools.report.sheet import Model, Sheet
 from oss_tools.report.table import cell, kind_of, visible
+from oss_tools.tables import cut_in_the_middle
 
 COLUMNS = ("size", "bits_per_weight", "kld.mean", "same_top", "margin.ratio", "tokens_per_second", "peak_memory")
 MOST_ROWS = 12
@@ -114,7 +116,7 @@ def _heading(model: str, base: str, count: int) -> Markup:
 
 
 def _short(name: str, longest: int = 30) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+    return cut_in_the_middle(name, longest)
 
 
 def _anchors(row: list[str]) -> list[str]:

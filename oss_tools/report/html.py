@@ -11,16 +11,20 @@ from typing import Any
 from markupsafe import Markup
 
 from oss_tools.report import plots, table
-from oss_tools.report.comparison import Candidate, Fidelity
+from oss_tools.report.comparison import Fidelity
 from oss_tools.report.drift import drift_plots
+from oss_tools.report.evidence import FAR, NEAR, harmed
 from oss_tools.report.gates import Verdict
 from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
 from oss_tools.report.sheet import Model, Sheet, mean_figure
 from oss_tools.report.side_by_side import STEPS
+from oss_tools.report.verdict import judgements, summary
 from oss_tools.sizes import format_size
+from oss_tools.tables import cut_in_the_middle
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_CHANGES = 20  # shown for a candidate
+MOST_COLUMNS = 9  # of figures in a table
 MAX_TEXT = 4000  # characters of a prompt or answer
 
 
@@ -42,6 +46,7 @@ def page(sheets: Sequence[Sheet], verdicts: Sequence[Verdict] = ()) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cut"] = cut
+    environment.filters["short"] = short
     sections = [section(sheet, verdicts[number] if verdicts else None) for number, sheet in enumerate(sheets)]
     title = ", ".join(sheet.comparison.model if sheet.comparison else sheet.title for sheet in sheets)
     return environment.get_template("page.html").render(title=title, sections=sections)
@@ -62,6 +67,16 @@ def history_page(title: str, note: str, drawn: Sequence[tuple[str, Markup]]) -> 
     return str(head + figures + Markup("</div></section></main></body></html>\n"))
 
 
+def is_wide(figures: int, models: int) -> bool:
+    """Whether the table of all figures fits a page of 1,280 pixels better with models across."""
+    return figures > MOST_COLUMNS and models < figures and models <= MOST_COLUMNS
+
+
+def short(name: str) -> str:
+    """A model's name in a table: its beginning and its end."""
+    return cut_in_the_middle(name, table.LONGEST_NAME)
+
+
 def cut(text: str) -> str:
     """A text that a page has room for."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
@@ -75,10 +90,14 @@ def section(sheet: Sheet, verdict: Verdict | None) -> dict[str, Any]:
         "comparison": sheet.comparison,
         "verdict": verdict,
         "summary": summary(sheet),
+        "near": NEAR,
+        "far": FAR,
+        "judgements": [(model.name, j) for model, j in judgements(sheet)],
         "remarks": sheet.remarks,
         "findings": [(m.name, f.message) for m in sheet.models if m.candidate for f in m.candidate.findings],
         "columns": [metric_of(metric) for metric in metrics],
         "rows": [(model, [_cell(sheet, model, metric) for metric in metrics]) for model in sheet.models],
+        "turned": is_wide(len(metrics), len(sheet.models)),
         "legend": table.legend(sheet, "★", "≈"),
         "plots": list(scatter_plots(sheet)),
         "forest": forest_plot(sheet),
@@ -113,44 +132,6 @@ def flat(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, ", ".join(map(str, value))
         elif value is not None:
             yield name.replace("_", " "), str(value)
-
-
-def summary(sheet: Sheet) -> list[tuple[str, str, str]]:
-    """The choice in a few words: what, which, and its figures."""
-    good = [m for m in sheet.models if m.candidate and not m.is_base and not harmed(m.candidate) and m.candidate.tasks]
-    base = sheet.base
-    if not base or not base.candidate:
-        return []
-    rows = []
-    if good:
-        best = min(good, key=lambda m: m.figures["size"].value)
-        rows.append(("smallest without evidence of harm", best.name, _against_base(best, base)))
-    for what, metric in (("nearest to the base", "kld.mean"), ("fastest", "tokens_per_second")):
-        having = [m for m in sheet.models if metric in m.figures and not m.is_base]
-        if having:
-            lower = metric_of(metric).lower
-            best = (min if lower else max)(having, key=lambda m: m.figures[metric].value)
-            rows.append((what, best.name, _against_base(best, base)))
-    return rows
-
-
-def harmed(candidate: Candidate) -> bool:
-    """Whether there is evidence that a candidate is worse than the base."""
-    fell = (t for t in candidate.tasks if t.difference and t.difference.significant)
-    return bool(candidate.findings) or any((t.difference.value < 0) == t.higher_is_better for t in fell if t.difference)
-
-
-def _against_base(model: Model, base: Model) -> str:
-    parts = []
-    size, old = model.figures["size"].value, base.figures["size"].value
-    if size and old:
-        parts.append(f"{format_number(100 * size / old)} % of the size")
-    if "kld.mean" in model.figures:
-        parts.append(f"KLD {formatted('kld.mean', model.figures['kld.mean'].value)}")
-    speed = model.figures.get("tokens_per_second")
-    if speed and speed.ratio:
-        parts.append(f"{format_number(speed.ratio.value)} × the speed")
-    return ", ".join(parts)
 
 
 # --- plots

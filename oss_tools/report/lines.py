@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from oss_tools.report.metrics import Interval
 from oss_tools.report.plots import BOTTOM, FONT, HEIGHT, LEFT, LETTER, TOP, WIDTH, Axis, Scale, line, scale_of, svg, text
+from oss_tools.tables import cut_in_the_middle
 
 LONGEST = 18  # characters of a series' name, which stands at the right
 BOLD = 8.4  # width of a letter of it, about
@@ -113,6 +114,6 @@ def _names(ends: Sequence[tuple[float, str, int]], end: float) -> list[Markup]:
     for y, name, number in sorted(ends):
         place = max(y + 4, lowest + min(FONT + 2, room))
         lowest = place
-        shown = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+        shown = cut_in_the_middle(name, LONGEST)
         parts.append(text(end + 4, place, shown, "start", f"label s{number % COLOURS}"))
     return parts

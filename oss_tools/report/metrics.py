@@ -37,6 +37,7 @@ class Metric:
         lower: whether less is better; None if neither is.
         unit: "bytes", "percent", "ms" (written; figures are in seconds), "count", "" (a number).
         shown: whether tables have a column for it.
+        exact: whether it is counted and not a sample, so that any difference is one.
     """
 
     title: str
@@ -44,12 +45,13 @@ class Metric:
     lower: bool | None = True
     unit: str = ""
     shown: bool = True
+    exact: bool = False
 
 
 METRICS: dict[str, Metric] = {
-    "size": Metric("size", "bytes of the checkpoint's files", unit="bytes"),
-    "bits_per_weight": Metric("bits", "bits per weight, over all tensors"),
-    "weight_error": Metric("weight err", "‖candidate − base‖ / ‖base‖ over all weights", unit="percent"),
+    "size": Metric("size", "bytes of the checkpoint's files", unit="bytes", exact=True),
+    "bits_per_weight": Metric("bits", "bits per weight, over all tensors", exact=True),
+    "weight_error": Metric("weight err", "‖candidate − base‖ / ‖base‖ over all weights", unit="percent", exact=True),
     "weight_error.worst": Metric(
         "worst slice", "the largest relative error of a tensor or expert", unit="percent", shown=False
     ),
@@ -88,9 +90,11 @@ METRICS: dict[str, Metric] = {
     "peer_ratio": Metric("of peer", "tokens per second over the peer's, in turns", False),
     "wire.seconds": Metric("s/request (wire)", "seconds of a request over the network, with other people's load in it"),
     "wire.tokens_per_second": Metric("tokens/s (wire)", "tokens per second of an answer over the network", False),
-    "wire.dollars": Metric("dollars", "cost of all answers at the price that was named"),
+    "wire.dollars": Metric("dollars", "cost of all answers at the price that was named", exact=True),
     "load_seconds": Metric("load s", "seconds to load"),
-    "peak_memory": Metric("peak memory", "resident memory of a process that loads the model and answers", unit="bytes"),
+    "peak_memory": Metric(
+        "peak memory", "resident memory of a process that loads the model and answers", unit="bytes", exact=True
+    ),
     "weight_memory": Metric("weights", "bytes of the weights in memory", unit="bytes", shown=False),
     "differences": Metric(
         "differences",

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from oss_tools.report.comparison import Cell
 from oss_tools.report.metrics import Interval
+from oss_tools.tables import cut_in_the_middle
 
 WIDTH = 420.0  # of every plot, in its own units; a page shows it at some 340 to 540 pixels
 FONT = 13.0
@@ -191,7 +192,7 @@ def _labels(points: Sequence[tuple[str, float, float]], whiskers: Sequence[tuple
     taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
     parts = []
     for number, (name, x, y) in enumerate(points):
-        shown = name if len(name) <= 24 else name[:23] + "…"
+        shown = cut_in_the_middle(name, 24)
         width = LETTER * len(shown)
         others = [*taken[:number], *taken[number + 1 :], *(box for both in whiskers for box in both)]
         _, top, _, bottom = whiskers[number][1]
@@ -253,7 +254,7 @@ def forest(groups: Sequence[tuple[str, Sequence[Change]]], title: str) -> Markup
     y = 0.0
     for name, changes in groups:
         y += 22
-        parts.append(text(0, y, name if len(name) <= 48 else name[:47] + "…", "start", "group"))
+        parts.append(text(0, y, cut_in_the_middle(name, 48), "start", "group"))
         y += 8
         for change in changes:
             parts.append(_change(change, scale, y + ROW / 2))
@@ -270,7 +271,7 @@ def points_written(value: float) -> str:
 def _change(change: Change, scale: Scale, y: float) -> Markup:
     value, (low, high) = change.interval.value, change.interval.bounds
     kind = "noise" if change.noise else "bad" if value < 0 else "good"
-    name = change.label if len(change.label) <= 11 else change.label[:10] + "…"
+    name = cut_in_the_middle(change.label, 11)
     parts = [text(SIDE - 8, y + 4, name, "end", "tick")]
     if change.interval.known:
         parts += [line(scale(low), y, scale(high), y, f"bar {kind}")]
@@ -303,7 +304,7 @@ def heat_map(cells: Sequence[Cell], scale: Scale | None, title: str) -> Markup:
     parts: list[Markup] = []
     for row, ((role, outside), own) in enumerate(rows.items()):
         name = f"last {role}" if outside and (role, False) in rows else role
-        name = name if len(name) <= 17 else name[:16] + "…"
+        name = cut_in_the_middle(name, 17)
         parts.append(text(LABELS - 8, CELL * row + CELL / 2 + 4, name, "end", "tick"))
         for cell in own:
             x = LABELS + (0 if cell.layer is None else width * column[cell.layer])

@@ -119,15 +119,34 @@ class Sheet:
     def model(self, name: str) -> Model | None:
         return next((model for model in self.models if model.name == name), None)
 
-    def best(self, metric: str) -> float | None:
-        """The best value of a metric among the models that were measured; None where fewer than two have it, or no direction is
-        better."""
-        lower = metric_of(metric).lower
-        measured = [model for model in self.models if not model.published]
-        values = [model.figures[metric].value for model in measured if metric in model.figures]
-        if lower is None or len(values) < 2 or min(values) == max(values):
-            return None
-        return min(values) if lower else max(values)
+    def best(self, metric: str) -> list[Model]:
+        """The models whose figure is the best of a metric, by evidence: all whose intervals reach the best one's.
+
+        None where that is all who have it, where no direction is better, where a sample's figure has no interval, where nothing
+        shows a difference from the base, or for a perplexity beside a base's: one below it is no better model.
+        """
+        lower, exact = metric_of(metric).lower, metric_of(metric).exact
+        if lower is None or (self.base and metric.startswith("perplexity")):
+            return []
+        having = [model for model in self.models if not model.published and metric in model.figures]
+        sign = 1 if lower else -1
+        first = min(having, key=lambda model: sign * model.figures[metric].value, default=None)
+        if first is None:
+            return []
+        ties = [model for model in having if _reaches(model.figures[metric], first.figures[metric], exact)]
+        if len(ties) == len(having) or any(model.figures[metric].noise for model in ties):
+            return []
+        return ties
+
+
+def _reaches(figure: Figure, best: Figure, exact: bool) -> bool:
+    """Whether nothing says that a figure is worse than the best."""
+    if exact or figure.value == best.value:
+        return figure.value == best.value
+    if not (figure.interval.known and best.interval.known):
+        return True
+    (low, high), (best_low, best_high) = figure.interval.bounds, best.interval.bounds
+    return low <= best_high and best_low <= high
 
 
 def _place(name: str, order: Mapping[str, int]) -> float:

@@ -1,13 +1,18 @@
-"""Sheets as tables for a terminal: sorted by size, the best of each column and what is only noise marked."""
+"""Sheets as tables for a terminal: sorted by size, with marks for the best of each column and for noise, and the verdict."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 
+from oss_tools.report.evidence import sentences
 from oss_tools.report.metrics import formatted, metric_of
 from oss_tools.report.sheet import Model, Sheet
+from oss_tools.report.verdict import judgements, summary
+from oss_tools.tables import cut_in_the_middle, turned, widest
 
 BEST, NOISE = "*", "~"
+LONGEST_NAME = 40  # characters of a model's name in a table; longer ones are cut in the middle
 
 
 def visible(text: str) -> str:
@@ -21,9 +26,10 @@ def cell(sheet: Sheet, model: Model, metric: str) -> str:
 
 
 def is_best(sheet: Sheet, model: Model, metric: str) -> bool:
-    """Whether a figure is the best of its column, or is written as the best is."""
-    best = None if model.published else sheet.best(metric)
-    return best is not None and metric in model.figures and cell(sheet, model, metric) == formatted(metric, best)
+    """Whether a figure is the best of its column by evidence, or is written as an exact best is."""
+    best = [] if model.published else sheet.best(metric)
+    alike = metric_of(metric).exact and any(cell(sheet, one, metric) == cell(sheet, model, metric) for one in best)
+    return metric in model.figures and (model in best or (alike and bool(best)))
 
 
 def is_noise(model: Model, metric: str) -> bool:
@@ -36,8 +42,8 @@ def columns(sheet: Sheet) -> list[str]:
     return sheet.metrics(shown_only=True)
 
 
-def names(model: Model) -> str:
-    return visible(model.name) + kind_of(model)
+def names(model: Model, most: int = LONGEST_NAME) -> str:
+    return cut_in_the_middle(visible(model.name), most) + kind_of(model)
 
 
 def kind_of(model: Model) -> str:
@@ -50,7 +56,7 @@ def legend(sheet: Sheet, best: str = BEST, noise: str = NOISE, written: Callable
     cells = [(model, metric) for model in sheet.models for metric in columns(sheet)]
     parts = []
     if any(is_best(sheet, model, metric) for model, metric in cells):
-        parts.append(f"{best} best of its column")
+        parts.append(f"{best} the best, by evidence")
     if any(is_noise(model, metric) for model, metric in cells):
         base = f"{written(sheet.base.name)} (base)" if sheet.base else "the base"
         parts.append(f"{noise} no evidence of a difference from {base} (95 %; scores corrected for the number of tests)")
@@ -92,16 +98,46 @@ def _table(sheet: Sheet, metrics: Sequence[str]) -> str:
     return tabulate(rows(sheet, metrics), headers, colalign=["left", *["right"] * len(metrics)], disable_numparse=True)
 
 
+def _tables(sheet: Sheet, width: int) -> list[str]:
+    """One table if it fits; else one with models across, if that fits; else tables of some columns each, below each other."""
+    metrics = columns(sheet)
+    parts = blocks(sheet, width)
+    if len(parts) < 2:
+        return [_table(sheet, metrics) for metrics in parts]
+    headers = ["model", *(visible(metric_of(metric).title) for metric in metrics)]
+    across = list(turned(rows(sheet, metrics), headers, width))
+    if len(across) == 1 and widest(across[0]) <= width:
+        return across
+    return [_table(sheet, metrics) for metrics in parts]
+
+
 def text(sheet: Sheet, width: int = 120) -> str:
-    """The sheet as text: a title, tables of at most `width` columns below each other, the legend, findings."""
-    parts = [visible(sheet.title), *(_table(sheet, metrics) for metrics in blocks(sheet, width))]
+    """The sheet as text: a title, tables of at most `width` columns, the legend, the verdict, findings."""
+    parts = [visible(sheet.title), *_tables(sheet, width)]
     if line := legend(sheet):
-        parts.append(line)
+        parts.append(_wrapped(line, width))
     if sheet.case:
-        parts.append(visible(sheet.case.sentence))
+        parts.append(_wrapped(visible(sheet.case.sentence), width))
+    if lines := verdict(sheet):
+        parts.append("\n".join(_wrapped(line, width) for line in lines))
     if lines := findings(sheet):
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _wrapped(line: str, width: int) -> str:
+    return textwrap.fill(line, max(width, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def verdict(sheet: Sheet) -> list[str]:
+    """Which candidate to look at, and what the evidence says of each, a line each."""
+    lines = [
+        f"{answer.question}: {visible(answer.name)}" + (f" ({answer.figures})" if answer.figures else "")
+        for answer in summary(sheet)
+    ]
+    for model, j in judgements(sheet):
+        lines.append(f"{visible(model.name)}: {j.title}. {visible(sentences(j.deciding))} {j.sure}")
+    return lines
 
 
 def findings(sheet: Sheet) -> list[str]:

@@ -1,13 +1,14 @@
 """Reading harmony: sound answers, and every way in which one can be broken."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oss_tools.chat.chat_template import tool_names
-from oss_tools.chat.completion import Completion, Delta, Problem
+from oss_tools.chat.completion import Completion, Delta, Finding, Problem
 from oss_tools.chat.harmony import Special, render
 from oss_tools.chat.harmony_parser import HarmonyParser
 from oss_tools.chat.messages import Conversation, Message
@@ -256,3 +257,13 @@ def test_mutated_answers_never_crash_and_wrong_ones_are_no_answers(completion: s
     found = streamed(tokens, ("weather",))[1]
     assert not (found.findings and found.final is not None)
     assert found.final is not None or found.calls or found.findings
+
+
+@pytest.mark.parametrize("problem", Problem)
+def test_a_person_is_told_first_what_happened(problem: Problem) -> None:
+    """No word of the format, nor of the program, stands before the colon or the parenthesis."""
+    said = Finding(problem, "'<|channel|>x'").sentence
+    first = re.split("[:(]", said)[0].strip()
+    assert first.startswith(("the model", "the model's answer broke off", "the model's answer is malformed"))
+    assert not re.search(r"[_<|]|harmony", first)
+    assert said.endswith(" ('<|channel|>x')")

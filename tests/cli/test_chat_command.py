@@ -112,8 +112,9 @@ def test_a_malformed_answer_is_named_and_forgotten(capsys: pytest.CaptureFixture
         talk.take(question)
         assert talk.conversation.messages == ()
     err = capsys.readouterr().err
-    assert "malformed: no header: '85, I think'" in err
-    assert "malformed: unknown tool: 'functions.calculator'" in err
+    assert "the model's answer is malformed: a header is missing" in err
+    assert "('85, I think')" in err
+    assert "the model calls a tool that it was not offered ('functions.calculator')" in err
     talk.take("Hello?")
     assert len(talk.conversation.messages) == 2
 

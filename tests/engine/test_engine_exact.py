@@ -28,7 +28,7 @@ LONG = 760  # more than a chunk and a window
 NEVER: frozenset[int] = frozenset()
 
 
-@pytest.fixture(scope="module", params=[(128, "int8"), (128, "f32"), (16, "int8"), (None, "int8")], ids=str)
+@pytest.fixture(scope="module", params=[(128, "int8"), (128, "f32"), (16, "int8"), (None, "int8"), (None, "bf16")], ids=str)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Engine:
     """A gpt-oss of three layers with a sliding window, or a llama."""
     window, activations = request.param

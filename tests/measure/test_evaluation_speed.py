@@ -54,7 +54,7 @@ class Scripted:
     asked: list[tuple[str, dict[str, Any]]]
     seconds: Callable[[str, dict[str, Any]], float]
 
-    def __init__(self, kind: str, model: str, threads: int, dtype: str = "") -> None:
+    def __init__(self, kind: str, model: str, threads: int, dtype: str = "", activations: str = "") -> None:
         self.name = f"{kind} {dtype}".strip()
         self.ready = {"facts": {"kernels": "none"}}
 

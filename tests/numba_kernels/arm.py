@@ -1,17 +1,27 @@
-"""The Arm path on a machine that is none: kernels compiled for AArch64, and run in an emulator (unicorn) where there is one.
+"""The Arm paths on a machine that is none: kernels compiled for AArch64, and run in an emulator where there is one.
 
-Run as a program, it takes the `neon` path, packs random weights, compiles kernels for AArch64 and prints a JSON object: for
-each case the instructions of interest in its assembly and, if unicorn is installed, the error of its result.
+Run as a program, `arm.py PATH [PATTERN …]` takes the path `neon` or `i8mm`, packs random weights, compiles kernels for AArch64
+and prints a JSON object: for each case the instructions of interest in its assembly and, with an emulator, the error of its
+result, how many guard bytes were overrun, and a digest of the result. The emulator is `qemu-aarch64` or, for `neon`, unicorn.
 """
 
 from __future__ import annotations
 
 import collections
+import ctypes
+import hashlib
+import importlib.util
 import json
 import mmap
+import os
 import re
+import shutil
 import struct
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -21,15 +31,20 @@ TRIPLE = "aarch64-unknown-linux-gnu"
 LAYOUT = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i8:8:32-i16:16:32-i64:64-i128:128-n32:64-S128-Fn32"
 
 
-def take_neon_path() -> None:
-    """Imports the kernels as if this CPU had NEON and the dot product."""
-    features, triple = llvm.get_host_cpu_features, llvm.get_process_triple
-    llvm.get_host_cpu_features = lambda: {"neon": True, "dotprod": True}
+FEATURES = {"neon": "+neon,+dotprod", "i8mm": "+neon,+dotprod,+i8mm,+bf16"}  # of the CPU of each path
+WORDS = ("sdot", "smmla", "bfdot", "bfmmla", "tbl", "fmla", "fcvtl", "bl")  # instructions that are counted
+
+
+def take_path(name: str) -> None:
+    """Imports the kernels as if this CPU were an Arm that has this path."""
+    from numba.core import config
+
+    triple, config.CPU_FEATURES = llvm.get_process_triple, FEATURES[name]
     llvm.get_process_triple = lambda: TRIPLE
     from numba_kernels import simd
 
-    llvm.get_host_cpu_features, llvm.get_process_triple = features, triple
-    assert simd.path() == "neon"
+    llvm.get_process_triple, config.CPU_FEATURES = triple, None
+    assert simd.path() == name
 
 
 def stop_at_llvm_ir() -> None:
@@ -58,6 +73,8 @@ def for_arm(ir: str) -> Any:
 
 def compile_for_arm(op: Any) -> tuple[str, bytes, str]:
     """An operation's assembly, object file, and the name of its C function."""
+    from numba_kernels.simd import path
+
     assert op.address == 1
     name = op._compiled.native_name
     module = None
@@ -71,21 +88,37 @@ def compile_for_arm(op: Any) -> tuple[str, bytes, str]:
         else:
             module.link_in(part)
     machine = llvm.Target.from_triple(TRIPLE).create_target_machine(
-        cpu="neoverse-n1", opt=3, reloc="static", codemodel="small"
+        cpu="neoverse-n1", features=FEATURES[path()], opt=3, reloc="static", codemodel="small"
     )
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(module, builder)
     return machine.emit_assembly(module), machine.emit_object(module), name
 
 
+def _mapped(file: int, size: int) -> np.ndarray:
+    """A file in memory at an address below those that programs use for themselves."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    place = libc.mmap(64 << 30, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    assert place not in (None, ctypes.c_void_p(-1).value)
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(place), np.uint8)
+
+
 GUARD, GUARDED = 256, 0xC1  # bytes on each side of what is taken; what they hold
 
 
 class Arena:
-    """Memory that the emulated program sees at this process's own addresses."""
+    """Memory that the emulated program sees at this process's own addresses. Where there is Linux it is a file, which another
+    process can map too, and lies low enough to be free there."""
 
     def __init__(self, size: int) -> None:
-        self.memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        self.file = os.memfd_create("arena") if sys.platform == "linux" else -1
+        if self.file >= 0:
+            os.ftruncate(self.file, size)
+            self.memory = _mapped(self.file, size)
+        else:
+            self.memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         self.base, self.size, self.used = self.memory.ctypes.data, size, 0
         self.cells: dict[int, int] = {}
         self.guards: list[tuple[int, int]] = []
@@ -160,27 +193,73 @@ def _relocate(arena: Arena, at: int, kind: int, value: int) -> None:
         raise NotImplementedError(f"relocation {kind}")
 
 
-def emulate(op: Any, arena: Arena, arguments: dict[str, Any], compiled: tuple[str, bytes, str]) -> None:
+def emulate(op: Any, arena: Arena, arguments: dict[str, Any], compiled: tuple[str, bytes, str], run: Emulator) -> None:
     """Runs an operation with one thread."""
-    import unicorn
-    from unicorn import arm64_const as arm
-
     from numba_kernels.cpu.team import STATE, THREADS
 
     cells, _ = op.cells(arguments)
     team = arena.copy(np.zeros(STATE // 8 + 32, np.int64))
     team[THREADS // 8] = 1
     entry = load_object(compiled[1], arena, compiled[2])
-    stack, back = arena.take(1 << 20), arena.take(64)
+    stack = arena.take(4 << 20)
+    top = (stack.ctypes.data + (4 << 20)) & ~63
+    run(arena, entry, top, (arena.copy(cells).ctypes.data, team.ctypes.data, 0))
+
+
+Emulator = Callable[[Arena, int, int, tuple[int, ...]], None]  # (memory, function, top of the stack, arguments)
+
+
+def with_qemu(arena: Arena, entry: int, stack: int, arguments: tuple[int, ...]) -> None:
+    """A process of its own: a program that maps the arena, calls the function and leaves."""
+    call, set_stack, supervisor = 0xD63F0140, 0x9100013F, 0xD4000001  # blr x10; mov sp, x9; svc 0
+    steps: list[Any] = [  # (register, value), or an instruction
+        (0, arena.base), (1, arena.size), (2, 7), (3, mmap.MAP_SHARED | 0x10), (4, arena.file), (5, 0), (8, 222), supervisor,
+        (9, stack), set_stack, *enumerate(arguments), (10, entry), call, (0, 0), (8, 94), supervisor,
+    ]  # fmt: skip
+    values = [step[1] for step in steps if isinstance(step, tuple)]
+    begin = -(-4 * len(steps) // 8) * 8  # of the values, which instructions load relative to themselves
+    words, at = [], 0
+    for i, step in enumerate(steps):
+        if isinstance(step, tuple):
+            words.append(0x58000000 | (begin + 8 * at - 4 * i) // 4 << 5 | step[0])
+            at += 1
+        else:
+            words.append(step)
+    code = struct.pack(f"<{len(words)}I", *words).ljust(begin, b"\0") + struct.pack(f"<{len(values)}Q", *values)
+    place, header = 0x400000, 64 + 56
+    elf = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 183, 1, place + header, 64, 0, 0, 64, 56, 1, 0, 0, 0
+    ) + struct.pack("<IIQQQQQQ", 1, 5, 0, place, place, header + len(code), header + len(code), 4096)
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "call"
+        program.write_bytes(elf + code)
+        program.chmod(0o700)
+        command = ["qemu-aarch64", "-cpu", "max", str(program)]
+        subprocess.run(command, pass_fds=[arena.file], check=True, timeout=600)
+
+
+def with_unicorn(arena: Arena, entry: int, stack: int, arguments: tuple[int, ...]) -> None:
+    """In this process."""
+    import unicorn
+    from unicorn import arm64_const as arm
+
+    back = arena.take(64)
     machine = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
     machine.ctl_set_cpu_model(arm.UC_CPU_ARM64_MAX)
     machine.mem_map_ptr(arena.base, arena.size, unicorn.UC_PROT_ALL, arena.base)
     machine.reg_write(arm.UC_ARM64_REG_CPACR_EL1, 3 << 20)
-    machine.reg_write(arm.UC_ARM64_REG_SP, (stack.ctypes.data + (1 << 20)) & ~63)
+    machine.reg_write(arm.UC_ARM64_REG_SP, stack)
     machine.reg_write(arm.UC_ARM64_REG_LR, back.ctypes.data)
-    for register, value in enumerate((arena.copy(cells).ctypes.data, team.ctypes.data, 0)):
+    for register, value in enumerate(arguments):
         machine.reg_write(arm.UC_ARM64_REG_X0 + register, value)
     machine.emu_start(entry, back.ctypes.data)
+
+
+def emulator(name: str) -> Emulator | None:
+    """What can run a path's code here. Unicorn's processors are older than the matrix instructions."""
+    if sys.platform == "linux" and shutil.which("qemu-aarch64"):
+        return with_qemu
+    return with_unicorn if name == "neon" and importlib.util.find_spec("unicorn") else None
 
 
 def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
@@ -415,30 +494,28 @@ def latent_cases(arena: Arena, element: str, rank: int) -> list[tuple[str, Any, 
     return [stored, (name, latent_attention_op(element, rank), attend, error)]
 
 
-def main(wanted: list[str]) -> None:
-    take_neon_path()
-    arena = Arena(256 << 20)
+def main(name: str, *wanted: str) -> None:
+    take_path(name)
+    arena = Arena(512 << 20)
     todo = cases(arena)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     stop_at_llvm_ir()
-    try:
-        import unicorn
-    except ImportError:
-        unicorn = None
+    run = emulator(name)
     report = {}
     for name, op, arguments, error in todo:
         if wanted and not any(re.search(w, name) for w in wanted):
             continue
         compiled = compile_for_arm(op)
-        words = collections.Counter(re.findall(r"^\s+([a-z][a-z0-9.]*)", compiled[0], re.M))
-        report[name] = {"instructions": {w: words[w] for w in ("sdot", "tbl", "fmla", "fcvtl", "bl")}, "error": None}
-        if unicorn:
-            emulate(op, arena, arguments, compiled)
+        found = collections.Counter(re.findall(r"^\s+([a-z][a-z0-9.]*)", compiled[0], re.M))
+        report[name] = {"instructions": {w: found[w] for w in WORDS}, "error": None}
+        if run:
+            emulate(op, arena, arguments, compiled, run)
             report[name]["error"] = error()
             report[name]["overruns"] = arena.overruns()
+            report[name]["result"] = hashlib.sha256(arguments.get("out", np.empty(0)).tobytes()).hexdigest()
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

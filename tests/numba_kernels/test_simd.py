@@ -142,6 +142,29 @@ def test_dot_products_at_the_extremes(signed):
             np.testing.assert_array_equal(out, sums + (codes * x).reshape(-1, 4).sum(1))
 
 
+def test_products_of_bfloat16_pairs():
+    """Each 32-bit lane gains two products; infinities and NaN come through."""
+
+    @bytes_operation(Words, Words, Words, Words)
+    def dot(b, out, sums, pairs, x):
+        given = [emit.load(b, at, kind.llvm) for at, kind in ((sums, values.Floats), (pairs, Words), (x, Words))]
+        emit.store(b, ACTIVE.dot_pairs(b, *given), out)
+
+    rng = np.random.default_rng(3)
+    for scale in (1e-12, 1, 1e12):
+        sums = (rng.normal(size=LANES) * scale * scale).astype(np.float32)
+        p, x = ((scale * rng.normal(size=(LANES, 2))).astype(ml_dtypes.bfloat16) for _ in range(2))
+        out = np.zeros(LANES, np.float32)
+        dot(out.ctypes.data, sums.ctypes.data, p.ctypes.data, x.ctypes.data)
+        exact = sums + (p.astype(np.float64) * x.astype(np.float64)).sum(1)
+        size = np.abs(sums) + np.abs(p.astype(np.float64) * x.astype(np.float64)).sum(1)
+        assert (np.abs(out - exact) <= 2.0**-23 * size).all()
+    p[0, 0], p[1, 1], sums[2] = np.inf, np.nan, -np.inf
+    dot(out.ctypes.data, sums.ctypes.data, p.ctypes.data, x.ctypes.data)
+    assert np.isinf(out[[0, 2]]).all()
+    assert np.isnan(out[1])
+
+
 def test_arithmetic_and_reductions():
     @njit
     def body(a, i, out):

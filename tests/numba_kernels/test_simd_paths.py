@@ -18,12 +18,13 @@ ROOT = HERE.parent.parent
 OTHERS = [name for name in simd.executable_paths() if name != simd.path()]
 QUICK = "test_vector and (mxfp4 or q8_0 or q4_k or q6_k) or test_groups and mxfp4 or rms_norm"
 QUICK += " or prefill_then_decode and 64-8-1 or any_shape and 1"
+QUICK += " or company and bf16 or test_any_shape or records_hold"
 QUICK += " or test_mxfp4 or test_ggml or test_error_sums or published"
 
 
 def run_tests(path: str, *options: str, guards: bool = False) -> None:
     files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py", "test_cpu_latent.py"]
-    files += ["test_codec_twins.py", "test_codec_sums.py", "test_hashes.py"]
+    files += ["test_cpu_bf16.py", "test_codec_twins.py", "test_codec_sums.py", "test_hashes.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "OSS_TOOLS_SIMD": path, "OSS_TOOLS_GUARDS": str(int(guards))}
     done = subprocess.run(

@@ -144,7 +144,7 @@ def test_the_table_is_sorted_by_size_and_marks_the_best_and_noise() -> None:
     assert not is_noise(by_name["q4_0"], "time_per_token")
     assert "~85.0 %" in text(sheet, 300)
     assert "*5.4 MB" in text(sheet, 300)
-    assert legend(sheet).startswith("* best of its column; ~ no evidence of a difference from bf16 (base)")
+    assert legend(sheet).startswith("* the best, by evidence; ~ no evidence of a difference from bf16 (base)")
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -142,7 +142,7 @@ class ResponseEvents:
     def _ended(self, ended: Ended) -> list[Event]:
         if ended.broken:
             self._usage(ended)
-            return self.fail(f"the model's answer is malformed: {'; '.join(map(str, ended.broken))}")
+            return self.fail("; ".join(finding.sentence for finding in ended.broken))
         cut = ended.finish == "length"
         events = self._leave("incomplete" if cut else "completed")
         if not cut and not ended.calls and not self._waiting:  # an answer without a word
