@@ -235,9 +235,52 @@ def four_bytes(b: Builder, address: Value) -> Value:
     return b.bitcast(_splat_at(b, address, I32), Bytes.llvm)
 
 
+class Leaving:
+    """Code for up to so many rows, one after the other, that is left before the first row that there is not.
+
+    Rows that a tile lacks then cost nothing, and one tile serves any number of rows: the processor foresees where it leaves.
+    """
+
+    def __init__(self, b: Builder, count: Value, least: int) -> None:
+        """count: how many rows there are; at least `least`."""
+        self._b, self._count, self._least = b, count, least
+        self._done: Any = None
+        self._left: list[tuple[Any, int]] = []  # from which blocks, with how many rows done
+
+    def before(self, row: int) -> None:
+        """To be called before the code of each row."""
+        if row < self._least:
+            return
+        self._done = self._done or self._b.append_basic_block("done")
+        self._left.append((self._b.block, row))
+        further = self._b.append_basic_block(f"row{row}")
+        self._b.cbranch(self._b.icmp_signed(">", self._count, I64(row)), further, self._done)
+        self._b.position_at_end(further)
+
+    def join(self, results: list[Value], unchanged: list[Value]) -> list[Value]:
+        """The results of rows that there are, and what the others had."""
+        if not self._left:
+            return results
+        last = self._b.block
+        self._b.branch(self._done)
+        self._b.position_at_end(self._done)
+        joined = []
+        for t, (result, old) in enumerate(zip(results, unchanged, strict=True)):
+            if t < self._least:
+                joined.append(result)
+                continue
+            phi = self._b.phi(result.type)
+            for block, done in self._left:
+                phi.add_incoming(result if t < done else old, block)
+            phi.add_incoming(result, last)
+            joined.append(phi)
+        return joined
+
+
 def _times_int8(
-    b: Builder, name: str, kind: str, codes: Value, scales: Value, block: Value, rows: list[Value], totals: list[Value]
-) -> list[Value]:
+    b: Builder, name: str, kind: str, codes: Value, scales: Value, block: Value, rows: list[Value], totals: list[Value],
+    leaving: Leaving | None = None,
+) -> list[Value]:  # fmt: skip
     """One block of int8 activations: totals + scale · x_scale · Σ code · x, for each half by itself where the weights or the
     activations have scales for halves."""
     layout = LAYOUTS[name]
@@ -245,8 +288,10 @@ def _times_int8(
     weights = list(layout.decode(b, codes, raised_by(name)))
     scale, added = scales_of(b, name, scales, block)
     halves = 2 if layout.halves or kind == "int8_g16" else 1
-    result = []
+    result: list[Value] = []
     for row, total in zip(rows, totals, strict=True):
+        if leaving:
+            leaving.before(len(result))
         starts = starts_of(b, name, kind, row)
         for h in range(halves):
             part = [(w, emit.advance(b, row, column)) for column, w in weights if halves == 1 or column // 16 == h]
@@ -257,7 +302,7 @@ def _times_int8(
                 products = _sum(b, name, part, start, 2 if len(rows) == 1 and halves == 1 else 1)
             total = add_scaled(b, name, kind, row, h, products, scale, added, starts, total)
         result.append(total)
-    return result
+    return leaving.join(result, totals) if leaving else result
 
 
 def _sum(b: Builder, name: str, pairs: list[tuple[Value, Value]], start: Value | None, chains: int) -> Value:
@@ -433,30 +478,58 @@ def accumulate(
     rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
     t · panels + i.
     """
-    format_name, kind = name.literal_value, activations.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, _, totals, bases, codes, scales, block, addresses, at = args
-        accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
-        their_codes, their_scales = (
-            [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
-        )
-        places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
-        if kind == "bf16":
-            results = _times_bf16(b, their_codes, places, accumulators)
-        elif LAYOUTS[format_name].decode is None:
-            results = _times_unit(b, format_name, their_codes, places, accumulators)
-        elif kind in RECORDS:
-            results = _times_int8(b, format_name, kind, their_codes[0], their_scales[0], block, places, accumulators)
-        else:
-            results = _times_float(b, format_name, their_codes, their_scales, block, places, accumulators)
-        return tile_of(b, tile, results)
+        return _accumulated(b, name.literal_value, activations.literal_value, sig, args)
 
     if not (isinstance(tile, Tile) and isinstance(rows, Places) and isinstance(panels, Places)):
         return None
+    _require_sizes(activations.literal_value, tile, panels, rows)
+    return tile(name, activations, tile, panels, Int, Int, Int, rows, Int), lower
+
+
+@intrinsic(prefer_literal=True)
+def accumulate_first(
+    typing_context: Any, name: Any, activations: Any, tile: Any, panels: Any, codes: Any, scales: Any, block: Any, rows: Any,
+    at: Any, least: Any, count: Any,
+) -> Any:  # fmt: skip
+    """`accumulate` for the first `count` rows, which are at least `least` (a compile-time constant). What is in the tile for the
+    others means nothing. Only with int8 activations are they left out; else they are computed with the others."""
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        *args, _, count = args
+        leaving = Leaving(b, count, least.literal_value)
+        return _accumulated(b, name.literal_value, activations.literal_value, sig, args, leaving)
+
+    if not (isinstance(tile, Tile) and isinstance(rows, Places) and isinstance(panels, Places)):
+        return None
+    _require_sizes(activations.literal_value, tile, panels, rows)
+    return tile(name, activations, tile, panels, Int, Int, Int, rows, Int, least, Int), lower
+
+
+def _accumulated(b: Builder, name: str, kind: str, sig: Any, args: Any, leaving: Leaving | None = None) -> Value:
+    """What `accumulate` returns, of its arguments."""
+    _, _, totals, bases, codes, scales, block, addresses, at = args
+    tile, panels, rows = sig.args[2], sig.args[3], sig.args[7]
+    accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
+    their_codes, their_scales = (
+        [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
+    )
+    places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
+    if kind == "bf16":
+        results = _times_bf16(b, their_codes, places, accumulators)
+    elif LAYOUTS[name].decode is None:
+        results = _times_unit(b, name, their_codes, places, accumulators)
+    elif kind in RECORDS:
+        results = _times_int8(b, name, kind, their_codes[0], their_scales[0], block, places, accumulators, leaving)
+    else:
+        results = _times_float(b, name, their_codes, their_scales, block, places, accumulators)
+    return tile_of(b, tile, results)
+
+
+def _require_sizes(kind: str, tile: Tile, panels: Places, rows: Places) -> None:
     if tile.count != panels.count * rows.count or (kind in OFFSETS and panels.count > 1):
         raise TypeError(f"a tile of {tile.count} for {rows.count} rows ({kind}) and {panels.count} panels")
-    return tile(name, activations, tile, panels, Int, Int, Int, rows, Int), lower
 
 
 @intrinsic(prefer_literal=True)

@@ -8,12 +8,12 @@ work is a run of panels of one group; inside it, register tiles of up to max(TIL
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numba_kernels.cpu.blocked import ROWS, RUN, block_function, finish
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, UNIT, Layout, accumulate_first
 from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
@@ -32,6 +32,7 @@ from numba_kernels.simd.values import (
 )
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
+LEAST = 1  # rows that there are of a tile's; the others, up to TOKENS, may be missing
 CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
 PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
 MOST_PANELS = 4
@@ -48,6 +49,7 @@ def multiply_panels(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Panels [low, high) of a matrix times the activation rows index[first … last], at most TOKENS of them."""
     rows = row_addresses(TOKENS, index, first, last, x, x_stride)
+    count = last + 1 - first
     for p in range(low, high, PANELS):
         codes = matrix + p * panel_bytes
         panels = panel_addresses(PANELS, codes, panel_bytes, high - 1 - p)
@@ -58,15 +60,16 @@ def multiply_panels(  # type: ignore[no-untyped-def]
                     for i in range(PANELS):
                         prefetch(codes + i * panel_bytes + k * CODES + line)
             scales = scales_at + (k >> shift) * SCALES
-            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP)
+            tile = accumulate_first(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP, LEAST, count)
         results = spill(tile)
-        for t in range(last + 1 - first):
+        for t in range(count):
             for i in range(min(PANELS, high - p)):
                 sums = results + (t * PANELS + i) * LANES * 4
                 finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
 
 
-# The five tile sizes, ascending, and the functions for them; `linear_op` sets them.
+# The five tile sizes, ascending, and the functions for them; `linear_op` sets them. The fourth may be as large as the last: it
+# then leaves out the rows that it lacks.
 SIZE_A, SIZE_B, SIZE_C, SIZE_D, SIZE_E = 1, 1, 1, 1, 1
 multiply_a: Any = multiply_panels
 multiply_b: Any = multiply_panels
@@ -107,7 +110,7 @@ def linear(  # type: ignore[no-untyped-def]
                 multiply_block(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                                min(row + ROWS, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
                 row += ROWS
-            elif left > SIZE_D:
+            elif left >= SIZE_E or left > SIZE_D:
                 multiply_e(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                            min(row + SIZE_E, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
                 row += SIZE_E
@@ -152,26 +155,41 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     blocked = many and ACTIVE.blocked
     sizes = [t for t in TILES if t == 1 or (many and not (blocked and t >= FEW))]
     sizes += sizes[-1:] * (5 - len(sizes))
-    functions = {
-        size: inner(
-            specialize(
-                multiply_pairs if in_pairs(layout, activations, size) else multiply_panels,
-                f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
-                CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step, STEPS=steps,
-                PANELS=panels, SUMS=size * panels, AHEAD=ahead_for(layout, activations, size),
-                finish=finish, **pair_constants(layout, activations, size),
-            )
-        )
-        for size, panels in {size: panels_for(layout, activations, size) for size in sorted(set(sizes))}.items()
-    }  # fmt: skip
+    tiles = [Rows(size, size, size) for size in sizes]
+    if ACTIVE.leaves and many and activations in OFFSETS:
+        tiles[3] = Rows(sizes[4], sizes[2] + 1, sizes[3])
+    functions = {tile: _multiply(name, layout, activations, tile, step, steps) for tile in sorted(set(tiles))}
     constants: dict[str, Any] = {"FORMAT": name, "ACTIVATIONS": activations, "MANY": "many" if many else "one"}
-    for letter, size in zip("abcde", sizes, strict=True):
-        constants[f"SIZE_{letter.upper()}"] = size
-        constants[f"multiply_{letter}"] = functions[size]
-    constants["multiply_block"] = block_function(name, activations) if blocked else functions[1]
+    for letter, tile in zip("abcde", tiles, strict=True):
+        constants[f"SIZE_{letter.upper()}"] = tile.most
+        constants[f"multiply_{letter}"] = functions[tile]
+    constants["multiply_block"] = block_function(name, activations) if blocked else functions[tiles[0]]
     if blocked:
         constants["FROM"] = FEW
     return Op(linear, **constants)
+
+
+class Rows(NamedTuple):
+    """The rows that a tile is for: at most and at least so many, and mostly so many."""
+
+    most: int
+    least: int
+    usual: int
+
+
+def _multiply(name: str, layout: Layout, activations: str, rows: Rows, step: int, steps: int) -> Any:
+    """`multiply_panels` for a format and so many rows."""
+    panels = panels_for(layout, activations, rows.most)
+    label = f"{rows.least}_{rows.most}" if rows.least < rows.most else f"{rows.most}"
+    return inner(
+        specialize(
+            multiply_pairs if in_pairs(layout, activations, rows.most) else multiply_panels,
+            f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
+            TOKENS=rows.most, LEAST=rows.least, CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step,
+            STEPS=steps, PANELS=panels, SUMS=rows.most * panels, AHEAD=ahead_for(layout, activations, rows.usual),
+            finish=finish, **pair_constants(layout, activations, rows.most),
+        )
+    )  # fmt: skip
 
 
 def panels_for(layout: Layout, activations: str, tokens: int) -> int:

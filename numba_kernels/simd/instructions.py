@@ -117,6 +117,8 @@ class Portable:
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
+        leaves: there is a tile of bytes that jumps over the rows that it lacks: the largest, where there are few of them. It has
+            as many sums as registers allow, and they stay there across jumps.
         multiplies_pairs: there are `multiply_pairs` and `multiply_bf16_pairs`.
         bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
         narrow_sums: products of small codes are summed in 16 bits (`dot_narrow`), and activations carry such starts.
@@ -135,6 +137,7 @@ class Portable:
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
+    leaves: ClassVar[bool] = False
     multiplies_pairs: ClassVar[bool] = False
     bf16_products: ClassVar[bool] = False
     narrow_sums: ClassVar[bool] = False
@@ -254,6 +257,7 @@ class Avx512(X86):
     offset = 128
     biased_bytes = True
     float_tables = True
+    leaves = True
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x)

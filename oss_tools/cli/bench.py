@@ -27,6 +27,7 @@ oss-tools bench gpt-oss-20b/ --device cuda --depth 0,4096
 """
 STREAMING = ("hits", "read/token", "waiting", "faults/token", "of disk")  # columns of models that stream
 DEPTH = "of depth 0"  # a column where cases lie behind other tokens
+BATCH = "× one"  # and one where several sequences generate together: how many times the tokens of one they write
 HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec")
 
 
@@ -132,10 +133,12 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
     results = [r for entry in record["models"] for c in entry["contenders"].values() for r in c["results"]]
     streams = any("streaming" in result for result in results)
     deep = any("share_of_depth_0" in result for result in results)
-    headers = (*HEADERS, *([DEPTH] if deep else []), *(STREAMING if streams else ()), *(f"× {peer}" for peer in peers))
+    wide = any("gain_over_one" in result for result in results)
+    shown = [name for name, is_shown in ((DEPTH, deep), (BATCH, wide)) if is_shown]
+    headers = (*HEADERS, *shown, *(STREAMING if streams else ()), *(f"× {peer}" for peer in peers))
     for entry in record["models"]:
         for program, contender in entry["contenders"].items():
-            rows += [_row(entry["model"], program, result, peers, deep, streams) for result in contender["results"]]
+            rows += [_row(entry["model"], program, result, peers, shown, streams) for result in contender["results"]]
             notes.append(_note(entry, program, contender))
     if markdown:
         from tabulate import tabulate
@@ -152,7 +155,7 @@ def print_record(record: dict[str, Any], markdown: bool) -> None:
 
 
 def _row(
-    model: str, program: str, result: dict[str, Any], peers: Sequence[str], deep: bool, streams: bool
+    model: str, program: str, result: dict[str, Any], peers: Sequence[str], shown: Sequence[str], streams: bool
 ) -> tuple[str, ...]:
     low, high = result["tokens_per_second_range"]
     ratios, shares = result.get("ratios", {}), result.get("shares", {})
@@ -165,7 +168,8 @@ def _row(
         f"{1000 * result.get('step_seconds_p50', result.get('time_to_first_token', 0)):.1f}",
         f"{1000 * result['step_seconds_p95']:.1f}" if "step_seconds_p95" in result else "",
         *(f"{shares[name]['median']:.0%}" if name in shares else "" for name in ("read", "multiply")),
-        *([_percent(result.get("share_of_depth_0"))] if deep else ()),
+        *([_percent(result.get("share_of_depth_0"))] if DEPTH in shown else ()),
+        *([f"{gain['median']:.2f}" if (gain := result.get("gain_over_one")) else ""] if BATCH in shown else ()),
         *(_streaming(result) if streams else ()),
         *(_ratio(ratios[peer]) if peer in ratios else "" for peer in peers),
     )

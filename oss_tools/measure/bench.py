@@ -228,6 +228,7 @@ def _measure_model(file: Path, settings: Settings, say: Callable[[str], None]) -
     if lookups := [found for found in rounds.lookups if found]:
         entry["contenders"]["oss-tools"]["lookup"] = _lookup(lookups)
     _add_depths(entry)
+    _add_batches(entry)
     _add_shares(entry, settings, rounds)
     _add_ratios(entry, settings, rounds)
     return entry
@@ -298,6 +299,16 @@ def _add_depths(entry: dict[str, Any]) -> None:
         for result in contender["results"]:
             if result["depth"] and (rate := first.get((result["kind"], result["batch"]))):
                 result["share_of_depth_0"] = result["tokens_per_second"] / rate
+
+
+def _add_batches(entry: dict[str, Any]) -> None:
+    """How many times the tokens/s of one sequence several of them have together, program by program, round by round."""
+    for contender in entry["contenders"].values():
+        alone = {(r["kind"], r["depth"]): r["rounds"] for r in contender["results"] if r["batch"] == 1}
+        for result in contender["results"]:
+            if result["batch"] > 1 and (rounds := alone.get((result["kind"], result["depth"]))):
+                gains = sorted(a / b for a, b in zip(result["rounds"], rounds, strict=True))
+                result["gain_over_one"] = {"median": statistics.median(gains), "range": [gains[0], gains[-1]]}
 
 
 def _quantile(ordered: list[float], share: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.requests import Request
 from oss_tools.measure.counters import counters
-from oss_tools.measure.worker import Contender
+from oss_tools.measure.worker import Contender, tokens_of_step
 
 
 class EngineContender(Contender):
@@ -32,9 +32,9 @@ class EngineContender(Contender):
         sequences = [self._filled(tokens, depth, len(tokens)) for _ in range(batch)]
         seconds, self._chosen = [], []
         self.mark()
-        for token in tokens:
+        for step in range(len(tokens)):
             passed = self._engine.backend.stopwatch()
-            self._chosen.append(self._engine.likeliest(sequences, [token] * batch)[0])
+            self._chosen.append(self._engine.likeliest(sequences, tokens_of_step(tokens, step, batch))[0])
             seconds.append(passed())
         return seconds
 

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any, ClassVar
 
 from oss_tools.errors import BadCheckpoint, MissingPackage
-from oss_tools.measure.worker import Contender
+from oss_tools.measure.worker import Contender, tokens_of_step
 
 CHUNK = 512  # tokens of a batch
 
@@ -92,9 +92,10 @@ class Llama(Contender):
         self._fill(tokens, depth, batch)
         self.mark()
         seconds = []
-        for step, token in enumerate(tokens):
+        for step in range(len(tokens)):
             began = time.perf_counter()
-            self._decode([(token, depth + step, sequence, True) for sequence in range(batch)])
+            each = enumerate(tokens_of_step(tokens, step, batch))
+            self._decode([(token, depth + step, sequence, True) for sequence, token in each])
             for row in range(batch):
                 self._bindings.llama_get_logits_ith(self._context, row)
             seconds.append(time.perf_counter() - began)

@@ -33,6 +33,12 @@ CONTENDERS = {
 }
 
 
+def tokens_of_step(tokens: list[int], step: int, batch: int) -> list[int]:
+    """What each of several sequences takes in a step of generation: another token than its neighbours, since experts are chosen
+    by tokens."""
+    return [tokens[(step + sequence) % len(tokens)] for sequence in range(batch)]
+
+
 class Contender(ABC):
     """A program that runs a model. Made with the model loaded; the time that takes is measured around it."""
 
