@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate
+from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate, accumulate_head
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.team import Program, take
@@ -64,6 +64,24 @@ def multiply_panels(  # type: ignore[no-untyped-def]
             for i in range(min(PANELS, high - p)):
                 sums = results + (t * PANELS + i) * LANES * 4
                 finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
+
+
+def multiply_heads(  # type: ignore[no-untyped-def]
+    matrix, panel_bytes, scales_at, blocks, shift, height, low, high,
+    index, first, last, x, x_stride, bias, residual, out, out_stride,
+):  # fmt: skip
+    """`multiply_panels` for one row and a k-quant, whose rows divide into HEAD blocks: no scale is unpacked twice."""
+    rows = row_addresses(1, index, first, last, x, x_stride)
+    for p in range(low, high, PANELS):
+        panels = panel_addresses(PANELS, matrix + p * panel_bytes, panel_bytes, high - 1 - p)
+        tile = zero_tile(PANELS)
+        for k in range(0, blocks, HEAD):
+            tile = accumulate_head(
+                FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales_at + (k >> shift) * SCALES, rows, k * STEP
+            )
+        results = spill(tile)
+        for i in range(min(PANELS, high - p)):
+            finish(results + i * LANES * 4, p + i, first, height, bias, residual, out, out_stride)
 
 
 @inner
@@ -163,12 +181,13 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
     sizes = list(TILES if many else TILES[:1])
     sizes += sizes[-1:] * (5 - len(sizes))
+    alone = multiply_heads if layout.scale == "k" else multiply_panels
     functions = {
         size: inner(
             specialize(
-                multiply_panels, f"multiply_{name}_{activations}_{size}", FORMAT=name, ACTIVATIONS=activations, TOKENS=size,
-                CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step, STEPS=steps,
-                PANELS=panels, SUMS=size * panels, AHEAD=ahead_for(layout, activations, size),
+                alone if size == 1 else multiply_panels, f"multiply_{name}_{activations}_{size}",
+                FORMAT=name, ACTIVATIONS=activations, TOKENS=size, CODES=layout.block_bytes // steps, SCALES=layout.scale_step,
+                STEP=step, STEPS=steps, PANELS=panels, SUMS=size * panels, AHEAD=ahead_for(layout, activations, size),
             )
         )
         for size, panels in {size: panels_for(layout, activations, size) for size in sorted(set(sizes))}.items()
