@@ -29,6 +29,7 @@ from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places, Tile, Words
 
 BLOCK = 32  # columns that share an activation scale
+HEAD = 8  # blocks of a k-quant whose scales stand together
 RECORD = 44  # bytes of a quantized activation block
 SCALE, START, SUM = 32, 36, 40  # offsets of its scale, start and scale · Σ codes
 RECORDS = {"int8": 44, "int8_g16": 52, "bf16": 64}  # bytes of a record by kind
@@ -512,19 +513,9 @@ def _accumulated(b: Builder, name: str, kind: str, sig: Any, args: Any, leaving:
     _, _, totals, bases, codes, scales, block, addresses, at = args
     tile, panels, rows = sig.args[2], sig.args[3], sig.args[7]
     accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
-    their_codes, their_scales = (
-        [b.add(b.extract_value(bases, i), offset) for i in range(panels.count)] for offset in (codes, scales)
-    )
-    places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
-    if kind == "bf16":
-        results = _times_bf16(b, their_codes, places, accumulators)
-    elif LAYOUTS[name].decode is None:
-        results = _times_unit(b, name, their_codes, places, accumulators)
-    elif kind in RECORDS:
-        results = _times_int8(b, name, kind, their_codes[0], their_scales[0], block, places, accumulators, leaving)
-    else:
-        results = _times_float(b, name, their_codes, their_scales, block, places, accumulators)
-    return tile_of(b, tile, results)
+    their_codes, their_scales = _moved(b, panels, bases, codes), _moved(b, panels, bases, scales)
+    places = _moved(b, rows, addresses, at)
+    return tile_of(b, tile, _times(b, name, kind, their_codes, their_scales, block, places, accumulators, leaving))
 
 
 def _require_sizes(kind: str, tile: Tile, panels: Places, rows: Places) -> None:
@@ -540,11 +531,50 @@ def accumulate_pair(typing_context: Any, name: Any, tile: Any, panels: Any, code
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, totals, bases, codes, addresses, at = args
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
-        their_codes = [b.add(b.extract_value(bases, i), codes) for i in range(panels.count)]
-        places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
+        their_codes, places = _moved(b, panels, bases, codes), _moved(b, rows, addresses, at)
         return tile_of(b, tile, _times_unit(b, format_name, their_codes, places, accumulators, PAIR))
 
     return tile(name, tile, panels, Int, rows, Int), lower
+
+
+@intrinsic(prefer_literal=True)
+def accumulate_head(
+    typing_context: Any, name: Any, activations: Any, tile: Any, panels: Any, codes: Any, scales: Any, rows: Any, at: Any
+) -> Any:
+    """`accumulate` for the HEAD blocks whose scales a k-quant's head holds, from the first one's codes and activations: the head
+    is read once, and which block is meant is known beforehand."""
+    format_name, kind = name.literal_value, activations.literal_value
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        _, _, totals, bases, codes, scales, addresses, at = args
+        values = [b.extract_value(totals, n) for n in range(tile.count)]
+        their_scales = _moved(b, panels, bases, scales)
+        for block in range(HEAD):
+            their_codes = _moved(b, panels, bases, b.add(codes, I64(block * LAYOUTS[format_name].block_bytes)))
+            places = _moved(b, rows, addresses, b.add(at, I64(block * RECORDS.get(kind, 4 * BLOCK))))
+            values = _times(b, format_name, kind, their_codes, their_scales, I64(block), places, values)
+        return tile_of(b, tile, values)
+
+    return tile(name, activations, tile, panels, Int, Int, rows, Int), lower
+
+
+def _moved(b: Builder, places: Any, addresses: Value, offset: Value) -> list[Value]:
+    """Addresses of type `places`, each with an offset added."""
+    return [b.add(b.extract_value(addresses, i), offset) for i in range(places.count)]
+
+
+def _times(
+    b: Builder, name: str, kind: str, codes: list[Value], scales: list[Value], block: Value, places: list[Value],
+    totals: list[Value], leaving: Leaving | None = None,
+) -> list[Value]:  # fmt: skip
+    """The accumulators plus the products of one block; see `accumulate`."""
+    if kind == "bf16":
+        return _times_bf16(b, codes, places, totals)
+    if LAYOUTS[name].decode is None:
+        return _times_unit(b, name, codes, places, totals)
+    if kind in RECORDS:
+        return _times_int8(b, name, kind, codes[0], scales[0], block, places, totals, leaving)
+    return _times_float(b, name, codes, scales, block, places, totals)
 
 
 def tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:

@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_kernels.cpu.blocked import ROWS, RUN, block_function, finish
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, UNIT, Layout, accumulate_first
+from numba_kernels.cpu.blocks import (
+    BLOCK,
+    HEAD,
+    LAYOUTS,
+    OFFSETS,
+    RECORD,
+    RECORDS,
+    UNIT,
+    Layout,
+    accumulate_first,
+    accumulate_head,
+)
 from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
@@ -66,6 +77,24 @@ def multiply_panels(  # type: ignore[no-untyped-def]
             for i in range(min(PANELS, high - p)):
                 sums = results + (t * PANELS + i) * LANES * 4
                 finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
+
+
+def multiply_heads(  # type: ignore[no-untyped-def]
+    matrix, panel_bytes, scales_at, blocks, shift, height, low, high,
+    index, first, last, x, x_stride, bias, residual, out, out_stride,
+):  # fmt: skip
+    """`multiply_panels` for one row and a k-quant, whose rows divide into HEAD blocks: no scale is unpacked twice."""
+    rows = row_addresses(1, index, first, last, x, x_stride)
+    for p in range(low, high, PANELS):
+        panels = panel_addresses(PANELS, matrix + p * panel_bytes, panel_bytes, high - 1 - p)
+        tile = zero_tile(PANELS)
+        for k in range(0, blocks, HEAD):
+            tile = accumulate_head(
+                FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales_at + (k >> shift) * SCALES, rows, k * STEP
+            )
+        results = spill(tile)
+        for i in range(min(PANELS, high - p)):
+            finish(results + i * LANES * 4, p + i, first, height, bias, residual, out, out_stride)
 
 
 # The five tile sizes, ascending, and the functions for them; `linear_op` sets them. The fourth may be as large as the last: it
@@ -180,11 +209,13 @@ class Rows(NamedTuple):
 def _multiply(name: str, layout: Layout, activations: str, rows: Rows, step: int, steps: int) -> Any:
     """`multiply_panels` for a format and so many rows."""
     panels = panels_for(layout, activations, rows.most)
+    multiply = multiply_pairs if in_pairs(layout, activations, rows.most) else multiply_panels
+    if rows.most == 1 and layout.scale == "k":
+        multiply = multiply_heads
     label = f"{rows.least}_{rows.most}" if rows.least < rows.most else f"{rows.most}"
     return inner(
         specialize(
-            multiply_pairs if in_pairs(layout, activations, rows.most) else multiply_panels,
-            f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
+            multiply, f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
             TOKENS=rows.most, LEAST=rows.least, CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step,
             STEPS=steps, PANELS=panels, SUMS=rows.most * panels, AHEAD=ahead_for(layout, activations, rows.usual),
             finish=finish, **pair_constants(layout, activations, rows.most),

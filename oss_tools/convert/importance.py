@@ -22,6 +22,7 @@ from oss_tools.models.decoder import gguf_name
 
 HEAD = 512  # bytes by which a file is known
 KINDS = "llama.cpp's imatrix in GGUF or its older binary form, or safetensors with float32 weights"
+EVEN = 0.5  # the part of a weight that all columns have alike
 LAYER = re.compile(r"blk\.\d+\..*")
 
 
@@ -41,6 +42,9 @@ class Importance(dict[str, np.ndarray]):
 def load_importance(path: Path, checkpoint: Checkpoint) -> Importance:
     """The weights that a file holds for the checkpoint's tensors.
 
+    An importance matrix says what inputs one text brought, and nothing of how they go together: its weights are taken halfway to
+    their mean. Weights in safetensors are taken as they are.
+
     Raises BadCheckpoint if the file is of another kind, damaged or of another model, or has a shape, sign or NaN that no
     importance can have.
     """
@@ -53,7 +57,8 @@ def load_importance(path: Path, checkpoint: Checkpoint) -> Importance:
         raw = _placed(stored, path, checkpoint)
     for name, means in raw.items():
         if name in checkpoint.entries:
-            known[name], unreached = _checked(means, name, checkpoint, path)
+            weights, unreached = _checked(means, name, checkpoint, path)
+            known[name] = weights if kind == "safetensors" else np.float32(EVEN) + np.float32(1 - EVEN) * weights
             if unreached:
                 known.unreached[name] = unreached
     if not known:

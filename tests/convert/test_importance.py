@@ -38,7 +38,7 @@ def write_imatrix(path: Path, tensors: dict[str, np.ndarray], kind: str = "imatr
     return path
 
 
-def test_imatrix_means_are_taken_per_expert_and_scaled_to_one(tiny_gpt_oss: Path, tmp_path: Path) -> None:
+def test_imatrix_means_are_taken_per_expert_scaled_to_one_and_taken_halfway(tiny_gpt_oss: Path, tmp_path: Path) -> None:
     sums = np.random.default_rng(0).uniform(1, 9, (4, 64)).astype(np.float32)
     counts = np.array([[10.0], [20], [0], [5]], np.float32)
     sums[2] = 0  # an expert that was never chosen
@@ -52,7 +52,8 @@ def test_imatrix_means_are_taken_per_expert_and_scaled_to_one(tiny_gpt_oss: Path
     assert weights.unreached == {EXPERTS: [2]}
     expected = sums / np.maximum(counts, 1)
     expected[2] = sums.sum(0) / counts.sum()  # what all others met
-    np.testing.assert_allclose(weights[EXPERTS], expected / expected.mean(1, keepdims=True), rtol=1e-6)
+    halfway = 0.5 + 0.5 * expected / expected.mean(1, keepdims=True)  # to their mean
+    np.testing.assert_allclose(weights[EXPERTS], halfway, rtol=1e-6)
 
 
 def test_imatrix_of_a_deepseek_and_of_a_gpt2(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_gguf_matrix_is_known_under_the_older_forms_name(tiny_gpt_oss: Path, t
     path = write_imatrix(tmp_path / "imatrix.dat", sums)
     with open_checkpoint(tiny_gpt_oss) as checkpoint:
         weights = load_importance(path, checkpoint)
-    np.testing.assert_allclose(weights[OUT], np.arange(1, 129) / 64.5, rtol=1e-6)
+    np.testing.assert_allclose(weights[OUT], 0.5 + 0.5 * np.arange(1, 129) / 64.5, rtol=1e-6)
 
 
 def test_a_binary_matrix_that_counts_rows_for_values_is_called_damaged(tiny_gpt_oss: Path, tmp_path: Path) -> None:
