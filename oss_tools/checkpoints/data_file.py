@@ -18,6 +18,7 @@ from oss_tools.checkpoints.overlap import LEAST, let_go
 from oss_tools.machine.direct import PAGE, DirectFile, cached_share
 
 ALIGNED = 16  # bytes; arrays begin at multiples of it, as those do that are not read past the cache
+STRETCH = 16 << 20  # bytes of which the system is asked at a time whether they are in its cache
 BEHIND = 32 << 20  # bytes that were read back and may still be on their way to the disk
 
 
@@ -29,6 +30,7 @@ class DataFile:
         self._path = path
         self._direct: DirectFile | None = None
         self._behind: deque[tuple[int, int]] | None = None
+        self._cached: dict[int, bool] = {}  # number of a stretch -> whether the cache has most of it
         self._lock = threading.Lock()
 
     def read_once(self) -> None:
@@ -50,7 +52,8 @@ class DataFile:
             return read_at(self._descriptor, offset, nbytes, self._path)
         if self._direct and (found := self._past_the_cache(self._direct, offset, nbytes)) is not None:
             return found
-        found = read_at(self._descriptor, offset, nbytes, self._path)
+        ahead = self._direct is None and self._behind is None
+        found = read_at(self._descriptor, offset, nbytes, self._path, ahead=ahead)
         if self._behind is not None:
             self._let_go(offset, nbytes)
         return found
@@ -58,14 +61,23 @@ class DataFile:
     def _past_the_cache(self, direct: DirectFile, offset: int, nbytes: int) -> np.ndarray | None:
         """The same in whole pages, straight from the disk; None where the cache has most of them, or the file ends before."""
         start, stop = offset // PAGE * PAGE, -(-(offset + nbytes) // PAGE) * PAGE
-        end = min(stop, os.fstat(self._descriptor).st_size)
-        if end < offset + nbytes or cached_share(self._descriptor, start, end - start) > 0.5:
+        size = os.fstat(self._descriptor).st_size
+        end = min(stop, size)
+        if end < offset + nbytes or self._is_cached(offset, size):
             return None
         memory = np.empty(stop - start + PAGE, np.uint8)
         memory = memory[-memory.ctypes.data % PAGE :][: end - start]
         direct.read(start, memory)
         found = memory[offset - start : offset - start + nbytes]
         return found if found.ctypes.data % ALIGNED == 0 else found.copy()
+
+    def _is_cached(self, offset: int, size: int) -> bool:
+        """Whether the cache holds most of the stretch of the file that a byte lies in; asked once of each."""
+        place = offset // STRETCH
+        if place not in self._cached:
+            start = place * STRETCH
+            self._cached[place] = cached_share(self._descriptor, start, min(STRETCH, size - start)) > 0.5
+        return self._cached[place]
 
     def _let_go(self, offset: int, nbytes: int) -> None:
         assert self._behind is not None

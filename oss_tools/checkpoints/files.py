@@ -22,7 +22,7 @@ from oss_tools.escapes import json_text
 
 LEFTOVER = re.compile(r"\.oss-tools-([0-9]{1,10})-[0-9a-f]{8}")  # of replace_file: its process, and a number
 MAX_NAME = 255  # bytes of a file's name
-AT_ONCE = 64 << 10  # bytes of a write; Linux looks for a stretch of free memory as large as a write, which can take long
+AT_ONCE = 512 << 10  # bytes of a write; Linux looks for a stretch of free memory as large as a write, which can take long
 MAX_JSON = 128 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
 MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
 MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
@@ -34,11 +34,15 @@ def is_plain_name(name: str) -> bool:
     return fine and len(os.fsencode(name)) < 256
 
 
-def read_at(descriptor: int, offset: int, nbytes: int, path: Path) -> np.ndarray:
-    """Bytes of an open file, freshly allocated: uint8 [nbytes]. `path` is for messages. Raises BadCheckpoint."""
+def read_at(descriptor: int, offset: int, nbytes: int, path: Path, *, ahead: bool = True) -> np.ndarray:
+    """Bytes of an open file, freshly allocated: uint8 [nbytes]. `path` is for messages. Raises BadCheckpoint.
+
+    `ahead`: whether what lies further on will be read soon.
+    """
     data = np.empty(nbytes, np.uint8)
     done = 0
-    read_ahead(descriptor, offset, nbytes)
+    if ahead:
+        read_ahead(descriptor, offset, nbytes)
     while done < nbytes:
         try:
             count = os.preadv(descriptor, [data.data[done:]], offset + done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,7 @@ class GgufWriter(Writer):
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         self._paths: list[Path] = []
+        self._writing = threading.Lock()
         by_name = {t.name: t for t in tensors}
         headers = _make_headers(tensors, keys, shard_size)
         try:
@@ -141,7 +143,8 @@ class GgufWriter(Writer):
         first = start * data.shape[1]
         if not 0 <= first <= first + data.nbytes <= _nbytes(place.tensor):
             raise IndexError(f"{name}: rows {start}..{start + len(data)} are not all inside the tensor")
-        write_at(place.descriptor, place.offset + first, data, place.path)
+        with self._writing:  # the system lets one thread write to a file at a time; others would wait for it busily
+            write_at(place.descriptor, place.offset + first, data, place.path)
 
     def readable(self) -> Path | None:
         return self._paths[0]

@@ -146,7 +146,8 @@ class ReadyWriter(Writer):
         offset = place.record.offset + matrix * place.record.stride + place.stack.at + low * shape.panel_bytes
         nbytes = (high - low) * shape.panel_bytes
         with self._locks[hash((place.record.offset, matrix)) % LOCKS]:
-            panels = read_at(self._descriptor, offset, nbytes, self._path).reshape(1, high - low, shape.panel_bytes)
+            panels = read_at(self._descriptor, offset, nbytes, self._path, ahead=False)
+            panels = panels.reshape(1, high - low, shape.panel_bytes)
             packed = Packed(shape.format, 1, (high - low) * lanes, shape.columns, panels)
             pack(packed, rows.planes, first=begin - low * lanes, step=place.step)
             write_at(self._descriptor, offset, panels, self._path)

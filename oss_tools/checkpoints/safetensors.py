@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,7 @@ class SafetensorsWriter:
         """Creates the file with its final length and header, from (name, dtype, shape). Raises NoRoom."""
         self.path = path
         header, self.tensors, size = _lay_out(list(tensors))
+        self._writing = threading.Lock()
         with full_disk_is_no_room(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -210,7 +212,8 @@ class SafetensorsWriter:
         tensor = self.tensors[name]
         if not 0 <= start <= start + data.nbytes <= tensor.nbytes:
             raise IndexError(f"bytes {start}..{start + data.nbytes} of {name}, which has {tensor.nbytes}")
-        write_at(self._fd, tensor.offset + start, data, self.path)
+        with self._writing:  # the system lets one thread write to a file at a time; others would wait for it busily
+            write_at(self._fd, tensor.offset + start, data, self.path)
 
     def sync(self) -> None:
         """Flushes to disk. Raises NoRoom."""

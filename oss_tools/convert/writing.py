@@ -1,8 +1,7 @@
-"""How tensors are written: several threads read and round pieces of rows, which are then written, hashed and summed in turn.
+"""How tensors are written: several threads read, round and write pieces of rows, which are then hashed and summed in turn.
 
-Hashes and sums are of the whole tensor, and need its pieces in order. Files are written by one thread at a time: the system
-would let no second one write to the same file anyway. A tensor that must be looked at as a whole before its first piece is
-rounded (formats with one scale for all of it, updates) is one thread's from beginning to end.
+Hashes and sums are of the whole tensor, and need its pieces in order. A tensor that must be looked at as a whole before its
+first piece is rounded (formats with one scale for all of it, updates) is one thread's from beginning to end.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def write_tensors(
         tensor.prepare()
         for number, piece in enumerate(pieces, first):
             stop.check()
-            tensor.done.bring(number, tensor.rounded(*piece), stop)
+            tensor.done.bring(number, tensor.written(*piece), stop)
 
     for file in plan.source.reader.data_files():
         file.read_once()
@@ -126,7 +125,13 @@ class _Tensor:
         for matrix, start, rows in self._source():
             yield matrix, start, rows.dequantize()
 
-    def rounded(self, matrix: int, start: int, stop: int) -> _Done:
+    def written(self, matrix: int, start: int, stop: int) -> _Done:
+        """Reads a piece, rounds it and writes it."""
+        piece = self._read(matrix, start, stop)
+        write_rows(self.output.writer, self.step.target, matrix, start, piece.rounded or piece.rows)
+        return piece
+
+    def _read(self, matrix: int, start: int, stop: int) -> _Done:
         """Reads a piece and rounds it."""
         rows = self.plan.source.read(self.step.name, matrix, start, stop)
         if self.step.moves:
@@ -155,10 +160,9 @@ class _Tensor:
         return _Done(matrix, start, rows, concatenate(parts), sums, kept)
 
     def _take(self, piece: _Done) -> None:
-        """Writes, hashes and sums a piece, in its turn."""
+        """Hashes and sums a piece, in its turn, and has it read back."""
         step, output = self.step, self.output
         count, columns = piece.rows.shape
-        write_rows(output.writer, step.target, piece.matrix, piece.start, piece.rounded or piece.rows)
         if output.back:
             output.back.wrote(step.name, (piece.matrix, piece.start, piece.start + count))
         self.before.update(piece.rows)

@@ -43,7 +43,8 @@ with open(target, "rb") as file:
     os.fsync(file.fileno())
 sys.exit(status)
 """
-LLAMA_FILE_TYPES = {"q8_0": 7, "mxfp4-q8": 38}  # llama_ftype: MOSTLY_Q8_0, MOSTLY_MXFP4_MOE
+LLAMA_FILE_TYPES = {"mxfp4-q8": 38, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}  # llama_ftype: MOSTLY_MXFP4_MOE, MOSTLY_Q8_0, …
+PLAIN = {"mxfp4-q8": ["floor", "plain"]}  # the plain rules of a recipe's formats, where they are not `plain` alone
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,11 @@ def measure_ready(scratch: Path, shape: str, layers: int | None, repeat: int) ->
 
 
 def measure_quantization(
-    scratch: Path, shape: str, layers: int, repeat: int, threads: int, before: dict[str, Any]
+    scratch: Path, shape: str, layers: int, repeat: int, threads: int, recipes: list[str], before: dict[str, Any]
 ) -> dict[str, Any]:
     """Requantizing a GGUF of 16-bit floats, plain rule and search, beside llama.cpp's `llama_model_quantize` and `cp`."""
     source, target = scratch / "source.gguf", scratch / "target.gguf"
-    result: dict[str, Any] = {"threads": threads}
+    result: dict[str, Any] = {**before, "threads": threads}
     _synthesize(shape, layers, source, ["--container", "gguf", "--format", "bf16"])
     size = source.stat().st_size
 
@@ -238,9 +239,9 @@ def measure_quantization(
         }
 
     result["bytes"] = size
-    for recipe, plain in (("mxfp4-q8", ["floor", "plain"]), ("q8_0", ["plain"])):
+    for recipe in recipes:
         print(f"requantize to {recipe}", file=sys.stderr)
-        result[recipe] = measured(recipe, plain)
+        result[recipe] = measured(recipe, PLAIN.get(recipe, ["plain"]))
     return result
 
 
@@ -262,6 +263,9 @@ def main() -> None:
         "--scratch", type=Path, default=Path(), help="where temporary checkpoints may lie (the shape's size twice)"
     )
     parser.add_argument("--skip", choices=["container", "quantization", "ready"], action="append", default=[])
+    parser.add_argument(
+        "--recipes", nargs="+", choices=LLAMA_FILE_TYPES, default=list(LLAMA_FILE_TYPES), help="what is requantized to"
+    )
     parser.add_argument("--output", type=Path, help="write the record here as well")
     parser.add_argument(
         "--models", type=Path, help="make the sources in this folder, or take them from it, and let them stay"
@@ -284,7 +288,8 @@ def main() -> None:
         if "ready" not in options.skip:
             record["ready"] = measure_ready(scratch, options.shape, options.layers, options.repeat)
         if "quantization" not in options.skip:
-            settings = (options.quantize_layers, options.repeat, options.threads, record.get("requantize", {}))
+            before = record.get("requantize", {})
+            settings = (options.quantize_layers, options.repeat, options.threads, options.recipes, before)
             record["requantize"] = measure_quantization(scratch, options.shape, *settings)
     text = json.dumps(record, indent=1)
     if options.output:

@@ -1,6 +1,7 @@
 """Conversions: between all containers without loss, to every format with its cost, and through every kind of accident."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -16,7 +17,9 @@ import pytest
 
 from oss_tools.checkpoints.hf import HfWriter
 from oss_tools.convert import pipeline
+from oss_tools.convert.journal import JOURNAL
 from oss_tools.convert.manifest import Manifest, manifest_path
+from oss_tools.convert.output import partial_of
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import KEEP_ALL, Recipe, Rule, load_recipe, recipe_of_format, writable_formats
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
@@ -260,6 +263,7 @@ from pathlib import Path
 from threading import Lock
 from oss_tools.checkpoints import writer_for
 from oss_tools.convert.pipeline import Options, run
+from oss_tools.convert.output import partial_of
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import load_recipe
 from oss_tools.models import open_checkpoint
@@ -360,24 +364,55 @@ def test_disk_space_is_checked_before_the_first_byte(synthetic, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_lies_is_found_out(synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oss_tools.checkpoints.gguf_writer import GgufWriter
+@pytest.mark.parametrize("container", ["gguf", "hf", "original", "ready"])
+def test_what_does_not_arrive_as_it_was_written_is_found_out(
+    synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str
+) -> None:
+    """One bit of one long write is another in the file."""
+    real, left = os.pwrite, [1]
 
-    finish = GgufWriter.finish
+    def lying(descriptor: int, data: memoryview, offset: int) -> int:
+        if len(data) > 5000 and offset > 100_000 and left:  # behind the header
+            left.clear()
+            data = memoryview(bytearray(data))
+            data[4321] ^= 1
+        return real(descriptor, data, offset)
 
-    def corrupt(self: GgufWriter) -> list[Path]:
-        files = finish(self)
-        with open(files[0], "r+b") as file:
-            file.seek(-100, os.SEEK_END)
-            byte = file.read(1)
-            file.seek(-100, os.SEEK_END)
-            file.write(bytes([byte[0] ^ 1]))
-        return files
-
-    monkeypatch.setattr(GgufWriter, "finish", corrupt)
+    source = synthetic("gpt-oss-tiny", "mxfp4")
+    monkeypatch.setattr(os, "pwrite", lying)
     with pytest.raises(VerificationFailed, match="the bytes on disk are not those"):
-        convert(synthetic("llama-tiny"), tmp_path / "out.gguf", "gguf")
-    assert not (tmp_path / "out.gguf").exists()
+        convert(source, tmp_path / f"out{EXTENSION.get(container, '')}", container)
+    assert not left
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_wrote_is_read_back_too(synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run that goes on behind it, which did not write it."""
+    source, target = synthetic("llama-tiny"), tmp_path / "out.gguf"
+    real, calls = os.pwrite, iter(range(10**6))
+
+    def full(*arguments: object) -> int:
+        if next(calls) > 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(NoRoom):
+            convert(source, target, "gguf")
+    journal = (partial_of(target) / JOURNAL).read_bytes()
+    assert journal.count(b"\n") > 2
+    file = partial_of(target) / target.name
+    with open(file, "r+b") as written, open_checkpoint(file) as partly:
+        name = json.loads(journal.splitlines()[1])["name"]
+        stored = partly.entries[name].placements[0].stored
+        _, info = partly.reader._places[stored]
+        written.seek(info.offset)
+        byte = written.read(1)[0]
+        written.seek(info.offset)
+        written.write(bytes([byte ^ 1]))
+    with pytest.raises(VerificationFailed, match=f"{name}: the bytes on disk are not those"):
+        convert(source, target, "gguf", resume=True)
 
 
 def test_nothing_that_exists_is_lost(synthetic, tmp_path: Path) -> None:
