@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_every_room_is_on_a_floor_and_on_the_plan() -> None:
     plan = (ROOT / "docs" / "design.md").read_text()
     missing = [room for room in rooms if (ROOT / "oss_tools" / room).is_dir() and f"| `oss_tools/{room}/`" not in plan]
     assert not missing
+
+
+def test_every_file_that_the_plan_names_is_there() -> None:
+    plan = (ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"`((?:oss_tools|numba_kernels|configs|evals|tests)/[\w./*-]+)`", plan))
+    assert len(named) > 60
+    assert not [name for name in named if "*" not in name and not (ROOT / name).exists()]
+    for life in ("request", "tensor", "answer"):
+        steps = plan.partition(f"## The life of a{'n' * (life == 'answer')} {life}")[2].partition("\n## ")[0]
+        assert len(re.findall(r"^\d\. ", steps, re.MULTILINE)) == 7
 
 
 def test_an_upward_arrow_is_seen() -> None:

@@ -23,7 +23,19 @@ from oss_tools.models.operations import Heads, Latent, Operations, Value
 from oss_tools.models.own_keys import PREFIX, own_keys
 from oss_tools.models.stacks import stacks_of
 
-READY = "ready"  # the container whose names, order and configuration are the canonical ones
+READY = "ready"  # the run-ready file
+NAMED_BY_OTHERS = (
+    "hf",
+    "original",
+    "gguf",
+)  # containers with names and an order of their own; any other has the canonical ones
+
+
+def is_canonical(container: str) -> bool:
+    """Whether a container's names, order and configuration are the canonical ones, which are Hugging Face's."""
+    return container not in NAMED_BY_OTHERS
+
+
 ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
 DECIDED_BY_TENSORS = ("tie_word_embeddings", "biases")  # in hf and gguf
 
@@ -174,7 +186,7 @@ class Architecture(ABC):
         `reader` is the open container, for what only its tensors tell (GGUF files do not say whether embeddings are tied);
         None when the configuration stands alone.
         """
-        read = cls.from_words("hf" if container == READY else container, raw, Stored.of(reader))
+        read = cls.from_words("hf" if is_canonical(container) else container, raw, Stored.of(reader))
         if container == "gguf" and any(key.startswith(PREFIX) for key in raw):
             _check_agreement(read.words(container), raw)
         return read
@@ -211,7 +223,7 @@ class Architecture(ABC):
         refused by name. Raises BadCheckpoint.
         """
         keys, _ = self._written(container)
-        if container == READY:
+        if is_canonical(container):
             return {"stacks": stacks_of(self)}
         return {} if container == "hf" else keys
 
@@ -222,7 +234,7 @@ class Architecture(ABC):
 
     def _written(self, container: str) -> tuple[dict[str, Any], Architecture]:
         """The configuration in a container's words, and what reading it gives."""
-        if container == READY:
+        if is_canonical(container):
             container = "hf"
         keys = self.hf_config() if container == "hf" else self.words(container)
         derived = self.derived_tensors(container).get(ROPE_FREQS)
@@ -260,7 +272,7 @@ class Architecture(ABC):
 
     def places(self, container: str, spec: TensorSpec, is_float: bool) -> list[Placement]:
         """`placements`, of any container: a run-ready file has the canonical names, shapes and order."""
-        return whole(spec.name, spec.shape, spec) if container == READY else self.placements(container, spec, is_float)
+        return whole(spec.name, spec.shape, spec) if is_canonical(container) else self.placements(container, spec, is_float)
 
     @abstractmethod
     def placements(self, container: str, spec: TensorSpec, is_float: bool) -> list[Placement]:

@@ -13,7 +13,7 @@ from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_c
 from oss_tools.checkpoints.base import Panels, Records
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
-from oss_tools.models.base import READY, Architecture, Placement, TensorSpec, architecture_of
+from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of, is_canonical
 from oss_tools.models.strangers import named, sort_out
 
 CHUNK_BYTES = 4 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
@@ -105,7 +105,11 @@ class Checkpoint:
         found = None
         for is_float in (False, True):
             usual = self.architecture.places(self.container, spec, is_float)
-            others = self.architecture.other_placements(self.container, spec, is_float) if self.container != READY else ()
+            others = (
+                self.architecture.other_placements(self.container, spec, is_float)
+                if not is_canonical(self.container)
+                else ()
+            )
             for placements in chain([usual], others):
                 stored = [tensor for p in placements if (tensor := self.reader.tensors.get(p.stored))]
                 if len(stored) == len(placements):

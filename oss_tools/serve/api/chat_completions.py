@@ -205,5 +205,5 @@ def _named(number: int, logprob: float | None, text: Text) -> dict[str, Any]:
 
 def broken_answer(findings: tuple[Finding, ...]) -> ApiError:
     """What a client is told of an answer that is none."""
-    what = "; ".join(map(str, findings[:3]))
+    what = "; ".join(finding.sentence for finding in findings[:3])
     return ApiError(502, f"the model's answer is malformed and not sent on: {what}", "server_error", "malformed_answer")
