@@ -90,11 +90,10 @@ def _step(name: str, body: Callable[..., Any]) -> Any:
 
 
 def _dot(b: Any, total: Any, address: Any) -> Any:
-    """A dot product of bytes; in 16-bit sums where the path has them: an operation more for each 32 columns is left out."""
+    """A dot product of bytes; where the path sums in 16 bits, of the total's own bytes, or all accumulators would share one."""
     codes, x = (emit.load(b, emit.advance(b, address, 4 * LANES * i), Bytes.llvm) for i in range(2))
-    [x] = ACTIVE.in_order(b, [x])  # or all accumulators would share one product
     if ACTIVE.narrow_sums:
-        return b.bitcast(ACTIVE.dot_narrow(b, b.bitcast(total, Shorts), codes, x), total.type)
+        return b.bitcast(ACTIVE.dot_narrow(b, b.bitcast(total, Shorts), codes, b.bitcast(total, Bytes.llvm)), total.type)
     return b.bitcast(ACTIVE.dot_unsigned(b, b.bitcast(total, Words.llvm), codes, x), total.type)
 
 
