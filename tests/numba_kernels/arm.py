@@ -105,6 +105,7 @@ def _mapped(file: int, size: int) -> np.ndarray:
     return np.frombuffer((ctypes.c_uint8 * size).from_address(place), np.uint8)
 
 
+STACK = 8 << 20  # bytes: as many as threads have on Linux
 GUARD, GUARDED = 256, 0xC1  # bytes on each side of what is taken; what they hold
 
 
@@ -122,6 +123,7 @@ class Arena:
         self.base, self.size, self.used = self.memory.ctypes.data, size, 0
         self.cells: dict[int, int] = {}
         self.guards: list[tuple[int, int]] = []
+        self.stack = (self.take(STACK).ctypes.data + STACK) & ~63  # its top; one program runs at a time
 
     def take(self, nbytes: int) -> np.ndarray:
         """Memory with guard bytes on both sides."""
@@ -201,9 +203,7 @@ def emulate(op: Any, arena: Arena, arguments: dict[str, Any], compiled: tuple[st
     team = arena.copy(np.zeros(STATE // 8 + 32, np.int64))
     team[THREADS // 8] = 1
     entry = load_object(compiled[1], arena, compiled[2])
-    stack = arena.take(4 << 20)
-    top = (stack.ctypes.data + (4 << 20)) & ~63
-    run(arena, entry, top, (arena.copy(cells).ctypes.data, team.ctypes.data, 0))
+    run(arena, entry, arena.stack, (arena.copy(cells).ctypes.data, team.ctypes.data, 0))
 
 
 Emulator = Callable[[Arena, int, int, tuple[int, ...]], None]  # (memory, function, top of the stack, arguments)
