@@ -36,6 +36,7 @@ FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
 CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
 PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
 MOST_PANELS = 4
+UNPACKED_ONCE = ("q4_k",)  # where that was measured to be faster; groups of 16 columns run out of registers
 AHEAD_BYTES, MUCH = 4096, 7  # `ahead_for`: how far, and from how many multiplications of bytes for each byte of weights on
 PIECES = 4  # of a matrix for each thread
 CACHED = 1 << 18  # bytes of weights that stay in a core's cache from tile to tile
@@ -181,7 +182,7 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
     sizes = list(TILES if many else TILES[:1])
     sizes += sizes[-1:] * (5 - len(sizes))
-    alone = multiply_heads if layout.scale == "k" else multiply_panels
+    alone = multiply_heads if name in UNPACKED_ONCE else multiply_panels
     functions = {
         size: inner(
             specialize(
