@@ -47,6 +47,7 @@ LEAST = 1  # rows that there are of a tile's; the others, up to TOKENS, may be m
 CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
 PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
 MOST_PANELS = 4
+UNPACKED_ONCE = ("q4_k",)  # where that was measured to be faster; groups of 16 columns run out of registers
 AHEAD_BYTES, MUCH = 4096, 7  # `ahead_for`: how far, and from how many multiplications of bytes for each byte of weights on
 FEW = 5  # rows of a group from which on blocks are worth their while
 PIECES = 4  # of a matrix for each thread
@@ -210,7 +211,7 @@ def _multiply(name: str, layout: Layout, activations: str, rows: Rows, step: int
     """`multiply_panels` for a format and so many rows."""
     panels = panels_for(layout, activations, rows.most)
     multiply = multiply_pairs if in_pairs(layout, activations, rows.most) else multiply_panels
-    if rows.most == 1 and layout.scale == "k":
+    if rows.most == 1 and name in UNPACKED_ONCE:
         multiply = multiply_heads
     label = f"{rows.least}_{rows.most}" if rows.least < rows.most else f"{rows.most}"
     return inner(
