@@ -6,8 +6,10 @@ In a vector of codes (64 bytes where LANES = 16), the 32-bit lane r belongs to r
 ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 + 4j + 3.
 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
-undoes the weights' offset, and scale · Σ codes as float32. In the finer kind, int8_g16, each 16 of the 32 codes have a scale and
-an undoing int32 of their own: 52 bytes. For weights in bf16 there are records of bfloat16, 64 bytes per block.
+undoes the weights' offset, and scale · Σ codes as float32. Where sums are narrow (`Portable.narrow_sums`), two int16 stand for
+the int32: what undoes the offset of the first two of every four columns, and of the others. In the finer kind, int8_g16, each
+16 of the 32 codes have a scale and an undoing int32 of their own: 52 bytes. For weights in bf16 there are
+records of bfloat16, 64 bytes per block.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # FP4 v
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
 
 
+Shorts = emit.vector(ir.IntType(16), 2 * LANES)  # the int16 in a vector of codes
+
 # The codes of a block: Bytes vectors, each with the first of its four columns. A vector is loaded when it is taken, as few
 # registers hold what is not used at once.
 Quads = Iterator[tuple[int, Value]]
@@ -52,6 +56,7 @@ class Layout:
         has_minimum: a second f16, the block's minimum, follows the scale; of a k-quant, groups have minima too.
         halves: each 16 of the 32 columns have a scale (and minimum) of their own.
         decode: (builder, address of a block's codes, offset) -> its codes, raised by `offset`.
+        reach: the greatest magnitude of a code.
         table: what 4-bit codes mean, if they are all that there is to a value but its scale.
         is_byte: codes are signed bytes, kept raised by 128 where the path wants it.
         is_grouped: a scale serves several blocks.
@@ -66,6 +71,7 @@ class Layout:
     is_byte: bool = False
     is_grouped: bool = False
     halves: bool = False
+    reach: int = 16
 
     @property
     def block_bytes(self) -> int:
@@ -167,26 +173,38 @@ LAYOUTS = {
     "q4_0": Layout(16, 2, "f16", _nibbles_less(8), tuple(range(-8, 8))),
     "q4_1": Layout(16, 4, "f16", _nibbles_less(0), tuple(range(16)), has_minimum=True),
     "q5_0": Layout(20, 2, "f16", _five_bits_less(16)),
-    "q5_1": Layout(20, 4, "f16", _five_bits_less(0), has_minimum=True),
-    "iq4_nl": Layout(16, 2, "f16", _by_table(IQ4_NL), IQ4_NL),
-    "q8_0": Layout(32, 2, "f16", _bytes, is_byte=True),
-    "int8": Layout(32, 2, "bf16", _bytes, is_byte=True, is_grouped=True),
-    "int8_g32": Layout(32, 2, "bf16", _bytes, is_byte=True),
+    "q5_1": Layout(20, 4, "f16", _five_bits_less(0), has_minimum=True, reach=31),
+    "iq4_nl": Layout(16, 2, "f16", _by_table(IQ4_NL), IQ4_NL, reach=127),
+    "q8_0": Layout(32, 2, "f16", _bytes, is_byte=True, reach=128),
+    "int8": Layout(32, 2, "bf16", _bytes, is_byte=True, is_grouped=True, reach=128),
+    "int8_g32": Layout(32, 2, "bf16", _bytes, is_byte=True, reach=128),
     "q2_k": Layout(8, 20, "k", _two_bits, has_minimum=True, is_grouped=True, halves=True),
     "q3_k": Layout(12, 14, "k", _three_bits_less(4), is_grouped=True, halves=True),
     "q4_k": Layout(16, 16, "k", _nibbles_less(0), has_minimum=True, is_grouped=True),
-    "q5_k": Layout(20, 16, "k", _five_bits_less(0), has_minimum=True, is_grouped=True),
-    "q6_k": Layout(24, 18, "k", _six_bits_less(32), is_grouped=True, halves=True),
+    "q5_k": Layout(20, 16, "k", _five_bits_less(0), has_minimum=True, is_grouped=True, reach=31),
+    "q6_k": Layout(24, 18, "k", _six_bits_less(32), is_grouped=True, halves=True, reach=32),
     "bf16": Layout(64, 0, "none", None),
     "f16": Layout(64, 0, "none", None),
     "f32": Layout(128, 0, "none", None),
 }
 
 
-def _signed_codes(name: str) -> bool:
+def is_narrow(name: str) -> bool:
+    """Whether products of a format's codes are summed in 16 bits: 8 of them, of 16 columns, are at most 8 · 32 · 127 < 2^15."""
+    return ACTIVE.narrow_sums and LAYOUTS[name].reach <= 32
+
+
+def has_signed_codes(name: str) -> bool:
     """Whether the int8 kernel of a format multiplies signed codes, without offset."""
     wide = LAYOUTS[name].is_byte or name in ("iq4_nl", "q6_k")
-    return wide and not ACTIVE.biased_bytes
+    return wide and not ACTIVE.biased_bytes and not is_narrow(name)
+
+
+def raised_by(name: str) -> int:
+    """What the int8 kernel of a format raises codes by; 0 where they stay as they are."""
+    if has_signed_codes(name) or LAYOUTS[name].has_minimum:
+        return 0
+    return 32 if is_narrow(name) and LAYOUTS[name].reach > 16 else ACTIVE.offset
 
 
 def _scale(b: Builder, layout: Layout, address: Value) -> Value:
@@ -198,7 +216,7 @@ def _scale(b: Builder, layout: Layout, address: Value) -> Value:
     return ACTIVE.half_to_float(b, halves) if layout.scale == "f16" else emit.bf16_to_float(b, halves)
 
 
-def block_scales(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
+def scales_of(b: Builder, name: str, address: Value, block: Value) -> tuple[list[Value], list[Value]]:
     """The rows' scales of block number `block`, and what is added to its values, Floats: one for all 32 columns or one for each
     half; the second list is empty where nothing is added."""
     layout = LAYOUTS[name]
@@ -212,7 +230,7 @@ def _splat_at(b: Builder, address: Value, kind: ir.Type) -> Value:
     return emit.splat(b, emit.load(b, address, kind, 4), LANES)
 
 
-def _four_bytes(b: Builder, address: Value) -> Value:
+def four_bytes(b: Builder, address: Value) -> Value:
     """Four activation codes in every lane."""
     return b.bitcast(_splat_at(b, address, I32), Bytes.llvm)
 
@@ -223,53 +241,99 @@ def _times_int8(
     """One block of int8 activations: totals + scale · x_scale · Σ code · x, for each half by itself where the weights or the
     activations have scales for halves."""
     layout = LAYOUTS[name]
-    signed = _signed_codes(name)
-    raised = not (signed or layout.has_minimum)
     assert layout.decode is not None
-    weights = list(layout.decode(b, codes, ACTIVE.offset if raised else 0))
-    dot = ACTIVE.dot_signed if signed else ACTIVE.dot_unsigned
-    scale, added = block_scales(b, name, scales, block)
+    weights = list(layout.decode(b, codes, raised_by(name)))
+    scale, added = scales_of(b, name, scales, block)
     halves = 2 if layout.halves or kind == "int8_g16" else 1
     result = []
     for row, total in zip(rows, totals, strict=True):
-        zero = same(Words.llvm, 0)
-        scale_at, _, sum_at = OFFSETS[kind]
-        starts = _starts(b, kind, row, halves) if raised or (added and layout.halves) else []
-        sums = list(starts) if raised else [zero] * halves
-        if len(rows) == 1 and halves == 1:  # two chains, as one would wait for itself
-            sums.append(zero)
-        for i, (column, w) in enumerate(weights):
-            chain = column // 16 if halves == 2 else i % len(sums)
-            sums[chain] = dot(b, sums[chain], w, _four_bytes(b, emit.advance(b, row, column)))
-        if len(sums) > halves:
-            sums = [b.add(*sums)]
-        for h, products in enumerate(sums):
-            x_scale = _splat_at(b, emit.advance(b, row, scale_at + (4 * h if kind == "int8_g16" else 0)), F32)
-            total = ACTIVE.fma(b, b.sitofp(products, Floats.llvm), b.fmul(scale[h % len(scale)], x_scale), total)
-            if added and layout.halves:  # Σ codes of the half, times −offset, is what it would start at
-                each = b.fmul(b.fmul(added[h], x_scale), same(Floats.llvm, -1.0 / ACTIVE.offset))
-                total = ACTIVE.fma(b, b.sitofp(starts[h], Floats.llvm), each, total)
-        if added and not layout.halves:
-            total = ACTIVE.fma(b, added[0], _splat_at(b, emit.advance(b, row, sum_at), F32), total)
+        starts = starts_of(b, name, kind, row)
+        for h in range(halves):
+            part = [(w, emit.advance(b, row, column)) for column, w in weights if halves == 1 or column // 16 == h]
+            start = starts[h] if raised_by(name) else None
+            if is_narrow(name):
+                products = _narrow_sum(b, layout, part, start)
+            else:
+                products = _sum(b, name, part, start, 2 if len(rows) == 1 and halves == 1 else 1)
+            total = add_scaled(b, name, kind, row, h, products, scale, added, starts, total)
         result.append(total)
     return result
 
 
-def _starts(b: Builder, kind: str, row: Value, halves: int) -> list[Value]:
-    """−offset · Σ codes of the activations of a block, or of each half. A record that has only the whole sum leaves the first
-    half's to be computed."""
+def _sum(b: Builder, name: str, pairs: list[tuple[Value, Value]], start: Value | None, chains: int) -> Value:
+    """start + Σ code · x, Words, for pairs of codes and the addresses of x. There may be two sums, as one waits for itself."""
+    dot = ACTIVE.dot_signed if has_signed_codes(name) else ACTIVE.dot_unsigned
+    zero = same(Words.llvm, 0)
+    sums = [zero if start is None else start, zero][:chains]
+    for i, (w, x) in enumerate(pairs):
+        sums[i % chains] = dot(b, sums[i % chains], w, four_bytes(b, x))
+    return b.add(*sums) if chains == 2 else sums[0]
+
+
+def _narrow_sum(b: Builder, layout: Layout, pairs: list[tuple[Value, Value]], start: Value | None) -> Value:
+    """The same by way of 16-bit sums, which hold 16 columns each, or all 32 if codes are small. They may wrap: what fits is the
+    sum of all products, start included."""
+    each = len(pairs) if layout.reach <= 16 else 4
+    total = None
+    for first in range(0, len(pairs), each):
+        sums = same(Shorts, 0) if start is None else start
+        for w, x in pairs[first : first + each]:
+            sums = ACTIVE.dot_narrow(b, sums, w, four_bytes(b, x))
+        total = widened(b, sums) if total is None else b.add(total, widened(b, sums))
+    return total
+
+
+def widened(b: Builder, sums: Value) -> Value:
+    """16-bit sums, Shorts, added in pairs: Words."""
+    return ACTIVE.dot_words(b, same(Words.llvm, 0), sums, same(Shorts, 1))
+
+
+def add_scaled(
+    b: Builder, name: str, kind: str, row: Value, half: int, products: Value, scale: list[Value], added: list[Value],
+    starts: list[Value], total: Value, record: tuple[int, ...] = (),
+) -> Value:  # fmt: skip
+    """total + scale · x_scale · products of one half, or of the whole, and what the rows' minima add.
+
+    `record`: where a row's scales, starts and sum are, if not as in OFFSETS.
+    """
+    layout = LAYOUTS[name]
+    scale_at, _, sum_at = record or OFFSETS[kind]
+    x_scale = _splat_at(b, emit.advance(b, row, scale_at + (4 * half if kind == "int8_g16" else 0)), F32)
+    total = ACTIVE.fma(b, b.sitofp(products, Floats.llvm), b.fmul(scale[half % len(scale)], x_scale), total)
+    if added and layout.halves:  # Σ codes of the half, times −offset, is what it would start at
+        start = widened(b, starts[half]) if ACTIVE.narrow_sums else starts[half]
+        each = b.fmul(b.fmul(added[half], x_scale), same(Floats.llvm, -1.0 / ACTIVE.offset))
+        return ACTIVE.fma(b, b.sitofp(start, Floats.llvm), each, total)
+    if added and (half == 1 or kind != "int8_g16"):
+        total = ACTIVE.fma(b, added[0], _splat_at(b, emit.advance(b, row, sum_at), F32), total)
+    return total
+
+
+def starts_of(b: Builder, name: str, kind: str, row: Value) -> list[Value]:
+    """What the sums of a block, or of each half, start with, −raised_by · Σ codes: Words, or Shorts where sums are narrow.
+    A record that has only the whole sum leaves the first half's to be computed. Empty where nothing starts."""
+    layout = LAYOUTS[name]
+    if not (raised_by(name) or (layout.has_minimum and layout.halves)):
+        return []
     start_at = OFFSETS[kind][1]
+    narrow = ACTIVE.narrow_sums
+    halves = 2 if layout.halves or kind == "int8_g16" else 1
     if halves == 1 or kind == "int8_g16":
-        return [_splat_at(b, emit.advance(b, row, start_at + 4 * h), I32) for h in range(halves)]
-    zero, ones = same(Words.llvm, 0), same(Bytes.llvm, 1)
-    first = zero
-    for column in range(0, BLOCK // 2, 4):
-        first = ACTIVE.dot_unsigned(b, first, ones, _four_bytes(b, emit.advance(b, row, column)))
-    first = b.sub(zero, b.mul(first, same(Words.llvm, ACTIVE.offset)))
-    return [first, b.sub(_splat_at(b, emit.advance(b, row, start_at), I32), first)]
+        found = [_splat_at(b, emit.advance(b, row, start_at + 4 * h), I32) for h in range(halves)]
+        found = [b.bitcast(v, Shorts) for v in found] if narrow else found
+    else:
+        kind_of = Shorts if narrow else Words.llvm
+        ones, first = same(Bytes.llvm, 1), same(kind_of, 0)
+        for column in range(0, BLOCK // 2, 4):
+            x = four_bytes(b, emit.advance(b, row, column))
+            first = (ACTIVE.dot_narrow if narrow else ACTIVE.dot_unsigned)(b, first, ones, x)
+        first = b.sub(same(kind_of, 0), b.mul(first, same(kind_of, ACTIVE.offset)))
+        found = [first, b.sub(b.bitcast(_splat_at(b, emit.advance(b, row, start_at), I32), kind_of), first)]
+    twice = raised_by(name) == 2 * ACTIVE.offset
+    return [b.add(v, v) for v in found] if twice else found
 
 
-def _code_values(b: Builder, layout: Layout, codes: Value) -> Iterator[tuple[int, Value]]:
+def code_values(b: Builder, layout: Layout, codes: Value) -> Iterator[tuple[int, Value]]:
     """The codes of a block as Floats, each with its column."""
     assert layout.decode is not None
     if layout.table and ACTIVE.float_tables:
@@ -291,24 +355,24 @@ def _times_float(
     """One block of float32 activations against quantized weights: a total for each row and panel, as `accumulate` numbers them.
     The scale meets the sum over the block, where there is one scale and no minimum to be added first."""
     layout = LAYOUTS[name]
-    found = [block_scales(b, name, s, block) for s in scales]
+    found = [scales_of(b, name, s, block) for s in scales]
     scaled_first = layout.has_minimum or layout.halves
     sums = totals if scaled_first else [same(Floats.llvm, 0.0)] * len(totals)
-    for panels in zip(*(_code_values(b, layout, c) for c in codes), strict=True):
+    for panels in zip(*(code_values(b, layout, c) for c in codes), strict=True):
         column, weights = panels[0][0], [v for _, v in panels]
         if scaled_first:
             half = column // 16 if layout.halves else 0
             pairs = zip(weights, found, strict=True)
             weights = [ACTIVE.fma(b, w, s[half], m[half]) if m else b.fmul(w, s[half]) for w, (s, m) in pairs]
         x = [_splat_at(b, emit.advance(b, row, 4 * column), F32) for row in rows]
-        sums = _add_products(b, weights, x, sums)
+        sums = add_products(b, weights, x, sums)
     if scaled_first:
         return sums
     pairs = zip(sums, totals, strict=True)
     return [ACTIVE.fma(b, s, found[n % len(found)][0][0], total) for n, (s, total) in enumerate(pairs)]
 
 
-def _add_products(b: Builder, weights: Sequence[Value], x: list[Value], totals: list[Value]) -> list[Value]:
+def add_products(b: Builder, weights: Sequence[Value], x: list[Value], totals: list[Value]) -> list[Value]:
     """totals + weights · x, for each of x and each of the weights. A total is always the same chain of sums, however many others
     there are beside it: a token's result does not depend on the tokens that it is computed with."""
     panels = len(weights)
@@ -319,7 +383,7 @@ UNIT = 8  # columns of a float format that one step covers
 PAIR = 2  # and those of a small step, for what UNIT leaves over
 
 
-def _float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> Iterator[Value]:
+def float_weights(b: Builder, name: str, codes: Value, columns: int = UNIT) -> Iterator[Value]:
     """Columns of a float format's panel, an even number of them, as Floats."""
     if name == "bf16":
         for k in range(columns // 2):
@@ -351,9 +415,9 @@ def _times_unit(
     b: Builder, name: str, codes: list[Value], rows: list[Value], totals: list[Value], columns: int = UNIT
 ) -> list[Value]:
     """Columns of float weights and float32 activations, totals as in `_times_float`."""
-    for k, weights in enumerate(zip(*(_float_weights(b, name, c, columns) for c in codes), strict=True)):
+    for k, weights in enumerate(zip(*(float_weights(b, name, c, columns) for c in codes), strict=True)):
         x = [_splat_at(b, emit.advance(b, row, 4 * k), F32) for row in rows]
-        totals = _add_products(b, weights, x, totals)
+        totals = add_products(b, weights, x, totals)
     return totals
 
 
@@ -429,9 +493,9 @@ def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, block: A
         _, codes, scales, block, lane, out = args
         layout = LAYOUTS[format_name]
         if layout.decode is None:
-            values = [one(b, v, lane) for v in _float_weights(b, format_name, codes)]
+            values = [one(b, v, lane) for v in float_weights(b, format_name, codes)]
         else:
-            found, added = block_scales(b, format_name, scales, block)
+            found, added = scales_of(b, format_name, scales, block)
             scale, low = [one(b, v, lane) for v in found], [one(b, v, lane) for v in added] or [F32(0.0)] * len(found)
             values = [scale[0]] * BLOCK
             for column, v in layout.decode(b, codes, 0):

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from numba_kernels.cpu.blocked import ROWS, RUN, block_function, finish
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORD, RECORDS, UNIT, Layout, accumulate
+from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
@@ -22,14 +24,10 @@ from numba_kernels.simd.values import (
     LANES,
     TILES,
     get_i32,
-    load_first,
-    load_floats,
     panel_addresses,
     prefetch,
     row_addresses,
     spill,
-    store_first,
-    store_floats,
     zero_tile,
 )
 
@@ -38,6 +36,7 @@ CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of co
 PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
 MOST_PANELS = 4
 AHEAD_BYTES, MUCH = 4096, 7  # `ahead_for`: how far, and from how many multiplications of bytes for each byte of weights on
+FEW = 5  # rows of a group from which on blocks are worth their while
 PIECES = 4  # of a matrix for each thread
 CACHED = 1 << 18  # bytes of weights that stay in a core's cache from tile to tile
 AHEAD = 0  # bytes by which weights are asked for before they are used; 0 leaves it to the machine
@@ -67,27 +66,6 @@ def multiply_panels(  # type: ignore[no-untyped-def]
                 finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
 
 
-@inner
-def finish(sums, p, row, height, bias, residual, out, out_stride):  # type: ignore[no-untyped-def]
-    """Writes one row's sums over panel p, with bias and residual added."""
-    value = load_floats(sums)
-    column = p * LANES * 4
-    target = row * out_stride + column
-    present = min(LANES, height - p * LANES)
-    if present == LANES:
-        if bias:
-            value = value + load_floats(bias + column)
-        if residual:
-            value = value + load_floats(residual + target)
-        store_floats(out + target, value)
-    else:
-        if bias:
-            value = value + load_first(bias + column, present)
-        if residual:
-            value = value + load_first(residual + target, present)
-        store_first(out + target, value, present)
-
-
 # The five tile sizes, ascending, and the functions for them; `linear_op` sets them.
 SIZE_A, SIZE_B, SIZE_C, SIZE_D, SIZE_E = 1, 1, 1, 1, 1
 multiply_a: Any = multiply_panels
@@ -95,6 +73,8 @@ multiply_b: Any = multiply_panels
 multiply_c: Any = multiply_panels
 multiply_d: Any = multiply_panels
 multiply_e: Any = multiply_panels
+FROM = 1 << 62  # so many rows are met in blocks of up to ROWS
+multiply_block: Any = multiply_panels
 
 
 def linear(  # type: ignore[no-untyped-def]
@@ -123,7 +103,11 @@ def linear(  # type: ignore[no-untyped-def]
         stop = get_i32(group_start + 4 * group + 4)
         while row < stop:
             left = stop - row
-            if left > SIZE_D:
+            if left >= FROM:
+                multiply_block(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                               min(row + ROWS, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += ROWS
+            elif left > SIZE_D:
                 multiply_e(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                            min(row + SIZE_E, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
                 row += SIZE_E
@@ -165,7 +149,8 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
         raise ValueError(f"{format_name} weights meet no bf16 activations")
     else:
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
-    sizes = list(TILES if many else TILES[:1])
+    blocked = many and ACTIVE.blocked
+    sizes = [t for t in TILES if t == 1 or (many and not (blocked and t >= FEW))]
     sizes += sizes[-1:] * (5 - len(sizes))
     functions = {
         size: inner(
@@ -183,6 +168,9 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     for letter, size in zip("abcde", sizes, strict=True):
         constants[f"SIZE_{letter.upper()}"] = size
         constants[f"multiply_{letter}"] = functions[size]
+    constants["multiply_block"] = block_function(name, activations) if blocked else functions[1]
+    if blocked:
+        constants["FROM"] = FEW
     return Op(linear, **constants)
 
 
@@ -215,7 +203,10 @@ def panels_at_once(packed: Packed, threads: int, rows: int, groups: int = 1) -> 
     if rows == 1:
         even = whole // ((PIECES if groups == 1 else 2 * PIECES) * threads)
         return min(max(1, even, (1 << 15) // packed.panel_bytes), most)
-    return min(max(1, packed.panels // (PIECES * threads)), max(4, CACHED // packed.panel_bytes), most)
+    even = max(1, packed.panels // (PIECES * threads))
+    if ACTIVE.blocked:  # which reads them again for ROWS rows only
+        return min(max(even // PANELS_AT_A_TIME, 1) * PANELS_AT_A_TIME, RUN, most)
+    return min(even, max(4, CACHED // packed.panel_bytes), most)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, Layout, block_scales, tile_of
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, Layout, scales_of, tile_of
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
@@ -160,7 +160,7 @@ def accumulate_pairs(
         _, _, totals, codes, scales, block, pairs = args
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
         operands = _operands(b, layout, codes)
-        scale, added = block_scales(b, format_name, scales, block)
+        scale, added = scales_of(b, format_name, scales, block)
         for part in (0, 1):
             rows = operands[part * HALF // 2 : (part + 1) * HALF // 2]
             s, a = ([_for_pairs(b, v, part) for v in values] for values in (scale, added))

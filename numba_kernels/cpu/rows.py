@@ -12,12 +12,14 @@ from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, S
 from numba_kernels.cpu.op import Op, inner, maker, op
 from numba_kernels.cpu.packing import kernel_format
 from numba_kernels.cpu.team import take
+from numba_kernels.simd.numbers import splat_words
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
     LANES,
     absolute,
     evens,
     exp,
+    first_pairs,
     fma,
     get_f32,
     get_i32,
@@ -40,7 +42,7 @@ from numba_kernels.simd.values import (
     sum_words,
 )
 
-OFFSET = ACTIVE.offset
+OFFSET, NARROW = ACTIVE.offset, ACTIVE.narrow_sums
 FORMAT, CODES, SCALES, STEPS = "bf16", 0, 0, 1
 CHUNK = 8 * BLOCK  # columns of a piece of work where a row is divided
 
@@ -74,6 +76,16 @@ def store_part(address, value, count):  # type: ignore[no-untyped-def]
 
 
 @inner
+def start_of(sums, total):  # type: ignore[no-untyped-def]
+    """The 32 bits that undo the weights' offset: −OFFSET · Σ codes, or, where sums are narrow, two int16 of which each undoes two
+    of every four columns. `sums`: of codes by their column modulo LANES; `total`: their sum."""
+    if NARROW:
+        first = sum_words(first_pairs(sums))
+        return ((-OFFSET * first) & 0xFFFF) | ((-OFFSET * (total - first)) << 16)
+    return -OFFSET * total
+
+
+@inner
 def write_record(record, source):  # type: ignore[no-untyped-def]
     """Quantizes 32 float32: scale = max |x| / 127 (NaN if any x is not finite), codes rounded to nearest even."""
     largest = splat(np.float32(0))
@@ -86,13 +98,14 @@ def write_record(record, source):  # type: ignore[no-untyped-def]
     inverse = np.float32(127) / top if top > np.float32(1e-36) else np.float32(0)
     scale = top / np.float32(127) if top > np.float32(1e-36) else np.float32(0)
     scale = scale + sum_lanes(broken)
-    total = 0
+    sums = splat_words(0)
     for i in range(0, BLOCK, LANES):
         codes = round_to_words(load_floats(source + 4 * i) * splat(inverse))
-        total += sum_words(codes)
+        sums = sums + codes
         store_as_bytes(record + i, codes)
+    total = sum_words(sums)
     set_f32(record + SCALE, scale)
-    set_i32(record + START, -OFFSET * total)
+    set_i32(record + START, start_of(sums, total))
     set_f32(record + SUM, scale * np.float32(total))
 
 
@@ -115,13 +128,14 @@ def write_fine_record(record, source):  # type: ignore[no-untyped-def]
         inverse = np.float32(127) / top if top > np.float32(1e-36) else np.float32(0)
         scale = top / np.float32(127) if top > np.float32(1e-36) else np.float32(0)
         scale = scale + sum_lanes(broken)
-        total = 0
+        sums = splat_words(0)
         for i in range(half * HALF, half * HALF + HALF, LANES):
             codes = round_to_words(load_floats(source + 4 * i) * splat(inverse))
-            total += sum_words(codes)
+            sums = sums + codes
             store_as_bytes(record + i, codes)
+        total = sum_words(sums)
         set_f32(record + SCALES_16 + 4 * half, scale)
-        set_i32(record + STARTS_16 + 4 * half, -OFFSET * total)
+        set_i32(record + STARTS_16 + 4 * half, start_of(sums, total))
         both += scale * np.float32(total)
     set_f32(record + SUM_16, both)
 

@@ -119,6 +119,8 @@ class Portable:
         float_tables: there is `lookup_floats`.
         multiplies_pairs: there is `multiply_pairs`.
         bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
+        narrow_sums: products of small codes are summed in 16 bits (`dot_narrow`), and activations carry such starts.
+        blocked: many tokens meet weights that were decoded once for all of them (`cpu/blocked.py`).
     """
 
     name: ClassVar[str] = "portable"
@@ -135,6 +137,8 @@ class Portable:
     float_tables: ClassVar[bool] = False
     multiplies_pairs: ClassVar[bool] = False
     bf16_products: ClassVar[bool] = False
+    narrow_sums: ClassVar[bool] = False
+    blocked: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""
@@ -154,6 +158,20 @@ class Portable:
         for first, second in zip(*pieces, strict=True):
             sums = self.fma(b, first, second, sums)
         return sums
+
+    def dot_narrow(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1], modulo 2^16; codes unsigned and at most 128. Only with
+        `narrow_sums`."""
+        raise NotImplementedError(self.name)
+
+    def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1] of int16. Only with `narrow_sums`."""
+        raise NotImplementedError(self.name)
+
+    def in_order(self, b: Builder, values: list[Value]) -> list[Value]:
+        """The same values, computed before all that is emitted from here on, where the path has so few registers that the
+        compiler's own order would spill them."""
+        return values
 
     def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
         """table[code] for byte vectors of codes 0..15; the table has 16 entries that fit a byte."""
@@ -272,6 +290,28 @@ class Avx2(X86):
     lanes = 8
     tiles = (1, 2, 4, 6)
     sums = 12
+    narrow_sums = True
+    blocked = True
+
+    def dot_narrow(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return b.add(s, call(b, "llvm.x86.avx2.pmadd.ub.sw", s.type, [c, v]))
+
+        return in_parts(b, 32, part, sums, codes, x)
+
+    def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return b.add(s, call(b, "llvm.x86.avx2.pmadd.wd", s.type, [c, v]))
+
+        return in_parts(b, 32, part, sums, codes, x)
+
+    def in_order(self, b: Builder, values: list[Value]) -> list[Value]:
+        # An assembler text without an instruction, which takes the values in registers and may have any effect.
+        kinds = [v.type for v in values]
+        constraints = ",".join(["=x"] * len(values) + [str(i) for i in range(len(values))])
+        result = kinds[0] if len(kinds) == 1 else ir.LiteralStructType(kinds)
+        kept = b.asm(ir.FunctionType(result, kinds), "", constraints, values, side_effect=True)
+        return [kept] if len(kinds) == 1 else [b.extract_value(kept, i) for i in range(len(values))]
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         def part(s: Value, c: Value, v: Value) -> Value:
@@ -302,6 +342,7 @@ class AvxVnni(Avx2):
     extra = "+avxvnni"
     offset = 128
     biased_bytes = True
+    narrow_sums = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 32, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.256", s.type, [s, c, v]), sums, codes, x)

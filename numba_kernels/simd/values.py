@@ -325,6 +325,12 @@ def sum_words(b: Builder, x: Value) -> Value:
     return b.sext(emit.reduce(b, x, lambda p, q: b.add(p, q)), I64)
 
 
+@operation(Words, Words)
+def first_pairs(b: Builder, x: Value) -> Value:
+    """The first two of every four lanes, 0 in the others."""
+    return b.and_(x, emit.constant(I32, [-1, -1, 0, 0] * (LANES // 4)))
+
+
 @operation(Floats, Int, Int, Int, Floats)
 def keep_between(b: Builder, first: Value, low: Value, high: Value, x: Value) -> Value:
     """Lane i of x where low <= first + i < high, −infinity elsewhere."""

@@ -106,6 +106,43 @@ def test_extreme_codes(team):
         np.testing.assert_allclose(out, meant.astype(np.float64) @ codes.T.astype(np.float64), atol=1e-3)
 
 
+class Filled:
+    """A generator whose bytes are all the same; scales are random."""
+
+    def __init__(self, byte):
+        self.byte, self.rng = byte, np.random.default_rng(byte)
+        self.uniform = self.rng.uniform
+
+    def integers(self, low, high, shape, dtype):
+        return self.rng.integers(low, high, shape, dtype) if low > 0 else np.full(shape, self.byte, np.uint8).view(dtype)
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("bf16", "f16", "f32")])
+def test_extreme_codes_against_extreme_activations(team, name):
+    """The least and the greatest code in all columns, and activations of which each is 127 or −127: sums have room for both."""
+    parts = [weights(name, 5, 256, Filled(byte)) for byte in (0x00, 0x77, 0x80, 0x88, 0xFF, 0x7F, 0x0F)]
+    packed = Packed(name, 1, 35, 256)
+    pack(packed, {plane: np.concatenate([planes[plane] for planes, _ in parts]) for plane in parts[0][0]})
+    values = np.concatenate([v for _, v in parts]).astype(np.float64)
+    x = np.ones((13, 256), np.float32)
+    x[1], x[2, ::2], x[3, 2::4], x[3, 3::4], x[4, 16:] = -1, -1, -1, -1, -1
+    x[5:] = np.random.default_rng(0).choice([-1, 1], (8, 256))
+    for rows in (x[:1], x[1:2], x[:4], x):
+        out, meant = multiply(team, packed, rows, "int8")
+        assert close(out, meant.astype(np.float64) @ values.T)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "q8_0", "q6_k", "f16"])
+def test_more_rows_and_columns_than_a_block_holds(team, name):
+    rng = np.random.default_rng(8)
+    packed, values = packed_of(name, 155, 1792, rng)  # an odd number of panels on every path
+    out, x = multiply(team, packed, rng.normal(size=(201, 1792)).astype(np.float32), "int8")
+    assert close(out, x.astype(np.float64) @ values.T, 2 * TOLERANCE)
+    last, _ = multiply(team, packed, x[-1:], "int8")
+    again, _ = multiply(team, packed, x, "int8")
+    np.testing.assert_array_equal(again[-1:], last)
+
+
 @pytest.mark.parametrize("name", ["mxfp4", *K_QUANTS])
 @pytest.mark.parametrize("single", [False, True])
 def test_groups_of_experts(team, single, name):

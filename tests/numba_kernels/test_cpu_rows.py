@@ -38,8 +38,13 @@ def check_records(records: np.ndarray, x: np.ndarray) -> None:
     top = np.abs(x.reshape(len(x), -1, 32)).max(-1)
     np.testing.assert_allclose(scales, top / 127, rtol=3e-6)
     assert (np.abs(codes * scales.repeat(32, 1) - x) <= 0.501 * scales.repeat(32, 1)).all()
-    totals = codes.reshape(len(x), -1, 32).astype(np.int32).sum(-1)
-    np.testing.assert_array_equal(starts, -ACTIVE.offset * totals)
+    quads = codes.reshape(len(x), -1, 8, 4).astype(np.int32).sum(-2)
+    totals = quads.sum(-1)
+    if ACTIVE.narrow_sums:  # two int16, of two columns of every four each
+        halves = starts.view(np.int16).reshape(*starts.shape, 2)
+        np.testing.assert_array_equal(halves, -ACTIVE.offset * quads.reshape(*totals.shape, 2, 2).sum(-1))
+    else:
+        np.testing.assert_array_equal(starts, -ACTIVE.offset * totals)
     np.testing.assert_allclose(sums, totals * scales, rtol=1e-6)
 
 
