@@ -8,8 +8,8 @@ ones, low nibbles for columns 4j … 4j + 3 and high nibbles for 16 + 4j … 16 
 Activations come as rows of float32, or as int8 records of 44 bytes per block: 32 codes, the float32 scale, the int32 that
 undoes the weights' offset, and scale · Σ codes as float32. Where sums are narrow (`Portable.narrow_sums`), two int16 stand for
 the int32: what undoes the offset of the first two of every four columns, and of the others. In the finer kind, int8_g16, each
-16 of the 32 codes have a scale and an undoing int32 of their own: 52 bytes. For weights in bf16 there are
-records of bfloat16, 64 bytes per block.
+16 of the 32 codes have a scale and an undoing int32 of their own: 52 bytes. For weights in bf16 there are records of bfloat16, 64
+bytes per block.
 """
 
 from __future__ import annotations

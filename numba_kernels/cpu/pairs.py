@@ -1,9 +1,9 @@
-"""Matrix × matrix with int8 activations where one instruction multiplies two rows by two tokens (Arm's smmla).
+"""Matrix × matrix where one instruction multiplies two rows by two tokens: Arm's smmla for int8 and bfmmla for bf16 activations.
 
-It wants eight columns of a row, or of a token, beside eight of the next. Panels and records stay as they are for the dot product
-of four columns: two vectors of codes, interleaved lane by lane, are the rows' operands, and the tokens' are laid in pairs on the
-stack, once for all panels of a piece of work. Sums of integers are the same, and so is every step in float32 after them, so
-results have the bits of the other kernel's.
+It wants eight columns of a row, or of a token, beside eight of the next (four of bfloat16). Panels and records stay as they are
+for the dot product: two vectors of codes, interleaved lane by lane, are the rows' operands, and the tokens' are laid in pairs on
+the stack, once for all panels of a piece of work. Sums of integers are the same, and so is every step in float32 after them;
+bfmmla adds as two dot products of pairs do. So results have the bits of the other kernel's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HALF = LANES // 2  # rows whose sums with two tokens fill a vector
 
 def in_pairs(layout: Layout, activations: str, tokens: int) -> bool:
     """Whether tiles of so many tokens are multiplied here."""
-    return ACTIVE.multiplies_pairs and activations in RECORDS and layout.decode is not None and tokens % 2 == 0
+    return ACTIVE.multiplies_pairs and activations in RECORDS and tokens % 2 == 0
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------
@@ -54,8 +54,10 @@ def _scales_of(kind: str) -> int:
 
 
 def pair_bytes(layout: Layout, kind: str) -> int:
-    """Of a block of two tokens: four operands, then four float32 for each scale, [x, x, y, y]; then, where weights have minima,
-    the blocks' sums in the same way, or those of both halves."""
+    """Of a block of two tokens: its operands, then, of int8, four float32 for each scale, [x, x, y, y], and where weights have
+    minima the blocks' sums in the same way, or those of both halves."""
+    if kind == "bf16":
+        return 4 * BLOCK
     return 2 * BLOCK + 16 * _scales_of(kind) + (16 * (2 if layout.halves else 1) if layout.has_minimum else 0)
 
 
@@ -78,10 +80,13 @@ def _half_starts(b: Builder, kind: str, row: Value) -> list[Value]:
 
 
 def _lay_pair(b: Builder, layout: Layout, kind: str, rows: tuple[Value, Value], out: Value) -> None:
-    codes = [emit.load(b, row, emit.vector(I8, BLOCK)) for row in rows]
-    for g in range(4):
-        lanes = [8 * g + i + BLOCK * token for token in (0, 1) for i in range(8)]
+    size = 2 * BLOCK if kind == "bf16" else BLOCK  # bytes of a token's codes
+    codes = [emit.load(b, row, emit.vector(I8, size)) for row in rows]
+    for g in range(size // 8):
+        lanes = [8 * g + i + size * token for token in (0, 1) for i in range(8)]
         emit.store(b, emit.shuffle(b, *codes, lanes), emit.advance(b, out, 16 * g), 16)
+    if kind == "bf16":
+        return
     scale_at, _, sum_at = OFFSETS[kind]
     numbers = [[emit.load(b, emit.advance(b, r, scale_at + 4 * h), F32, 4) for r in rows] for h in range(_scales_of(kind))]
     if layout.has_minimum and layout.halves:
@@ -124,11 +129,16 @@ def _operands(b: Builder, layout: Layout, codes: Value) -> list[list[Value]]:
     """A block's codes for each pair of rows: four times eight columns of the one, then of the other."""
     assert layout.decode is not None
     quads = {column: b.bitcast(v, Words.llvm) for column, v in layout.decode(b, codes, 0)}
+    return _interleaved(b, [quads[column] for column in range(0, BLOCK, 4)])
+
+
+def _interleaved(b: Builder, words: list[Value]) -> list[list[Value]]:
+    """Vectors of columns that follow each other, a lane for each row, as operands: of each pair of rows."""
     result = []
     for i in range(0, LANES, 2):
         both = (i, i + LANES, i + 1, i + 1 + LANES)
-        eights = [emit.shuffle(b, quads[c], quads[c + 4], both) for c in range(0, BLOCK, 8)]
-        result.append([b.bitcast(v, emit.vector(I8, 16)) for v in eights])
+        pairs = zip(words[::2], words[1::2], strict=True)
+        result.append([b.bitcast(emit.shuffle(b, x, y, both), emit.vector(I8, 16)) for x, y in pairs])
     return result
 
 
@@ -159,6 +169,8 @@ def accumulate_pairs(
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, _, totals, codes, scales, block, pairs = args
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
+        if kind == "bf16":
+            return tile_of(b, tile, _times_bf16(b, codes, pairs, accumulators))
         operands = _operands(b, layout, codes)
         scale, added = scales_of(b, format_name, scales, block)
         for part in (0, 1):
@@ -170,6 +182,19 @@ def accumulate_pairs(
         return tile_of(b, tile, accumulators)
 
     return tile(name, activations, tile, Address, Address, Int, Address), lower
+
+
+def _times_bf16(b: Builder, codes: Value, pairs: Value, accumulators: list[Value]) -> list[Value]:
+    """A block of bf16 weights. A sum is one chain over all columns, in their order."""
+    sums = [[emit.shuffle(b, v, v, range(4 * i, 4 * i + 4)) for i in range(HALF // 2)] for v in accumulators]
+    for g in range(BLOCK // 4):
+        words = [emit.load(b, emit.advance(b, codes, 4 * LANES * (2 * g + i)), Words.llvm) for i in (0, 1)]
+        rows = [operands[0] for operands in _interleaved(b, words)]
+        for n, parts in enumerate(sums):
+            x = emit.load(b, emit.advance(b, pairs, n // 2 * 4 * BLOCK + 16 * g), emit.vector(I8, 16), 16)
+            for i in range(len(parts)):
+                parts[i] = ACTIVE.multiply_bf16_pairs(b, parts[i], x, rows[n % 2 * len(parts) + i])
+    return [emit.shuffle(b, *parts, range(LANES)) for parts in sums]
 
 
 def _add_pair(
@@ -217,7 +242,7 @@ def rows_apart(typing_context: Any, tile: Any) -> Any:
 # ---- the kernel -----------------------------------------------------------------------------------------------------
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 2
-CODES, SCALES, STEP, AHEAD = 256, 16, RECORD, 0  # as in `linear`
+CODES, SCALES, STEP, STEPS, AHEAD = 256, 16, RECORD, 1, 0  # as in `linear`
 PAIR_STEP, ROOM = 80, 80 * LAID  # bytes of a block of all pairs, and of all blocks that are laid at a time
 finish: Any = None  # `linear.finish`
 
@@ -236,14 +261,14 @@ def multiply_pairs(  # type: ignore[no-untyped-def]
             end = min(begin + LAID, blocks)
             if p == low or blocks > LAID:
                 for k in range(begin, end):
-                    lay_pairs(FORMAT, ACTIVATIONS, rows, k * STEP, pairs + (k - begin) * PAIR_STEP)
+                    lay_pairs(FORMAT, ACTIVATIONS, rows, k * STEPS * STEP, pairs + (k - begin) * PAIR_STEP)
             for k in range(begin, end):
                 if AHEAD > 0:
-                    for line in range(AHEAD, AHEAD + CODES, 64):
-                        prefetch(codes + k * CODES + line)
+                    for line in range(AHEAD, AHEAD + CODES * STEPS, 64):
+                        prefetch(codes + k * CODES * STEPS + line)
                 scales = codes + scales_at + (k >> shift) * SCALES
                 at = pairs + (k - begin) * PAIR_STEP
-                tile = accumulate_pairs(FORMAT, ACTIVATIONS, tile, codes + k * CODES, scales, k, at)
+                tile = accumulate_pairs(FORMAT, ACTIVATIONS, tile, codes + k * CODES * STEPS, scales, k, at)
         results = spill(rows_apart(tile))
         for t in range(last + 1 - first):
             finish(results + t * LANES * 4, p, first + t, height, bias, residual, out, out_stride)

@@ -1,8 +1,9 @@
 """SIMD registers and instructions as Numba values: the vocabulary in which the CPU kernels are written once.
 
-Kernels see vectors of LANES 32-bit lanes, whatever the machine's own registers hold. A path gives the names a meaning: a class in
-`instructions` for each instruction set, from AVX-512 to plain LLVM vectors (`portable`). The best path that the CPU has is chosen
-at import; OSS_TOOLS_SIMD=avx2 (or another name) forces a lower one.
+Kernels see vectors of LANES 32-bit lanes, whatever the machine's own registers hold. Paths give the names a meaning: `avx512bf16`
+and `avx512` (both with VNNI), `avxvnni`, `avx2`, `i8mm` (Arm with matrix instructions), `neon` (Arm with the dot-product
+extension) and `portable` (plain LLVM vectors).
+The best path that the CPU has is chosen at import; OSS_TOOLS_SIMD=avx2 (or another name) forces a lower one.
 """
 
 from numba_kernels.simd.path import ACTIVE, executable_paths, path

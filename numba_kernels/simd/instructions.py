@@ -117,7 +117,7 @@ class Portable:
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
-        multiplies_pairs: there is `multiply_pairs`.
+        multiplies_pairs: there are `multiply_pairs` and `multiply_bf16_pairs`.
         bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
         narrow_sums: products of small codes are summed in 16 bits (`dot_narrow`), and activations carry such starts.
         blocked: many tokens meet weights that were decoded once for all of them (`cpu/blocked.py`).
@@ -189,6 +189,11 @@ class Portable:
 
     def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
         """sums[2i + j] += Σ x[8i + k] · y[8j + k], k < 8: four int32, 16 signed bytes each. Only with `multiplies_pairs`."""
+        raise NotImplementedError(self.name)
+
+    def multiply_bf16_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
+        """sums[2i + j] + Σ x[4i + k] · y[4j + k], k < 4: four float32, the bits of eight bfloat16 each. Only with
+        `multiplies_pairs`; as `dot_pairs` of two columns and then of the next two, bit for bit."""
         raise NotImplementedError(self.name)
 
     def half_to_float(self, b: Builder, halves: Value) -> Value:
@@ -389,15 +394,27 @@ class Neon(Portable):
 
 
 class NeonI8mm(Neon):
-    """Armv8.6's matrix instructions: smmla multiplies two rows of eight signed bytes by two others."""
+    """Armv8.6's matrix instructions: smmla multiplies two rows of eight signed bytes by two others, bfmmla of four bfloat16."""
 
     name = "i8mm"
     features = frozenset({"neon", "dotprod", "i8mm", "bf16"})
     tiles = (1, 2, 4, 8, 12)
     multiplies_pairs = True
+    bf16_products = True
 
     def multiply_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
         return call(b, "llvm.aarch64.neon.smmla.v4i32.v16i8", sums.type, [sums, x, y])
+
+    def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
+        def part(p: Value, v: Value, s: Value) -> Value:
+            eight = vector(BF16, 8)
+            return call(b, "llvm.aarch64.neon.bfdot.v4f32.v8bf16", s.type, [s, b.bitcast(p, eight), b.bitcast(v, eight)])
+
+        return in_parts(b, 16, part, pairs, x, sums)
+
+    def multiply_bf16_pairs(self, b: Builder, sums: Value, x: Value, y: Value) -> Value:
+        eight = vector(BF16, 8)
+        return call(b, "llvm.aarch64.neon.bfmmla", sums.type, [sums, b.bitcast(x, eight), b.bitcast(y, eight)])
 
 
 # ---- built upon the above -------------------------------------------------------------------------------------------

@@ -21,11 +21,12 @@ from oss_tools.errors import BadCheckpoint, BadRequest, OssToolsError
 
 MIXTURE = Path(__file__).parent / "mixture"
 SHARES = {  # of the mixture's tokens
-    "prose.txt": 0.28,
-    "code.txt": 0.2,
-    "mathematics.txt": 0.14,
-    "health.txt": 0.14,
-    "chats.jsonl": 0.24,
+    "books.txt": 0.24,
+    "prose.txt": 0.12,
+    "code.txt": 0.18,
+    "mathematics.txt": 0.12,
+    "health.txt": 0.12,
+    "chats.jsonl": 0.22,
 }
 NAME = "oss-tools calibration mixture"
 MOMENT = datetime(2025, 1, 1)

@@ -341,11 +341,94 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
 
                 label = f"linear {name} {activations} {'many' if many else 'one'}"
                 result.append((label, linear_op(name, activations, many), arguments, error))
+    result += shape_cases(arena, int(os.environ.get("ARM_SEED", "0")))
     for element, head_dim in (("bf16", 20), ("f32", 6), ("bf16", 64)):
         result += attention_cases(arena, element, head_dim)
     for element, rank in (("bf16", 40), ("f32", 21)):
         result += latent_cases(arena, element, rank)
     return result + codec_cases(arena)
+
+
+def shape_cases(arena: Arena, seed: int) -> list[tuple[str, Any, dict[str, Any], Any]]:
+    """Odd shapes, drawn: groups of tokens of any size that meet their experts' matrices through an index, in all formats, with
+    bias and residual, and all kinds of records, which are written here."""
+    import ml_dtypes
+    from problems import FORMATS, K_QUANTS, weights
+
+    from numba_kernels.cpu import rows
+    from numba_kernels.cpu.blocks import OFFSETS, RECORDS
+    from numba_kernels.cpu.linear import linear_op
+    from numba_kernels.cpu.packing import INT8_GROUPS, Packed, pack
+
+    rng = np.random.default_rng(seed)
+    result: list[tuple[str, Any, dict[str, Any], Any]] = []
+    kinds = [(name, kind) for name in FORMATS if name not in ("f16", "f32", "bf16") for kind in ("int8", "int8_g16")]
+    for name, kind in [*kinds, ("bf16", "bf16")]:
+        n, experts, tokens = int(rng.integers(1, 40)), 5, int(rng.integers(9, 30))
+        columns = int(rng.integers(1, 6)) * (256 if name in K_QUANTS else INT8_GROUPS.get(name, 32))
+        if name in ("bf16", "int8"):
+            columns -= int(rng.integers(0, 31))
+        padded = -(-columns // 32) * 32
+        packed, values = Packed(name, experts, n, columns), []
+        for matrix in range(experts):
+            planes, v = weights(name, n, columns, rng)
+            pack(packed, planes, matrix=matrix)
+            values.append(np.pad(v, ((0, 0), (0, padded - columns))))
+        x = np.pad(rng.normal(size=(tokens, columns)).astype(np.float32), ((0, 0), (0, padded - columns)))
+        width = RECORDS[kind]
+        records = rows.empty_records(tokens, columns, kind)
+        blocks = records[:, : padded // 32 * width].reshape(tokens, -1, width)
+        if kind == "bf16":
+            meant = x.astype(ml_dtypes.bfloat16)
+            blocks[...] = meant.view(np.uint8).reshape(blocks.shape)
+        else:
+            size = 16 if kind == "int8_g16" else 32
+            apart = x.reshape(tokens, -1, size)
+            scales = (np.abs(apart).max(-1) / 127).astype(np.float32)
+            codes = np.rint(apart / np.maximum(scales, 1e-30)[..., None]).astype(np.int8)
+            scale_at, start_at, sum_at = OFFSETS[kind]
+            each = codes.astype(np.int32).sum(-1).reshape(tokens, -1, 32 // size)
+            by_block = scales.reshape(each.shape)
+            whole = np.concatenate(
+                [
+                    codes.reshape(tokens, -1, 32).view(np.uint8),
+                    by_block.view(np.uint8),
+                    (each * -16).astype(np.int32).view(np.uint8),
+                    (each * by_block).sum(-1, keepdims=True, dtype=np.float32).view(np.uint8),
+                ],
+                -1,
+            )
+            assert (scale_at, start_at, sum_at, width) == (32, 32 + 128 // size, 32 + 256 // size, whole.shape[-1])
+            blocks[...] = whole
+            meant = (codes * scales[..., None]).reshape(tokens, padded)
+        chosen = np.sort(rng.choice(experts, 3, False))  # experts that have rows
+        cuts = np.sort(rng.integers(0, tokens + 1, 2))
+        start = np.array([0, *cuts, tokens], np.int32)
+        index = rng.permutation(tokens).astype(np.int32)
+        bias = rng.normal(size=(experts, n)).astype(np.float32)
+        residual = rng.normal(size=(tokens, n)).astype(np.float32)
+        out = arena.copy(np.full((tokens, n), np.nan, np.float32))
+        exact = np.empty((tokens, n))
+        for g, matrix in enumerate(chosen):
+            some = slice(start[g], start[g + 1])
+            product = meant[index[some]].astype(np.float64) @ values[matrix].T.astype(np.float64)
+            exact[some] = product + bias[matrix] + residual[some]
+        given = arena.copy(records)
+        arguments = {
+            "weights": arena.copy(packed.data), "matrix_bytes": packed.matrix_bytes, "panel_bytes": packed.panel_bytes,
+            "scales_at": packed.scales_at, "blocks": packed.blocks, "shift": packed.shift, "height": n,
+            "panels_at_once": 2, "groups": arena.copy(np.array([3], np.int32)),
+            "group_matrix": arena.copy(chosen.astype(np.int32)),
+            "group_start": arena.copy(start), "index": arena.copy(index), "bias": arena.copy(bias), "bias_stride": 4 * n,
+            "residual": arena.copy(residual), "out": out, "out_stride": out.strides[0], "x": given,
+            "x_stride": given.strides[0],
+        }  # fmt: skip
+
+        def error(out: np.ndarray = out, exact: np.ndarray = exact) -> float:
+            return float(np.abs(out - exact).max() / np.abs(exact).max())
+
+        result.append((f"shapes {name} {kind}", linear_op(name, kind, True), arguments, error))
+    return result
 
 
 def codec_cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
@@ -494,6 +577,10 @@ def latent_cases(arena: Arena, element: str, rank: int) -> list[tuple[str, Any, 
     return [stored, (name, latent_attention_op(element, rank), attend, error)]
 
 
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
 def main(name: str, *wanted: str) -> None:
     take_path(name)
     arena = Arena(512 << 20)
@@ -513,7 +600,8 @@ def main(name: str, *wanted: str) -> None:
             emulate(op, arena, arguments, compiled, run)
             report[name]["error"] = error()
             report[name]["overruns"] = arena.overruns()
-            report[name]["result"] = hashlib.sha256(arguments.get("out", np.empty(0)).tobytes()).hexdigest()
+            out = arguments.get("out", np.zeros((1, 0), np.float32))
+            report[name] |= {"result": _digest(out), "first": _digest(out[0])}
     print(json.dumps(report))
 
 
