@@ -174,7 +174,7 @@ def multiply_decoded(
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
         places = [b.add(b.extract_value(addresses, t), at) for t in range(rows.count)]
         if how == "floats":
-            results = _float_products(b, format_name, decoded, places, accumulators)
+            results = _float_products(b, format_name, kind, decoded, places, accumulators)
         else:
             results = _products(b, format_name, kind, how, decoded, places, accumulators)
         result = ir.Constant(tile.llvm, ir.Undefined)
@@ -247,8 +247,10 @@ def _dot(b: Builder, name: str, way: str, sums: Value, w: Value, x: Value) -> Va
     return (ACTIVE.dot_signed if has_signed_codes(name) else ACTIVE.dot_unsigned)(b, sums, w, x)
 
 
-def _float_products(b: Builder, name: str, decoded: Value, rows: list[Value], totals: list[Value]) -> list[Value]:
-    """One block, or UNIT columns, of float32 activations."""
+def _float_products(
+    b: Builder, name: str, kind: str, decoded: Value, rows: list[Value], totals: list[Value]
+) -> list[Value]:  # fmt: skip
+    """One block, or UNIT columns, of activations in float32 or bf16."""
     quads = [0, 4] if LAYOUTS[name].decode is None else _columns(name)
     columns = [quad + i for quad in quads for i in range(4)]
     apart = _scales_apart(name, "floats")
@@ -256,13 +258,21 @@ def _float_products(b: Builder, name: str, decoded: Value, rows: list[Value], to
     for number, column in enumerate(columns):
         weights = _vectors(b, decoded, number, Floats.llvm)
         for t, row in enumerate(rows):
-            x = emit.splat(b, emit.load(b, emit.advance(b, row, 4 * column), F32, 4), LANES)
+            x = _number(b, kind, row, column)
             its = slice(t * PANELS, (t + 1) * PANELS)
             sums[its] = ACTIVE.in_order(b, add_products(b, weights, [x], sums[its]))
     if not apart:
         return sums
     scales = _vectors(b, decoded, len(columns), Floats.llvm)
     return [ACTIVE.fma(b, s, scales[n % PANELS], total) for n, (s, total) in enumerate(zip(sums, totals, strict=True))]
+
+
+def _number(b: Builder, kind: str, row: Value, column: int) -> Value:
+    """An activation, in all lanes."""
+    if kind != "bf16":
+        return emit.splat(b, emit.load(b, emit.advance(b, row, 4 * column), F32, 4), LANES)
+    pair = emit.splat(b, emit.load(b, emit.advance(b, row, 2 * (column - column % 2)), I32, 4), LANES)
+    return emit.bf16_halves(b, pair)[column % 2]
 
 
 __all__ = ["CODE_BYTES", "PANELS", "decode_panels", "decoded_bytes", "multiply_decoded", "way_of", "widen_record"]

@@ -351,6 +351,7 @@ class AvxVnni(Avx2):
     extra = "+avxvnni"
     offset = 128
     biased_bytes = True
+    narrow_sums = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 32, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.256", s.type, [s, c, v]), sums, codes, x)
