@@ -135,7 +135,7 @@ def run(
                 [str(base), *(f"{path} × {strength:g}" for path, strength in zip(adapter, strengths, strict=True))]
             ),
             "bytes": f"{format_size(done.plan.source_bytes)} → {format_size(done.plan.target_bytes)}",
-            "read back": "every hash as written" if verify else "no",
+            "read back": "every hash as written, by way of the system's cache" if verify else "no",
             "time": f"{done.seconds:.1f} s, {format_size(done.plan.source_bytes / done.seconds)}/s of input",
             "report": report,
         }
