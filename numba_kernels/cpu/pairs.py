@@ -84,7 +84,7 @@ def _lay_pair(b: Builder, layout: Layout, kind: str, rows: tuple[Value, Value], 
     codes = [emit.load(b, row, emit.vector(I8, size)) for row in rows]
     for g in range(size // 8):
         lanes = [8 * g + i + size * token for token in (0, 1) for i in range(8)]
-        emit.store(b, emit.shuffle(b, *codes, lanes), emit.advance(b, out, 16 * g), 16)
+        emit.store(b, emit.shuffle(b, codes[0], codes[1], lanes), emit.advance(b, out, 16 * g), 16)
     if kind == "bf16":
         return
     scale_at, _, sum_at = OFFSETS[kind]
@@ -194,7 +194,7 @@ def _times_bf16(b: Builder, codes: Value, pairs: Value, accumulators: list[Value
             x = emit.load(b, emit.advance(b, pairs, n // 2 * 4 * BLOCK + 16 * g), emit.vector(I8, 16), 16)
             for i in range(len(parts)):
                 parts[i] = ACTIVE.multiply_bf16_pairs(b, parts[i], x, rows[n % 2 * len(parts) + i])
-    return [emit.shuffle(b, *parts, range(LANES)) for parts in sums]
+    return [emit.shuffle(b, low, high, range(LANES)) for low, high in sums]
 
 
 def _add_pair(
@@ -213,7 +213,7 @@ def _add_pair(
             for g in range(4 * h // halves, 4 * (h + 1) // halves):
                 four = ACTIVE.multiply_pairs(b, four, x[g], eights[g])
             sums.append(four)
-        products = emit.shuffle(b, *sums, range(LANES))
+        products = emit.shuffle(b, sums[0], sums[1], range(LANES))
         x_scale = _four_times(b, emit.advance(b, numbers, 16 * h if kind == "int8_g16" else 0))
         total = ACTIVE.fma(b, b.sitofp(products, Floats.llvm), b.fmul(scale[h % len(scale)], x_scale), total)
         if added and layout.halves:
@@ -233,7 +233,7 @@ def rows_apart(typing_context: Any, tile: Any) -> Any:
         results = []
         for p in range(0, tile.count, 2):
             both = [b.extract_value(args[0], p + h) for h in (0, 1)]
-            results += [emit.shuffle(b, *both, [i + 2 * token for i in first]) for token in (0, 1)]
+            results += [emit.shuffle(b, both[0], both[1], [i + 2 * token for i in first]) for token in (0, 1)]
         return tile_of(b, tile, results)
 
     return (tile(tile), lower) if isinstance(tile, Tile) and isinstance(tile.llvm, ir.ArrayType) else None

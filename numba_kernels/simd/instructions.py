@@ -367,7 +367,7 @@ class Neon(Portable):
     features = frozenset({"neon", "dotprod"})
     baseline = "neoverse-n1"
     lanes = 8
-    tiles = (1, 2, 4, 8)
+    tiles: ClassVar[tuple[int, ...]] = (1, 2, 4, 8)
     sums = 8
 
     def dot_signed(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
