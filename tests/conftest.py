@@ -8,6 +8,9 @@ from hypothesis import settings
 
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 
+# Where tests run in several processes, pytest-xdist calls the width of a screen 80; what is written here goes to no screen.
+os.environ.pop("COLUMNS", None)
+
 # One change is judged by the same examples as the next; new ones are looked for on developers' machines.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
