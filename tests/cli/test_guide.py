@@ -29,7 +29,7 @@ def test_every_command_of_the_guide_does_what_it_says(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, (words, done.stderr)
         said[words[1] if words[0] == "oss-tools" else words[2]] = done.stdout + done.stderr
-    assert "mxfp4 with --memory 20000MB" in said["fit"]
+    assert "mxfp4 with --memory 20GB" in said["fit"]
     assert re.search(r"in memory: .* of weights that stay, and \d+ of \d+ experts", said["generate"])
     for column in ("hits", "read/token", "waiting", "faults/token", "of disk"):
         assert column in said["bench"]
