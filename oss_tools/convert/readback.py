@@ -73,7 +73,7 @@ class ReadBack:
                 continue
             try:
                 self._take(name, what)
-            except (OssToolsError, OSError, ValueError):
+            except Exception:  # whatever it is, the finished file is read again; and `wrote` must not wait for a dead thread
                 failed.add(name)
 
     def _take(self, name: str, what: Piece | str) -> None:

@@ -1,6 +1,7 @@
 """Conversions: between all containers without loss, to every format with its cost, and through every kind of accident."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,17 +341,22 @@ def assert_same_gguf(a: Path, b: Path) -> None:
     assert a.read_bytes() == b.read_bytes()
 
 
+def full_after(writes: int) -> Callable[..., int]:
+    """os.pwrite on a disk that is full after so many calls."""
+    real, calls = os.pwrite, itertools.count()
+
+    def full(*arguments: Any) -> int:
+        if next(calls) > writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    return full
+
+
 def test_a_full_disk_is_one_line_and_resumable(synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = synthetic("gpt-oss-tiny"), tmp_path / "out"
-    real, calls = os.pwrite, iter(range(10**6))
-
-    def full(*arguments: object) -> int:
-        if next(calls) > 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
+        patched.setattr(os, "pwrite", full_after(20))
         with pytest.raises(NoRoom, match=r"No space left.*free some space, then go on with --resume"):
             convert(source, target, "hf")
     assert not target.exists()
@@ -389,15 +397,8 @@ def test_what_does_not_arrive_as_it_was_written_is_found_out(
 def test_what_a_killed_run_wrote_is_read_back_too(synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the run that goes on behind it, which did not write it."""
     source, target = synthetic("llama-tiny"), tmp_path / "out.gguf"
-    real, calls = os.pwrite, iter(range(10**6))
-
-    def full(*arguments: object) -> int:
-        if next(calls) > 12:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*arguments)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
+        patched.setattr(os, "pwrite", full_after(12))
         with pytest.raises(NoRoom):
             convert(source, target, "gguf")
     journal = (partial_of(target) / JOURNAL).read_bytes()
