@@ -1,10 +1,12 @@
 """Compare quantizations: quality, speed and memory side by side.
 
-Without a name, the embedded model is made in several formats (--formats: formats, recipes or recipe files; the first is the
-base). With one model, that one is. With several, these finished checkpoints are compared, in whatever containers; the first,
-or --base, is the reference. Measured are size, weight error, perplexity and KL divergence from the base, the suites' scores
-with paired tests, latency in turns, load time and peak memory. Finished parts are kept under --output and found again, so that
-a run goes on where it was broken off, and one more format costs only its own part. Intervals are of 95 %.
+Without MODEL, the embedded model is made in several formats and these are compared. --formats names the formats, recipes or
+recipe files; the first is the base. With one MODEL, that model is made in these formats. With several, the finished
+checkpoints are compared, whatever their containers; the first, or --base, is the base.
+
+The figures are size, weight error, perplexity, KL divergence from the base, the suites' scores with paired tests, latency
+in turns, load time and peak memory. Intervals are 95 % intervals. Finished parts are kept under --output and used again: an
+interrupted run goes on where it stopped, and one more format costs only its own part.
 """
 
 from __future__ import annotations
@@ -56,57 +58,98 @@ def run(
     models: Annotated[
         list[Any] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             parser=model_or_endpoint,
-            help="Checkpoints' paths, downloaded owner/name, tiny, or https://host/v1#name. [default: tiny]",
+            help="Checkpoints (a path, the owner/name of a download, or tiny) or endpoints, "
+            "https://host/v1#name. [default: tiny]",
             show_default=False,
         ),
     ] = None,
     *,
     formats: Annotated[
         str | None,
-        typer.Option("--formats", "-f", help=f"What to make of one model, a list. [default: {FORMATS}]", show_default=False),
+        typer.Option(
+            "--formats",
+            "-f",
+            metavar="LIST",
+            help=f"The formats or recipes to make of one model, separated by commas. [default: {FORMATS}]",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[
         Any,
-        typer.Option("--base", parser=model_or_endpoint, help="The reference. [default: the first]", show_default=False),
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            parser=model_or_endpoint,
+            help="The model that the others are compared with. [default: the first]",
+            show_default=False,
+        ),
     ] = None,
     suites: Annotated[
-        str, typer.Option("--suites", "--suite", "-s", help="Suites whose questions are asked, a list; empty for none.")
+        str,
+        typer.Option(
+            "--suites",
+            "--suite",
+            "-s",
+            metavar="LIST",
+            help="The suites whose questions to ask, separated by commas; empty for none.",
+        ),
     ] = SUITES,
-    tier: Annotated[str, typer.Option("--tier", help="smoke or full.")] = "smoke",
+    tier: Annotated[
+        str,
+        typer.Option(
+            "--tier",
+            metavar="smoke|full",
+            help="smoke asks questions that come with the program; full asks the public sets.",
+        ),
+    ] = "smoke",
     limit: Annotated[
         int | None,
         typer.Option(
             "--limit",
             min=1,
-            help=f"Only so many questions of each task. [default: all; {EMBEDDED_LIMIT} where tiny takes part]",
+            help=f"Ask only this many questions of each task. [default: all; {EMBEDDED_LIMIT} if tiny takes part]",
             show_default=False,
         ),
     ] = None,
     chunks: Annotated[
         int | None,
-        typer.Option("--chunks", min=1, help="Only so many chunks of each text, of 512 tokens.", show_default=False),
+        typer.Option(
+            "--chunks", min=1, help="Read only this many chunks of each text; a chunk has 512 tokens.", show_default=False
+        ),
     ] = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", "-r", min=0, help="Timed rounds; from 6 on there are intervals. 0 times nothing.")
+        int,
+        typer.Option(
+            "--repeat", "-r", min=0, help="How many timed rounds to run; 6 or more give intervals, 0 times nothing."
+        ),
     ] = 12,
-    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="Tokens of the timed prompt.")] = 128,
-    generate: Annotated[int, typer.Option("--gen", "-n", min=1, help="Tokens generated after it.")] = 64,
-    reasoning: Annotated[str, typer.Option("--reasoning", help="low, medium or high.")] = "medium",
+    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="How many tokens the timed prompt has.")] = 128,
+    generate: Annotated[int, typer.Option("--gen", "-n", min=1, help="How many tokens to generate after it.")] = 64,
+    reasoning: Annotated[str, typer.Option("--reasoning", metavar="low|medium|high", help="How much to reason.")] = "medium",
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", min=1, help="Of one answer with its reasoning. [default: the task's]", show_default=False
+            "--max-tokens",
+            min=1,
+            help="The most tokens of one answer, reasoning included. [default: the task's]",
+            show_default=False,
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="A folder with TASK/SPLIT.jsonl of public sets.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="A folder that holds the public sets as TASK/SPLIT.jsonl.", show_default=False
+        ),
     ] = None,
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", min=0, help="Which questions and chunks, where they are limited (0: the first); of resampling."
+            "--seed",
+            min=0,
+            help="The seed of resampling, and of the choice of questions and chunks under --limit and --chunks "
+            "(0 takes the first).",
         ),
     ] = 0,
     repeats: Repeats = None,
@@ -115,12 +158,13 @@ def run(
         typer.Option(
             "--drift",
             metavar="KINDS",
-            help="Divergence by context: depth, cache, backends.",
+            help="Measure how the divergence changes with the length of the context: depth, cache, backends, "
+            "separated by commas.",
             show_default=False,
         ),
     ] = "",
     depths: Annotated[
-        str, typer.Option("--depths", help="Of the drift: tokens of context, a list.")
+        str, typer.Option("--depths", metavar="LIST", help="For --drift: numbers of tokens of context, separated by commas.")
     ] = "0,1024,2048,4096,8192,16384,32768",
     device: Device = "cpu",
     threads: Threads = 0,
@@ -133,36 +177,54 @@ def run(
             "--budget",
             parser=size_option,
             metavar="SIZE",
-            help="End with the best that fits, as in 16GiB.",
+            help="Say at the end which of them is the best that fits in this memory, e.g. 16GiB.",
             show_default=False,
         ),
     ] = None,
-    context: Annotated[int, typer.Option("--context", min=1, help="Of the budget: positions of a sequence.")] = 4096,
+    context: Annotated[
+        int, typer.Option("--context", "-c", min=1, help="For --budget: the most tokens that a sequence may have.")
+    ] = 4096,
     pack: Annotated[
         Path | None,
-        typer.Option("--pack", help="What --write-pack kept of the base: it need not be here.", show_default=False),
+        typer.Option(
+            "--pack",
+            metavar="FILE",
+            help="Compare with this pack of a base, made by --write-pack; the base itself need not be here.",
+            show_default=False,
+        ),
     ] = None,
     write_pack: Annotated[
         Path | None,
         typer.Option(
-            "--write-pack", help="Keep what MODEL says in this file of a few MB, and compare nothing.", show_default=False
+            "--write-pack",
+            metavar="FILE",
+            help="Keep what MODEL predicts in this file of a few MB; compare nothing.",
+            show_default=False,
         ),
     ] = None,
     load: Load = "resident",
     memory: Memory = None,
     ray: Ray = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder for models, finished parts and the record.")
     ] = Path("comparison"),
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Use parts that are finished, or measure all anew.")
+        bool, typer.Option("--resume/--fresh", help="Use the parts that are finished, or measure everything again.")
     ] = True,
     gate: Annotated[
-        str | None, typer.Option("--gate", help="Limits to hold: a gate's name or a .yaml file.", show_default=False)
+        str | None,
+        typer.Option(
+            "--gate",
+            metavar="GATE",
+            help="The limits that the figures must hold: a gate's name, or a .yaml file.",
+            show_default=False,
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option("--baseline", help="A record that the gate compares with.", show_default=False),
+        typer.Option(
+            "--baseline", metavar="FILE", help="An earlier record that the gate compares with.", show_default=False
+        ),
     ] = None,
     published: Published = None,
     as_json: JsonFlag = False,
