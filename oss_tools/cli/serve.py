@@ -151,10 +151,10 @@ class Fitting:
 
 def require_packages() -> None:
     """Raises MissingPackage where the server's packages are not installed."""
-    from oss_tools.errors import MissingPackage
+    from oss_tools.errors import MissingPackage, how_to_install
 
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise MissingPackage(f"the server needs {', '.join(missing)}: pip install 'oss-tools[serve]'")
+        raise MissingPackage(f"the server needs {', '.join(missing)}: {how_to_install('serve')}")
 
 
 def read_key(path: Path) -> str:
