@@ -32,26 +32,34 @@ class ComparedQuestions(QuestionOptions):
         typer.Option(
             "--limit",
             min=1,
-            help=f"Only so many questions of each task. [default: all; {EMBEDDED_LIMIT} where tiny takes part]",
+            help=f"Ask only this many questions of each task. [default: all; {EMBEDDED_LIMIT} if tiny takes part]",
             show_default=False,
         ),
     ] = None
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", min=0, help="Which questions and chunks, where they are limited (0: the first); of resampling."
+            "--seed",
+            min=0,
+            help="The seed of resampling, and of the choice of questions and chunks under --limit and --chunks "
+            "(0 takes the first).",
         ),
     ] = 0
-    reasoning: Annotated[str, typer.Option("--reasoning", help="low, medium or high.")] = "medium"
+    reasoning: Annotated[str, typer.Option("--reasoning", metavar="low|medium|high", help="How much to reason.")] = "medium"
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", min=1, help="Of one answer with its reasoning. [default: the task's]", show_default=False
+            "--max-tokens",
+            min=1,
+            help="The most tokens of one answer, reasoning included. [default: the task's]",
+            show_default=False,
         ),
     ] = None
     chunks: Annotated[
         int | None,
-        typer.Option("--chunks", min=1, help="Only so many chunks of each text, of 512 tokens.", show_default=False),
+        typer.Option(
+            "--chunks", min=1, help="Read only this many chunks of each text; a chunk has 512 tokens.", show_default=False
+        ),
     ] = None
 
     def settings(self, suites: tuple[str, ...], timing: Timing, drift: DriftOptions, *, embedded: bool) -> Settings:
@@ -73,10 +81,13 @@ class TimingOptions(LoadOptions):
 
     load: Load = "resident"
     repeat: Annotated[
-        int, typer.Option("--repeat", "-r", min=0, help="Timed rounds; from 6 on there are intervals. 0 times nothing.")
+        int,
+        typer.Option(
+            "--repeat", "-r", min=0, help="How many timed rounds to run; 6 or more give intervals, 0 times nothing."
+        ),
     ] = 12
-    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="Tokens of the timed prompt.")] = 128
-    generate: Annotated[int, typer.Option("--gen", "-n", min=1, help="Tokens generated after it.")] = 64
+    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="How many tokens the timed prompt has.")] = 128
+    generate: Annotated[int, typer.Option("--gen", "-n", min=1, help="How many tokens to generate after it.")] = 64
 
     def timing(self, say: Callable[[str], None]) -> Timing:
         """Raises what `backend_for` raises."""
@@ -98,13 +109,14 @@ class DriftOptions:
         typer.Option(
             "--drift",
             metavar="KINDS",
-            help="Divergence by context: depth, cache, backends.",
+            help="Measure how the divergence changes with the length of the context: depth, cache, backends, "
+            "separated by commas.",
             show_default=False,
         ),
     ] = ""
-    depths: Annotated[str, typer.Option("--depths", help="Of the drift: tokens of context, a list.")] = (
-        "0,1024,2048,4096,8192,16384,32768"
-    )
+    depths: Annotated[
+        str, typer.Option("--depths", metavar="LIST", help="For --drift: numbers of tokens of context, separated by commas.")
+    ] = "0,1024,2048,4096,8192,16384,32768"
 
     def __post_init__(self) -> None:
         self.places()
@@ -137,12 +149,20 @@ class PackOptions:
 
     pack: Annotated[
         Path | None,
-        typer.Option("--pack", help="What --write-pack kept of the base: it need not be here.", show_default=False),
+        typer.Option(
+            "--pack",
+            metavar="FILE",
+            help="Compare with this pack of a base, made by --write-pack; the base itself need not be here.",
+            show_default=False,
+        ),
     ] = None
     write_pack: Annotated[
         Path | None,
         typer.Option(
-            "--write-pack", help="Keep what MODEL says in this file of a few MB, and compare nothing.", show_default=False
+            "--write-pack",
+            metavar="FILE",
+            help="Keep what MODEL predicts in this file of a few MB; compare nothing.",
+            show_default=False,
         ),
     ] = None
 
@@ -160,11 +180,13 @@ class BudgetOptions:
             "--budget",
             parser=size_option,
             metavar="SIZE",
-            help="End with the best that fits, as in 16GiB.",
+            help="Say at the end which of them is the best that fits in this memory, e.g. 16GiB.",
             show_default=False,
         ),
     ] = None
-    context: Annotated[int, typer.Option("--context", min=1, help="Of the budget: positions of a sequence.")] = 4096
+    context: Annotated[
+        int, typer.Option("--context", "-c", min=1, help="For --budget: the most tokens that a sequence may have.")
+    ] = 4096
 
 
 @options
@@ -172,11 +194,19 @@ class GateOptions:
     """What the figures are held against."""
 
     gate: Annotated[
-        str | None, typer.Option("--gate", help="Limits to hold: a gate's name or a .yaml file.", show_default=False)
+        str | None,
+        typer.Option(
+            "--gate",
+            metavar="GATE",
+            help="The limits that the figures must hold: a gate's name, or a .yaml file.",
+            show_default=False,
+        ),
     ] = None
     baseline: Annotated[
         Path | None,
-        typer.Option("--baseline", help="A record that the gate compares with.", show_default=False),
+        typer.Option(
+            "--baseline", metavar="FILE", help="An earlier record that the gate compares with.", show_default=False
+        ),
     ] = None
     published: Published = None
 

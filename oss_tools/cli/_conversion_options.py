@@ -45,7 +45,7 @@ Source = Annotated[
     typer.Argument(
         metavar="SRC",
         parser=model_path,
-        help="A checkpoint's path, a downloaded owner/name, or tiny.",
+        help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
     ),
 ]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")]
@@ -56,13 +56,17 @@ Format = Annotated[
         "-f",
         metavar="FORMAT",
         autocompletion=complete_format,
-        help="Every matrix but the router in this number format.",
+        help="Give every matrix except the router this number format.",
     ),
 ]
 RecipeName = Annotated[
     str,
     typer.Option(
-        "--recipe", "-r", metavar="RECIPE", autocompletion=complete_recipe, help="A recipe's name or a .yaml file."
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        autocompletion=complete_recipe,
+        help="Take the formats from this recipe: a name from the list below, or a .yaml file.",
     ),
 ]
 Container = Annotated[
@@ -71,22 +75,28 @@ Container = Annotated[
         "--container",
         "-c",
         metavar="hf|original|gguf|ready",
-        help="[default: by DST's extension, else SRC's, else hf]",
+        help="The container to write. [default: by DST's extension, else the source's, else hf]",
     ),
 ]
 Importance = Annotated[
     Path | None,
-    typer.Option("--importance", metavar="FILE", help="Importance weights: llama.cpp's imatrix, or safetensors."),
+    typer.Option(
+        "--importance",
+        metavar="FILE",
+        help="Round with these importance weights: an imatrix of `calibrate` or llama.cpp, or a safetensors file.",
+    ),
 ]
 Rule = Annotated[
     list[str] | None,
     typer.Option(
-        "--rule", metavar="RULE", help="How to round, where the format knows it: search, plain, floor, …; may be repeated."
+        "--rule",
+        metavar="RULE",
+        help="How to round to a format that offers a choice: search, plain, floor, …; may be repeated.",
     ),
 ]
 Keep = Annotated[
     list[str] | None,
-    typer.Option("--keep", metavar="MODULE", help="Leave this module (a pattern) as it is; may be repeated."),
+    typer.Option("--keep", metavar="MODULE", help="Leave this module as it is (a name or a pattern); may be repeated."),
 ]
 Fallback = Annotated[
     list[str] | None,
@@ -94,19 +104,19 @@ Fallback = Annotated[
         "--fallback",
         metavar="FORMAT",
         autocompletion=complete_format,
-        help="For tensors that cannot have the recipe's format; may be repeated.",
+        help="The format for tensors that cannot have the recipe's; may be repeated.",
     ),
 ]
 NoFallback = Annotated[
-    bool, typer.Option("--no-fallback", help="A tensor that cannot have the recipe's format is an error.")
+    bool, typer.Option("--no-fallback", help="Refuse a checkpoint with a tensor that cannot have the recipe's format.")
 ]
 OnNonfinite = Annotated[
     str, typer.Option("--on-nonfinite", metavar="refuse|clamp", help="What to do with NaN and infinity.")
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Finish an interrupted run, to the same bytes; of a finished one, say so.")
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; the result has the same bytes.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace DST, or start an interrupted run again from the beginning.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace DST, or start an interrupted run anew.")]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Read the output back and compare its hashes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 

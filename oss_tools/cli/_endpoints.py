@@ -49,19 +49,25 @@ class EndpointOptions:
         typer.Option(
             "--key",
             metavar="VARIABLE",
-            help="Of an endpoint: the environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            help="For an endpoint: the environment variable that holds its key. [default: OPENAI_API_KEY, for https]",
             show_default=False,
         ),
     ] = None
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of an endpoint: requests at once.")] = 16
-    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Of an endpoint: seconds for one answer.")] = 600.0
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="For an endpoint: how many requests to send at once.")] = 16
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=1.0, help="For an endpoint: how many seconds to wait for one answer."
+        ),
+    ] = 600.0
     price: Annotated[
         Any,
         typer.Option(
             "--price",
             parser=read_price,
             metavar="IN,OUT",
-            help="Of an endpoint: dollars for a million tokens read and written; the cost goes into the record.",
+            help="For an endpoint: its price in dollars for a million tokens read, and for a million written. "
+            "The record then has the cost.",
             show_default=False,
         ),
     ] = None

@@ -28,32 +28,50 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         parser=model_path,
-        help="A checkpoint's path, a downloaded owner/name, or tiny.",
+        help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
     ),
 ]
-Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0 uses every core.", show_default=False)]
-BackendName = Annotated[str, typer.Option("--backend", help="numba (the kernels) or torch (the plain path, float32).")]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads to use; 0 means every core.")]
+BackendName = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="numba|torch",
+        help="numba uses this program's fast kernels; torch is plain PyTorch in float32, to check against.",
+    ),
+]
 Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda (an NVIDIA GPU), or auto: the GPU if there is one that can be used.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda|auto",
+        help="Where to run; cuda is an NVIDIA GPU, auto takes the GPU if it can be used, else the CPU.",
+    ),
 ]
 Activations = Annotated[
     str,
     typer.Option(
         "--activations",
-        help="int8 quantizes what quantized layers are given, per 32 values; bf16 also rounds what layers in floats are given; "
-        "f32 does neither.",
+        metavar="int8|bf16|f32",
+        help="How to round the inputs of layers: int8 rounds those of quantized layers, 32 values at a time; bf16 also "
+        "rounds those of float layers; f32 rounds none.",
     ),
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--context", "-c", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
+    typer.Option(
+        "--context", "-c", min=1, help="The most tokens that a sequence may have. [default: 4096]", show_default=False
+    ),
 ]
 
 
 Load = Annotated[
     str,
     typer.Option(
-        "--load", help="Of a run-ready file: mapped uses weights where they lie, resident copies them into memory."
+        "--load",
+        metavar="mapped|resident",
+        help="How to load a run-ready file: mapped uses the weights where they lie in the file, resident "
+        "copies them into memory.",
     ),
 ]
 
@@ -64,7 +82,7 @@ Memory = Annotated[
         "--memory",
         parser=size_option,
         metavar="SIZE",
-        help="What may be taken in all, e.g. 8GB: experts that do not fit in are read from the disk. [default: what is free]",
+        help="The most memory to use, e.g. 8GB; experts that do not fit are read from the disk. [default: what is free]",
         show_default=False,
     ),
 ]
@@ -72,12 +90,14 @@ Speculate = Annotated[
     bool,
     typer.Option(
         "--speculate/--no-speculate",
-        help="Guess tokens from the text so far where that is faster. They are the same tokens.",
+        help="Guess the next tokens from the text so far where that is faster; the result is the same.",
     ),
 ]
 TraceExperts = Annotated[
     Path | None,
-    typer.Option("--trace-experts", metavar="FILE", help="Write down which experts the model chooses.", show_default=False),
+    typer.Option(
+        "--trace-experts", metavar="FILE", help="Write to this file which experts the model chooses.", show_default=False
+    ),
 ]
 
 

@@ -23,19 +23,29 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="round|gptq",
-        help="Round each value by itself, or (GPTQ) make up for each error in what follows, for the outputs' sake.",
+        help="round treats each value by itself. gptq goes column by column, and later columns make up for each error.",
     ),
 ]
 Texts = Annotated[
-    list[Path] | None, typer.Option("--text", metavar="FILE", help="gptq: calibrate on this text; may be repeated.")
+    list[Path] | None, typer.Option("--text", metavar="FILE", help="For gptq: calibrate on this text; may be repeated.")
 ]
 Chats = Annotated[
     list[Path] | None,
-    typer.Option("--chats", metavar="FILE", help="gptq: and on these conversations, JSON Lines; may be repeated."),
+    typer.Option(
+        "--chats", metavar="FILE", help="For gptq: calibrate on these conversations (JSON Lines); may be repeated."
+    ),
 ]
-Tokens = Annotated[int | None, typer.Option("--tokens", min=1, metavar="N", help="gptq: tokens in all. [default: 65536]")]
+Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, metavar="N", help="For gptq: how many tokens to calibrate on. [default: 65536]"),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, metavar="N", help="For gptq: how many tokens to calibrate on. [default: 65536]"),
+]
 SequenceLength = Annotated[
-    int | None, typer.Option("--sequence", min=16, metavar="N", help="gptq: tokens of a sequence. [default: 512]")
+    int | None,
+    typer.Option("--sequence", min=16, metavar="N", help="For gptq: how many tokens a sequence has. [default: 512]"),
 ]
 Damping = Annotated[
     float | None,
@@ -44,7 +54,7 @@ Damping = Annotated[
         min=1e-6,
         max=1.0,
         metavar="X",
-        help="gptq: added to each input's mean square, in units of their mean. [default: 0.05]",
+        help="For gptq: what is added to each input's mean square, in units of their mean. [default: 0.05]",
     ),
 ]
 

@@ -22,21 +22,29 @@ class GraderOptions:
 
     grader_url: Annotated[
         str | None,
-        typer.Option("--grader-url", help="An OpenAI-compatible API, as in http://localhost:8000/v1.", show_default=False),
+        typer.Option(
+            "--grader-url",
+            metavar="URL",
+            help="The address of the model that grades, an OpenAI-compatible API, e.g. http://localhost:8000/v1.",
+            show_default=False,
+        ),
     ] = None
     grader_model: Annotated[
-        str | None, typer.Option("--grader-model", help="The model there that grades.", show_default=False)
+        str | None,
+        typer.Option("--grader-model", metavar="NAME", help="The name of the model that grades.", show_default=False),
     ] = None
     grader_key: Annotated[
         str | None,
         typer.Option(
             "--grader-key",
             metavar="VARIABLE",
-            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            help="The environment variable that holds the grader's key. [default: OPENAI_API_KEY, for https]",
             show_default=False,
         ),
     ] = None
-    grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16
+    grader_jobs: Annotated[
+        int, typer.Option("--grader-jobs", min=1, help="How many requests to send to the grader at once.")
+    ] = 16
 
     def __post_init__(self) -> None:
         need_each_other(("--grader-url", self.grader_url), ("--grader-model", self.grader_model))

@@ -17,22 +17,43 @@ EFFORTS = ("low", "medium", "high")
 class QuestionOptions:
     """Which questions are asked, and how they are answered."""
 
-    tier: Annotated[str, typer.Option("--tier", help="smoke or full.")] = "smoke"
+    tier: Annotated[
+        str,
+        typer.Option(
+            "--tier",
+            metavar="smoke|full",
+            help="smoke asks questions that come with the program; full asks the public sets.",
+        ),
+    ] = "smoke"
     data: Annotated[
-        Path | None, typer.Option("--data", help="A folder with TASK/SPLIT.jsonl of public sets.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="A folder that holds the public sets as TASK/SPLIT.jsonl.", show_default=False
+        ),
     ] = None
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only so many questions of each task.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="Ask only this many questions of each task.", show_default=False)
     ] = None
-    seed: Annotated[int, typer.Option("--seed", help="Of sampled answers and of few-shot examples.")] = 0
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed of sampled answers and of the choice of worked examples.")
+    ] = 0
     reasoning: Annotated[
         str | None,
-        typer.Option("--reasoning", help="low, medium or high. [default: the task's, or medium]", show_default=False),
+        typer.Option(
+            "--reasoning",
+            metavar="low|medium|high",
+            help="How much to reason. [default: the task's, or medium]",
+            show_default=False,
+        ),
     ] = None
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", "-n", min=1, help="Of one answer with its reasoning. [default: the task's]", show_default=False
+            "--max-tokens",
+            "-n",
+            min=1,
+            help="The most tokens of one answer, reasoning included. [default: the task's]",
+            show_default=False,
         ),
     ] = None
     repeats: Repeats = None

@@ -24,10 +24,10 @@ class TextOptions:
     ] = None
     chats: Annotated[
         list[Path] | None,
-        typer.Option("--chats", metavar="FILE", help="And on these conversations, JSON Lines; may be repeated."),
+        typer.Option("--chats", metavar="FILE", help="Calibrate on these conversations (JSON Lines); may be repeated."),
     ] = None
-    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens in all.")] = 65536
-    sequence: Annotated[int, typer.Option("--sequence", min=16, metavar="N", help="Tokens of a sequence.")] = 512
+    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="How many tokens to read.")] = 65536
+    sequence: Annotated[int, typer.Option("--sequence", min=16, metavar="N", help="How many tokens a sequence has.")] = 512
 
     def sample(self, checkpoint: Checkpoint, metadata: Metadata, tokens: int, length: int) -> Sample:
         """So many tokens of the texts, in sequences of that length. Raises what `sources_of` and `sample` raise."""

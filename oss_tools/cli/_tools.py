@@ -17,9 +17,14 @@ class ToolOptions:
     """Tools, and how often an answer may call them."""
 
     tools: Annotated[
-        str, typer.Option("--tools", metavar="LIST", help="calculator, python, browser:FOLDER, YAML, mcp.json, by commas.")
+        str,
+        typer.Option(
+            "--tools",
+            metavar="LIST",
+            help="Tools for the model, separated by commas: calculator, python, browser:FOLDER, a YAML file, mcp.json.",
+        ),
     ] = ""
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most calls of tools for one answer.")] = 8
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most tool calls for one answer.")] = 8
 
     def opened(self) -> dict[str, Tool]:
         """The tools by name. Raises what `open_tools` raises."""

@@ -1,8 +1,9 @@
 """Time prompt processing and token generation.
 
-Each model runs in a process of its own, so that its peak memory is its own. --peer llama.cpp runs the same bytes through
-llama.cpp with the same threads, in turns (A B A B), and prints the ratio; other containers become GGUF for that first. --peer
-ik_llama.cpp does so with its fork for CPUs; both may be given.
+Each model runs in a process of its own, so the peak memory that is measured is its own. --peer llama.cpp also runs the
+model through llama.cpp, with the same weights and the same number of threads, in turns (A B A B), and prints the ratio of
+the speeds. Models that are not GGUF files are first converted to GGUF for that. --peer ik_llama.cpp does the same with
+llama.cpp's fork for CPUs. Both may be given.
 """
 
 from __future__ import annotations
@@ -39,17 +40,30 @@ HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", 
 class TimingOptions:
     """What is timed."""
 
-    prompt: Annotated[int, typer.Option("--prompt", "-p", min=0, help="Tokens of the prompt; 0 leaves prompts out.")] = 512
-    generate: Annotated[int, typer.Option("--gen", "-n", min=0, help="Tokens to generate; 0 leaves that out.")] = 128
-    depth: Annotated[str, typer.Option("--depth", "-d", help="Tokens that come before, a list such as 0,4096.")] = "0"
-    batch: Annotated[str, typer.Option("--batch", "-b", help="Sequences that generate together, a list such as 1,8.")] = "1"
-    repeat: Annotated[int, typer.Option("--repeat", "-r", min=1, help="Timed rounds, after one that is not.")] = 5
+    prompt: Annotated[
+        int, typer.Option("--prompt", "-p", min=0, help="How many tokens the prompt has; 0 times no prompt.")
+    ] = 512
+    generate: Annotated[
+        int, typer.Option("--gen", "-n", min=0, help="How many tokens to generate; 0 times no generation.")
+    ] = 128
+    depth: Annotated[
+        str, typer.Option("--depth", "-d", metavar="LIST", help="How many tokens come before; a list such as 0,4096.")
+    ] = "0"
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", metavar="LIST", help="How many sequences generate together; a list such as 1,8.")
+    ] = "1"
+    repeat: Annotated[
+        int, typer.Option("--repeat", "-r", min=1, help="How many timed rounds to run, after one that is not timed.")
+    ] = 5
     peer: Annotated[
-        list[str] | None, typer.Option("--peer", help="A program to compare with: llama.cpp, ik_llama.cpp; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--peer", metavar="PROGRAM", help="Compare with this program, llama.cpp or ik_llama.cpp; may be repeated."
+        ),
     ] = None
     speculate: Annotated[
         bool,
-        typer.Option("--speculate/--no-speculate", help="Time what guessing tokens gains where a text repeats itself, too."),
+        typer.Option("--speculate/--no-speculate", help="Also time what guessing tokens gains where a text repeats itself."),
     ] = False
 
     def __post_init__(self) -> None:
@@ -76,9 +90,9 @@ def run(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             parser=model_path,
-            help="Checkpoints' paths, downloaded owner/name, or tiny.",
+            help="Checkpoints: a path, the owner/name of a download, or tiny (the embedded model).",
         ),
     ],
     *,

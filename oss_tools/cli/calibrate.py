@@ -1,11 +1,12 @@
-"""Run a model over text and record what each of its columns is worth.
+"""Run a model over text; record how much each weight column matters.
 
-Importance is the mean square of what a column of a weight matrix is multiplied with, for every matrix and expert. OUT is an
-importance matrix as llama-imatrix writes it: `requantize --importance OUT` and llama-quantize take it. Without --text and --chats
-the text is a mixture that travels with the program: prose, code, mathematics, health, conversations with tools.
+The importance of a column of a weight matrix is the mean square of the values that it is multiplied with. It is measured
+for every matrix and every expert. OUT is an importance matrix in llama-imatrix's format: `requantize --importance OUT` and
+llama-quantize read it. Without --text and --chats, the model reads a mixture that comes with the program: prose, code,
+mathematics, health, and conversations with tools.
 
-All tokens go through one layer before the next is read, so a model larger than memory is calibrated too. An interrupted run goes
-on with --resume, and ends with the same bytes.
+All tokens go through one layer before the next layer is read. Therefore the model may be larger than memory. An interrupted
+run goes on with --resume, and the result has the same bytes.
 """
 
 from __future__ import annotations
@@ -34,14 +35,22 @@ SHOWN = 12  # tensors that are named
 def run(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint's path, a downloaded owner/name, or tiny."),
+        typer.Argument(
+            metavar="MODEL",
+            parser=model_path,
+            help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The importance matrix to make, a GGUF file.")],
     *,
     texts: TextOptions,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on behind an interrupted run, to the same bytes.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or start an interrupted run anew.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes, and run nothing.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; the result has the same bytes.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, or start an interrupted run again from the beginning.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and run nothing.")] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -1,13 +1,14 @@
-"""Talk with a model in the terminal, with tools if wanted.
+"""Talk with a model in the terminal, with tools if you like.
 
-Answers go to stdout as they come; reasoning and tool calls to stderr, dimmed on a terminal. Ctrl-C stops an answer and keeps
-the conversation; Ctrl-D or /quit ends it. /help lists the commands: /undo, /retry, /set, /save, /load and others. A line that
-ends with a backslash goes on in the next. Lines may also come through a pipe, one question each. On a terminal they are kept
-for the next conversation, in oss-tools/chat-history in XDG_STATE_HOME.
+The answer goes to stdout as it comes. Reasoning and tool calls go to stderr, dimmed on a terminal. Ctrl-C stops an answer
+and keeps the conversation; Ctrl-D or /quit ends the conversation. /help lists the commands: /undo, /retry, /set, /save,
+/load and others. A line that ends with a backslash goes on in the next line. Questions may also come through a pipe, one a
+line. What is typed on a terminal is kept for the next conversation, in the file oss-tools/chat-history in XDG_STATE_HOME.
 
-Tools: calculator; python, which runs the model's code in a process without a network, other programs or write access
-outside of its own folder (Linux); browser:FOLDER and browser:ADDRESS, which search a folder's texts or by a SearXNG; a YAML file
-that declares commands, which run with your rights, or a browser; a JSON file of MCP servers, which are started.
+Tools: `calculator` computes. `python` runs the model's code in a process that has no network, starts no other programs and
+writes to its own folder only (Linux). `browser:FOLDER` searches the texts of a folder, `browser:ADDRESS` asks a SearXNG
+server. A YAML file declares commands, which run with your rights, or a browser. A JSON file names MCP servers, which the
+program starts.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def run(
     model: Model,
     *,
     reasoning: Reasoning = "medium",
-    system: Annotated[str | None, typer.Option("--system", help="Instructions that stand before the conversation.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="Instructions that come before the conversation.")
+    ] = None,
     tools: ToolOptions,
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-tokens", "-n", min=1, help="The most tokens of an answer. [default: what the context has room for]",
+            "--max-tokens", "-n", min=1, help="The most tokens of an answer. [default: as many as the context has room for]",
             show_default=False,
         ),
     ] = None,

@@ -1,10 +1,12 @@
 """Compare quantizations: quality, speed and memory side by side.
 
-Without a name, the embedded model is made in several formats (--formats: formats, recipes or recipe files; the first is the
-base). With one model, that one is. With several, these finished checkpoints are compared, in whatever containers; the first,
-or --base, is the reference. Measured are size, weight error, perplexity and KL divergence from the base, the suites' scores
-with paired tests, latency in turns, load time and peak memory. Finished parts are kept under --output and found again, so that
-a run goes on where it was broken off, and one more format costs only its own part. Intervals are of 95 %.
+Without MODEL, the embedded model is made in several formats and these are compared. --formats names the formats, recipes or
+recipe files; the first is the base. With one MODEL, that model is made in these formats. With several, the finished
+checkpoints are compared, whatever their containers; the first, or --base, is the base.
+
+The figures are size, weight error, perplexity, KL divergence from the base, the suites' scores with paired tests, latency
+in turns, load time and peak memory. Intervals are 95 % intervals. Finished parts are kept under --output and used again: an
+interrupted run goes on where it stopped, and one more format costs only its own part.
 """
 
 from __future__ import annotations
@@ -55,23 +57,43 @@ def run(
     models: Annotated[
         list[Any] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             parser=model_or_endpoint,
-            help="Checkpoints' paths, downloaded owner/name, tiny, or https://host/v1#name. [default: tiny]",
+            help="Checkpoints (a path, the owner/name of a download, or tiny) or endpoints, "
+            "https://host/v1#name. [default: tiny]",
             show_default=False,
         ),
     ] = None,
     *,
     formats: Annotated[
         str | None,
-        typer.Option("--formats", "-f", help=f"What to make of one model, a list. [default: {FORMATS}]", show_default=False),
+        typer.Option(
+            "--formats",
+            "-f",
+            metavar="LIST",
+            help=f"The formats or recipes to make of one model, separated by commas. [default: {FORMATS}]",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[
         Any,
-        typer.Option("--base", parser=model_or_endpoint, help="The reference. [default: the first]", show_default=False),
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            parser=model_or_endpoint,
+            help="The model that the others are compared with. [default: the first]",
+            show_default=False,
+        ),
     ] = None,
     suites: Annotated[
-        str, typer.Option("--suites", "--suite", "-s", help="Suites whose questions are asked, a list; empty for none.")
+        str,
+        typer.Option(
+            "--suites",
+            "--suite",
+            "-s",
+            metavar="LIST",
+            help="The suites whose questions to ask, separated by commas; empty for none.",
+        ),
     ] = SUITES,
     questions: ComparedQuestions,
     timing: TimingOptions,
@@ -82,10 +104,10 @@ def run(
     wire: EndpointOptions,
     ray: Ray = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for models, finished parts and the record.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder for models, finished parts and the record.")
     ] = Path("comparison"),
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Use parts that are finished, or measure all anew.")
+        bool, typer.Option("--resume/--fresh", help="Use the parts that are finished, or measure everything again.")
     ] = True,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -1,10 +1,10 @@
 """Move a checkpoint into another container or number format.
 
-Streams: memory stays flat whatever the model's size, and an interrupted run goes on with --resume. Nothing has its
-final name before it is complete and read back. A manifest with the hash of every tensor before and after lies beside
-the output. --dry-run prints the plan, and refuses what the run would refuse before its first byte.
+Tensors are streamed, so memory stays flat whatever the model's size. An interrupted run goes on with --resume. The output
+gets its final name only when it is complete and has been read back. A manifest beside it has the hash of every tensor
+before and after. --dry-run prints the plan, and refuses at once whatever the run would refuse.
 
-Without --format or --recipe every tensor keeps its format and no value changes.
+Without --format or --recipe every tensor keeps its format, and no value changes.
 """
 
 from __future__ import annotations

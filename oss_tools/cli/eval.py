@@ -1,17 +1,18 @@
 """Score a model on mathematics, health, tool use and text.
 
-Tasks are lm-eval's, run on this program's engine. The tier `smoke` needs no network: its questions travel with the program. The
-tier `full` has the public sets, from the Hugging Face hub or from --data DIR, as DIR/TASK/SPLIT.jsonl with the fields of the
-original. --task names single tasks, ours (--list) or lm-eval's own. With --output, answers are kept as they come, and --resume
-goes on where a run was broken off. Intervals are of 95 %.
+The tasks are lm-eval's, and the model runs on this program's engine. The tier `smoke` needs no network: its questions come
+with the program. The tier `full` asks the public sets, which come from the Hugging Face hub or from --data DIR (as
+DIR/TASK/SPLIT.jsonl, with the fields of the original). --task names single tasks, ours (--list shows them) or lm-eval's
+own. With --output, every answer is kept as it comes, and --resume goes on where a run stopped. Intervals are 95 %
+intervals.
 
-MODEL may be a model behind an OpenAI-compatible address, https://host/v1#name: hosted, vLLM, llama-server, Ollama. Its answers
-are scored as those of a checkpoint; times are measured over the wire.
+MODEL may also be an endpoint, https://host/v1#name: a model behind an OpenAI-compatible address, such as a hosted one,
+vLLM, llama-server or Ollama. Its answers are scored like those of a checkpoint. Its times include the network.
 
-HealthBench is graded by another model: --grader-url and --grader-model name it. Its grades are kept in --output and never asked
-for twice. tau2-bench's tasks are played with a simulated user: --user-url and --user-model name a model that speaks for it,
---data a checkout of tau2-bench, --tau2-python the Python where it is installed, in which its domains run. --dry-run shows what
-a run would ask, and what grading and the user's side would cost in calls and tokens.
+HealthBench is graded by another model, which --grader-url and --grader-model name. The grades are kept in --output, and
+none is asked for twice. In tau2-bench's tasks another model plays the user; --user-url and --user-model name it, --data is
+a checkout of tau2-bench, and --tau2-python is a Python in which tau2 is installed. --dry-run shows what a run would ask,
+and how many calls and tokens the grader and the simulated user would take.
 """
 
 from __future__ import annotations
@@ -61,16 +62,21 @@ class ScoredQuestions(QuestionOptions):
     num_fewshot: Annotated[
         int | None,
         typer.Option(
-            "--num-fewshot", min=0, help="Worked examples before each question. [default: the task's]", show_default=False
+            "--num-fewshot",
+            min=0,
+            help="How many worked examples come before each question. [default: the task's]",
+            show_default=False,
         ),
     ] = None
     chat: Annotated[
         bool | None,
         typer.Option(
-            "--chat/--no-chat", help="Whether to use the chat template. [default: if there is one]", show_default=False
+            "--chat/--no-chat",
+            help="Ask with or without the chat template. [default: with it, if the model has one]",
+            show_default=False,
         ),
     ] = None
-    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Answers that are generated together.")] = 16
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="How many answers to generate together.")] = 16
 
     def settings(self) -> Settings:
         """As `evaluate` takes them."""
@@ -94,46 +100,70 @@ def run(
         typer.Argument(
             metavar="MODEL",
             parser=model_or_endpoint,
-            help="A checkpoint's path, a downloaded owner/name, tiny, or https://host/v1#name.",
+            help="A checkpoint (its path, the owner/name of a download, or tiny), or an endpoint, https://host/v1#name.",
             show_default=False,
         ),
     ] = None,
     *,
     suite: Annotated[
         str | None,
-        typer.Option("--suite", "--suites", "-s", help=f"Suites, a list. [default: {SUITES}]", show_default=False),
+        typer.Option(
+            "--suite",
+            "--suites",
+            "-s",
+            metavar="LIST",
+            help=f"The suites to run, separated by commas. [default: {SUITES}]",
+            show_default=False,
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="A task by name, or its YAML file; may be given again.", show_default=False),
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="Run this task, by its name or its YAML file; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option("--text", help="A file whose perplexity is wanted; may be given again.", show_default=False),
+        typer.Option(
+            "--text", metavar="FILE", help="Measure the perplexity of this text; may be repeated.", show_default=False
+        ),
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            "--base", parser=model_path, help="A model from which the divergence on texts is wanted.", show_default=False
+            "--base",
+            metavar="MODEL",
+            parser=model_path,
+            help="Measure how far the predictions on texts are from this model's.",
+            show_default=False,
         ),
     ] = None,
     questions: ScoredQuestions,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="A folder for the record, samples, and answers as they come.", show_default=False
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The folder for the record, the samples, and every answer as it comes.",
+            show_default=False,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers in --output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are in --output.")] = False,
     grader: GraderOptions,
     user: UserOptions,
     wire: EndpointOptions,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and what grading costs.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be asked and what grading would cost; run nothing.")
+    ] = False,
     how: ScoringOptions,
     trace_experts: TraceExperts = None,
     ray: Ray = None,
     list_tasks: Annotated[
-        bool, typer.Option("--list", help="Show suites and tasks with tiers, sizes, licences and sources.")
+        bool, typer.Option("--list", help="List suites and tasks with their tiers, sizes, licences and sources.")
     ] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -1,11 +1,11 @@
 """Continue a text, or answer a message, with a model.
 
-A model that has a chat template answers PROMPT as a user's message: its final answer goes to stdout as it comes, reasoning
-(--show-analysis) and figures to stderr. Exit status 1 if there is no final answer; stderr says why. --raw continues PROMPT as
-plain text, as it is done for models without a template.
+A model that has a chat template answers PROMPT as a user's message. The final answer goes to stdout as it comes; the
+reasoning (with --show-analysis) and figures go to stderr. If there is no final answer, the exit status is 1 and stderr says
+why. --raw continues PROMPT as plain text, which is also what a model without a chat template does.
 
---json-schema and --regex hold the answer to a form, token by token; the reasoning stays free. Exit status 1 if the answer was cut
-off before its end.
+--json-schema and --regex hold the answer to a form, token by token; the reasoning stays free. If the answer was cut off
+before its end, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def run(
     model: Model,
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="The text; - reads it from stdin, as a pipe does.", show_default=False),
+        typer.Argument(metavar="PROMPT", help="The text. If it is - or missing, it is read from stdin.", show_default=False),
     ] = None,
     *,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read PROMPT from a file.", show_default=False)
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read PROMPT from this file.", show_default=False)
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     reasoning: Reasoning = "medium",
-    show_analysis: Annotated[bool, typer.Option("--show-analysis", help="Print the reasoning too, to stderr.")] = False,
+    show_analysis: Annotated[bool, typer.Option("--show-analysis", help="Print the reasoning too, on stderr.")] = False,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -72,17 +72,22 @@ def run(
         ),
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End where this text comes; may be repeated.")
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop where this text comes; may be repeated.")
     ] = None,
     json_schema: Annotated[
         Path | None,
         typer.Option(
-            "--json-schema", metavar="FILE", help="The answer is JSON that this schema allows.", show_default=False
+            "--json-schema", metavar="FILE", help="Hold the answer to JSON that this schema allows.", show_default=False
         ),
     ] = None,
     regex: Annotated[
         str | None,
-        typer.Option("--regex", metavar="PATTERN", help="The answer matches this expression in whole.", show_default=False),
+        typer.Option(
+            "--regex",
+            metavar="PATTERN",
+            help="Hold the answer to text that this regular expression matches as a whole.",
+            show_default=False,
+        ),
     ] = None,
     sampling: SamplingOptions,
     how: EngineOptions,

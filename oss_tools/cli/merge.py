@@ -1,11 +1,12 @@
 """Merge LoRA adapters into their model; say what rounding leaves.
 
-ADAPTER is a PEFT folder (adapter_config.json, adapter_model.safetensors), its name among the downloads, or llama.cpp's GGUF
-adapter; several are added in turn. Without --recipe or --format every tensor keeps its format: what an MXFP4 model's adapter
-changes is rounded to MXFP4 again. Streams, resumes and verifies as convert does.
+ADAPTER is a PEFT folder (adapter_config.json and adapter_model.safetensors), the name of a downloaded one, or a GGUF
+adapter of llama.cpp. Several adapters are added one after the other. Without --recipe or --format every tensor keeps its
+format: in an MXFP4 model, the tensors that the adapter changes are rounded to MXFP4 again. `merge` streams, resumes and
+verifies as `convert` does.
 
-Printed for every changed tensor, least first: how large the update is beside the weights, the share of it that is left when the
-tensor is rounded, and what else rounding changed (the rest), in sizes of the update.
+The table lists the changed tensors, those that keep least first: how large the update is beside the weights, which share of
+it is left after rounding, and how much else rounding changed (the rest, in sizes of the update).
 """
 
 from __future__ import annotations
@@ -39,23 +40,35 @@ LARGE_REST = 1.0  # in sizes of the update: more is
 def run(
     base: Annotated[
         Path,
-        typer.Argument(metavar="BASE", parser=model_path, help="The model: a path, a downloaded owner/name, or tiny."),
+        typer.Argument(
+            metavar="BASE",
+            parser=model_path,
+            help="The model: its path, the owner/name of a download, or tiny (the embedded model).",
+        ),
     ],
-    adapter: Annotated[list[Path], typer.Argument(metavar="ADAPTER…", parser=download_path, help="What is merged into it.")],
+    adapter: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER", parser=download_path, help="The adapters to merge into it, in this order."),
+    ],
     destination: Destination,
     scale: Annotated[
         list[float] | None,
         typer.Option(
-            "--scale", metavar="S", help="Strength of the updates, 1 as trained; once for all, or for each in turn."
+            "--scale",
+            metavar="S",
+            help="The strength of the updates; 1 is as trained. Give it once for all adapters, or once for each.",
         ),
     ] = None,
-    any_base: Annotated[bool, typer.Option("--any-base", help="Merge although the adapter names another model.")] = False,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Merge even if the adapter names another model.")] = False,
     *,
     target: TargetOptions,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write what is kept, and the errors, as JSON.")
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Write to this file, as JSON, what is kept of the updates, and the errors."
+        ),
     ] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="Tensors to list; 0 lists all.")] = 20,
+    show: Annotated[int, typer.Option("--show", min=0, help="How many tensors to list; 0 lists all.")] = 20,
     writing: WritingOptions,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,

@@ -1,11 +1,12 @@
 """Find the best mixture of number formats for a size or a quality.
 
-Every matrix is rounded alone, and how far that moves the model's predictions (KL divergence from the model as it is, in nats) is
-measured over a text. Then formats are chosen under the budget so that the sum is least: embedding, output, attention and router
-get more bits where the measurement says so, by no rule. -o writes the mixture as a recipe for `requantize --recipe`.
+Every matrix is rounded alone, and a text shows how far that moves the model's predictions (KL divergence from the unrounded
+model, in nats). Then formats are chosen so that the sum of these figures is least within the budget. Embedding, output,
+attention and router get more bits only where the measurement says so. -o writes the mixture as a recipe for `requantize
+--recipe`.
 
-What was measured is kept beside the recipe (--measured): an interrupted run goes on, and other budgets cost nothing. --check
-measures the mixture, and every format alone that is no larger, on text that was not planned by.
+The measurements are kept beside the recipe (--measured): an interrupted run goes on, and a plan for another budget takes no
+time. --check measures the mixture, and every single format that is no larger, on text that the plan did not use.
 """
 
 from __future__ import annotations
@@ -38,11 +39,17 @@ class BudgetOptions:
     """What the mixture may cost: one of them is given."""
 
     size: Annotated[
-        int | None, typer.Option("--size", parser=size_option, metavar="SIZE", help="Of the files' tensors, at most.")
+        int | None,
+        typer.Option("--size", parser=size_option, metavar="SIZE", help="The most bytes that all tensors may take."),
     ] = None
-    bits: Annotated[float | None, typer.Option("--bits", metavar="B", help="A weight, of the whole file, at most.")] = None
+    bits: Annotated[
+        float | None, typer.Option("--bits", metavar="B", help="The most bits per weight, on average over the file.")
+    ] = None
     kld: Annotated[
-        float | None, typer.Option("--kld", metavar="NATS", help="Predicted divergence at most; as small as that allows.")
+        float | None,
+        typer.Option(
+            "--kld", metavar="NATS", help="The largest predicted divergence; the file becomes as small as that allows."
+        ),
     ] = None
 
     def budget(self) -> Budget:
@@ -65,37 +72,59 @@ class MeasuredText(TextOptions):
     text: Annotated[
         list[Path] | None, typer.Option("--text", metavar="FILE", help="Measure on this text; may be repeated.")
     ] = None
-    tokens: Annotated[int, typer.Option("--tokens", min=256, metavar="N", help="To measure on.")] = 2048
-    sequence: Annotated[int, typer.Option("--sequence", min=32, metavar="N", help="Tokens of a sequence.")] = 256
+    chats: Annotated[
+        list[Path] | None,
+        typer.Option("--chats", metavar="FILE", help="Measure on these conversations (JSON Lines); may be repeated."),
+    ] = None
+    tokens: Annotated[int, typer.Option("--tokens", min=256, metavar="N", help="How many tokens to measure on.")] = 2048
+    sequence: Annotated[int, typer.Option("--sequence", min=32, metavar="N", help="How many tokens a sequence has.")] = 256
 
 
 def run(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint's path, a downloaded owner/name, or tiny."),
+        typer.Argument(
+            metavar="MODEL",
+            parser=model_path,
+            help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
+        ),
     ],
     *,
     budget: BudgetOptions,
     formats: Annotated[
-        str, typer.Option("--formats", metavar="A,B,…", help="To choose from. [default: all of the container]")
+        str,
+        typer.Option("--formats", metavar="LIST", help="The formats to choose from. [default: all that the container has]"),
     ] = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The recipe to write (.yaml).")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the mixture to this file, as a recipe (.yaml)."),
     ] = None,
-    container: Annotated[str, typer.Option("--container", "-c", metavar="hf|gguf", help="That is planned for.")] = "gguf",
+    container: Annotated[
+        str, typer.Option("--container", "-c", metavar="hf|gguf", help="The container to plan for.")
+    ] = "gguf",
     importance: Annotated[
-        Path | None, typer.Option("--importance", metavar="FILE", help="Round as `requantize --importance FILE` will.")
+        Path | None,
+        typer.Option(
+            "--importance", metavar="FILE", help="Round with this importance matrix, as `requantize --importance FILE` will."
+        ),
     ] = None,
     texts: MeasuredText,
     every: Annotated[
         int,
-        typer.Option("--every", min=1, metavar="N", help="Measure every N-th layer, and take the others' from neighbours."),
+        typer.Option(
+            "--every",
+            min=1,
+            metavar="N",
+            help="Measure only every N-th layer, and take the other layers' figures from their neighbours.",
+        ),
     ] = 1,
     measured: Annotated[
         Path | None,
-        typer.Option("--measured", metavar="FILE", help="Where measurements are kept. [default: beside the recipe]"),
+        typer.Option("--measured", metavar="FILE", help="Keep the measurements in this file. [default: beside the recipe]"),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Measure the mixture, on text it was not planned by.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure the mixture too, on text that the plan did not use.")
+    ] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

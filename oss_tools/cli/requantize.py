@@ -1,11 +1,12 @@
 """Round a checkpoint to another number format; say what it cost.
 
-Like convert with --format or --recipe. Prints for every rounded tensor, worst first, the relative error
-‖rounded − original‖ / ‖original‖, the signal-to-quantization-noise ratio (SQNR) in dB, the largest error and the share of
-clipped values.
+`requantize` does what `convert` does with --format or --recipe, and prints a table of the rounded tensors, worst first: the
+relative error ‖rounded − original‖ / ‖original‖, the signal-to-quantization-noise ratio (SQNR) in dB, the largest error,
+and the share of clipped values.
 
-With --method gptq every matrix is rounded column by column, and what follows makes up for each error, so that the outputs for a
-text change least: about half of what rounding loses is kept, in a file of the same format and size.
+With --method gptq every matrix is rounded column by column, and later columns make up for the error of each, so that the
+outputs for a text change as little as possible. This removes about half of the loss; format and size of the file stay the
+same.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def run(
     *,
     target: TargetOptions,
     method: MethodOptions,
-    report: Annotated[Path | None, typer.Option("--report", metavar="FILE", help="Write the errors as JSON.")] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="Tensors to list; 0 lists all.")] = 20,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the errors to this file, as JSON.")
+    ] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="How many tensors to list; 0 lists all.")] = 20,
     writing: WritingOptions,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,

@@ -1,10 +1,11 @@
 """Serve models over HTTP, as OpenAI's and Anthropic's clients expect it.
 
-The server listens on this machine alone unless --host says otherwise, which needs a key. What it prints when it is ready is its
-address: a page to talk with the models, and under /v1 the APIs: chat/completions, completions, responses, messages, models.
-Requests share each pass over the weights; a request gets the tokens that `generate` would give it. Ctrl-C ends the server.
+When the server is ready, it prints its address. That is a page to talk with the models; the APIs are under /v1:
+chat/completions, completions, responses, messages, models. Only this machine can reach the server, unless --host says
+otherwise, which needs a key. Requests share each pass over the weights, and each gets the tokens that `generate` would give
+it. Ctrl-C ends the server.
 
-MODEL may be NAME=PATH, to serve a checkpoint under a name of your choice.
+MODEL may be NAME=MODEL, which serves a checkpoint under a name of your choice.
 """
 
 from __future__ import annotations
@@ -46,17 +47,27 @@ MOST_KEY = 4096  # bytes of a file that holds a key
 class ListeningOptions:
     """Where the server listens, whom it answers, and how many at once."""
 
-    host: Annotated[str, typer.Option("--host", help="Where to listen; other machines need --api-key-file.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="The address to listen on; any but this machine's own needs --api-key-file."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8000
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Holds the key that clients must send.")
+        Path | None,
+        typer.Option("--api-key-file", metavar="FILE", help="A file that holds the key which clients must send."),
     ] = None
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option("--allow-origin", metavar="URL", help="Pages of this site may call the server; may be repeated."),
+        typer.Option("--allow-origin", metavar="URL", help="Let the pages of this site call the server; may be repeated."),
     ] = None
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="The most requests that share a pass.")] = 8
-    queue: Annotated[int, typer.Option("--queue", min=1, help="The most that wait; more are told to come again.")] = 64
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="The most requests that are computed together.")] = 8
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="The most requests that wait; further ones are told to come again.")
+    ] = 64
 
     def settings(self, tools: ToolOptions) -> Settings:
         """Raises BadRequest for a file that holds no key, and what opening the tools raises."""
@@ -75,7 +86,13 @@ class ServedOptions(EngineOptions):
     load: Load = "resident"
     context: Annotated[
         int | None,
-        typer.Option("--context", min=1, help="The most positions of a sequence. [default: what fits]", show_default=False),
+        typer.Option(
+            "--context",
+            "-c",
+            min=1,
+            help="The most tokens that a sequence may have. [default: what fits]",
+            show_default=False,
+        ),
     ] = None
 
 
@@ -88,7 +105,7 @@ class ServedTools(ToolOptions):
         typer.Option(
             "--tools",
             metavar="LIST",
-            help="Tools that the server carries out for clients that ask: as of chat, separated by commas.",
+            help="Tools that the server runs for clients that ask for it, separated by commas, as in `chat --tools`.",
         ),
     ] = ""
 
@@ -96,7 +113,10 @@ class ServedTools(ToolOptions):
 def run(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Checkpoints' paths, downloaded owner/name, or tiny; or NAME=MODEL."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoints: a path, the owner/name of a download, or tiny (the embedded model); or NAME=MODEL.",
+        ),
     ],
     *,
     listening: ListeningOptions,
@@ -151,10 +171,10 @@ class Fitting:
 
 def require_packages() -> None:
     """Raises MissingPackage where the server's packages are not installed."""
-    from oss_tools.errors import MissingPackage
+    from oss_tools.errors import MissingPackage, how_to_install
 
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise MissingPackage(f"the server needs {', '.join(missing)}: pip install 'oss-tools[serve]'")
+        raise MissingPackage(f"the server needs {', '.join(missing)}: {how_to_install('serve')}")
 
 
 def read_key(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Make a checkpoint of random weights in a named shape.
 
-The result loads wherever a real checkpoint of that architecture does, with a byte-level tokenizer; activations stay finite.
-The same seed makes the same bytes on every machine.
+The result loads wherever a real checkpoint of that architecture does. It has a byte-level tokenizer, and its activations
+stay finite. The same seed gives the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -47,22 +47,31 @@ def run(
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")],
-    seed: Annotated[int, typer.Option("--seed", help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the random weights.")] = 0,
     format: Format = "",
     recipe: RecipeName = "",
     container: Annotated[
         str,
-        typer.Option("--container", "-c", metavar="hf|original|gguf|ready", help="[default: by DST's extension, else hf]"),
+        typer.Option(
+            "--container",
+            "-c",
+            metavar="hf|original|gguf|ready",
+            help="The container to write. [default: by DST's extension, else hf]",
+        ),
     ] = "",
     layers: Annotated[
-        int, typer.Option("--layers", min=0, help="Another number of layers than the shape's.", show_default=False)
+        int,
+        typer.Option(
+            "--layers", min=0, help="How many layers to make. [default: as many as the shape has]", show_default=False
+        ),
     ] = 0,
     router: Annotated[
         str,
         typer.Option(
             "--router",
             metavar="even|skewed",
-            help="Experts are chosen equally often, or as in published traces (Zipf, 0.65).",
+            help="even: all experts are chosen equally often; skewed: some more often, as in published traces "
+            "(Zipf, exponent 0.65).",
         ),
     ] = "even",
     shard_size: ShardSize = None,
