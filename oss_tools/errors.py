@@ -35,6 +35,11 @@ class MissingPackage(OssToolsError):
     exit_status = 3
 
 
+def how_to_install(extra: str) -> str:
+    """What installs an extra of oss-tools (`eval`, or several: `eval,peers`): no public index has oss-tools, a clone has it."""
+    return f"pip install '.[{extra}]' in a clone of oss-tools"
+
+
 class Unsupported(OssToolsError):
     """The machine or its system lacks a feature that is needed: a kernel's, a processor's. Exit status 3."""
 

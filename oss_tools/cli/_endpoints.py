@@ -12,7 +12,7 @@ import typer
 
 from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path
-from oss_tools.cli._output import print_facts, print_json, print_table, remark
+from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.endpoint import Endpoint
@@ -49,19 +49,25 @@ class EndpointOptions:
         typer.Option(
             "--key",
             metavar="VARIABLE",
-            help="Of an endpoint: the environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            help="For an endpoint: the environment variable that holds its key. [default: OPENAI_API_KEY, for https]",
             show_default=False,
         ),
     ] = None
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Of an endpoint: requests at once.")] = 16
-    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Of an endpoint: seconds for one answer.")] = 600.0
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="For an endpoint: how many requests to send at once.")] = 16
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=1.0, help="For an endpoint: how many seconds to wait for one answer."
+        ),
+    ] = 600.0
     price: Annotated[
         Any,
         typer.Option(
             "--price",
             parser=read_price,
             metavar="IN,OUT",
-            help="Of an endpoint: dollars for a million tokens read and written; the cost goes into the record.",
+            help="For an endpoint: its price in dollars for a million tokens read, and for a million written. "
+            "The record then has the cost.",
             show_default=False,
         ),
     ] = None
@@ -108,7 +114,7 @@ def asked(endpoint: Endpoint, price: Price | None, tasks: Mapping[str, Any], qui
     from oss_tools.harness.prompts import has_tools
     from oss_tools.harness.subjects import EndpointSubject
 
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     loaded = tasks["tasks"].values()
     sampled = any((task.config.generation_kwargs or {}).get("do_sample") for task in loaded)
     tools = any(has_tools(doc) for task in loaded for doc in itertools.islice(task.eval_docs, 8))

@@ -15,10 +15,11 @@ import typer
 
 from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path, size_option
-from oss_tools.cli._output import Compiling, progress, remark, remark_reading
+from oss_tools.cli._output import Compiling, progress, remark, remark_reading, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
+    from oss_tools.cli._prompt_cache import KeptPrompt
     from oss_tools.engine.engine import Engine
     from oss_tools.models import Checkpoint
 
@@ -27,32 +28,50 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         parser=model_path,
-        help="A checkpoint's path, a downloaded owner/name, or tiny.",
+        help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
     ),
 ]
-Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0 uses every core.", show_default=False)]
-BackendName = Annotated[str, typer.Option("--backend", help="numba (the kernels) or torch (the plain path, float32).")]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads to use; 0 means every core.")]
+BackendName = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="numba|torch",
+        help="numba uses this program's fast kernels; torch is plain PyTorch in float32, to check against.",
+    ),
+]
 Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda (an NVIDIA GPU), or auto: the GPU if there is one that can be used.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda|auto",
+        help="Where to run; cuda is an NVIDIA GPU, auto takes the GPU if it can be used, else the CPU.",
+    ),
 ]
 Activations = Annotated[
     str,
     typer.Option(
         "--activations",
-        help="int8 quantizes what quantized layers are given, per 32 values; bf16 also rounds what layers in floats are given; "
-        "f32 does neither.",
+        metavar="int8|bf16|f32",
+        help="How to round the inputs of layers: int8 rounds those of quantized layers, 32 values at a time; bf16 also "
+        "rounds those of float layers; f32 rounds none.",
     ),
 ]
 Context = Annotated[
     int | None,
-    typer.Option("--context", "-c", min=1, help="The most positions of a sequence. [default: 4096]", show_default=False),
+    typer.Option(
+        "--context", "-c", min=1, help="The most tokens that a sequence may have. [default: 4096]", show_default=False
+    ),
 ]
 
 
 Load = Annotated[
     str,
     typer.Option(
-        "--load", help="Of a run-ready file: mapped uses weights where they lie, resident copies them into memory."
+        "--load",
+        metavar="mapped|resident",
+        help="How to load a run-ready file: mapped uses the weights where they lie in the file, resident "
+        "copies them into memory.",
     ),
 ]
 
@@ -63,7 +82,7 @@ Memory = Annotated[
         "--memory",
         parser=size_option,
         metavar="SIZE",
-        help="What may be taken in all, e.g. 8GB: experts that do not fit in are read from the disk. [default: what is free]",
+        help="The most memory to use, e.g. 8GB; experts that do not fit are read from the disk. [default: what is free]",
         show_default=False,
     ),
 ]
@@ -71,12 +90,14 @@ Speculate = Annotated[
     bool,
     typer.Option(
         "--speculate/--no-speculate",
-        help="Guess tokens from the text so far where that is faster. They are the same tokens.",
+        help="Guess the next tokens from the text so far where that is faster; the result is the same.",
     ),
 ]
 TraceExperts = Annotated[
     Path | None,
-    typer.Option("--trace-experts", metavar="FILE", help="Write down which experts the model chooses.", show_default=False),
+    typer.Option(
+        "--trace-experts", metavar="FILE", help="Write to this file which experts the model chooses.", show_default=False
+    ),
 ]
 
 
@@ -85,7 +106,7 @@ WORTH_SAYING = 1.0  # seconds
 
 @options
 class LoadOptions:
-    """How a model is loaded."""
+    """How a model is loaded and computed."""
 
     threads: Threads = 0
     device: Device = "cpu"
@@ -93,7 +114,6 @@ class LoadOptions:
     activations: Activations = "int8"
     load: Load = "mapped"
     memory: Memory = None
-    context: Context = None
 
     def settings(self) -> dict[str, Any]:
         """As `loaded` takes them."""
@@ -101,14 +121,21 @@ class LoadOptions:
 
 
 @options
-class EngineOptions(LoadOptions):
+class ContextOptions(LoadOptions):
+    """How a model is loaded, and for how many positions."""
+
+    context: Context = None
+
+
+@options
+class EngineOptions(ContextOptions):
     """How a model is loaded and writes."""
 
     speculate: Speculate = True
 
 
 @options
-class ScoringOptions(LoadOptions):
+class ScoringOptions(ContextOptions):
     """How a model is loaded that will be asked a great deal."""
 
     load: Load = "resident"
@@ -132,9 +159,11 @@ def loaded(
     check: Callable[[Metadata], None] | None = None,
     hint: bool = False,
     context_for: Callable[[Checkpoint, str], int] | None = None,
+    prompt: KeptPrompt | None = None,
 ) -> Iterator[Engine]:
     """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read. `hint`: on a
-    terminal, says what a run-ready file would save. `context_for`: chooses the context for a checkpoint and a backend."""
+    terminal, says what a run-ready file would save. `context_for`: chooses the context for a checkpoint and a backend. `prompt`:
+    whose tokens the engine is to know."""
     from oss_tools.engine.backend import backend_for
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
@@ -144,6 +173,8 @@ def loaded(
             remark_reading(checkpoint, metadata)
         if check:
             check(metadata)
+        if prompt:
+            prompt.check(checkpoint, metadata, backend, activations)
 
     times: list[float] = []
 
@@ -151,7 +182,7 @@ def loaded(
         times.append(time.perf_counter())
         advance("load", nbytes)
 
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     backend = backend_for(device, backend, say)
     with (
         open_checkpoint(path) as checkpoint,
@@ -181,6 +212,8 @@ def loaded(
         for line in streaming_sentences(engine, facts, path):
             remark(line)
     with engine:
+        if prompt:
+            prompt.begin(engine)
         yield engine
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._groups import options
-from oss_tools.cli._output import remark
+from oss_tools.cli._groups import need_each_other, options
+from oss_tools.cli._output import remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.harness.grader import Grader
@@ -22,25 +22,32 @@ class GraderOptions:
 
     grader_url: Annotated[
         str | None,
-        typer.Option("--grader-url", help="An OpenAI-compatible API, as in http://localhost:8000/v1.", show_default=False),
+        typer.Option(
+            "--grader-url",
+            metavar="URL",
+            help="The address of the model that grades, an OpenAI-compatible API, e.g. http://localhost:8000/v1.",
+            show_default=False,
+        ),
     ] = None
     grader_model: Annotated[
-        str | None, typer.Option("--grader-model", help="The model there that grades.", show_default=False)
+        str | None,
+        typer.Option("--grader-model", metavar="NAME", help="The name of the model that grades.", show_default=False),
     ] = None
     grader_key: Annotated[
         str | None,
         typer.Option(
             "--grader-key",
             metavar="VARIABLE",
-            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            help="The environment variable that holds the grader's key. [default: OPENAI_API_KEY, for https]",
             show_default=False,
         ),
     ] = None
-    grader_jobs: Annotated[int, typer.Option("--grader-jobs", min=1, help="Requests to the grader at once.")] = 16
+    grader_jobs: Annotated[
+        int, typer.Option("--grader-jobs", min=1, help="How many requests to send to the grader at once.")
+    ] = 16
 
     def __post_init__(self) -> None:
-        if (self.grader_url is None) != (self.grader_model is None):
-            raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
+        need_each_other(("--grader-url", self.grader_url), ("--grader-model", self.grader_model))
 
 
 @contextmanager
@@ -53,6 +60,6 @@ def grading(how: GraderOptions, output: Path | None, quiet: bool) -> Iterator[Gr
 
     settings = GraderSettings(how.grader_url, how.grader_model, key_variable=how.grader_key, concurrency=how.grader_jobs)
     cache = GradeCache(None if output is None else output / "grades.jsonl")
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     with Grader(settings, cache, say=say) as grader, grading_with(grader):
         yield grader

@@ -83,7 +83,8 @@ Repeats = Annotated[
         "--repeats",
         min=1,
         max=1024,
-        help="Answers to each question, sampled where there are several; their mean counts. [default: the task's, mostly 1]",
+        help="How many answers each question gets; several are sampled, and their mean counts. [default: "
+        "the task's, mostly 1]",
         show_default=False,
     ),
 ]
@@ -92,26 +93,27 @@ Published = Annotated[
     typer.Option(
         "--published",
         metavar="NAMES",
-        help="Published figures to show beside, a list of names or .yaml files; none for none. [default: of the same model]",
+        help="Published figures to show beside: names or .yaml files, separated by commas, or none. "
+        "[default: those of the same model]",
         show_default=False,
     ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of tables.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")]
 ShardSize = Annotated[
     int | None,
     typer.Option(
         "--shard-size",
         parser=size_option,
         metavar="SIZE",
-        help="Bytes per file at most, e.g. 5GB. [default: the container's]",
+        help="The most bytes that one file may have, e.g. 5GB. [default: the container's]",
     ),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Threads; 0 uses every core.", show_default=False)]
+Jobs = Annotated[int, typer.Option("--threads", "-t", "--jobs", "-j", min=0, help="Threads to use; 0 means every core.")]
 
 
 def threads(jobs: int) -> int:
-    """The number of threads that --jobs means: 0 is all cores that this process may use."""
+    """The number of threads that --threads means: 0 is all cores that this process may use."""
     from numba_kernels.parallel import cores
 
     return jobs or cores()

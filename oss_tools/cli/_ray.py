@@ -17,7 +17,8 @@ Ray = Annotated[
     typer.Option(
         OPTION,
         metavar="[ADDRESS]",
-        help="Spread the work over a Ray cluster: HOST:PORT, or the one of this machine. [extra: ray]",
+        help="Spread the work over the Ray cluster at HOST:PORT; without an address, over the one of this "
+        "machine. Needs the extra `ray`.",
         show_default=False,
     ),
 ]

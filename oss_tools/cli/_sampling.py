@@ -16,15 +16,34 @@ if TYPE_CHECKING:
 class SamplingOptions:
     """The options of a sampling rule."""
 
-    temperature: Annotated[float, typer.Option("--temperature", "--temp", help="0 takes the likeliest token.")] = 0.0
-    top_k: Annotated[int, typer.Option("--top-k", help="Only the K likeliest tokens; 0 is off.")] = 0
-    top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest that reach this probability.")] = 1.0
-    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this probable beside the likeliest.")] = 0.0
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", "--temp", help="How freely to choose the next token; 0 always takes the likeliest."),
+    ] = 0.0
+    top_k: Annotated[
+        int, typer.Option("--top-k", metavar="K", help="Choose among the K likeliest tokens only; 0 turns this off.")
+    ] = 0
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", metavar="P", help="Choose among the likeliest tokens that reach this probability together."),
+    ] = 1.0
+    min_p: Annotated[
+        float,
+        typer.Option(
+            "--min-p", metavar="P", help="Leave out tokens whose probability is below this share of the likeliest token's."
+        ),
+    ] = 0.0
     repetition_penalty: Annotated[
         float,
-        typer.Option("--repetition-penalty", "--repeat-penalty", help="Above 1, tokens already there become less likely."),
+        typer.Option(
+            "--repetition-penalty",
+            "--repeat-penalty",
+            help="A value above 1 makes tokens less likely that are in the text already.",
+        ),
     ] = 1.0
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same text.")] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="The seed of the choice; the same seed gives the same text.")
+    ] = None
 
     def rule(self) -> Sampling:
         """Raises BadRecipe for values that no rule can have."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._endpoints import read_price
-from oss_tools.cli._groups import options
-from oss_tools.cli._output import print_facts, remark
+from oss_tools.cli._groups import need_each_other, options
+from oss_tools.cli._output import print_facts, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.wire import Price
@@ -27,17 +27,29 @@ class UserOptions:
 
     user_url: Annotated[
         str | None,
-        typer.Option("--user-url", help="Of tau2's tasks: an API, as in http://localhost:8000/v1.", show_default=False),
+        typer.Option(
+            "--user-url",
+            metavar="URL",
+            help="For tau2's tasks: the address of the model that plays the user, an OpenAI-compatible API.",
+            show_default=False,
+        ),
     ] = None
     user_model: Annotated[
-        str | None, typer.Option("--user-model", help="The model there that plays the user.", show_default=False)
+        str | None,
+        typer.Option(
+            "--user-model",
+            metavar="NAME",
+            help="For tau2's tasks: the name of the model that plays the user.",
+            show_default=False,
+        ),
     ] = None
     user_key: Annotated[
         str | None,
         typer.Option(
             "--user-key",
             metavar="VARIABLE",
-            help="The environment variable with its key. [default: OPENAI_API_KEY, for https]",
+            help="For tau2's tasks: the environment variable that holds that model's key. [default: "
+            "OPENAI_API_KEY, for https]",
             show_default=False,
         ),
     ] = None
@@ -47,20 +59,22 @@ class UserOptions:
             "--user-price",
             parser=read_price,
             metavar="IN,OUT",
-            help="Of the simulated user: as --price.",
+            help="For tau2's tasks: the price of that model, written as for --price.",
             show_default=False,
         ),
     ] = None
     tau2_python: Annotated[
         str | None,
         typer.Option(
-            "--tau2-python", help="The Python with tau2, whose domains are run. [default: this one]", show_default=False
+            "--tau2-python",
+            metavar="FILE",
+            help="For tau2's tasks: the Python in which tau2 is installed, which runs its domains. [default: this one]",
+            show_default=False,
         ),
     ] = None
 
     def __post_init__(self) -> None:
-        if (self.user_url is None) != (self.user_model is None):
-            raise typer.BadParameter("goes together with --user-model", param_hint="--user-url")
+        need_each_other(("--user-url", self.user_url), ("--user-model", self.user_model))
 
 
 @contextmanager
@@ -81,7 +95,7 @@ def simulating(user: UserOptions, jobs: int, data: Path | None, quiet: bool) -> 
         )
     names = "--user-url", "--user-model", "--user-key"
     endpoint = Endpoint(user.user_url, user.user_model, user.user_key, jobs, role="simulated user", options=names)
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     with Simulation(endpoint, user.tau2_python or sys.executable, data, say) as simulation, simulating_with(simulation):
         yield simulation
 

@@ -1,8 +1,9 @@
 """Show what is kept on this disk: compiled kernels and downloads.
 
-Kernels are compiled when they are first needed, and kept for the next time: a folder for each version of the kernels. --clear
-removes them all; the next run compiles what it needs. Downloads are models in the hub's cache, which other programs use as well:
-they are listed, never removed.
+Kernels (the machine code of the arithmetic) are compiled when they are first needed, and kept for the next time, in one
+folder for each version of the kernels. --clear removes them all; the next run compiles again what it needs. Downloads are
+the models in the hub's cache. Other programs use that cache too, so they are listed here and never removed (`oss-tools
+models rm` removes one).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Run a model over text and record what each of its columns is worth.
+"""Run a model over text; record how much each weight column matters.
 
-Importance is the mean square of what a column of a weight matrix is multiplied with, for every matrix and expert. OUT is an
-importance matrix as llama-imatrix writes it: `requantize --importance OUT` and llama-quantize take it. Without --text and --chats
-the text is a mixture that travels with the program: prose, code, mathematics, health, conversations with tools.
+The importance of a column of a weight matrix is the mean square of the values that it is multiplied with. It is measured
+for every matrix and every expert. OUT is an importance matrix in llama-imatrix's format: `requantize --importance OUT` and
+llama-quantize read it. Without --text and --chats, the model reads a mixture that comes with the program: prose, code,
+mathematics, health, and conversations with tools.
 
-All tokens go through one layer before the next is read, so a model larger than memory is calibrated too. An interrupted run goes
-on with --resume, and ends with the same bytes.
+All tokens go through one layer before the next layer is read. Therefore the model may be larger than memory. An interrupted
+run goes on with --resume, and the result has the same bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import counted, print_facts, print_json, remark, remark_reading
+from oss_tools.cli._texts import TextOptions
 
 if TYPE_CHECKING:
     from oss_tools.calibration.calibrate import Cost, Outcome
@@ -33,41 +35,41 @@ SHOWN = 12  # tensors that are named
 def run(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", parser=model_path, help="A checkpoint's path, a downloaded owner/name, or tiny."),
+        typer.Argument(
+            metavar="MODEL",
+            parser=model_path,
+            help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The importance matrix to make, a GGUF file.")],
-    text: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="FILE", help="Calibrate on this text; may be repeated.")
-    ] = None,
-    chats: Annotated[
-        list[Path] | None,
-        typer.Option("--chats", metavar="FILE", help="And on these conversations, JSON Lines; may be repeated."),
-    ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Tokens in all.")] = 65536,
-    sequence: Annotated[int, typer.Option("--sequence", min=16, metavar="N", help="Tokens of a sequence.")] = 512,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on behind an interrupted run, to the same bytes.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or start an interrupted run anew.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes, and run nothing.")] = False,
+    *,
+    texts: TextOptions,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; the result has the same bytes.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, or start an interrupted run again from the beginning.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and run nothing.")] = False,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.calibration.calibrate import calibrate, check, cost_of
-    from oss_tools.calibration.texts import sample, sources_of
     from oss_tools.errors import BadRequest
     from oss_tools.machine.products import multiplications_per_second
     from oss_tools.models import open_checkpoint
 
-    sources = sources_of(text or [], chats or [])
     with open_checkpoint(model) as checkpoint:
         metadata = checkpoint.metadata()
-        if sequence > checkpoint.architecture.context:
-            raise BadRequest(f"--sequence {sequence}: the model was made for {checkpoint.architecture.context} positions")
-        vocabulary = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
-        chosen = sample(metadata, sources, tokens, sequence, vocabulary)
+        if texts.sequence > checkpoint.architecture.context:
+            raise BadRequest(
+                f"--sequence {texts.sequence}: the model was made for {checkpoint.architecture.context} positions"
+            )
+        chosen = texts.sample(checkpoint, metadata, texts.tokens, texts.sequence)
         check(checkpoint, chosen, out, resume=resume, overwrite=overwrite)
         remark_reading(checkpoint, metadata)
-        if chosen.tokens < tokens - sequence:
-            remark(f"the text has {chosen.tokens:,} tokens, fewer than the {tokens:,} that were asked for")
+        if chosen.tokens < texts.tokens - texts.sequence:
+            remark(f"the text has {chosen.tokens:,} tokens, fewer than the {texts.tokens:,} that were asked for")
         cost = cost_of(checkpoint, chosen.tokens)
         record = _record(model, out, chosen, cost)
         if dry_run:

@@ -1,13 +1,13 @@
 """Fetch a checkpoint from a hub or an address, and verify every file.
 
-SOURCE is a short name (gpt-oss-20b), a repository (owner/name, owner/name@REVISION, of GGUF models also
-owner/name:QUANTIZATION), or the https:// or file:// address of a .gguf file, a .safetensors file, or a folder of those with an
-index. Only what a checkpoint consists of is fetched, never a file that can run code when it is opened. Interrupted downloads go
-on where they stopped when the same command is given again. The path that is printed is what other verbs take as MODEL; they take
-the name too.
+SOURCE is a short name (gpt-oss-20b), a repository (owner/name or owner/name@REVISION; for GGUF models also
+owner/name:QUANTIZATION), or an https:// or file:// address. An address names a .gguf file, a .safetensors file, or a folder
+of those with an index. Only the files of a checkpoint are fetched, never a file that can run code when it is opened. If a
+download is interrupted, give the same command again and it goes on. At the end the path is printed; other verbs take it, or
+the name, as MODEL.
 
-Without --to a repository goes to the hub's own cache, where other programs find it too; an address to the current folder.
-HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
+Without --to, a repository goes to the hub's own cache, where other programs find it too; a file from an address goes to the
+current folder. The variables HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size
-from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark
+from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.download.download import Plan
@@ -56,27 +56,44 @@ def run(
         str, typer.Argument(metavar="SOURCE", autocompletion=complete_name, help="A short name, owner/name, or an address.")
     ],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="A folder for the files. [default: the hub's cache]")
+        Path | None,
+        typer.Option("--to", "--output", "-o", metavar="DIR", help="The folder for the files. [default: the hub's cache]"),
     ] = None,
     revision: Annotated[
         str, typer.Option("--revision", metavar="R", help="A branch, tag or commit. [default: pinned, or main]")
     ] = "",
     container: Annotated[
         str,
-        typer.Option("--container", "-c", metavar="hf|original|gguf", help="Where a repository has several. [default: hf]"),
+        typer.Option(
+            "--container",
+            "-c",
+            metavar="hf|original|gguf",
+            help="The container to fetch where a repository has several. [default: hf]",
+        ),
     ] = "",
     include: Annotated[
         list[str] | None,
         typer.Option(
-            "--include", metavar="GLOB", help="Only files that match, or a quantization by name (Q4_K_M); may be repeated."
+            "--include",
+            metavar="GLOB",
+            help="Fetch only files that match, or one quantization by its name (Q4_K_M); may be repeated.",
         ),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="No files that match; may be repeated.")
+        list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Leave out files that match; may be repeated.")
     ] = None,
-    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="The hub. [default: HF_ENDPOINT]")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and what fits; fetch nothing.")] = False,
-    connections: Annotated[int, typer.Option("--connections", min=1, max=32, help="Streams at a time.")] = 8,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint", metavar="URL", help="The address of the hub. [default: HF_ENDPOINT, else huggingface.co]"
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files, their sizes and whether they fit; fetch nothing.")
+    ] = False,
+    connections: Annotated[
+        int, typer.Option("--connections", min=1, max=32, help="How many parts to fetch at the same time.")
+    ] = 8,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -88,7 +105,7 @@ def run(
 
     if container and container not in CONTAINERS:
         raise typer.BadParameter(f"{container!r} is not one of {', '.join(CONTAINERS)}", param_hint="--container")
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     web = Web(endpoint or None, say)
     wanted = sources.understand(source, revision, web.endpoint)
     if offline() and wanted.repo:

@@ -1,14 +1,17 @@
 """Say whether a model will run here, in which format, how fast.
 
-MODEL is a checkpoint, tiny, a shape (gpt-oss-20b), a config.json, a repository (owner/name, owner/name:QUANTIZATION) or an
-address. Of a remote checkpoint only the headers are read, a few hundred kilobytes; of one that was downloaded nothing is asked.
+MODEL is a checkpoint, tiny, a shape's name (gpt-oss-20b), a config.json, a repository (owner/name, owner/name:QUANTIZATION)
+or an address. Of a remote checkpoint only the headers are read, a few hundred kilobytes. For one that is on this disk,
+nothing is fetched.
 
-A row for each recipe and format: bytes in files; the engine's memory for weights, KV cache (sliding layers keep their
-window), copies of prompts for reuse, activations, and the program itself; tokens per second from the bytes that a token reads and
-the speed of memory. `--ram` and the like describe another machine.
+The table has a row for each recipe and format: the bytes of the files; the memory of the engine, which holds weights, KV
+cache (sliding layers keep only their window), copies of prompts for reuse, activations, and the program itself; and the
+tokens per second, which follow from the bytes that a token reads and the speed of memory. Options such as --ram describe
+another machine.
 
-A model with experts runs in less memory than it takes, as `generate --memory SIZE` and others do: experts stream from the disk.
-`fit --memory SIZE` says what would stay, what would stream, and how fast that is from this disk, or from one of `--disk 2GB/s`.
+A model with experts runs in less memory than its weights take: with `generate --memory SIZE` and other verbs, experts
+stream from the disk. `fit --memory SIZE` says what would stay in memory, what would stream, and how fast that is with this
+disk, or with a disk of another speed (--disk 2GB/s).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, format_size, model_path, size_option
-from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_reading
+from oss_tools.cli._output import print_facts, print_json, print_table, remark_reading, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.fit.estimate import Choice, Estimate, Row
@@ -43,39 +46,68 @@ def complete_shape(incomplete: str) -> list[str]:
 
 
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_shape, help="See above.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_shape,
+            help="A checkpoint, a shape's name, a config.json, owner/name, or an address.",
+        ),
+    ],
     ram: Annotated[
-        int | None, typer.Option("--ram", parser=size_option, metavar="SIZE", help="Memory. [default: what is free]")
+        int | None,
+        typer.Option("--ram", parser=size_option, metavar="SIZE", help="The memory of the machine. [default: what is free]"),
     ] = None,
     vram: Annotated[
-        int | None, typer.Option("--vram", parser=size_option, metavar="SIZE", help="Of a graphics card.")
+        int | None, typer.Option("--vram", parser=size_option, metavar="SIZE", help="The memory of a graphics card.")
     ] = None,
     memory: Annotated[
         int | None,
-        typer.Option("--memory", parser=size_option, metavar="SIZE", help="Of it, what may be taken: experts stream."),
+        typer.Option(
+            "--memory",
+            parser=size_option,
+            metavar="SIZE",
+            help="The most memory to use; experts that do not fit stream from the disk.",
+        ),
     ] = None,
     disk: Annotated[
         list[str] | None,
         typer.Option(
             "--disk",
             metavar="SIZE|SPEED/s",
-            help="Free room, or what it reads a second; may be given twice. [default: found out]",
+            help="The disk's free room (SIZE), or how much it reads in a second (SPEED/s); may be repeated. "
+            "[default: measured]",
         ),
     ] = None,
     bandwidth: Annotated[
         int | None,
-        typer.Option("--bandwidth", parser=size_option, metavar="SIZE", help="Memory, a second. [default: measured]"),
+        typer.Option(
+            "--bandwidth",
+            parser=size_option,
+            metavar="SIZE",
+            help="How many bytes of memory can be read in a second. [default: measured]",
+        ),
     ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", min=1, help="Positions. [default: 4096]", show_default=False)
+        int | None,
+        typer.Option(
+            "--context", "-c", min=1, help="The most tokens that a sequence may have. [default: 4096]", show_default=False
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=64, help="Sequences at a time.")] = 1,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0 is every core.", show_default=False)] = 0,
-    revision: Annotated[str, typer.Option("--revision", metavar="R", help="Of a repository.")] = "",
-    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="The hub. [default: HF_ENDPOINT]")] = "",
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, max=64, help="How many sequences run at the same time.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads to use; 0 means every core.")] = 0,
+    revision: Annotated[
+        str, typer.Option("--revision", metavar="R", help="For a repository: a branch, tag or commit.")
+    ] = "",
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            "--endpoint", metavar="URL", help="The address of the hub. [default: HF_ENDPOINT, else huggingface.co]"
+        ),
+    ] = "",
     include: Annotated[
         list[str] | None,
-        typer.Option("--include", metavar="GLOB", help="Which files of a repository, as `download` has it."),
+        typer.Option("--include", metavar="GLOB", help="For a repository: which files, as `download --include` takes it."),
     ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -191,7 +223,7 @@ def estimate_model(
     from oss_tools.download.web import Web
 
     refuse_path(model)
-    web = Web(endpoint or None, (lambda line: None) if quiet else remark)
+    web = Web(endpoint or None, remark_unless(quiet))
     wanted = sources.understand(model, revision, web.endpoint)
     here = find_here(wanted, web.say) if wanted.repo and not include else None
     if here:

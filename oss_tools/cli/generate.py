@@ -1,11 +1,11 @@
 """Continue a text, or answer a message, with a model.
 
-A model that has a chat template answers PROMPT as a user's message: its final answer goes to stdout as it comes, reasoning
-(--show-analysis) and figures to stderr. Exit status 1 if there is no final answer; stderr says why. --raw continues PROMPT as
-plain text, as it is done for models without a template.
+A model that has a chat template answers PROMPT as a user's message. The final answer goes to stdout as it comes; the
+reasoning (with --show-analysis) and figures go to stderr. If there is no final answer, the exit status is 1 and stderr says
+why. --raw continues PROMPT as plain text, which is also what a model without a chat template does.
 
---json-schema and --regex hold the answer to a form, token by token; the reasoning stays free. Exit status 1 if the answer was cut
-off before its end.
+--json-schema and --regex hold the answer to a form, token by token; the reasoning stays free. If the answer was cut off
+before its end, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from oss_tools.cli._engine import EngineOptions, Model, TraceExperts, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._outlet import say
 from oss_tools.cli._output import print_json, remark
+from oss_tools.cli._prompt_cache import KeptPrompt, PromptCache
 from oss_tools.cli._sampling import SamplingOptions
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ oss-tools generate tiny "What is 47 + 38?" --show-analysis --reasoning high
 oss-tools generate gpt-oss-20b/ "Why is the sky blue?"
 oss-tools generate model.gguf "Once upon a time" --raw --max-tokens 64 --temperature 0.8 --seed 1
 oss-tools generate model.gguf -f prompt.txt --stop END
+oss-tools generate model.gguf -f handbook.txt --raw --prompt-cache handbook.prompt
 oss-tools generate gpt-oss-20b/ "Who wrote Emma, and when?" --json-schema book.json
 """
 
@@ -50,15 +52,15 @@ def run(
     model: Model,
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="The text; - reads it from stdin, as a pipe does.", show_default=False),
+        typer.Argument(metavar="PROMPT", help="The text. If it is - or missing, it is read from stdin.", show_default=False),
     ] = None,
     *,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read PROMPT from a file.", show_default=False)
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read PROMPT from this file.", show_default=False)
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     reasoning: Reasoning = "medium",
-    show_analysis: Annotated[bool, typer.Option("--show-analysis", help="Print the reasoning too, to stderr.")] = False,
+    show_analysis: Annotated[bool, typer.Option("--show-analysis", help="Print the reasoning too, on stderr.")] = False,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -70,21 +72,27 @@ def run(
         ),
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End where this text comes; may be repeated.")
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop where this text comes; may be repeated.")
     ] = None,
     json_schema: Annotated[
         Path | None,
         typer.Option(
-            "--json-schema", metavar="FILE", help="The answer is JSON that this schema allows.", show_default=False
+            "--json-schema", metavar="FILE", help="Hold the answer to JSON that this schema allows.", show_default=False
         ),
     ] = None,
     regex: Annotated[
         str | None,
-        typer.Option("--regex", metavar="PATTERN", help="The answer matches this expression in whole.", show_default=False),
+        typer.Option(
+            "--regex",
+            metavar="PATTERN",
+            help="Hold the answer to text that this regular expression matches as a whole.",
+            show_default=False,
+        ),
     ] = None,
     sampling: SamplingOptions,
     how: EngineOptions,
     trace_experts: TraceExperts = None,
+    prompt_cache: PromptCache = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -96,14 +104,20 @@ def run(
     rule = sampling.rule()
     form = form_of(json_schema, regex)
     text = prompt_of(prompt, file)
-    with loaded(model, **how.settings(), trace_experts=trace_experts, quiet=quiet, hint=True, prefix_budget=0) as engine:
+    kept = KeptPrompt(prompt_cache, quiet) if prompt_cache else None
+    given = how.settings() | {"trace_experts": trace_experts, "prefix_budget": None if kept else 0, "prompt": kept}
+    with loaded(model, **given, quiet=quiet, hint=True) as engine:
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             conversation = Conversation((Message("user", text),), effort=cast("Effort", reasoning))
             constraint = constraint_for(template, engine.grammars, conversation, form) if form else None
             speaker = Speaker(engine, rule, max_tokens, constraint)
             screen = None if as_json else Screen(show_analysis)
-            answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
+            try:
+                answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
+            finally:
+                if kept:
+                    kept.end(engine, template.encode(conversation))
             return
         if not raw and not quiet:
             remark("the checkpoint has no chat template: the prompt is continued as plain text")
@@ -112,6 +126,8 @@ def run(
         constraint = plain_constraint(engine.grammars, form) if form else None
         stream = engine.generate(Request(tokens, max_tokens or PLAIN_TOKENS, rule, tuple(stop or ()), constraint=constraint))
         record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json) | guesses(engine)
+        if kept:
+            kept.end(engine, tokens)
     if as_json:
         print_json(record)
     elif not quiet:

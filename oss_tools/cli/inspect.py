@@ -1,6 +1,6 @@
 """Say what a checkpoint is: parameters, formats, sizes, tokenizer.
 
-Reads headers only, so it answers at once however large the files are.
+Only headers are read, so the answer comes at once, however large the files are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(
         typer.Argument(
             metavar="PATH",
             parser=model_path,
-            help="A checkpoint's path, a downloaded owner/name, or tiny.",
+            help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
         ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,

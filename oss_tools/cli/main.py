@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,29 +40,10 @@ def summary(file: Path) -> str:
     return docstring.partition("\n")[0]
 
 
-class VerbCommand(TyperCommand):
-    """A verb, whose help ends with lists (formats, recipes, …) that are made only when it is shown.
-
-    Attributes:
-        lists: returns title -> rows of (name, what it is).
-        prepared: the command line as its options want it.
-    """
-
-    lists: Callable[[], dict[str, list[tuple[str, str]]]] = staticmethod(dict)
-    prepared: Callable[[list[str]], list[str]] = staticmethod(lambda arguments: arguments)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self.prepared(args))
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        for title, rows in self.lists().items():
-            with formatter.section(title):
-                formatter.write_dl(rows)
-        super().format_epilog(ctx, formatter)
-
-
 def load(verb: str) -> Any:
     """The click command of a verb; imports its module."""
+    from oss_tools.cli._help import VerbCommand
+
     module = importlib.import_module(f"oss_tools.cli.{verb.replace('-', '_')}")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     examples = "\n".join(f"  {line}" for line in module.EXAMPLES.strip().splitlines())
@@ -88,6 +69,12 @@ class VerbGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(verb, stub.help) for verb, stub in self.commands.items()]
+            )  # whole, however narrow the terminal
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, stub, rest = super().resolve_command(ctx, args)

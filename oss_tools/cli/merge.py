@@ -1,11 +1,12 @@
 """Merge LoRA adapters into their model; say what rounding leaves.
 
-ADAPTER is a PEFT folder (adapter_config.json, adapter_model.safetensors), its name among the downloads, or llama.cpp's GGUF
-adapter; several are added in turn. Without --recipe or --format every tensor keeps its format: what an MXFP4 model's adapter
-changes is rounded to MXFP4 again. Streams, resumes and verifies as convert does.
+ADAPTER is a PEFT folder (adapter_config.json and adapter_model.safetensors), the name of a downloaded one, or a GGUF
+adapter of llama.cpp. Several adapters are added one after the other. Without --recipe or --format every tensor keeps its
+format: in an MXFP4 model, the tensors that the adapter changes are rounded to MXFP4 again. `merge` streams, resumes and
+verifies as `convert` does.
 
-Printed for every changed tensor, least first: how large the update is beside the weights, the share of it that is left when the
-tensor is rounded, and what else rounding changed (the rest), in sizes of the update.
+The table lists the changed tensors, those that keep least first: how large the update is beside the weights, which share of
+it is left after rounding, and how much else rounding changed (the rest, in sizes of the update).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli import _conversion as shared
-from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, download_path, format_size, model_path
+from oss_tools.cli._conversion_options import Destination, TargetOptions, WritingOptions
+from oss_tools.cli._conversion_options import help_lists as help_lists
+from oss_tools.cli._options import JsonFlag, QuietFlag, download_path, format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, remark
 from oss_tools.escapes import json_text
 
@@ -34,48 +37,44 @@ SMALL_SHARE = 0.8  # of an update: less is worth a warning
 LARGE_REST = 1.0  # in sizes of the update: more is
 
 
-help_lists = shared.help_lists
-
-
 def run(
     base: Annotated[
         Path,
-        typer.Argument(metavar="BASE", parser=model_path, help="The model: a path, a downloaded owner/name, or tiny."),
+        typer.Argument(
+            metavar="BASE",
+            parser=model_path,
+            help="The model: its path, the owner/name of a download, or tiny (the embedded model).",
+        ),
     ],
-    adapter: Annotated[list[Path], typer.Argument(metavar="ADAPTER…", parser=download_path, help="What is merged into it.")],
-    destination: shared.Destination,
+    adapter: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER", parser=download_path, help="The adapters to merge into it, in this order."),
+    ],
+    destination: Destination,
     scale: Annotated[
         list[float] | None,
         typer.Option(
-            "--scale", metavar="S", help="Strength of the updates, 1 as trained; once for all, or for each in turn."
+            "--scale",
+            metavar="S",
+            help="The strength of the updates; 1 is as trained. Give it once for all adapters, or once for each.",
         ),
     ] = None,
-    any_base: Annotated[bool, typer.Option("--any-base", help="Merge although the adapter names another model.")] = False,
-    container: shared.Container = "",
-    format: shared.Format = "",
-    recipe: shared.RecipeName = "",
-    rule: shared.Rule = None,
-    keep: shared.Keep = None,
-    fallback: shared.Fallback = None,
-    no_fallback: shared.NoFallback = False,
-    importance: shared.Importance = None,
+    any_base: Annotated[bool, typer.Option("--any-base", help="Merge even if the adapter names another model.")] = False,
+    *,
+    target: TargetOptions,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write what is kept, and the errors, as JSON.")
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Write to this file, as JSON, what is kept of the updates, and the errors."
+        ),
     ] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="Tensors to list; 0 lists all.")] = 20,
-    shard_size: ShardSize = None,
-    on_nonfinite: shared.OnNonfinite = "refuse",
-    resume: shared.Resume = False,
-    overwrite: shared.Overwrite = False,
-    verify: shared.Verify = True,
-    dry_run: shared.DryRun = False,
-    jobs: Jobs = 0,
+    show: Annotated[int, typer.Option("--show", min=0, help="How many tensors to list; 0 lists all.")] = 20,
+    writing: WritingOptions,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.adapters.merge import Merge, check_apart, open_adapter, prepare
     from oss_tools.checkpoints.files import check_place, replace_file
-    from oss_tools.convert.pipeline import Options
     from oss_tools.convert.plan import Plan
     from oss_tools.convert.recipe import Recipe
     from oss_tools.models import Checkpoint
@@ -87,8 +86,6 @@ def run(
     if report:
         check_place(report)
     check_apart(destination, adapter)
-    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
-    options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     opened = []
     try:
         for path in adapter:
@@ -103,11 +100,8 @@ def run(
         done = shared.carry_out(
             base,
             destination,
-            container,
-            chosen,
-            options,
-            importance=importance,
-            dry_run=dry_run,
+            target,
+            writing,
             quiet=quiet,
             as_json=as_json,
             planned=planned,
@@ -135,7 +129,7 @@ def run(
                 [str(base), *(f"{path} × {strength:g}" for path, strength in zip(adapter, strengths, strict=True))]
             ),
             "bytes": f"{format_size(done.plan.source_bytes)} → {format_size(done.plan.target_bytes)}",
-            "read back": "every hash as written, by way of the system's cache" if verify else "no",
+            "read back": "every hash as written, by way of the system's cache" if writing.verify else "no",
             "time": f"{done.seconds:.1f} s, {format_size(done.plan.source_bytes / done.seconds)}/s of input",
             "report": report,
         }

@@ -1,8 +1,8 @@
 """List the models on this machine; remove one from the hub's cache.
 
-Without words: the models in the hub's cache and in the current folder, with size, format and age; the names are what other verbs
-take as MODEL. `models rm NAME…` removes a repository, one of its revisions (owner/name@REVISION) or one of its GGUF models
-(owner/name:QUANTIZATION) from the cache, after a question. Content that another revision shares stays.
+`models` lists what is in the hub's cache and in the current folder, with size, format and age. Other verbs take these names
+as MODEL. `models rm NAME...` removes models from the cache, after a question: a repository, one of its revisions
+(owner/name@REVISION) or one of its GGUF models (owner/name:QUANTIZATION). Files that another revision shares are kept.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ AGES = ((86_400 * 365, "years"), (86_400 * 30, "months"), (86_400, "days"), (3_6
 
 def run(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="rm NAME…", help="Remove these from the hub's cache.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="rm NAME", help="Remove these models from the hub's cache.", show_default=False),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without a question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.download.inventory import holdings
@@ -43,8 +44,12 @@ def run(
 
     cache = cache_folder()
     if words:
-        if words[0] != REMOVE or not words[1:]:
-            raise BadRequest(f"models takes no words, or `{REMOVE} NAME…`; {words[0][:80]!r} is neither")
+        if words[0] != REMOVE:
+            raise BadRequest(
+                f"models {words[0][:80]!r}: the only word that may follow is {REMOVE}, as in `models {REMOVE} NAME`"
+            )
+        if not words[1:]:
+            raise BadRequest(f"models {REMOVE}: name what to remove, as `oss-tools models` lists it")
         remove(words[1:], cache, yes, as_json)
         return
     found = holdings(cache, Path())

@@ -1,8 +1,9 @@
 """Measure a model's perplexity on texts, and how far it is from another.
 
-The perplexity is how surprised the model is by each token that comes, on average: smaller is better, and figures of one text and
-one tokenizer compare. Without FILE the texts are those of the suite `text`. --base adds how far the predictions are from another
-model's (KL divergence, in nats), which shows damage long before the perplexity does. It is what `eval --text FILE` measures.
+Perplexity says how surprised the model is by each next token, on average; smaller is better. Two figures can be compared
+only if text and tokenizer are the same. Without FILE the texts are those of the suite `text`. --base also measures how far
+the predictions are from another model's (KL divergence, in nats), which shows damage long before the perplexity does. `eval
+--text FILE` measures the same.
 """
 
 from __future__ import annotations
@@ -28,15 +29,22 @@ oss-tools perplexity model.gguf wiki.test.raw --limit 20 --json
 def run(
     model: Model,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE…", help="Texts. [default: the suite's]", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="The texts to read. [default: those of the suite `text`]", show_default=False),
     ] = None,
     *,
     base: Annotated[
         Path | None,
-        typer.Option("--base", parser=model_path, help="A model whose predictions are the measure.", show_default=False),
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            parser=model_path,
+            help="Measure how far the predictions are from this model's.",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only so many passages of each text.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="Read only this many passages of each text.", show_default=False)
     ] = None,
     how: ScoringOptions,
     as_json: JsonFlag = False,
@@ -45,5 +53,6 @@ def run(
     from oss_tools.cli import eval as scores
 
     texts = {"text": files} if files else {"suite": "text"}
-    options = {"grader": GraderOptions(), "user": UserOptions(), "wire": EndpointOptions(), "how": how}
-    scores.run(model, **texts, base=base, limit=limit, as_json=as_json, quiet=quiet, **options)  # type: ignore[arg-type]
+    unused = {"grader": GraderOptions(), "user": UserOptions(), "wire": EndpointOptions()}
+    questions = scores.ScoredQuestions(limit=limit)
+    scores.run(model, **texts, base=base, questions=questions, how=how, as_json=as_json, quiet=quiet, **unused)  # type: ignore[arg-type]

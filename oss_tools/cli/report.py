@@ -1,11 +1,12 @@
 """Show records as tables, a page or JUnit, and judge them by a gate.
 
-RECORDS are what `compare`, `eval` and `bench` wrote as JSON, and cases that the page of `serve` saved.
-Without options they become tables, sorted by size, in which the
-best of each column and differences that are only noise are marked. --html makes one page with plots that needs no network.
---gate takes a gate's name or a YAML file: limits on figures, or on their change against the base or against --baseline, an
-earlier record. A rule fails on evidence (the 95 % interval lies beyond its limit), or, where it says `strict`, by the figure
-itself; then the exit status is 1. `-` as FILE is the standard output.
+RECORD is a JSON file that `compare`, `eval` or `bench` wrote, or that the page of `serve` saved. Without options, records
+become tables, sorted by size, which mark the best figure of each column and the differences that are only noise. --html
+makes one page with plots, which needs no network. A FILE of - is the standard output.
+
+--gate judges the figures by limits: a gate's name, or a YAML file. A limit is on a figure, or on its change against the
+base or against --baseline, an earlier record. A rule fails if the 95 % interval lies wholly beyond its limit; a rule marked
+`strict` fails by the figure itself. If a rule fails, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -55,21 +56,26 @@ def complete_gate(incomplete: str) -> list[str]:
 
 def run(
     records: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RECORDS]...", help="JSON files.", show_default=False)
+        list[Path] | None, typer.Argument(metavar="RECORD", help="The records: JSON files.", show_default=False)
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page.", show_default=False)] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the records to this file, as a page.", show_default=False),
+    ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write Markdown.", show_default=False)
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", help="Write the records to this file, as Markdown.", show_default=False),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.", show_default=False)
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="Write the outcome to this file, as JUnit XML.", show_default=False),
     ] = None,
     card: Annotated[
         Path | None,
         typer.Option(
             "--card",
             metavar="FILE.svg",
-            help="Write a picture for a model's page, and FILE.md, a block that shows it.",
+            help="Write a picture for a model's page, and FILE.md, a block of Markdown that shows it.",
             show_default=False,
         ),
     ] = None,
@@ -78,19 +84,25 @@ def run(
         typer.Option(
             "--history",
             metavar="DIR",
-            help="Show how figures moved over the comparisons in a folder; with --html or --card as plots.",
+            help="Show how figures moved over the comparisons in this folder; --html and --card make plots of it.",
             show_default=False,
         ),
     ] = None,
     gate: Annotated[
         str | None,
         typer.Option(
-            "--gate", metavar="GATE", autocompletion=complete_gate, help="A gate, or its YAML file.", show_default=False
+            "--gate",
+            metavar="GATE",
+            autocompletion=complete_gate,
+            help="Judge the record by this gate: a name from the list below, or a YAML file.",
+            show_default=False,
         ),
     ] = None,
     baseline: Annotated[
         list[Path] | None,
-        typer.Option("--baseline", metavar="FILE", help="An earlier record; may be given again.", show_default=False),
+        typer.Option(
+            "--baseline", metavar="FILE", help="An earlier record to compare with; may be repeated.", show_default=False
+        ),
     ] = None,
     published: Published = None,
     as_json: JsonFlag = False,

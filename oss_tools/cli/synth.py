@@ -1,7 +1,7 @@
 """Make a checkpoint of random weights in a named shape.
 
-The result loads wherever a real checkpoint of that architecture does, with a byte-level tokenizer; activations stay finite.
-The same seed makes the same bytes on every machine.
+The result loads wherever a real checkpoint of that architecture does. It has a byte-level tokenizer, and its activations
+stay finite. The same seed gives the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from oss_tools.cli import _conversion as shared
+from oss_tools.cli._conversion_options import FILES, Format, RecipeName, check_format_or_recipe
+from oss_tools.cli._conversion_options import help_lists as lists_of_formats
 from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size, threads
 from oss_tools.cli._output import print_facts, print_json, progress, remark
 
@@ -29,7 +30,7 @@ def help_lists() -> dict[str, list[tuple[str, str]]]:
     """The shapes, formats and recipes there are."""
     from oss_tools.convert.synth import load_shape, shape_names
 
-    return {"Shapes": [(name, load_shape(name).description) for name in shape_names()], **shared.help_lists()}
+    return {"Shapes": [(name, load_shape(name).description) for name in shape_names()], **lists_of_formats()}
 
 
 def complete_shape(incomplete: str) -> list[str]:
@@ -46,22 +47,31 @@ def run(
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")],
-    seed: Annotated[int, typer.Option("--seed", help="Of all random numbers.")] = 0,
-    format: shared.Format = "",
-    recipe: shared.RecipeName = "",
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the random weights.")] = 0,
+    format: Format = "",
+    recipe: RecipeName = "",
     container: Annotated[
         str,
-        typer.Option("--container", "-c", metavar="hf|original|gguf|ready", help="[default: by DST's extension, else hf]"),
+        typer.Option(
+            "--container",
+            "-c",
+            metavar="hf|original|gguf|ready",
+            help="The container to write. [default: by DST's extension, else hf]",
+        ),
     ] = "",
     layers: Annotated[
-        int, typer.Option("--layers", min=0, help="Another number of layers than the shape's.", show_default=False)
+        int,
+        typer.Option(
+            "--layers", min=0, help="How many layers to make. [default: as many as the shape has]", show_default=False
+        ),
     ] = 0,
     router: Annotated[
         str,
         typer.Option(
             "--router",
             metavar="even|skewed",
-            help="Experts are chosen equally often, or as in published traces (Zipf, 0.65).",
+            help="even: all experts are chosen equally often; skewed: some more often, as in published traces "
+            "(Zipf, exponent 0.65).",
         ),
     ] = "even",
     shard_size: ShardSize = None,
@@ -72,13 +82,12 @@ def run(
     from oss_tools.convert import synth
     from oss_tools.convert.recipe import load_recipe, recipe_of_format
 
-    if format and recipe:
-        raise typer.BadParameter("--format and --recipe exclude each other")
+    check_format_or_recipe(format, recipe)
     model = synth.load_shape(shape)
     if layers:
         model = model.with_layers(layers)
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else None
-    container = container or shared.FILES.get(destination.suffix, "hf")
+    container = container or FILES.get(destination.suffix, "hf")
     synthesis = synth.plan_synthesis(model, container, chosen, seed, router)
     by_note: dict[str, list[str]] = {}
     for name, note in synthesis.notes:

@@ -1,12 +1,14 @@
 """Compare two checkpoints: what they compute, their texts, every value.
 
-Beside tensors, their configurations are held against each other in common terms, their tokenizers (tokens, merges, special and
-added tokens, what stands before and after a text, what ends an answer) and their chat templates. What only describes a model
-(name, licence, number formats) does not count. --only leaves parts out: `--only tensors`, `--only config --only template`.
+Four parts are compared: the tensors, value by value; the configurations, in terms that all containers share; the tokenizers
+(tokens, merges, special and added tokens, what is put before and after a text, what ends an answer); and the chat
+templates. What only describes a model (name, licence, number formats) does not count. --only names the parts to compare:
+`--only tensors`, or `--only config --only template`.
 
-With --checksums, A is what `oss-tools download` fetched, and every file is read and held against the checksums of that time.
+With --checksums there is one checkpoint, A, which `oss-tools download` fetched. Every file of it is read and compared with
+the checksum from the download.
 
-Exit status 0 if all agree, 1 if not; the first differences are named.
+The exit status is 0 if all agree and 1 if not; then the first differences are named.
 """
 
 from __future__ import annotations
@@ -33,22 +35,35 @@ MISSING = "—"  # stands where one says nothing
 
 
 def run(
-    reference: Annotated[str, typer.Argument(metavar="A", help="The reference: a path, or a downloaded owner/name.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="A", help="The reference: its path, the owner/name of a download, or tiny.")
+    ],
     b: Annotated[
         Path | None,
-        typer.Argument(metavar="[B]", parser=model_path, help="The checkpoint under test.", show_default=False),
+        typer.Argument(metavar="B", parser=model_path, help="The checkpoint to compare with it.", show_default=False),
     ] = None,
     checksums: Annotated[
         bool, typer.Option("--checksums", help="Check A's files against the checksums of its download.")
     ] = False,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="Largest ‖b − a‖ / ‖a‖ of a tensor; 0 asks for equal values.")
+        float,
+        typer.Option(
+            "--tolerance",
+            metavar="X",
+            min=0.0,
+            help="The largest ‖b − a‖ / ‖a‖ that a tensor may have; 0 asks for equal values.",
+        ),
     ] = 0.0,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help=f"Compare this part: {', '.join(CHOICES)}; may be given again.", show_default=False),
+        typer.Option(
+            "--only",
+            metavar="PART",
+            help=f"Compare only this part: {', '.join(CHOICES)}; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
-    show: Annotated[int, typer.Option("--show", min=0, help="Differences to list; 0 lists all.")] = 10,
+    show: Annotated[int, typer.Option("--show", min=0, help="How many differences to list; 0 lists all.")] = 10,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

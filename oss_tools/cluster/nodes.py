@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oss_tools import errors
-from oss_tools.errors import BadSource, MissingPackage, NoRoom, OssToolsError, Unreachable, Unsupported
+from oss_tools.errors import BadSource, MissingPackage, NoRoom, OssToolsError, Unreachable, Unsupported, how_to_install
 from oss_tools.sizes import format_size
 
 AUTO, LOCAL = "auto", "local"
@@ -82,7 +82,7 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise MissingPackage("--ray needs Ray; install it with: pip install 'oss-tools[ray]'") from None
+            raise MissingPackage(f"--ray needs Ray: {how_to_install('ray')}") from None
         named = {AUTO: os.environ.get("RAY_ADDRESS", ""), LOCAL: ""}.get(address, address)
         if named not in ("", AUTO, LOCAL):
             _require_reachable(named)

@@ -233,7 +233,7 @@ def _parse_when(content: Any, where: str) -> tuple[tuple[str, int], ...]:
 
 
 def recipe_of_format(name: str) -> Recipe:
-    """What `--format NAME` means: every matrix but the router in that format; every tensor for a plain float; a mixture that
+    """What `--format NAME` means: every matrix except the router in that format; every tensor for a plain float; a mixture that
     has a name, by its recipe. Where rows do not divide into a k-quant's blocks, they take what llama.cpp takes.
 
     Raises BadRecipe for a format that cannot be written.
@@ -246,7 +246,7 @@ def recipe_of_format(name: str) -> Recipe:
         return Recipe(name, (Rule(name),), f"everything in {name}")
     otherwise = tuple(SMALLER_BLOCKS[n] for n in (name,) if n in SMALLER_BLOCKS)
     rules = (Rule(KEEP, role="router"), Rule(name, otherwise=otherwise))
-    return Recipe(name, rules, f"every matrix but the router in {name}")
+    return Recipe(name, rules, f"every matrix except the router in {name}")
 
 
 def writable(name: str, where: str = "") -> Format:

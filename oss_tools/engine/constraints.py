@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from oss_tools.engine.text import Text
-from oss_tools.errors import BadRequest, MissingPackage
+from oss_tools.errors import BadRequest, MissingPackage, how_to_install
 
 LIMITS = {
     "initial_lexer_fuel": 500_000,  # work of compilation, some 10 ms
@@ -216,7 +216,7 @@ def _library(what: str) -> Iterator[Any]:
     try:
         import llguidance
     except ImportError:
-        raise MissingPackage("structured output needs llguidance: pip install 'oss-tools[serve]'") from None
+        raise MissingPackage(f"structured output needs llguidance: {how_to_install('serve')}") from None
     try:
         yield llguidance
     except BaseException as error:

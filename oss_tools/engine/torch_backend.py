@@ -10,7 +10,7 @@ import numpy as np
 
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.weights import embedding_name
-from oss_tools.errors import MissingPackage
+from oss_tools.errors import MissingPackage, how_to_install
 from oss_tools.formats import QTensor
 from oss_tools.machine.memory import available_memory
 from oss_tools.models import Architecture, Checkpoint
@@ -20,7 +20,7 @@ try:
     import torch
     from torch import Tensor
 except ImportError:
-    raise MissingPackage("the torch backend needs PyTorch: pip install 'oss-tools[torch]'") from None
+    raise MissingPackage(f"the torch backend needs PyTorch: {how_to_install('torch')}") from None
 
 
 class Weights:

@@ -77,7 +77,7 @@ class Float16(_Float16):
 
 class BFloat16(_Float16):
     name = "bf16"
-    summary = "bfloat16: float32's exponent, 8 bits of precision; the plane holds its bits as uint16"
+    summary = "bfloat16: float32's exponent, 8 bits of precision"
     ggml_type = 30
     exact_in = "bf16"
     largest = 3.3895313892515355e38

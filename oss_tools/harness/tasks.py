@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.checkpoints.yaml_files import check_yaml
-from oss_tools.errors import BadRecipe, BadSource, MissingPackage, OssToolsError
+from oss_tools.errors import BadRecipe, BadSource, MissingPackage, OssToolsError, how_to_install
 from oss_tools.harness.suites import task_files
 from oss_tools.harness.texts import file_task
 
@@ -20,7 +20,7 @@ def require_lm_eval() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError:
-        raise MissingPackage("evaluating needs lm-eval; install it with: pip install 'oss-tools[eval]'") from None
+        raise MissingPackage(f"evaluating needs lm-eval: {how_to_install('eval')}") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from oss_tools.convert.synth import Shape, load_shape
-from oss_tools.errors import MissingPackage, NoRoom
+from oss_tools.errors import MissingPackage, NoRoom, how_to_install
 from oss_tools.measure.cuda_models import ROUNDS, WORK, Work
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.sizes import format_size
@@ -26,9 +26,7 @@ def speed(shape: str | Shape, work: Work = WORK, device: str = "cuda") -> Iterat
         import torch
         import transformers
     except ImportError as error:
-        raise MissingPackage(
-            f"the comparison needs torch and transformers: pip install 'oss-tools[peers]' ({error})"
-        ) from None
+        raise MissingPackage(f"the comparison needs torch and transformers: {how_to_install('peers')} ({error})") from None
     if device == "cuda" and not torch.cuda.is_available():
         raise MissingPackage(f"torch {torch.__version__} cannot use this GPU")
     found = load_shape(shape) if isinstance(shape, str) else shape

@@ -23,7 +23,7 @@ from typing import Any
 from numba_kernels.parallel import cores
 from oss_tools.checkpoints import open_container
 from oss_tools.checkpoints.files import replace_file
-from oss_tools.errors import MissingPackage, OssToolsError
+from oss_tools.errors import MissingPackage, OssToolsError, how_to_install
 from oss_tools.machine.description import machine, versions
 from oss_tools.measure.evaluators import CHOOSE, GENERATE, SHOTS
 from oss_tools.measure.identity import model_sha256
@@ -187,7 +187,7 @@ def contest(
 def require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingPackage(f"this needs {', '.join(missing)}: pip install 'oss-tools[eval,peers]'")
+        raise MissingPackage(f"this needs {', '.join(missing)}: {how_to_install('eval,peers')}")
 
 
 def say(line: str) -> None:

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from importlib import metadata
 from typing import Any, ClassVar
 
-from oss_tools.errors import BadCheckpoint, MissingPackage
+from oss_tools.errors import BadCheckpoint, MissingPackage, how_to_install
 from oss_tools.measure.worker import Contender, tokens_of_step
 
 CHUNK = 512  # tokens of a batch
@@ -58,7 +58,7 @@ class Llama(Contender):
         except ImportError:
             found = None
         if found is None:
-            raise MissingPackage(f"--peer {cls.name} needs {cls.package}: pip install 'oss-tools[{cls.extra}]'")
+            raise MissingPackage(f"--peer {cls.name} needs {cls.package}: {how_to_install(cls.extra)}")
 
     @abstractmethod
     def library(self) -> Any:

@@ -271,5 +271,5 @@ def test_help_names_the_defaults_that_are_taken() -> None:
     from oss_tools.calibration.texts import SEQUENCE, TOKENS
     from oss_tools.cli import _gptq
 
-    for option, default in ((_gptq.Damping, DAMPING), (_gptq.Tokens, TOKENS), (_gptq.Sequence_, SEQUENCE)):
+    for option, default in ((_gptq.Damping, DAMPING), (_gptq.Tokens, TOKENS), (_gptq.SequenceLength, SEQUENCE)):
         assert f"[default: {default}]" in get_args(option)[1].help

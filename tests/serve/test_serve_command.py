@@ -58,5 +58,5 @@ def test_other_hosts_need_a_key() -> None:
 
 def test_missing_packages_are_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else name)
-    with pytest.raises(MissingPackage, match=r"the server needs uvicorn: pip install 'oss-tools\[serve\]'"):
+    with pytest.raises(MissingPackage, match=r"the server needs uvicorn: pip install '\.\[serve\]' in a clone"):
         serve.require_packages()

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 from oss_tools.chat.tools.base import Tool, ToolError, shortened
 from oss_tools.chat.tools.mcp_settings import McpServer, read_servers
 from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
-from oss_tools.errors import BadRequest, MissingPackage, Unreachable
+from oss_tools.errors import BadRequest, MissingPackage, Unreachable, how_to_install
 
 STARTS = 60.0  # seconds until a server has told its tools: it may be fetched first
 SECONDS = 120.0  # of a call
@@ -62,7 +62,7 @@ def connect(path: Path) -> list[Tool]:
     try:
         import mcp  # noqa: F401
     except ImportError:
-        raise MissingPackage(f"{path}: MCP servers need the package mcp: pip install 'oss-tools[serve]'") from None
+        raise MissingPackage(f"{path}: MCP servers need the package mcp: {how_to_install('serve')}") from None
     running = _Servers()
     found: list[tuple[_Connection, Any]] = []
     for server in servers:
