@@ -57,6 +57,7 @@ print("launches:", len(fake_driver.launches))
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler, on Linux")
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists(), reason="has a real driver")
 def test_on_a_driver_that_is_none(tiny_gpt_oss: Path, tmp_path: Path) -> None:
     library, program = tmp_path / "libcuda.so.1", tmp_path / "program.py"
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, FOLDER / "fake_driver.c", "-ldl"], check=True)
