@@ -218,8 +218,9 @@ class GateOptions:
         """What the gate will say of the record; its file and the baseline are read before anything is measured."""
         if self.gate is None:
             return lambda record: None
-        from oss_tools.report.gates import judge, load_gate
+        from oss_tools.report.gates import judge
         from oss_tools.report.reading import load_sheets
+        from oss_tools.report.rules import load_gate
         from oss_tools.report.sheet import sheet_of
 
         rules = load_gate(self.gate)

@@ -39,10 +39,6 @@ Tokens = Annotated[
     int | None,
     typer.Option("--tokens", min=1, metavar="N", help="For gptq: how many tokens to calibrate on. [default: 65536]"),
 ]
-Tokens = Annotated[
-    int | None,
-    typer.Option("--tokens", min=1, metavar="N", help="For gptq: how many tokens to calibrate on. [default: 65536]"),
-]
 SequenceLength = Annotated[
     int | None,
     typer.Option("--sequence", min=16, metavar="N", help="For gptq: how many tokens a sequence has. [default: 512]"),

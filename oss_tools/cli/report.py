@@ -41,15 +41,15 @@ NARROWEST = 60  # characters of a table
 
 
 def help_lists() -> dict[str, list[tuple[str, str]]]:
-    from oss_tools.report.gates import gate_names, load_gate
     from oss_tools.report.published import load_published, published_names
+    from oss_tools.report.rules import gate_names, load_gate
 
     published = [(name, load_published(name).about) for name in published_names()]
     return {"Gates": [(name, load_gate(name).about) for name in gate_names()], "Published figures": published}
 
 
 def complete_gate(incomplete: str) -> list[str]:
-    from oss_tools.report.gates import gate_names
+    from oss_tools.report.rules import gate_names
 
     return [name for name in gate_names() if name.startswith(incomplete)]
 
@@ -143,8 +143,9 @@ def judged(sheets: Sequence[Sheet], gate: str | None, baseline: Sequence[Path]) 
     """The gate's verdicts; none without a gate."""
     if gate is None:
         return []
-    from oss_tools.report.gates import judge_all, load_gate
+    from oss_tools.report.gates import judge_all
     from oss_tools.report.reading import load_sheets
+    from oss_tools.report.rules import load_gate
 
     return judge_all(load_gate(gate), sheets, load_sheets(baseline))
 
