@@ -84,7 +84,7 @@ def rounding(
         length, wanted = sequence or of_texts.SEQUENCE, tokens or of_texts.TOKENS
         context = plan.source.architecture.context
         if sequence and sequence > context:
-            raise BadRequest(f"--sequence {sequence}: the model was made for {context} positions")
+            raise BadRequest(f"--sequence {sequence}: the model was made for sequences of {context} tokens at most")
         sources = of_texts.sources_of(texts or [], chats or [])
         vocabulary = next(e.spec.shape[0] for e in plan.source.entries.values() if e.spec.role == "embedding")
         sample = of_texts.sample(plan.metadata, sources, wanted, min(length, context), vocabulary)

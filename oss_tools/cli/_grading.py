@@ -48,7 +48,7 @@ class GraderOptions:
 
     def __post_init__(self) -> None:
         if (self.grader_url is None) != (self.grader_model is None):
-            raise typer.BadParameter("goes together with --grader-model", param_hint="--grader-url")
+            raise typer.BadParameter("give --grader-url and --grader-model together", param_hint="--grader-url")
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def _numbers(text: str, option: str, least: int) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,4096", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0,4096", param_hint=option) from None
     if min(numbers) < least:
         raise typer.BadParameter(f"{min(numbers)} is less than {least}", param_hint=option)
     return numbers

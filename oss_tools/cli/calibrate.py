@@ -70,7 +70,9 @@ def run(
     with open_checkpoint(model) as checkpoint:
         metadata = checkpoint.metadata()
         if sequence > checkpoint.architecture.context:
-            raise BadRequest(f"--sequence {sequence}: the model was made for {checkpoint.architecture.context} positions")
+            raise BadRequest(
+                f"--sequence {sequence}: the model was made for sequences of {checkpoint.architecture.context} tokens at most"
+            )
         vocabulary = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
         chosen = sample(metadata, sources, tokens, sequence, vocabulary)
         check(checkpoint, chosen, out, resume=resume, overwrite=overwrite)

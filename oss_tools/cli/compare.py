@@ -234,25 +234,29 @@ def run(
         raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
     finished = len(models or ()) > 1 or base is not None or pack is not None
     if pack and (base is not None or not models):
-        raise typer.BadParameter("stands for the base; name the checkpoints that are held against it", param_hint="--pack")
+        raise typer.BadParameter(
+            "the pack replaces the base: leave --base out, and name the checkpoints to compare with it", param_hint="--pack"
+        )
     if write_pack and (finished or len(models or ()) != 1 or formats or gate):
-        raise typer.BadParameter("is made of one checkpoint, without --formats, --base or --gate", param_hint="--write-pack")
+        raise typer.BadParameter(
+            "a pack is made of one checkpoint, without --formats, --base or --gate", param_hint="--write-pack"
+        )
     named = _models(models or [], quiet) if finished else list(models or [])
     asked = {text: opened(text, wire) for text in [*named, base] if isinstance(text, str)}
     paths = [path for path in named if isinstance(path, Path)]
     if ray and (pack or write_pack):
-        raise typer.BadParameter("packs are made and compared with on one machine", param_hint="--ray")
+        raise typer.BadParameter("a pack is made and used on one machine; leave --ray out", param_hint="--ray")
     if asked and (pack or write_pack):
-        raise typer.BadParameter("packs are of checkpoints, not of models behind addresses")
+        raise typer.BadParameter("a pack is for checkpoints, not for models behind addresses")
     if asked and not finished:
         raise typer.BadParameter("a model behind an address is compared with checkpoints; `eval` scores it by itself")
     if finished and formats:
-        raise typer.BadParameter("is for one model; several checkpoints are compared as they are", param_hint="--formats")
+        raise typer.BadParameter("it is for one model; several checkpoints are compared as they are", param_hint="--formats")
     if baseline and not gate:
-        raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
+        raise typer.BadParameter("it needs --gate, whose rules compare with it", param_hint="--baseline")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
     if drift and pack:
-        raise typer.BadParameter("needs the base itself, of which a pack has no logits", param_hint="--drift")
+        raise typer.BadParameter("it needs the base itself: a pack has no logits of it", param_hint="--drift")
     drifts, places = names_in(drift), _depths(depths)
     judge = _judge(gate, baseline)
     _check_published(names_in(published))
@@ -318,7 +322,7 @@ def _models(paths: list[Any], quiet: bool) -> list[Any]:
     """Those of several models that can be some: the rest of what DIR/* names is passed over, with a line."""
     left_out = [path for path in paths if isinstance(path, Path) and path.is_file() and not _may_be_model(path)]
     if left_out and not quiet:
-        remark(f"{', '.join(path.name for path in left_out)}: no model, passed over")
+        remark(f"{', '.join(path.name for path in left_out)}: not a model, ignored")
     return [path for path in paths if path not in left_out]
 
 
@@ -351,10 +355,10 @@ def _depths(text: str) -> tuple[int, ...]:
     for name in names_in(text):
         number, thousands = (name[:-1], 1024) if name.lower().endswith("k") else (name, 1)
         if not number.isdecimal() or int(number) * thousands > 1 << 24:
-            raise typer.BadParameter(f"{name!r}: numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+            raise typer.BadParameter(f"{name!r}: write numbers of tokens, as in 0,1024,32k", param_hint="--depths")
         found.append(int(number) * thousands)
     if not found:
-        raise typer.BadParameter("numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+        raise typer.BadParameter("write numbers of tokens, as in 0,1024,32k", param_hint="--depths")
     return tuple(found)
 
 

@@ -149,9 +149,9 @@ def _budget(size: int | None, bits: float | None, kld: float | None) -> Budget:
 
     given = [Budget(kind, value) for kind, value in (("size", size), ("bits", bits), ("kld", kld)) if value is not None]  # type: ignore[arg-type]
     if len(given) != 1:
-        raise typer.BadParameter("name one budget: --size, --bits or --kld")
+        raise typer.BadParameter("name one limit: --size, --bits or --kld")
     if not 0 < given[0].value < float("inf"):
-        raise typer.BadParameter(f"{given[0].value} is no budget", param_hint=f"--{given[0].kind}")
+        raise typer.BadParameter(f"{given[0].value} is not a number above 0", param_hint=f"--{given[0].kind}")
     return given[0]
 
 

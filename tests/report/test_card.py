@@ -91,7 +91,7 @@ def test_only_comparisons_have_cards(tmp_path: Path) -> None:
         card(load_sheets([bench])[0], "a.svg")
     for options, message in (
         (("--card", "a.png"), "ends with .svg"),
-        (("--card", "a.svg", str(SAMPLE)), "is of one comparison"),
+        (("--card", "a.svg", str(SAMPLE)), "it shows one comparison: name one record"),
     ):
         done = CliRunner().invoke(app, ["report", str(SAMPLE), *options])
         assert done.exit_code == 2
