@@ -83,7 +83,7 @@ def run(
 
     peers = tuple(dict.fromkeys(peer or ()))
     if unknown := set(peers).difference(PEERS):
-        raise typer.BadParameter(f"{unknown.pop()!r}: there are {', '.join(PEERS)}", param_hint="--peer")
+        raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(PEERS)}", param_hint="--peer")
     if not prompt and not generate:
         raise typer.BadParameter("with --prompt 0 and --gen 0 there is nothing to time")
     backend = backend_for(device, backend, (lambda line: None) if quiet else remark)

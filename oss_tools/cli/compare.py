@@ -231,7 +231,7 @@ def run(
     quiet: QuietFlag = False,
 ) -> None:
     if reasoning not in ("low", "medium", "high"):
-        raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
+        raise typer.BadParameter(f"{reasoning!r} is not one of low, medium, high", param_hint="--reasoning")
     finished = len(models or ()) > 1 or base is not None or pack is not None
     if pack and (base is not None or not models):
         raise typer.BadParameter(
@@ -276,7 +276,7 @@ def run(
 
     check_folder(output)
     if unknown := [kind for kind in drifts if kind not in KINDS]:
-        raise typer.BadParameter(f"{unknown[0]!r}: a list of {', '.join(KINDS)}", param_hint="--drift")
+        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(KINDS)}", param_hint="--drift")
     if not (paths or base) or resource("tiny/checkpoint") in (*paths, base):
         limit, max_tokens = limit or EMBEDDED_LIMIT, max_tokens or EMBEDDED_TOKENS
     say = (lambda line: None) if quiet else remark

@@ -192,7 +192,7 @@ def run(
     if model is None:
         raise typer.BadParameter("name a model, or give --list", param_hint="MODEL")
     if reasoning not in (None, "low", "medium", "high"):
-        raise typer.BadParameter(f"{reasoning!r}: low, medium or high", param_hint="--reasoning")
+        raise typer.BadParameter(f"{reasoning!r} is not one of low, medium, high", param_hint="--reasoning")
     if ray and user.user_url:
         raise typer.BadParameter("conversations with a simulated user are held on one machine", param_hint="--ray")
     if resume and output is None:

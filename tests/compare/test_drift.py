@@ -135,7 +135,7 @@ def test_drift_is_a_part_of_a_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--drift", "deep"), "'deep': a list of depth, cache, backends"),
+        (("--drift", "deep"), "'deep' is not one of depth, cache, backends"),
         (("--drift", "depth", "--depths", "x"), "'x': numbers of tokens are wanted"),
         (("--drift", "depth", "--depths", ""), "write numbers of tokens, as in 0,1024,32k"),
     ],
