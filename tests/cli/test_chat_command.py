@@ -246,7 +246,7 @@ def test_a_saved_conversation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
         ('[{"role": "user", "content": "x", "channel": 3}]', "message 0: `channel` must be a text"),
         ('[{"role": "user", "content": "x", "weapon": "y"}]', "unknown field 'weapon'"),
         ('{"messages": [], "effort": "much"}', "effort is 'much'"),
-        ('{"messages": [], "instructions": 3}', "instructions is no text"),
+        ('{"messages": [], "instructions": 3}', "`instructions` must be a text"),
     ],
 )
 def test_a_file_that_is_no_conversation_changes_nothing(

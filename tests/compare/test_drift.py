@@ -136,7 +136,7 @@ def test_drift_is_a_part_of_a_comparison(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--drift", "deep"), "'deep' is not one of depth, cache, backends"),
-        (("--drift", "depth", "--depths", "x"), "'x': numbers of tokens are wanted"),
+        (("--drift", "depth", "--depths", "x"), "'x': write numbers of tokens"),
         (("--drift", "depth", "--depths", ""), "write numbers of tokens, as in 0,1024,32k"),
     ],
 )
