@@ -63,7 +63,7 @@ def run(
         metadata = checkpoint.metadata()
         if texts.sequence > checkpoint.architecture.context:
             raise BadRequest(
-                f"--sequence {texts.sequence}: the model was made for {checkpoint.architecture.context} positions"
+                f"--sequence {texts.sequence}: the model was made for sequences of {checkpoint.architecture.context} tokens at most"
             )
         chosen = texts.sample(checkpoint, metadata, texts.tokens, texts.sequence)
         check(checkpoint, chosen, out, resume=resume, overwrite=overwrite)

@@ -136,9 +136,9 @@ def test_drift_is_a_part_of_a_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--drift", "deep"), "'deep': a list of depth, cache, backends"),
-        (("--drift", "depth", "--depths", "x"), "'x': numbers of tokens are wanted"),
-        (("--drift", "depth", "--depths", ""), "numbers of tokens are wanted, as in 0,1024,32k"),
+        (("--drift", "deep"), "'deep' is not one of depth, cache, backends"),
+        (("--drift", "depth", "--depths", "x"), "'x': write numbers of tokens"),
+        (("--drift", "depth", "--depths", ""), "write numbers of tokens, as in 0,1024,32k"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
