@@ -222,13 +222,21 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
         with full_disk_is_no_room(path), path.open("wb") as stream:
             stream.write(data)
         return
+    with replacing(path, private=private) as fresh:
+        write_file(fresh, data, PRIVATE if private or path.exists() else 0o666)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """A name beside a file, where what is to replace it is written; it gets the file's name, and an old one's mode, at the end of
+    the block, unless that raises. `private`, links and errors: as of `replace_file`. No pipes and devices."""
     target = path.resolve()
     if target.exists() and not os.access(target, os.W_OK):
         raise BadRequest(f"{path}: the file is read-only; choose another name, or change its permissions")
     fresh = target.with_name(f".oss-tools-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with full_disk_is_no_room(path):
-            write_file(fresh, data, PRIVATE if private or target.exists() else 0o666)
+            yield fresh
             if target.exists():
                 fresh.chmod(stat.S_IMODE(target.stat().st_mode))
             os.replace(fresh, target)

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class SafetensorsFile:
     Attributes:
         path: the file.
         tensors: name -> RawTensor, in order of their bytes.
+        metadata: the texts by name that the header holds beside them.
         data: how the tensors' bytes are read.
     """
 
@@ -120,7 +121,8 @@ class SafetensorsFile:
         if not text.startswith(b"{"):
             raise BadCheckpoint(f"{self.path}: the header does not begin with '{{'; not a safetensors file")
         header = parse_json(text, f"{self.path}: header", MAX_VALUES)
-        header.pop("__metadata__", None)
+        said = header.pop("__metadata__", None)
+        self.metadata = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
         if len(header) > MAX_TENSORS:
             raise BadCheckpoint(f"{self.path}: {len(header)} tensors, more than the {MAX_TENSORS} that a file may hold")
         tensors = [self._parse_entry(name, entry, 8 + length) for name, entry in header.items()]
@@ -178,6 +180,7 @@ class SafetensorsFile:
 
     def close(self) -> None:
         if self._fd >= 0:
+            self.data.close()
             os.close(self._fd)
             self._fd = -1
 
@@ -193,13 +196,20 @@ class SafetensorsWriter:
         tensors: name -> RawTensor.
     """
 
-    def __init__(self, path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
-        """Creates the file with its final length and header, from (name, dtype, shape). Raises NoRoom."""
+    def __init__(
+        self,
+        path: Path,
+        tensors: Iterable[tuple[str, str, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+        mode: int = 0o644,
+    ) -> None:
+        """Creates the file with its final length and header, from (name, dtype, shape). `metadata`: texts by name for the header,
+        in place of those that mark weights. Raises NoRoom."""
         self.path = path
-        header, self.tensors, size = _lay_out(list(tensors))
+        header, self.tensors, size = _lay_out(list(tensors), metadata or {"format": "pt"})
         self._writing = threading.Lock()
         with full_disk_is_no_room(path):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
             try:
                 os.ftruncate(self._fd, size)
                 write_at(self._fd, 0, np.frombuffer(header, np.uint8), path)
@@ -231,10 +241,12 @@ def is_sane_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
-def _lay_out(tensors: list[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, dict[str, RawTensor], int]:
+def _lay_out(
+    tensors: list[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, RawTensor], int]:
     """(header with its length, tensors with offsets, size of the file). The header is padded to a multiple of 8 bytes."""
     tensors = sorted(tensors, key=lambda t: -DTYPES[t[1]])
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, dtype, shape in tensors:
         nbytes = _product(shape) * DTYPES[dtype] // 8

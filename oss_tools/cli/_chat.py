@@ -110,12 +110,13 @@ def guesses(engine: Engine) -> dict[str, int]:
 @dataclass(frozen=True)
 class Speaker:
     """A model that completes prompts, with its settings. `max_tokens` None: as many as the context has room for. `constraint`:
-    what its texts are held to."""
+    what its texts are held to. `heard`: the last prompt, and the tokens that followed it."""
 
     engine: Engine
     sampling: Sampling
     max_tokens: int | None
     constraint: NewConstraint | None = None
+    heard: list[int] = field(default_factory=list)
 
     def complete(self, tokens: list[int], figures: Figures) -> Iterator[int]:
         """The tokens that follow, as they come."""
@@ -123,6 +124,7 @@ class Speaker:
 
         began = last = time.perf_counter()
         figures.prompt_tokens += len(tokens)
+        self.heard[:] = tokens
         limit = self.max_tokens or self.engine.context
         first, before = True, guesses(self.engine)
         said = figures.guessed, figures.right
@@ -139,4 +141,5 @@ class Speaker:
             after = guesses(self.engine)
             figures.guessed = said[0] + after["guessed"] - before["guessed"]
             figures.right = said[1] + after["right"] - before["right"]
+            self.heard.append(token.id)
             yield token.id

@@ -1,18 +1,17 @@
-"""What `convert`, `requantize` and `merge` share: their options, the plan's table, the run with its progress."""
+"""What `convert`, `requantize` and `merge` share: the run with its progress, and the plan's table."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from oss_tools.cli._conversion_options import FILES, TargetOptions, WritingOptions
 from oss_tools.cli._gptq import print_cost
-from oss_tools.cli._options import format_size, model_path
+from oss_tools.cli._options import format_size
 from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_reading
 
 if TYPE_CHECKING:
@@ -25,142 +24,6 @@ if TYPE_CHECKING:
 
 
 SHOWN = 8  # tensors that a remark names
-FILES = {".gguf": "gguf", ".ready": "ready"}  # containers that are one file, by its extension
-
-
-def help_lists() -> dict[str, list[tuple[str, str]]]:
-    """The formats that can be written and the recipes there are, for help texts."""
-    from oss_tools.convert.recipe import load_recipe, recipe_names, writable_formats
-    from oss_tools.formats import get_format
-
-    return {
-        "Formats": [(name, get_format(name).summary) for name in writable_formats()],
-        "Recipes": [(name, load_recipe(name).description) for name in recipe_names()],
-    }
-
-
-def complete_format(incomplete: str) -> list[str]:
-    from oss_tools.convert.recipe import writable_formats
-
-    return [name for name in writable_formats() if name.startswith(incomplete)]
-
-
-def complete_recipe(incomplete: str) -> list[str]:
-    from oss_tools.convert.recipe import recipe_names
-
-    return [name for name in recipe_names() if name.startswith(incomplete)]
-
-
-Source = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SRC",
-        parser=model_path,
-        help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
-    ),
-]
-Destination = Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--format",
-        "-f",
-        metavar="FORMAT",
-        autocompletion=complete_format,
-        help="Give every matrix except the router this number format.",
-    ),
-]
-RecipeName = Annotated[
-    str,
-    typer.Option(
-        "--recipe",
-        "-r",
-        metavar="RECIPE",
-        autocompletion=complete_recipe,
-        help="Take the formats from this recipe: a name from the list below, or a .yaml file.",
-    ),
-]
-Container = Annotated[
-    str,
-    typer.Option(
-        "--container",
-        "-c",
-        metavar="hf|original|gguf|ready",
-        help="The container to write. [default: by DST's extension, else the source's, else hf]",
-    ),
-]
-Importance = Annotated[
-    Path | None,
-    typer.Option(
-        "--importance",
-        metavar="FILE",
-        help="Round with these importance weights: an imatrix of `calibrate` or llama.cpp, or a safetensors file.",
-    ),
-]
-Rule = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rule",
-        metavar="RULE",
-        help="How to round to a format that offers a choice: search, plain, floor, …; may be repeated.",
-    ),
-]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option("--keep", metavar="MODULE", help="Leave this module as it is (a name or a pattern); may be repeated."),
-]
-Fallback = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fallback",
-        metavar="FORMAT",
-        autocompletion=complete_format,
-        help="The format for tensors that cannot have the recipe's; may be repeated.",
-    ),
-]
-NoFallback = Annotated[
-    bool, typer.Option("--no-fallback", help="Refuse a checkpoint with a tensor that cannot have the recipe's format.")
-]
-OnNonfinite = Annotated[
-    str, typer.Option("--on-nonfinite", metavar="refuse|clamp", help="What to do with NaN and infinity.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; the result has the same bytes.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace DST, or start an interrupted run again from the beginning.")
-]
-Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Read the output back and compare its hashes.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-
-
-def choose_recipe(
-    format: str,
-    recipe: str,
-    rules: Sequence[str] | None,
-    keep: Sequence[str] | None,
-    fallback: Sequence[str] | None,
-    no_fallback: bool,
-) -> Recipe:
-    """The recipe that the options describe; keeping everything if they name neither format nor recipe."""
-    from oss_tools.convert.recipe import KEEP_ALL, load_recipe, recipe_of_format
-
-    if format and recipe:
-        raise typer.BadParameter("--format and --recipe exclude each other")
-    if fallback and no_fallback:
-        raise typer.BadParameter("--fallback and --no-fallback exclude each other")
-    chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else KEEP_ALL
-    if fallback:
-        chosen = chosen.falling_back(tuple(fallback))
-    for rule in rules or ():
-        chosen = chosen.quantizing_by(rule)
-    if keep:
-        chosen = chosen.keeping(tuple(keep))
-    return chosen.without_fallback() if no_fallback else chosen
-
-
-def check_on_nonfinite(choice: str) -> str:
-    if choice not in ("refuse", "clamp"):
-        raise typer.BadParameter(f"{choice!r} is not one of refuse, clamp", param_hint="--on-nonfinite")
-    return choice
 
 
 @dataclass(frozen=True)
@@ -178,12 +41,9 @@ class Outcome:
 def carry_out(
     source: Path,
     destination: Path,
-    container: str,
-    recipe: Recipe,
-    options: Options,
+    target: TargetOptions,
+    writing: WritingOptions,
     *,
-    importance: Path | None,
-    dry_run: bool,
     quiet: bool,
     as_json: bool,
     planned: Callable[[Checkpoint, str, Recipe], Plan] | None = None,
@@ -200,8 +60,10 @@ def carry_out(
     from oss_tools.convert.plan import make_plan
     from oss_tools.models import open_checkpoint
 
+    recipe, options, importance = target.chosen_recipe(), writing.options(), target.importance
     with open_checkpoint(source) as checkpoint:
-        plan = (planned or make_plan)(checkpoint, container or _usual_container(checkpoint, destination), recipe)
+        container = target.container or _usual_container(checkpoint, destination)
+        plan = (planned or make_plan)(checkpoint, container, recipe)
         if importance:
             options = replace(options, importance=load_importance(importance, checkpoint))
         if rounding:
@@ -210,7 +72,7 @@ def carry_out(
         record = plan_record(plan, destination)
         if importance:
             record["importance_of_their_layer"] = unreached_experts(plan, options)
-        if dry_run:
+        if writing.dry_run:
             remark_plan(plan, importance, options)
             if options.rounding:
                 record["rounding"] = options.rounding.takes(plan)

@@ -12,7 +12,7 @@ import typer
 
 from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path
-from oss_tools.cli._output import print_facts, print_json, print_table, remark
+from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.endpoint import Endpoint
@@ -114,7 +114,7 @@ def asked(endpoint: Endpoint, price: Price | None, tasks: Mapping[str, Any], qui
     from oss_tools.harness.prompts import has_tools
     from oss_tools.harness.subjects import EndpointSubject
 
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     loaded = tasks["tasks"].values()
     sampled = any((task.config.generation_kwargs or {}).get("do_sample") for task in loaded)
     tools = any(has_tools(doc) for task in loaded for doc in itertools.islice(task.eval_docs, 8))

@@ -15,10 +15,11 @@ import typer
 
 from oss_tools.cli._groups import options
 from oss_tools.cli._options import model_path, size_option
-from oss_tools.cli._output import Compiling, progress, remark, remark_reading
+from oss_tools.cli._output import Compiling, progress, remark, remark_reading, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
+    from oss_tools.cli._prompt_cache import KeptPrompt
     from oss_tools.engine.engine import Engine
     from oss_tools.models import Checkpoint
 
@@ -105,7 +106,7 @@ WORTH_SAYING = 1.0  # seconds
 
 @options
 class LoadOptions:
-    """How a model is loaded."""
+    """How a model is loaded and computed."""
 
     threads: Threads = 0
     device: Device = "cpu"
@@ -113,7 +114,6 @@ class LoadOptions:
     activations: Activations = "int8"
     load: Load = "mapped"
     memory: Memory = None
-    context: Context = None
 
     def settings(self) -> dict[str, Any]:
         """As `loaded` takes them."""
@@ -121,14 +121,21 @@ class LoadOptions:
 
 
 @options
-class EngineOptions(LoadOptions):
+class ContextOptions(LoadOptions):
+    """How a model is loaded, and for how many positions."""
+
+    context: Context = None
+
+
+@options
+class EngineOptions(ContextOptions):
     """How a model is loaded and writes."""
 
     speculate: Speculate = True
 
 
 @options
-class ScoringOptions(LoadOptions):
+class ScoringOptions(ContextOptions):
     """How a model is loaded that will be asked a great deal."""
 
     load: Load = "resident"
@@ -152,9 +159,11 @@ def loaded(
     check: Callable[[Metadata], None] | None = None,
     hint: bool = False,
     context_for: Callable[[Checkpoint, str], int] | None = None,
+    prompt: KeptPrompt | None = None,
 ) -> Iterator[Engine]:
     """The model, loaded with a progress bar; closed at the end. `check` may refuse it before its weights are read. `hint`: on a
-    terminal, says what a run-ready file would save. `context_for`: chooses the context for a checkpoint and a backend."""
+    terminal, says what a run-ready file would save. `context_for`: chooses the context for a checkpoint and a backend. `prompt`:
+    whose tokens the engine is to know."""
     from oss_tools.engine.backend import backend_for
     from oss_tools.engine.engine import Engine
     from oss_tools.models import open_checkpoint
@@ -164,6 +173,8 @@ def loaded(
             remark_reading(checkpoint, metadata)
         if check:
             check(metadata)
+        if prompt:
+            prompt.check(checkpoint, metadata, backend, activations)
 
     times: list[float] = []
 
@@ -171,7 +182,7 @@ def loaded(
         times.append(time.perf_counter())
         advance("load", nbytes)
 
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     backend = backend_for(device, backend, say)
     with (
         open_checkpoint(path) as checkpoint,
@@ -201,6 +212,8 @@ def loaded(
         for line in streaming_sentences(engine, facts, path):
             remark(line)
     with engine:
+        if prompt:
+            prompt.begin(engine)
         yield engine
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import format_size
 from oss_tools.cli._output import print_facts, remark
 from oss_tools.errors import BadRecipe, BadRequest
@@ -37,7 +39,7 @@ Tokens = Annotated[
     int | None,
     typer.Option("--tokens", min=1, metavar="N", help="For gptq: how many tokens to calibrate on. [default: 65536]"),
 ]
-Sequence_ = Annotated[
+SequenceLength = Annotated[
     int | None,
     typer.Option("--sequence", min=16, metavar="N", help="For gptq: how many tokens a sequence has. [default: 512]"),
 ]
@@ -48,30 +50,35 @@ Damping = Annotated[
         min=1e-6,
         max=1.0,
         metavar="X",
-        help="For gptq: what is added to each input's mean square, in units of their mean. [default: 0.05]",
+        help="For gptq: what is added to each input's mean square, in units of their mean. [default: 0.01]",
     ),
 ]
 
 
-def rounding(
-    method: str,
-    texts: Sequence[Path] | None,
-    chats: Sequence[Path] | None,
-    tokens: int | None,
-    sequence: int | None,
-    damping: float | None,
-) -> Callable[[Plan], Rounding] | None:
-    """What makes the rounding of a plan; None where each value is rounded by itself. Raises BadParameter, and then BadRequest for
-    a text that cannot be used, BadRecipe for a plan that GPTQ cannot serve."""
-    if method not in ("round", "gptq"):
-        raise typer.BadParameter(f"{method!r} is not one of round, gptq", param_hint="--method")
-    options = {"--text": texts, "--chats": chats, "--tokens": tokens, "--sequence": sequence, "--damping": damping}
-    if method == "round":
-        if given := next((name for name, value in options.items() if value is not None), None):
-            raise typer.BadParameter(f"{given} goes with --method gptq")
-        return None
+@options
+class MethodOptions:
+    """How matrices are rounded: each value by itself, or by GPTQ, over a text."""
 
-    def make(plan: Plan) -> Rounding:
+    method: Method = "round"
+    text: Texts = None
+    chats: Chats = None
+    tokens: Tokens = None
+    sequence: SequenceLength = None
+    damping: Damping = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ("round", "gptq"):
+            raise typer.BadParameter(f"{self.method!r} is not one of round, gptq", param_hint="--method")
+        of_gptq = [field.name for field in fields(self) if field.name != "method" and getattr(self, field.name) is not None]
+        if self.method == "round" and of_gptq:
+            raise typer.BadParameter(f"--{of_gptq[0]} goes with --method gptq")
+
+    def rounding(self) -> Callable[[Plan], Rounding] | None:
+        """What makes the rounding of a plan; None where each value is rounded by itself. That raises BadRequest for a text
+        that cannot be used, BadRecipe for a plan that GPTQ cannot serve."""
+        return self._compensation if self.method == "gptq" else None
+
+    def _compensation(self, plan: Plan) -> Rounding:
         from oss_tools.calibration import texts as of_texts
         from oss_tools.calibration.compensation import Compensation, rounded_steps
         from oss_tools.calibration.gptq import DAMPING
@@ -81,18 +88,16 @@ def rounding(
                 "--method gptq: this plan rounds no matrix to a format that it knows (mxfp4, nvfp4, int8, q4_0, …); "
                 "leave --method out"
             )
-        length, wanted = sequence or of_texts.SEQUENCE, tokens or of_texts.TOKENS
+        length, wanted = self.sequence or of_texts.SEQUENCE, self.tokens or of_texts.TOKENS
         context = plan.source.architecture.context
-        if sequence and sequence > context:
-            raise BadRequest(f"--sequence {sequence}: the model was made for sequences of {context} tokens at most")
-        sources = of_texts.sources_of(texts or [], chats or [])
+        if self.sequence and self.sequence > context:
+            raise BadRequest(f"--sequence {self.sequence}: the model was made for sequences of {context} tokens at most")
+        sources = of_texts.sources_of(self.text or [], self.chats or [])
         vocabulary = next(e.spec.shape[0] for e in plan.source.entries.values() if e.spec.role == "embedding")
         sample = of_texts.sample(plan.metadata, sources, wanted, min(length, context), vocabulary)
         if sample.tokens < wanted - length:
             remark(f"the text has {sample.tokens:,} tokens, fewer than the {wanted:,} that were asked for")
-        return Compensation(sample, DAMPING if damping is None else damping)
-
-    return make
+        return Compensation(sample, DAMPING if self.damping is None else self.damping)
 
 
 def print_cost(record: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._groups import options
-from oss_tools.cli._output import remark
+from oss_tools.cli._groups import need_each_other, options
+from oss_tools.cli._output import remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.harness.grader import Grader
@@ -47,8 +47,7 @@ class GraderOptions:
     ] = 16
 
     def __post_init__(self) -> None:
-        if (self.grader_url is None) != (self.grader_model is None):
-            raise typer.BadParameter("give --grader-url and --grader-model together", param_hint="--grader-url")
+        need_each_other(("--grader-url", self.grader_url), ("--grader-model", self.grader_model))
 
 
 @contextmanager
@@ -61,6 +60,6 @@ def grading(how: GraderOptions, output: Path | None, quiet: bool) -> Iterator[Gr
 
     settings = GraderSettings(how.grader_url, how.grader_model, key_variable=how.grader_key, concurrency=how.grader_jobs)
     cache = GradeCache(None if output is None else output / "grades.jsonl")
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     with Grader(settings, cache, say=say) as grader, grading_with(grader):
         yield grader

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
+import typer
+
 Class = TypeVar("Class")
 MARK = "is_group_of_options"
 
@@ -18,6 +20,13 @@ def options(group: type[Class]) -> type[Class]:
     made = dataclass(frozen=True, kw_only=True)(group)
     setattr(made, MARK, True)
     return made
+
+
+def need_each_other(first: tuple[str, object], second: tuple[str, object]) -> None:
+    """Raises BadParameter where one of two options, each given as (name, value), is named without the other."""
+    (name, value), (other, other_value) = first, second
+    if (value is None) != (other_value is None):
+        raise typer.BadParameter(f"give {name} and {other} together", param_hint=name)
 
 
 def flat(run: Callable[..., Any]) -> Callable[..., Any]:

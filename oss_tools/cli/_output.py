@@ -32,6 +32,11 @@ def remark(text: str) -> None:
     print(f"oss-tools: {one_line(text)}", file=sys.stderr)
 
 
+def remark_unless(quiet: bool) -> Callable[[str], None]:
+    """What says a line to stderr, or nothing."""
+    return (lambda text: None) if quiet else remark
+
+
 def remark_reading(*read: Checkpoint | Metadata) -> None:
     """Says on stderr what a user should know about how checkpoints, or their tokenizers and templates, were read; each once."""
     for text in dict.fromkeys(text for one in read for text in one.remarks):

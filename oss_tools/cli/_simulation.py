@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._endpoints import read_price
-from oss_tools.cli._groups import options
-from oss_tools.cli._output import print_facts, remark
+from oss_tools.cli._groups import need_each_other, options
+from oss_tools.cli._output import print_facts, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.wire import Price
@@ -74,8 +74,7 @@ class UserOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        if (self.user_url is None) != (self.user_model is None):
-            raise typer.BadParameter("give --user-url and --user-model together", param_hint="--user-url")
+        need_each_other(("--user-url", self.user_url), ("--user-model", self.user_model))
 
 
 @contextmanager
@@ -96,7 +95,7 @@ def simulating(user: UserOptions, jobs: int, data: Path | None, quiet: bool) -> 
         )
     names = "--user-url", "--user-model", "--user-key"
     endpoint = Endpoint(user.user_url, user.user_model, user.user_key, jobs, role="simulated user", options=names)
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     with Simulation(endpoint, user.tau2_python or sys.executable, data, say) as simulation, simulating_with(simulation):
         yield simulation
 

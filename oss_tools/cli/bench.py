@@ -9,16 +9,20 @@ llama.cpp's fork for CPUs. Both may be given.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Threads, TraceExperts
+from oss_tools.cli._engine import LoadOptions, TraceExperts
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
-from oss_tools.cli._output import print_json, print_table, remark, remark_reading
+from oss_tools.cli._output import print_json, print_table, remark, remark_reading, remark_unless
 from oss_tools.escapes import in_a_line
+
+if TYPE_CHECKING:
+    from oss_tools.measure.bench import Settings
 
 EXAMPLES = """
 oss-tools bench model.gguf
@@ -32,6 +36,56 @@ BATCH = "× one"  # and one where several sequences generate together: how many 
 HEADERS = ("model", "program", "test", "tokens/s", "range", "p50 ms", "p95 ms", "of memory", "of matvec")
 
 
+@options
+class TimingOptions:
+    """What is timed."""
+
+    prompt: Annotated[
+        int, typer.Option("--prompt", "-p", min=0, help="How many tokens the prompt has; 0 times no prompt.")
+    ] = 512
+    generate: Annotated[
+        int, typer.Option("--gen", "-n", min=0, help="How many tokens to generate; 0 times no generation.")
+    ] = 128
+    depth: Annotated[
+        str, typer.Option("--depth", "-d", metavar="LIST", help="How many tokens come before; a list such as 0,4096.")
+    ] = "0"
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", metavar="LIST", help="How many sequences generate together; a list such as 1,8.")
+    ] = "1"
+    repeat: Annotated[
+        int, typer.Option("--repeat", "-r", min=1, help="How many timed rounds to run, after one that is not timed.")
+    ] = 5
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer", metavar="PROGRAM", help="Compare with this program, llama.cpp or ik_llama.cpp; may be repeated."
+        ),
+    ] = None
+    speculate: Annotated[
+        bool,
+        typer.Option("--speculate/--no-speculate", help="Also time what guessing tokens gains where a text repeats itself."),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt and not self.generate:
+            raise typer.BadParameter("with --prompt 0 and --gen 0 there is nothing to time")
+
+    def settings(self, how: LoadOptions, trace_experts: Path | None, say: Callable[[str], None]) -> Settings:
+        """Raises BadParameter for lists that are none and peers that there are not, and what `backend_for` raises."""
+        from oss_tools.engine.backend import backend_for
+        from oss_tools.measure.bench import PEERS, Settings
+
+        peers = tuple(dict.fromkeys(self.peer or ()))
+        if unknown := set(peers).difference(PEERS):
+            raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(PEERS)}", param_hint="--peer")
+        depths, batches = _numbers(self.depth, "--depth", 0), _numbers(self.batch, "--batch", 1)
+        backend = backend_for(how.device, how.backend, say)
+        return Settings(
+            self.prompt, self.generate, depths, batches, how.threads, self.repeat, peers, backend, how.activations,
+            how.load, how.memory, str(trace_experts) if trace_experts else None, self.speculate,
+        )  # fmt: skip
+
+
 def run(
     models: Annotated[
         list[Path],
@@ -41,64 +95,25 @@ def run(
             help="Checkpoints: a path, the owner/name of a download, or tiny (the embedded model).",
         ),
     ],
-    prompt: Annotated[
-        int, typer.Option("--prompt", "-p", min=0, help="How many tokens the prompt has; 0 times no prompt.")
-    ] = 512,
-    generate: Annotated[
-        int, typer.Option("--gen", "-n", min=0, help="How many tokens to generate; 0 times no generation.")
-    ] = 128,
-    depth: Annotated[
-        str, typer.Option("--depth", "-d", metavar="LIST", help="How many tokens come before; a list such as 0,4096.")
-    ] = "0",
-    batch: Annotated[
-        str, typer.Option("--batch", "-b", metavar="LIST", help="How many sequences generate together; a list such as 1,8.")
-    ] = "1",
-    threads: Threads = 0,
-    repeat: Annotated[
-        int, typer.Option("--repeat", "-r", min=1, help="How many timed rounds to run, after one that is not timed.")
-    ] = 5,
-    peer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--peer", metavar="PROGRAM", help="Compare with this program, llama.cpp or ik_llama.cpp; may be repeated."
-        ),
-    ] = None,
-    device: Device = "cpu",
-    backend: BackendName = "numba",
-    activations: Activations = "int8",
-    load: Load = "mapped",
-    memory: Memory = None,
+    *,
+    timing: TimingOptions,
+    how: LoadOptions,
     trace_experts: TraceExperts = None,
-    speculate: Annotated[
-        bool,
-        typer.Option("--speculate/--no-speculate", help="Also time what guessing tokens gains where a text repeats itself."),
-    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    from oss_tools.engine.backend import backend_for
-    from oss_tools.measure.bench import PEERS, Settings, measure
+    from oss_tools.measure.bench import measure
     from oss_tools.models import open_checkpoint
 
-    peers = tuple(dict.fromkeys(peer or ()))
-    if unknown := set(peers).difference(PEERS):
-        raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(PEERS)}", param_hint="--peer")
-    if not prompt and not generate:
-        raise typer.BadParameter("with --prompt 0 and --gen 0 there is nothing to time")
-    backend = backend_for(device, backend, (lambda line: None) if quiet else remark)
-    settings = Settings(
-        prompt, generate, _numbers(depth, "--depth", 0), _numbers(batch, "--batch", 1), threads, repeat, peers,
-        backend, activations, load, memory, str(trace_experts) if trace_experts else None, speculate,
-    )  # fmt: skip
+    say = remark_unless(quiet)
+    settings = timing.settings(how, trace_experts, say)
     if not quiet:
         for path in models:
             with open_checkpoint(path) as checkpoint:
                 remark_reading(checkpoint)
     with tempfile.TemporaryDirectory(prefix="oss-tools-bench-") as folder:
-        record = measure(
-            models, settings, lambda path: as_gguf(path, Path(folder), quiet), (lambda line: None) if quiet else remark
-        )
+        record = measure(models, settings, lambda path: as_gguf(path, Path(folder), quiet), say)
     if as_json:
         print_json(record)
     else:

@@ -18,6 +18,7 @@ import typer
 
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path
 from oss_tools.cli._output import counted, print_facts, print_json, remark, remark_reading
+from oss_tools.cli._texts import TextOptions
 
 if TYPE_CHECKING:
     from oss_tools.calibration.calibrate import Cost, Outcome
@@ -41,15 +42,8 @@ def run(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The importance matrix to make, a GGUF file.")],
-    text: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="FILE", help="Calibrate on this text; may be repeated.")
-    ] = None,
-    chats: Annotated[
-        list[Path] | None,
-        typer.Option("--chats", metavar="FILE", help="Calibrate on these conversations (JSON Lines); may be repeated."),
-    ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="How many tokens to read.")] = 65536,
-    sequence: Annotated[int, typer.Option("--sequence", min=16, metavar="N", help="How many tokens a sequence has.")] = 512,
+    *,
+    texts: TextOptions,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; the result has the same bytes.")
     ] = False,
@@ -61,24 +55,20 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.calibration.calibrate import calibrate, check, cost_of
-    from oss_tools.calibration.texts import sample, sources_of
     from oss_tools.errors import BadRequest
     from oss_tools.machine.products import multiplications_per_second
     from oss_tools.models import open_checkpoint
 
-    sources = sources_of(text or [], chats or [])
     with open_checkpoint(model) as checkpoint:
         metadata = checkpoint.metadata()
-        if sequence > checkpoint.architecture.context:
-            raise BadRequest(
-                f"--sequence {sequence}: the model was made for sequences of {checkpoint.architecture.context} tokens at most"
-            )
-        vocabulary = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
-        chosen = sample(metadata, sources, tokens, sequence, vocabulary)
+        if texts.sequence > checkpoint.architecture.context:
+            context = checkpoint.architecture.context
+            raise BadRequest(f"--sequence {texts.sequence}: the model was made for sequences of {context} tokens at most")
+        chosen = texts.sample(checkpoint, metadata, texts.tokens, texts.sequence)
         check(checkpoint, chosen, out, resume=resume, overwrite=overwrite)
         remark_reading(checkpoint, metadata)
-        if chosen.tokens < tokens - sequence:
-            remark(f"the text has {chosen.tokens:,} tokens, fewer than the {tokens:,} that were asked for")
+        if chosen.tokens < texts.tokens - texts.sequence:
+            remark(f"the text has {chosen.tokens:,} tokens, fewer than the {texts.tokens:,} that were asked for")
         cost = cost_of(checkpoint, chosen.tokens)
         record = _record(model, out, chosen, cost)
         if dry_run:

@@ -24,7 +24,9 @@ from oss_tools.cli._engine import EngineOptions, Model, loaded
 from oss_tools.cli._lines import texts
 from oss_tools.cli._options import QuietFlag
 from oss_tools.cli._output import remark
+from oss_tools.cli._prompt_cache import KeptPrompt, PromptCache
 from oss_tools.cli._sampling import SamplingOptions
+from oss_tools.cli._tools import ToolOptions
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
@@ -33,6 +35,7 @@ EXAMPLES = """
 oss-tools chat tiny --tools calculator
 oss-tools chat gpt-oss-20b/ --reasoning high --tools python,tools.yaml
 oss-tools chat gpt-oss-20b/ --tools browser:handbook/
+oss-tools chat gpt-oss-20b/ --tools browser:handbook/ --prompt-cache handbook.prompt
 oss-tools chat tiny -q < questions.txt
 """
 
@@ -44,15 +47,7 @@ def run(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="Instructions that come before the conversation.")
     ] = None,
-    tools: Annotated[
-        str,
-        typer.Option(
-            "--tools",
-            metavar="LIST",
-            help="Tools for the model, separated by commas: calculator, python, browser:FOLDER, a YAML file, mcp.json.",
-        ),
-    ] = "",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most tool calls for one answer.")] = 8,
+    tools: ToolOptions,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -62,14 +57,14 @@ def run(
     ] = None,
     sampling: SamplingOptions,
     how: EngineOptions,
+    prompt_cache: PromptCache = None,
     quiet: QuietFlag = False,
 ) -> None:  # fmt: skip
     from oss_tools.chat.chat_template import chat_template, has_chat_template, takes_tools
-    from oss_tools.chat.tools.choice import open_tools
     from oss_tools.errors import BadCheckpoint, BadRequest
 
     rule = sampling.rule()
-    opened = open_tools(tools)
+    opened = tools.opened()
 
     def check(metadata: Metadata) -> None:
         if not has_chat_template(metadata):
@@ -77,12 +72,15 @@ def run(
         if opened and not takes_tools(metadata):
             raise BadRequest(f"{model}: its chat template has no place for tools; leave out --tools")
 
-    with loaded(model, **how.settings(), quiet=quiet, check=check) as engine:
+    prompt = KeptPrompt(prompt_cache, quiet) if prompt_cache else None
+    with loaded(model, **how.settings(), quiet=quiet, check=check, prompt=prompt) as engine:
         template = chat_template(engine.metadata, engine.text)
-        chat = Chat(Speaker(engine, rule, max_tokens), template, opened, reasoning, system, rounds, quiet)
+        chat = Chat(Speaker(engine, rule, max_tokens), template, opened, reasoning, system, tools.rounds, quiet)
         if sys.stdin.isatty() and not quiet:
             remark("/help lists the commands, Ctrl-D ends")
         for text in texts():
             chat.take(text)
             if chat.ended:
-                return
+                break
+        if prompt:
+            prompt.end(engine, chat.speaker.heard)

@@ -10,7 +10,9 @@ Without --format or --recipe every tensor keeps its format, and no value changes
 from __future__ import annotations
 
 from oss_tools.cli import _conversion as shared
-from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size
+from oss_tools.cli._conversion_options import Destination, Source, TargetOptions, WritingOptions
+from oss_tools.cli._conversion_options import help_lists as help_lists
+from oss_tools.cli._options import JsonFlag, QuietFlag, format_size
 from oss_tools.cli._output import print_facts, print_json
 
 EXAMPLES = """
@@ -21,42 +23,21 @@ oss-tools convert gpt-oss-20b/ smaller.gguf --recipe mxfp4-q8 --dry-run
 """
 
 
-help_lists = shared.help_lists
-
-
 def run(
-    source: shared.Source,
-    destination: shared.Destination,
-    container: shared.Container = "",
-    format: shared.Format = "",
-    recipe: shared.RecipeName = "",
-    rule: shared.Rule = None,
-    keep: shared.Keep = None,
-    fallback: shared.Fallback = None,
-    no_fallback: shared.NoFallback = False,
-    importance: shared.Importance = None,
-    shard_size: ShardSize = None,
-    on_nonfinite: shared.OnNonfinite = "refuse",
-    resume: shared.Resume = False,
-    overwrite: shared.Overwrite = False,
-    verify: shared.Verify = True,
-    dry_run: shared.DryRun = False,
-    jobs: Jobs = 0,
+    source: Source,
+    destination: Destination,
+    *,
+    target: TargetOptions,
+    writing: WritingOptions,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    from oss_tools.convert.pipeline import Options
 
-    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
-    options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     done = shared.carry_out(
         source,
         destination,
-        container,
-        chosen,
-        options,
-        importance=importance,
-        dry_run=dry_run,
+        target,
+        writing,
         quiet=quiet,
         as_json=as_json,
     )
@@ -76,7 +57,7 @@ def run(
             "container": f"{plan.source.container} → {plan.container}",
             "bytes": f"{format_size(plan.source_bytes)} → {format_size(plan.target_bytes)}",
             "tensors": f"{len(tensors)}: {moved} moved as they are, {decoded} decoded without loss, {rounded} rounded",
-            "read back": "every hash as written, by way of the system's cache" if verify else "no",
+            "read back": "every hash as written, by way of the system's cache" if writing.verify else "no",
             "time": f"{done.seconds:.1f} s, {format_size(plan.source_bytes / done.seconds)}/s of input",
         }
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size
-from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark
+from oss_tools.cli._output import print_facts, print_json, print_table, progress, remark, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.download.download import Plan
@@ -105,7 +105,7 @@ def run(
 
     if container and container not in CONTAINERS:
         raise typer.BadParameter(f"{container!r} is not one of {', '.join(CONTAINERS)}", param_hint="--container")
-    say = (lambda line: None) if quiet else remark
+    say = remark_unless(quiet)
     web = Web(endpoint or None, say)
     wanted = sources.understand(source, revision, web.endpoint)
     if offline() and wanted.repo:

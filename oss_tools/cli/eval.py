@@ -18,7 +18,6 @@ and how many calls and tokens the grader and the simulated user would take.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,20 +25,21 @@ import typer
 
 from oss_tools.cli._endpoints import EndpointOptions, asked, model_or_endpoint, opened, show_calls
 from oss_tools.cli._engine import ScoringOptions, TraceExperts, loaded
+from oss_tools.cli._evaluation import Evaluation, check_models, described, divergence
 from oss_tools.cli._grading import GraderOptions, grading
-from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, Repeats, model_path
-from oss_tools.cli._output import counted, print_json, print_table, remark
-from oss_tools.cli._ray import Ray, cluster_at
+from oss_tools.cli._groups import options
+from oss_tools.cli._options import JsonFlag, QuietFlag, model_path
+from oss_tools.cli._output import print_json, print_table, remark
+from oss_tools.cli._questions import QuestionOptions
+from oss_tools.cli._ray import Ray
 from oss_tools.cli._ray import with_address as with_address
 from oss_tools.cli._scores import DIVERGENCE, print_record
 from oss_tools.cli._simulation import UserOptions, show_users, simulating
 
 if TYPE_CHECKING:
     from oss_tools.endpoints.endpoint import Endpoint
-    from oss_tools.engine.engine import Engine
-    from oss_tools.harness.grader import Grader
-    from oss_tools.harness.subjects import Subject
-    from oss_tools.harness.suites import SuiteTask
+    from oss_tools.endpoints.wire import Price
+    from oss_tools.harness.run import Settings
 
 EXAMPLES = """
 oss-tools eval tiny
@@ -53,6 +53,45 @@ oss-tools eval gpt-oss-120b/ --suite math --tier full --ray 10.0.0.5:6379 --outp
 oss-tools eval --list
 """
 SUITES = "math,health,tool_use,text"
+
+
+@options
+class ScoredQuestions(QuestionOptions):
+    """Which questions are asked, how they are put, and how they are answered."""
+
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot",
+            min=0,
+            help="How many worked examples come before each question. [default: the task's]",
+            show_default=False,
+        ),
+    ] = None
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Ask with or without the chat template. [default: with it, if the model has one]",
+            show_default=False,
+        ),
+    ] = None
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="How many answers to generate together.")] = 16
+
+    def settings(self) -> Settings:
+        """As `evaluate` takes them."""
+        from oss_tools.harness.run import Settings
+
+        return Settings(
+            limit=self.limit,
+            seed=self.seed,
+            num_fewshot=self.num_fewshot,
+            effort=self.reasoning,  # type: ignore[arg-type]
+            chat=self.chat,
+            batch=self.batch,
+            max_tokens=self.max_tokens,
+            repeats=self.repeats,
+        )
 
 
 def run(
@@ -77,14 +116,6 @@ def run(
             show_default=False,
         ),
     ] = None,
-    tier: Annotated[
-        str,
-        typer.Option(
-            "--tier",
-            metavar="smoke|full",
-            help="smoke asks questions that come with the program; full asks the public sets.",
-        ),
-    ] = "smoke",
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -110,56 +141,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="DIR", help="A folder that holds the public sets as TASK/SPLIT.jsonl.", show_default=False
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Ask only this many questions of each task.", show_default=False)
-    ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", help="The seed of sampled answers and of the choice of worked examples.")
-    ] = 0,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot",
-            min=0,
-            help="How many worked examples come before each question. [default: the task's]",
-            show_default=False,
-        ),
-    ] = None,
-    reasoning: Annotated[
-        str | None,
-        typer.Option(
-            "--reasoning",
-            metavar="low|medium|high",
-            help="How much to reason. [default: the task's, or medium]",
-            show_default=False,
-        ),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Ask with or without the chat template. [default: with it, if the model has one]",
-            show_default=False,
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens",
-            "-n",
-            min=1,
-            help="The most tokens of one answer, reasoning included. [default: the task's]",
-            show_default=False,
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="How many answers to generate together.")] = 16,
-    repeats: Repeats = None,
+    questions: ScoredQuestions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -191,8 +173,6 @@ def run(
         return
     if model is None:
         raise typer.BadParameter("name a model, or give --list", param_hint="MODEL")
-    if reasoning not in (None, "low", "medium", "high"):
-        raise typer.BadParameter(f"{reasoning!r} is not one of low, medium, high", param_hint="--reasoning")
     if ray and user.user_url:
         raise typer.BadParameter("conversations with a simulated user are held on one machine", param_hint="--ray")
     if resume and output is None:
@@ -216,7 +196,7 @@ def run(
     check_models(None if endpoint else model, base)
     usual = SUITES if endpoint is None else SUITES.replace(",text", "")  # which wants log-probabilities of a prompt
     wanted = suite if suite is not None else "" if task or text else usual
-    listed = chosen_tasks([name.strip() for name in wanted.split(",")], tier) if wanted else []
+    listed = chosen_tasks([name.strip() for name in wanted.split(",")], questions.tier) if wanted else []
     graders = grading(grader, output, quiet)
     if grader.grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
         remark(
@@ -231,39 +211,30 @@ def run(
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:
         with graders:
-            prices = {"price": wire.price, "user_price": user.user_price, "repeats": repeats}
-            show_plan(names, {entry.task for entry in listed}, text or [], data, limit, as_json, endpoint, **prices)
+            may_miss = {entry.task for entry in listed}
+            show_plan(names, may_miss, text or [], questions, endpoint, wire.price, user.user_price, as_json)
         return
-    from oss_tools.harness.run import Settings, write_record
+    from oss_tools.harness.run import write_record
     from oss_tools.harness.subjects import EngineSubject
 
-    settings = Settings(
-        limit=limit,
-        seed=seed,
-        num_fewshot=num_fewshot,
-        effort=reasoning,  # type: ignore[arg-type]
-        chat=chat,
-        batch=batch,
-        max_tokens=max_tokens,
-        repeats=repeats,
-    )
     room = how.memory // 2 if how.memory and base else how.memory  # both are loaded in the end
     engine_options = how.settings() | {"memory": room, "quiet": quiet}
-    played = simulating(user, wire.jobs, data, quiet)
+    played = simulating(user, wire.jobs, questions.data, quiet)
     with graders as judge, played as simulation:
-        tasks = load_tasks(names, data, text or [], remark, may_miss={entry.task for entry in listed})
-        run = (listed, tasks, settings, output, resume, quiet, judge)
+        tasks = load_tasks(names, questions.data, text or [], remark, may_miss={entry.task for entry in listed})
+        work = Evaluation(listed, tasks, questions.settings(), output, resume, quiet, judge)
         if endpoint is not None:
             with asked(endpoint, wire.price, tasks, quiet) as subject:
-                record = evaluated(subject, subject.described, *run)
+                record = work.of(subject, subject.described)
         elif ray is not None:
-            record = spread(ray, model, how.settings(), data, quiet, *run)
+            record = work.spread(ray, model, how.settings(), questions.data)
         else:
             with loaded(model, trace_experts=trace_experts, **engine_options) as engine:
-                record = evaluated(EngineSubject(engine), described(model), *run)
+                record = work.of(EngineSubject(engine), described(model))
                 if base is not None:
                     with loaded(base, **engine_options) as other:
-                        record[DIVERGENCE] = divergence(other, engine, text or [], limit, quiet) | {"base": described(base)}
+                        found = divergence(other, engine, text or [], questions.limit, quiet)
+                        record[DIVERGENCE] = found | {"base": described(base)}
         if judge is not None:
             record["grader"] = {"model": grader.grader_model, **judge.tally.to_json()}
         if simulation is not None:
@@ -282,20 +253,18 @@ def show_plan(
     names: list[str],
     listed: set[str],
     texts: list[Path],
-    data: Path | None,
-    limit: int | None,
+    questions: QuestionOptions,
+    endpoint: Endpoint | None,
+    price: Price | None,
+    user_price: Price | None,
     as_json: bool,
-    endpoint: Endpoint | None = None,
-    price: Any = None,
-    repeats: int | None = None,
-    user_price: Any = None,
 ) -> None:
     """What a run would ask, as a table or as JSON; of an endpoint and of a simulated user also tokens and price."""
     from dataclasses import asdict
 
     from oss_tools.harness.plan import planned
 
-    rows = planned(names, data, texts, limit, remark, may_miss=listed, repeats=repeats)
+    rows = planned(names, questions.data, texts, questions.limit, remark, may_miss=listed, repeats=questions.repeats)
     if endpoint is not None:
         show_calls(rows, endpoint, price, as_json)
         if not as_json:
@@ -311,103 +280,6 @@ def show_plan(
     header = ("task", "questions", "requests", "calls of the grader", "tokens to read, about", "tokens to write, about")
     print_table(cells, header, right=(1, 2, 3, 4, 5))
     show_users(rows, user_price)
-
-
-def check_models(model: Path | None, base: Path | None) -> None:
-    """Raises what loading would raise for files that are no checkpoint, before anything is done."""
-    from oss_tools.models import open_checkpoint
-
-    for path in (model, base):
-        if path is not None:
-            with open_checkpoint(path) as checkpoint:
-                checkpoint.metadata()
-
-
-def described(model: Path) -> dict[str, Any]:
-    """What the record says of a model's files."""
-    from oss_tools.download.layout import name_of
-    from oss_tools.harness.run import fingerprint
-    from oss_tools.models import open_checkpoint
-    from oss_tools.resources import resource
-
-    name = EMBEDDED if model == resource("tiny/checkpoint") else name_of(model)
-    with open_checkpoint(model) as checkpoint:
-        return {"name": name, "nbytes": checkpoint.nbytes, **fingerprint(checkpoint.reader.files())}
-
-
-def evaluated(
-    subject: Subject,
-    model: dict[str, Any],
-    listed: list[SuiteTask],
-    tasks: dict[str, Any],
-    settings: Any,
-    output: Path | None,
-    resume: bool,
-    quiet: bool,
-    grader: Grader | None = None,
-) -> dict[str, Any]:
-    """Runs tasks, of which the suites list some, with progress; the record."""
-    from oss_tools.harness.run import evaluate
-
-    with counted(quiet=quiet) as report:
-        if grader is not None:
-            grader.report = lambda done, total: report("grades", done, total)
-        return evaluate(
-            subject,
-            tasks,
-            settings,
-            model=model,
-            listed=listed,
-            output=output,
-            resume=resume,
-            report=report,
-            say=remark,
-        )
-
-
-def spread(
-    address: str,
-    model: Path,
-    engine: dict[str, Any],
-    data: Path | None,
-    quiet: bool,
-    listed: list[SuiteTask],
-    tasks: dict[str, Any],
-    settings: Any,
-    output: Path | None,
-    resume: bool,
-    *rest: Any,
-) -> dict[str, Any]:
-    """Has the tasks answered on a cluster, and scores the answers here; the record."""
-    from oss_tools.engine.backend import backend_for
-    from oss_tools.harness.shares import answer_elsewhere, source_of
-
-    engine["backend"] = backend_for(engine.pop("device"), engine["backend"], (lambda line: None) if quiet else remark)
-    about, threads = described(model), engine.pop("threads")
-    with tempfile.TemporaryDirectory() as scratch, cluster_at(address) as cluster, counted(quiet=quiet) as report:
-        assert cluster is not None
-        folder = output or Path(scratch)
-        source = source_of(cluster, model, about["sha256"], engine, threads)
-        asked = source, tasks["tasks"], settings, folder, data, resume
-        subject = answer_elsewhere(cluster, model, *asked, report=report)
-        return evaluated(subject, about, listed, tasks, settings, folder, True, *rest)
-
-
-def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | None, quiet: bool) -> dict[str, Any]:
-    """The statistics of the divergence from `base` on the user's files, or on the text that travels with the program."""
-    from oss_tools.harness.data import read_jsonl
-    from oss_tools.harness.texts import read_text
-    from oss_tools.measure.fidelity import common_rows, compare_engines, summarize
-    from oss_tools.resources import resource
-
-    own = [doc["text"] for doc in read_jsonl(resource("evals/text/smoke.jsonl"))]
-    tokens = engine.text.encode("\n\n".join([read_text(file) for file in texts] or own))
-    both, rows = common_rows(base, engine), max(base.backend.vocabulary, engine.backend.vocabulary)
-    if both < rows and not quiet:
-        remark(f"one of the models has {rows - both:,} more rows, for padding; the {both:,} rows of both are compared")
-    with counted(quiet=quiet) as report:
-        chunks = compare_engines(base, engine, tokens, limit=limit, progress=lambda done, n: report(DIVERGENCE, done, n))
-    return summarize(chunks)
 
 
 def show_list(as_json: bool) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, format_size, model_path, size_option
-from oss_tools.cli._output import print_facts, print_json, print_table, remark, remark_reading
+from oss_tools.cli._output import print_facts, print_json, print_table, remark_reading, remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.fit.estimate import Choice, Estimate, Row
@@ -223,7 +223,7 @@ def estimate_model(
     from oss_tools.download.web import Web
 
     refuse_path(model)
-    web = Web(endpoint or None, (lambda line: None) if quiet else remark)
+    web = Web(endpoint or None, remark_unless(quiet))
     wanted = sources.understand(model, revision, web.endpoint)
     here = find_here(wanted, web.say) if wanted.repo and not include else None
     if here:

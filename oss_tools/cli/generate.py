@@ -23,6 +23,7 @@ from oss_tools.cli._engine import EngineOptions, Model, TraceExperts, loaded
 from oss_tools.cli._options import JsonFlag, QuietFlag
 from oss_tools.cli._outlet import say
 from oss_tools.cli._output import print_json, remark
+from oss_tools.cli._prompt_cache import KeptPrompt, PromptCache
 from oss_tools.cli._sampling import SamplingOptions
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ oss-tools generate tiny "What is 47 + 38?" --show-analysis --reasoning high
 oss-tools generate gpt-oss-20b/ "Why is the sky blue?"
 oss-tools generate model.gguf "Once upon a time" --raw --max-tokens 64 --temperature 0.8 --seed 1
 oss-tools generate model.gguf -f prompt.txt --stop END
+oss-tools generate model.gguf -f handbook.txt --raw --prompt-cache handbook.prompt
 oss-tools generate gpt-oss-20b/ "Who wrote Emma, and when?" --json-schema book.json
 """
 
@@ -90,6 +92,7 @@ def run(
     sampling: SamplingOptions,
     how: EngineOptions,
     trace_experts: TraceExperts = None,
+    prompt_cache: PromptCache = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -101,14 +104,20 @@ def run(
     rule = sampling.rule()
     form = form_of(json_schema, regex)
     text = prompt_of(prompt, file)
-    with loaded(model, **how.settings(), trace_experts=trace_experts, quiet=quiet, hint=True, prefix_budget=0) as engine:
+    kept = KeptPrompt(prompt_cache, quiet) if prompt_cache else None
+    given = how.settings() | {"trace_experts": trace_experts, "prefix_budget": None if kept else 0, "prompt": kept}
+    with loaded(model, **given, quiet=quiet, hint=True) as engine:
         if not raw and has_chat_template(engine.metadata, engine.text):
             template = chat_template(engine.metadata, engine.text)
             conversation = Conversation((Message("user", text),), effort=cast("Effort", reasoning))
             constraint = constraint_for(template, engine.grammars, conversation, form) if form else None
             speaker = Speaker(engine, rule, max_tokens, constraint)
             screen = None if as_json else Screen(show_analysis)
-            answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
+            try:
+                answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
+            finally:
+                if kept:
+                    kept.end(engine, template.encode(conversation))
             return
         if not raw and not quiet:
             remark("the checkpoint has no chat template: the prompt is continued as plain text")
@@ -117,6 +126,8 @@ def run(
         constraint = plain_constraint(engine.grammars, form) if form else None
         stream = engine.generate(Request(tokens, max_tokens or PLAIN_TOKENS, rule, tuple(stop or ()), constraint=constraint))
         record = {"prompt_tokens": len(tokens)} | consume(stream, began, len(tokens), show=not as_json) | guesses(engine)
+        if kept:
+            kept.end(engine, tokens)
     if as_json:
         print_json(record)
     elif not quiet:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli import _conversion as shared
-from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, download_path, format_size, model_path
+from oss_tools.cli._conversion_options import Destination, TargetOptions, WritingOptions
+from oss_tools.cli._conversion_options import help_lists as help_lists
+from oss_tools.cli._options import JsonFlag, QuietFlag, download_path, format_size, model_path
 from oss_tools.cli._output import print_facts, print_json, print_table, remark
 from oss_tools.escapes import json_text
 
@@ -35,9 +37,6 @@ SMALL_SHARE = 0.8  # of an update: less is worth a warning
 LARGE_REST = 1.0  # in sizes of the update: more is
 
 
-help_lists = shared.help_lists
-
-
 def run(
     base: Annotated[
         Path,
@@ -51,7 +50,7 @@ def run(
         list[Path],
         typer.Argument(metavar="ADAPTER", parser=download_path, help="The adapters to merge into it, in this order."),
     ],
-    destination: shared.Destination,
+    destination: Destination,
     scale: Annotated[
         list[float] | None,
         typer.Option(
@@ -61,14 +60,8 @@ def run(
         ),
     ] = None,
     any_base: Annotated[bool, typer.Option("--any-base", help="Merge even if the adapter names another model.")] = False,
-    container: shared.Container = "",
-    format: shared.Format = "",
-    recipe: shared.RecipeName = "",
-    rule: shared.Rule = None,
-    keep: shared.Keep = None,
-    fallback: shared.Fallback = None,
-    no_fallback: shared.NoFallback = False,
-    importance: shared.Importance = None,
+    *,
+    target: TargetOptions,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -76,19 +69,12 @@ def run(
         ),
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="How many tensors to list; 0 lists all.")] = 20,
-    shard_size: ShardSize = None,
-    on_nonfinite: shared.OnNonfinite = "refuse",
-    resume: shared.Resume = False,
-    overwrite: shared.Overwrite = False,
-    verify: shared.Verify = True,
-    dry_run: shared.DryRun = False,
-    jobs: Jobs = 0,
+    writing: WritingOptions,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.adapters.merge import Merge, check_apart, open_adapter, prepare
     from oss_tools.checkpoints.files import check_place, replace_file
-    from oss_tools.convert.pipeline import Options
     from oss_tools.convert.plan import Plan
     from oss_tools.convert.recipe import Recipe
     from oss_tools.models import Checkpoint
@@ -103,8 +89,6 @@ def run(
     if report:
         check_place(report)
     check_apart(destination, adapter)
-    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
-    options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     opened = []
     try:
         for path in adapter:
@@ -119,11 +103,8 @@ def run(
         done = shared.carry_out(
             base,
             destination,
-            container,
-            chosen,
-            options,
-            importance=importance,
-            dry_run=dry_run,
+            target,
+            writing,
             quiet=quiet,
             as_json=as_json,
             planned=planned,
@@ -151,7 +132,7 @@ def run(
                 [str(base), *(f"{path} × {strength:g}" for path, strength in zip(adapter, strengths, strict=True))]
             ),
             "bytes": f"{format_size(done.plan.source_bytes)} → {format_size(done.plan.target_bytes)}",
-            "read back": "every hash as written, by way of the system's cache" if verify else "no",
+            "read back": "every hash as written, by way of the system's cache" if writing.verify else "no",
             "time": f"{done.seconds:.1f} s, {format_size(done.plan.source_bytes / done.seconds)}/s of input",
             "report": report,
         }

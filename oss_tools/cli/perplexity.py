@@ -53,5 +53,6 @@ def run(
     from oss_tools.cli import eval as scores
 
     texts = {"text": files} if files else {"suite": "text"}
-    options = {"grader": GraderOptions(), "user": UserOptions(), "wire": EndpointOptions(), "how": how}
-    scores.run(model, **texts, base=base, limit=limit, as_json=as_json, quiet=quiet, **options)  # type: ignore[arg-type]
+    unused = {"grader": GraderOptions(), "user": UserOptions(), "wire": EndpointOptions()}
+    questions = scores.ScoredQuestions(limit=limit)
+    scores.run(model, **texts, base=base, questions=questions, how=how, as_json=as_json, quiet=quiet, **unused)  # type: ignore[arg-type]

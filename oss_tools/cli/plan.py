@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import JsonFlag, QuietFlag, format_size, model_path, size_option
 from oss_tools.cli._output import counted, print_facts, print_json, print_table, remark_reading
+from oss_tools.cli._texts import TextOptions
 
 if TYPE_CHECKING:
     from oss_tools.models import Checkpoint
@@ -32,6 +34,52 @@ SCORED_FROM = 8  # of a sequence, the first of so many parts is context alone
 SHOWN = 12  # tensors that are named
 
 
+@options
+class BudgetOptions:
+    """What the mixture may cost: one of them is given."""
+
+    size: Annotated[
+        int | None,
+        typer.Option("--size", parser=size_option, metavar="SIZE", help="The most bytes that all tensors may take."),
+    ] = None
+    bits: Annotated[
+        float | None, typer.Option("--bits", metavar="B", help="The most bits per weight, on average over the file.")
+    ] = None
+    kld: Annotated[
+        float | None,
+        typer.Option(
+            "--kld", metavar="NATS", help="The largest predicted divergence; the file becomes as small as that allows."
+        ),
+    ] = None
+
+    def budget(self) -> Budget:
+        """Raises BadParameter unless one is given, above 0."""
+        from oss_tools.planning.mixture import Budget
+
+        named: dict[Any, float | None] = {"size": self.size, "bits": self.bits, "kld": self.kld}
+        given = [Budget(kind, value) for kind, value in named.items() if value is not None]
+        if len(given) != 1:
+            raise typer.BadParameter("name one limit: --size, --bits or --kld")
+        if not 0 < given[0].value < float("inf"):
+            raise typer.BadParameter(f"{given[0].value} is not a number above 0", param_hint=f"--{given[0].kind}")
+        return given[0]
+
+
+@options
+class MeasuredText(TextOptions):
+    """The text that is measured on."""
+
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Measure on this text; may be repeated.")
+    ] = None
+    chats: Annotated[
+        list[Path] | None,
+        typer.Option("--chats", metavar="FILE", help="Measure on these conversations (JSON Lines); may be repeated."),
+    ] = None
+    tokens: Annotated[int, typer.Option("--tokens", min=256, metavar="N", help="How many tokens to measure on.")] = 2048
+    sequence: Annotated[int, typer.Option("--sequence", min=32, metavar="N", help="How many tokens a sequence has.")] = 256
+
+
 def run(
     model: Annotated[
         Path,
@@ -41,19 +89,8 @@ def run(
             help="A checkpoint: its path, the owner/name of a download, or tiny (the embedded model).",
         ),
     ],
-    size: Annotated[
-        int | None,
-        typer.Option("--size", parser=size_option, metavar="SIZE", help="The most bytes that all tensors may take."),
-    ] = None,
-    bits: Annotated[
-        float | None, typer.Option("--bits", metavar="B", help="The most bits per weight, on average over the file.")
-    ] = None,
-    kld: Annotated[
-        float | None,
-        typer.Option(
-            "--kld", metavar="NATS", help="The largest predicted divergence; the file becomes as small as that allows."
-        ),
-    ] = None,
+    *,
+    budget: BudgetOptions,
     formats: Annotated[
         str,
         typer.Option("--formats", metavar="LIST", help="The formats to choose from. [default: all that the container has]"),
@@ -71,15 +108,7 @@ def run(
             "--importance", metavar="FILE", help="Round with this importance matrix, as `requantize --importance FILE` will."
         ),
     ] = None,
-    text: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="FILE", help="Measure on this text; may be repeated.")
-    ] = None,
-    chats: Annotated[
-        list[Path] | None,
-        typer.Option("--chats", metavar="FILE", help="Measure on these conversations (JSON Lines); may be repeated."),
-    ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=256, metavar="N", help="How many tokens to measure on.")] = 2048,
-    sequence: Annotated[int, typer.Option("--sequence", min=32, metavar="N", help="How many tokens a sequence has.")] = 256,
+    texts: MeasuredText,
     every: Annotated[
         int,
         typer.Option(
@@ -106,7 +135,7 @@ def run(
     from oss_tools.planning.mixture import choose, recipe_of, recipe_text, to_record
     from oss_tools.planning.sensitivity import Sensitivities, units_of
 
-    budget = _budget(size, bits, kld)
+    wanted = budget.budget()
     if output:
         if output.suffix not in (".yaml", ".yml"):
             raise typer.BadParameter(f"{output}: a recipe's name ends in .yaml", param_hint="--output")
@@ -118,13 +147,13 @@ def run(
         if not quiet:
             remark_reading(checkpoint)
         units = units_of(checkpoint, container, _formats(formats, container))
-        for_plan, for_check = _passages(checkpoint, text or [], chats or [], tokens, sequence)
+        for_plan, for_check = _passages(checkpoint, texts)
         weights = load_importance(importance, checkpoint) if importance else None
         sensitivities = Sensitivities(checkpoint, units, for_plan, weights, kept, every)
         with counted(quiet=quiet) as report:
             sensitivities.run(report)
-        mixture = choose(sensitivities, budget, container)
-        record = {"model": str(model), "container": container, "budget": vars(budget), "scored_tokens": len(for_plan)}
+        mixture = choose(sensitivities, wanted, container)
+        record = {"model": str(model), "container": container, "budget": vars(wanted), "scored_tokens": len(for_plan)}
         record |= to_record(mixture)
         if check:
             with counted(quiet=quiet) as report:
@@ -142,17 +171,6 @@ def run(
         print_json(record)
         return
     print_mixture(mixture, record)
-
-
-def _budget(size: int | None, bits: float | None, kld: float | None) -> Budget:
-    from oss_tools.planning.mixture import Budget
-
-    given = [Budget(kind, value) for kind, value in (("size", size), ("bits", bits), ("kld", kld)) if value is not None]  # type: ignore[arg-type]
-    if len(given) != 1:
-        raise typer.BadParameter("name one limit: --size, --bits or --kld")
-    if not 0 < given[0].value < float("inf"):
-        raise typer.BadParameter(f"{given[0].value} is not a number above 0", param_hint=f"--{given[0].kind}")
-    return given[0]
 
 
 def _formats(names: str, container: str) -> list[str]:
@@ -173,15 +191,13 @@ def _formats(names: str, container: str) -> list[str]:
     return chosen
 
 
-def _passages(checkpoint: Checkpoint, text: list[Path], chats: list[Path], tokens: int, sequence: int) -> tuple[Any, Any]:
+def _passages(checkpoint: Checkpoint, texts: TextOptions) -> tuple[Any, Any]:
     """What is planned by, and what is checked on: every other sequence of the text."""
-    from oss_tools.calibration.texts import sample, sources_of
     from oss_tools.errors import BadRequest
     from oss_tools.measure.divergence import Passages
 
-    vocabulary = next(e.spec.shape[0] for e in checkpoint.entries.values() if e.spec.role == "embedding")
-    length = min(sequence, checkpoint.architecture.context)
-    chosen = sample(checkpoint.metadata(), sources_of(text, chats), 2 * tokens, length, vocabulary).sequences
+    length = min(texts.sequence, checkpoint.architecture.context)
+    chosen = texts.sample(checkpoint, checkpoint.metadata(), 2 * texts.tokens, length).sequences
     whole = [one for one in chosen if len(one) == length]
     if len(whole) < 2:
         raise BadRequest(f"the text is too short for two sequences of {length} tokens; give more, or a smaller --sequence")

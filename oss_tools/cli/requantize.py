@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oss_tools.cli import _conversion as shared
-from oss_tools.cli import _gptq as gptq
-from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size
+from oss_tools.cli._conversion_options import Destination, Source, TargetOptions, WritingOptions
+from oss_tools.cli._conversion_options import help_lists as help_lists
+from oss_tools.cli._gptq import MethodOptions
+from oss_tools.cli._options import JsonFlag, QuietFlag, format_size
 from oss_tools.cli._output import print_facts, print_json, print_table
 from oss_tools.escapes import json_text
 
@@ -34,60 +36,34 @@ oss-tools requantize model-bf16/ model-mxfp4/ --recipe mxfp4 --method gptq
 """
 
 
-help_lists = shared.help_lists
-
-
 def run(
-    source: shared.Source,
-    destination: shared.Destination,
-    container: shared.Container = "",
-    format: shared.Format = "",
-    recipe: shared.RecipeName = "",
-    rule: shared.Rule = None,
-    keep: shared.Keep = None,
-    fallback: shared.Fallback = None,
-    no_fallback: shared.NoFallback = False,
-    importance: shared.Importance = None,
-    method: gptq.Method = "round",
-    text: gptq.Texts = None,
-    chats: gptq.Chats = None,
-    tokens: gptq.Tokens = None,
-    sequence: gptq.Sequence_ = None,
-    damping: gptq.Damping = None,
+    source: Source,
+    destination: Destination,
+    *,
+    target: TargetOptions,
+    method: MethodOptions,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the errors to this file, as JSON.")
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="How many tensors to list; 0 lists all.")] = 20,
-    shard_size: ShardSize = None,
-    on_nonfinite: shared.OnNonfinite = "refuse",
-    resume: shared.Resume = False,
-    overwrite: shared.Overwrite = False,
-    verify: shared.Verify = True,
-    dry_run: shared.DryRun = False,
-    jobs: Jobs = 0,
+    writing: WritingOptions,
     quiet: QuietFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     from oss_tools.checkpoints.files import check_place, replace_file
-    from oss_tools.convert.pipeline import Options
 
-    if not (format or recipe):
+    if not (target.format or target.recipe):
         raise typer.BadParameter("name the target: --format or --recipe")
     if report:
         check_place(report)
-    chosen = shared.choose_recipe(format, recipe, rule, keep, fallback, no_fallback)
-    options = Options(jobs, shard_size, resume, overwrite, verify, shared.check_on_nonfinite(on_nonfinite))
     done = shared.carry_out(
         source,
         destination,
-        container,
-        chosen,
-        options,
-        importance=importance,
-        dry_run=dry_run,
+        target,
+        writing,
         quiet=quiet,
         as_json=as_json,
-        rounding=gptq.rounding(method, text, chats, tokens, sequence, damping),
+        rounding=method.rounding(),
     )
     if done is None:
         return

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oss_tools.cli._engine import Activations, BackendName, Device, Load, Memory, Speculate, Threads, loaded
+from oss_tools.cli._engine import EngineOptions, Load, loaded
+from oss_tools.cli._groups import options
 from oss_tools.cli._options import QuietFlag, model_path
 from oss_tools.cli._output import remark
+from oss_tools.cli._tools import ToolOptions
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
@@ -41,35 +43,47 @@ NOTHING = ("", ".", "..")
 MOST_KEY = 4096  # bytes of a file that holds a key
 
 
-def run(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL",
-            help="Checkpoints: a path, the owner/name of a download, or tiny (the embedded model); or NAME=MODEL.",
-        ),
-    ],
+@options
+class ListeningOptions:
+    """Where the server listens, whom it answers, and how many at once."""
+
     host: Annotated[
         str,
         typer.Option(
             "--host", metavar="ADDRESS", help="The address to listen on; any but this machine's own needs --api-key-file."
         ),
-    ] = "127.0.0.1",
+    ] = "127.0.0.1"
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The port to listen on; 0 takes a free one.")
-    ] = 8000,
+    ] = 8000
     api_key_file: Annotated[
         Path | None,
         typer.Option("--api-key-file", metavar="FILE", help="A file that holds the key which clients must send."),
-    ] = None,
+    ] = None
     allow_origin: Annotated[
         list[str] | None,
         typer.Option("--allow-origin", metavar="URL", help="Let the pages of this site call the server; may be repeated."),
-    ] = None,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="The most requests that are computed together.")] = 8,
+    ] = None
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="The most requests that are computed together.")] = 8
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="The most requests that wait; further ones are told to come again.")
-    ] = 64,
+    ] = 64
+
+    def settings(self, tools: ToolOptions) -> Settings:
+        """Raises BadRequest for a file that holds no key, and what opening the tools raises."""
+        from oss_tools.serve.settings import Settings
+
+        key = read_key(self.api_key_file) if self.api_key_file else None
+        origins = tuple(self.allow_origin or ())
+        about_tools = {"tools": tools.opened(), "rounds": tools.rounds}
+        return Settings(self.host, self.port, key, origins, self.parallel, self.queue, **about_tools)  # type: ignore[arg-type]
+
+
+@options
+class ServedOptions(EngineOptions):
+    """How models are loaded that serve many requests."""
+
+    load: Load = "resident"
     context: Annotated[
         int | None,
         typer.Option(
@@ -79,7 +93,13 @@ def run(
             help="The most tokens that a sequence may have. [default: what fits]",
             show_default=False,
         ),
-    ] = None,
+    ] = None
+
+
+@options
+class ServedTools(ToolOptions):
+    """Tools of the server itself."""
+
     tools: Annotated[
         str,
         typer.Option(
@@ -87,47 +107,47 @@ def run(
             metavar="LIST",
             help="Tools that the server runs for clients that ask for it, separated by commas, as in `chat --tools`.",
         ),
-    ] = "",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="The most tool calls for one answer.")] = 8,
-    threads: Threads = 0,
-    device: Device = "cpu",
-    backend: BackendName = "numba",
-    activations: Activations = "int8",
-    load: Load = "resident",
-    memory: Memory = None,
-    speculate: Speculate = True,
+    ] = ""
+
+
+def run(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoints: a path, the owner/name of a download, or tiny (the embedded model); or NAME=MODEL.",
+        ),
+    ],
+    *,
+    listening: ListeningOptions,
+    tools: ServedTools,
+    how: ServedOptions,
     quiet: QuietFlag = False,
 ) -> None:
     require_packages()
-    from oss_tools.chat.tools.choice import open_tools
     from oss_tools.engine.backend import Options
     from oss_tools.engine.scheduling import Turns
     from oss_tools.serve.running import address_of, listen, serve
     from oss_tools.serve.served import Served
-    from oss_tools.serve.settings import Settings
 
-    key = read_key(api_key_file) if api_key_file else None
-    settings = Settings(host, port, key, tuple(allow_origin or ()), parallel, queue, tools=open_tools(tools), rounds=rounds)
+    settings = listening.settings(tools)
     paths = named(models)
-    listening = listen(settings)
-    each = memory // len(paths) if memory else None
-    options = {"device": device, "backend": backend, "activations": activations, "load": load, "memory": each}
+    socket = listen(settings)
+    each = how.memory // len(paths) if how.memory else None
+    given = how.settings() | {"memory": each, "quiet": quiet}
+    room = Options(how.threads, how.activations, load=how.load, memory=each)
     served: dict[str, Served] = {}
     turns = Turns()
-    with listening, ExitStack() as stack:
+    with socket, ExitStack() as stack:
         for number, (name, path) in enumerate(paths.items()):
-            fitting = Fitting(settings, context, len(paths) - number, Options(threads, activations, load=load, memory=each))
-            given = {"speculate": speculate, "threads": threads, "quiet": quiet}
-            engine = stack.enter_context(
-                loaded(path, **options, **given, check=has_tokenizer, context_for=fitting)  # type: ignore[arg-type]
-            )
+            fitting = Fitting(settings, how.context, len(paths) - number, room)
+            engine = stack.enter_context(loaded(path, **given, check=has_tokenizer, context_for=fitting))
             served[name] = Served.of(name, engine, settings, turns, fitting.room.positions)
             stack.callback(served[name].scheduler.close)
             if not quiet:
                 remark(about(name, engine, served[name].template is not None))
-        serve(
-            served, settings, listening, lambda: print(f"serving {', '.join(served)} at {address_of(listening)}", flush=True)
-        )
+        address = address_of(socket)
+        serve(served, settings, socket, lambda: print(f"serving {', '.join(served)} at {address}", flush=True))
 
 
 class Fitting:

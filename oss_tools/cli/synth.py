@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from oss_tools.cli import _conversion as shared
+from oss_tools.cli._conversion_options import FILES, Format, RecipeName, check_format_or_recipe
+from oss_tools.cli._conversion_options import help_lists as lists_of_formats
 from oss_tools.cli._options import Jobs, JsonFlag, QuietFlag, ShardSize, format_size, threads
 from oss_tools.cli._output import print_facts, print_json, progress, remark
 
@@ -29,7 +30,7 @@ def help_lists() -> dict[str, list[tuple[str, str]]]:
     """The shapes, formats and recipes there are."""
     from oss_tools.convert.synth import load_shape, shape_names
 
-    return {"Shapes": [(name, load_shape(name).description) for name in shape_names()], **shared.help_lists()}
+    return {"Shapes": [(name, load_shape(name).description) for name in shape_names()], **lists_of_formats()}
 
 
 def complete_shape(incomplete: str) -> list[str]:
@@ -47,8 +48,8 @@ def run(
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder, .gguf or .ready file to make.")],
     seed: Annotated[int, typer.Option("--seed", help="The seed of the random weights.")] = 0,
-    format: shared.Format = "",
-    recipe: shared.RecipeName = "",
+    format: Format = "",
+    recipe: RecipeName = "",
     container: Annotated[
         str,
         typer.Option(
@@ -81,13 +82,12 @@ def run(
     from oss_tools.convert import synth
     from oss_tools.convert.recipe import load_recipe, recipe_of_format
 
-    if format and recipe:
-        raise typer.BadParameter("--format and --recipe exclude each other")
+    check_format_or_recipe(format, recipe)
     model = synth.load_shape(shape)
     if layers:
         model = model.with_layers(layers)
     chosen = recipe_of_format(format) if format else load_recipe(recipe) if recipe else None
-    container = container or shared.FILES.get(destination.suffix, "hf")
+    container = container or FILES.get(destination.suffix, "hf")
     synthesis = synth.plan_synthesis(model, container, chosen, seed, router)
     by_note: dict[str, list[str]] = {}
     for name, note in synthesis.notes:

@@ -101,12 +101,14 @@ class Backend(ABC):
         draws: whether it draws tokens itself, by `drawn`.
         streams: whether experts can stream, and their choice be traced.
         rewinds: whether a token's logits are the same bits in any pass, and the last tokens of a pass can be given up.
+        keeps_prompts: whether what `read_cache` gives is good in another process too (`prompt_file`).
     """
 
     name: ClassVar[str] = ""
     draws: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     rewinds: ClassVar[bool] = False
+    keeps_prompts: ClassVar[bool] = False
     chunk: int
     rows: int
     sequences: int
@@ -190,6 +192,10 @@ class Backend(ABC):
     @abstractmethod
     def write_cache(self, cache: Any, start: int, block: np.ndarray) -> None:
         """Puts back what `read_cache` gave, at the same positions, which follow those that the cache has."""
+
+    def cache_row(self) -> tuple[int, np.dtype[Any]]:
+        """How many values of which dtype a position has in what `read_cache` gives; of a backend that `keeps_prompts`."""
+        raise NotImplementedError(f"the backend {self.name} keeps no prompts")
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class NumbaBackend(Backend):
     name = "numba"
     streams = True
     rewinds = True
+    keeps_prompts = True
     chunk = CHUNK
     rows = OUTPUTS
     sequences = SEQUENCES
@@ -259,9 +260,12 @@ class NumbaBackend(Backend):
         logits = self._kept[1 if self._last is self._one_head else 3]
         return logits.floats[:n, : self.vocabulary]
 
+    def cache_row(self) -> tuple[int, np.dtype[Any]]:
+        return sum(pool.width for pool in self.pools.values()), next(iter(self.pools.values())).dtype
+
     def read_cache(self, cache: Cache, start: int, stop: int) -> np.ndarray:
-        width = sum(pool.width for pool in self.pools.values())
-        block = np.empty((stop - start, width), next(iter(self.pools.values())).dtype)
+        width, dtype = self.cache_row()
+        block = np.empty((stop - start, width), dtype)
         program = Program()
         for pool, rows in parts(self.pools, block):
             pool.reading(program, cache, start, rows)

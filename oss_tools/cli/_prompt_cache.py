@@ -1,0 +1,57 @@
+"""The option --prompt-cache of `generate` and `chat`: a file from which a prompt is gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oss_tools.cli._output import remark_unless
+
+if TYPE_CHECKING:
+    from oss_tools.checkpoints import Metadata
+    from oss_tools.engine.engine import Engine
+    from oss_tools.engine.prompt_file import PromptFile
+    from oss_tools.models import Checkpoint
+
+PromptCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-cache",
+        metavar="FILE",
+        help="Keep what was computed of the prompt in this file, and go on from there at the next start.",
+        show_default=False,
+    ),
+]
+
+
+class KeptPrompt:
+    """The file while a verb runs: looked at before the weights are read, read after that, written at the end."""
+
+    _file: PromptFile
+
+    def __init__(self, path: Path, quiet: bool) -> None:
+        self._path, self._say = path, remark_unless(quiet)
+
+    def check(self, checkpoint: Checkpoint, metadata: Metadata, backend: str, activations: str) -> None:
+        """Raises BadRequest for a backend that keeps no prompts, and what `PromptFile` raises."""
+        from oss_tools.engine.backend import backend_class
+        from oss_tools.engine.prompt_file import PromptFile
+        from oss_tools.errors import BadRequest
+        from oss_tools.models.identity import sampled_digest
+
+        if not backend_class(backend).keeps_prompts:
+            device = "--device cpu" if backend == "cuda" else "--backend numba"
+            raise BadRequest(f"--prompt-cache: the backend {backend} keeps no prompts; use {device}")
+        model = sampled_digest(checkpoint, metadata.config)
+        self._file = PromptFile(self._path, model, f"{backend}, activations {activations}")
+
+    def begin(self, engine: Engine) -> None:
+        if count := self._file.read_into(engine):
+            self._say(f"{self._path}: {count:,} tokens are known")
+
+    def end(self, engine: Engine, tokens: list[int]) -> None:
+        """Keeps the first tokens of a text as far as they were computed."""
+        if tokens:
+            self._say(f"{self._path}: {self._file.write(engine, tokens):,} tokens are kept")
