@@ -21,7 +21,7 @@ from oss_tools.calibration.breadth_first import BreadthFirst
 from oss_tools.calibration.calibrate import PAUSE, cost_of
 from oss_tools.calibration.gptq import DAMPING, Factor, factored, gptq
 from oss_tools.calibration.kept import Kept, Position
-from oss_tools.calibration.moments import bounded, second_moments
+from oss_tools.calibration.moments import of_equal_length, second_moments
 from oss_tools.calibration.rounded import Facts, Rounded
 from oss_tools.calibration.texts import Sample
 from oss_tools.calibration.visitor import Visitor
@@ -199,7 +199,7 @@ class _Rounder(Visitor):
         wanted = [name for name in names if self._is_missing(name)]
         if not wanted:
             return
-        sums, self._count = second_moments(bounded(x)), len(x)
+        sums, self._count = second_moments(of_equal_length(x)), len(x)
         if matrix is None and any(self._steps[name].source.spec.matrices[0] > 1 for name in wanted):
             self._prior, self._is_layers = (names, sums / np.float32(max(len(x), 1)), len(x)), True
             return

@@ -17,7 +17,7 @@ from oss_tools.formats import Format, QTensor, concatenate
 from oss_tools.machine.blas import one_thread
 
 LAZY = 128  # columns whose errors are handed to all behind them at once
-DAMPING = 0.05
+DAMPING = 0.01
 MOST_DAMPING = 1.0  # what an ill-conditioned matrix gets at most, before its columns are rounded by themselves
 ROWS = 1440  # rows that are rounded at a time, about
 

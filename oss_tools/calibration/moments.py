@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 SLICE = 4096  # tokens whose products are summed in float32
-LONGEST = 2.0  # median norms of a matrix's inputs, beyond which an input counts as one of this length
+SHORTEST = 0.1  # median lengths of a matrix's inputs, below which an input keeps its share of this length
 
 
 def squares(x: np.ndarray) -> np.ndarray:
@@ -26,16 +26,17 @@ def second_moments(x: np.ndarray) -> np.ndarray:
     return total
 
 
-def bounded(x: np.ndarray) -> np.ndarray:
-    """Inputs x, float32 [n, K], the far longer ones shortened to `LONGEST` median norms: float32 [n, K].
+def of_equal_length(x: np.ndarray) -> np.ndarray:
+    """Inputs x, float32 [n, K], each divided by its length; the very short ones by `SHORTEST` median lengths.
 
-    Some tokens (the first of a sequence, some delimiters) meet the matrices that write into the residual stream with inputs many
-    times as long as the others' (https://arxiv.org/abs/2402.17762). Their residuals are as long, and the norm behind divides by
-    that: an error that is large beside other tokens' is small beside theirs. As they are, a few of them would make up most of
-    the second moments, and columns would be rounded for their sake.
+    What an error of a matrix's outputs does to the predictions depends on how large it is beside the outputs, not on how large
+    these are: a norm follows. As they are, inputs many times as long as most (the first token of a sequence, some delimiters:
+    https://arxiv.org/abs/2402.17762) would make up nearly all of the second moments, and columns would be rounded for their
+    sake. Of equal length, every token has its say. Inputs of zeros stay zeros.
     """
-    norms = np.sqrt(np.einsum("nk,nk->n", x, x))
-    longest = np.float32(LONGEST) * np.median(norms) if len(x) else np.float32(0)
-    if not np.isfinite(longest) or longest <= 0 or not (norms > longest).any():
-        return x
-    return x * np.minimum(longest / np.maximum(norms, longest), 1)[:, None]
+    lengths = np.sqrt(np.einsum("nk,nk->n", x, x, dtype=np.float64))
+    shortest = SHORTEST * float(np.median(lengths)) if len(x) else 0.0
+    divisors = np.maximum(lengths, shortest if shortest > 0 else np.finfo(np.float64).tiny)
+    equal = np.empty_like(x)
+    np.divide(x, divisors[:, None], out=equal, casting="same_kind")
+    return equal

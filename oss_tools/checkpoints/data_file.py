@@ -38,7 +38,16 @@ class DataFile:
         through the cache takes several times the processor's time."""
         if sys.platform == "linux" and self._direct is None:
             direct = DirectFile(self._descriptor, self._path)
-            self._direct = direct if direct.is_direct else None
+            if direct.is_direct:
+                self._direct = direct
+            else:
+                direct.close()
+
+    def close(self) -> None:
+        """Closes what it opened besides; the owner's descriptor stays open."""
+        if self._direct:
+            self._direct.close()
+            self._direct = None
 
     def read_back(self) -> None:
         """From now on what is read was just written: it comes from the system's cache, and leaves it when it is on the disk, so

@@ -85,6 +85,7 @@ class _Part:
 
     def close(self) -> None:
         if self._descriptor >= 0:
+            self.data.close()
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -294,6 +294,7 @@ class ReadyReader(Reader):
 
     def close(self) -> None:
         if self._descriptor >= 0:
+            self._data.close()
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -180,6 +180,7 @@ class SafetensorsFile:
 
     def close(self) -> None:
         if self._fd >= 0:
+            self.data.close()
             os.close(self._fd)
             self._fd = -1
 

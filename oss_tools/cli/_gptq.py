@@ -50,7 +50,7 @@ Damping = Annotated[
         min=1e-6,
         max=1.0,
         metavar="X",
-        help="For gptq: what is added to each input's mean square, in units of their mean. [default: 0.05]",
+        help="For gptq: what is added to each input's mean square, in units of their mean. [default: 0.01]",
     ),
 ]
 

@@ -8,6 +8,8 @@ goes on behind them and ends with the same bytes.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,14 +62,24 @@ def write(plan: Plan, destination: Path, options: Options, progress: Progress = 
                 raise interrupted(partial)
             clear(partial)
         try:
-            with said_of(destination, partial):
+            with said_of(destination, partial), _to_be_resumed():
                 manifest = _write(plan, destination, partial, options, progress)
         except OssToolsError as error:
             if isinstance(error, VerificationFailed) or ((made or not options.resume) and _is_final(error)):
                 shutil.rmtree(partial)
             raise
-        _finish(plan, destination, partial, manifest)
+        with said_of(destination, partial), _to_be_resumed():
+            _finish(plan, destination, partial, manifest)
     return manifest
+
+
+@contextmanager
+def _to_be_resumed() -> Iterator[None]:
+    """Says of a full disk how to go on once it has room again."""
+    try:
+        yield
+    except NoRoom as error:
+        raise NoRoom(f"{error}, then go on with --resume") from None
 
 
 def _is_final(error: OssToolsError) -> bool:
@@ -104,8 +116,6 @@ def _write(plan: Plan, destination: Path, partial: Path, options: Options, progr
             _verify(plan, manifest, files, proven, options, progress)
         if options.rounding:
             shutil.rmtree(partial / ROUNDED, ignore_errors=True)
-    except NoRoom as error:
-        raise NoRoom(f"{error}, then go on with --resume") from None
     finally:
         journal.close()
     return manifest

@@ -28,11 +28,16 @@ class DirectFile:
         """descriptor: of the open file, which is not taken over. path: for messages."""
         self.path = path
         self._descriptor = os.dup(descriptor)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._ends = [weakref.finalize(self, os.close, self._descriptor)]
         self._direct = _reopened(descriptor)
         if self._direct >= 0:
-            weakref.finalize(self, os.close, self._direct)
+            self._ends.append(weakref.finalize(self, os.close, self._direct))
         self._state = self._now()
+
+    def close(self) -> None:
+        """Closes what this object opened; it does so itself when nobody has it any more."""
+        for end in self._ends:
+            end()
 
     def _now(self) -> tuple[int, int]:
         state = os.fstat(self._descriptor)

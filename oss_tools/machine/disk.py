@@ -53,6 +53,7 @@ def read_speed(file: Path, seconds: float = SECONDS, block: int = BLOCK, threads
 
     with ThreadPoolExecutor(threads) as pool:
         done = sum(pool.map(read, range(threads)))
+    direct.close()
     return done / (time.perf_counter() - began)
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
-from oss_tools.convert.recipe import recipe_names
 from oss_tools.errors import MissingPackage, OssToolsError
 from oss_tools.formats import get_format
+from oss_tools.resources import resource
 
 OURS = ("plain", "search", "importance", "gptq")
 LLAMA_CPP = ("llama.cpp", "llama.cpp, importance")
@@ -93,14 +94,17 @@ def rows() -> list[Row]:
 def make_ours(row: Row, base: Path, folder: Path, importance: Path | None, tokens: int) -> Path:
     """What `oss-tools requantize` makes; tokens: that GPTQ reads. Raises WayFailed."""
     command = [sys.executable, "-P", "-m", "oss_tools", "requantize", str(base)]
-    if row.format in MIXTURES or (row.format in recipe_names() and row.format.endswith(("_s", "_m"))):
-        made, recipe = folder / f"{row.format}.gguf", row.format
+    recipe = folder / f"recipe-{row.format}.yaml"
+    if row.format in MIXTURES:
+        made = folder / f"{row.format}.gguf"
+        rules = [{"role": role, "format": "q8_0"} for role in ("embedding", "output")]
+        mixture = yaml.safe_load(resource(f"configs/recipes/{row.format}.yaml").read_text())
+        recipe.write_text(yaml.safe_dump(mixture | {"rules": rules + mixture["rules"]}))
     else:
         in_gguf = get_format(row.format).ggml_type is not None
         made = folder / (f"{row.format}.gguf" if in_gguf else row.format)
-        recipe = str(folder / f"recipe-{row.format}.yaml")
-        Path(recipe).write_text(RECIPE.format(format=row.format, ends="q8_0" if in_gguf else "keep"))
-    command += [str(made), "--recipe", recipe, "--overwrite", "--quiet", "--no-verify"]
+        recipe.write_text(RECIPE.format(format=row.format, ends="q8_0" if in_gguf else "keep"))
+    command += [str(made), "--recipe", str(recipe), "--overwrite", "--quiet", "--no-verify"]
     command += ["--rule", PLAIN.get(row.format, "plain")] if row.way == "plain" else []
     command += ["--method", "gptq", "--tokens", str(tokens)] if row.way == "gptq" else []
     command += ["--importance", str(importance)] if row.way == "importance" else []

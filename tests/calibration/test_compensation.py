@@ -262,3 +262,14 @@ def test_what_is_refused(arguments: list[str], said: str, tmp_path: Path) -> Non
     assert status == 2
     assert said in err
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_help_names_the_defaults_that_are_taken() -> None:
+    from typing import get_args
+
+    from oss_tools.calibration.gptq import DAMPING
+    from oss_tools.calibration.texts import SEQUENCE, TOKENS
+    from oss_tools.cli import _gptq
+
+    for option, default in ((_gptq.Damping, DAMPING), (_gptq.Tokens, TOKENS), (_gptq.SequenceLength, SEQUENCE)):
+        assert f"[default: {default}]" in get_args(option)[1].help
