@@ -20,6 +20,6 @@ def parse_size(text: str | int) -> int:
     """Bytes of a size such as 5GB, 16GiB, 1.5T or 4096. Raises ValueError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(text), re.IGNORECASE)
     if not match:
-        raise ValueError(f"{text!r} is no size; write it as 5GB, 500MB or 16GiB")
+        raise ValueError(f"{text!r} is not a size; write it as 5GB, 500MB or 16GiB")
     number, unit = match.groups()
     return round(float(number) * UNITS[(unit or "").lower()])

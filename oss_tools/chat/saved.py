@@ -40,7 +40,7 @@ def load(path: Path) -> Conversation:
     if effort not in get_args(Effort):
         raise BadRequest(f"{path}: effort is {str(effort)[:40]!r}, not one of {', '.join(get_args(Effort))}")
     if instructions is not None and not isinstance(instructions, str):
-        raise BadRequest(f"{path}: instructions is no text")
+        raise BadRequest(f"{path}: `instructions` must be a text")
     messages = tuple(_message(message, f"{path}: message {number}") for number, message in enumerate(record["messages"]))
     return Conversation(messages, effort=effort, instructions=instructions)
 
@@ -52,5 +52,5 @@ def _message(found: Any, where: str) -> Message:
     if unknown := sorted(map(str, found.keys() - names)):
         raise BadRequest(f"{where}: unknown field {unknown[0][:40]!r}; known: {', '.join(sorted(names))}")
     if wrong := [name for name, value in found.items() if value is not None and not isinstance(value, str)]:
-        raise BadRequest(f"{where}: {wrong[0]} is no text")
+        raise BadRequest(f"{where}: `{wrong[0]}` must be a text")
     return Message(**found)

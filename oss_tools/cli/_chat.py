@@ -23,13 +23,13 @@ EFFORTS = ("none", "low", "medium", "high")
 
 def effort(text: str) -> str:
     if text not in EFFORTS:
-        raise typer.BadParameter(f"{text!r}: it is low, medium or high; or none")
+        raise typer.BadParameter(f"{text!r} is not one of none, low, medium, high")
     return text
 
 
 Reasoning = Annotated[
     str,
-    typer.Option("--reasoning", parser=effort, metavar="EFFORT", help="How much to reason: low, medium or high, or none."),
+    typer.Option("--reasoning", parser=effort, metavar="none|low|medium|high", help="How much to reason."),
 ]
 
 

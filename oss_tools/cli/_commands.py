@@ -62,7 +62,7 @@ class Chat(Talk):
         remark(f"tools: {', '.join(self._tools) or 'none; see --tools'}")
 
     def command_reset(self, _: str) -> None:
-        """begins anew, with the same settings"""
+        """begins a new conversation with the same settings"""
         from oss_tools.chat.tools.choice import fresh
 
         self._tools = fresh(self._tools)
@@ -85,19 +85,19 @@ class Chat(Talk):
         self.ask(question)
 
     def command_system(self, instructions: str) -> None:
-        """TEXT: instructions that stand before the conversation; - for none; without a text, shows them"""
+        """TEXT: sets the instructions that come before the conversation; - removes them; alone, shows them"""
         if instructions:
             self.conversation = replace(self.conversation, instructions=None if instructions == "-" else instructions)
         remark(f"instructions: {self.conversation.instructions or 'none'}")
 
     def command_reasoning(self, effort: Any) -> None:
-        """low, medium or high: how much the model reasons"""
+        """none, low, medium or high: sets how much the model reasons; alone, shows it"""
         if effort in self._template.efforts:
             self.conversation = replace(self.conversation, effort=effort)
         remark(f"reasoning is {self.conversation.effort}; /reasoning {'|'.join(self._template.efforts)} changes it")
 
     def command_set(self, argument: str) -> None:
-        """NAME VALUE: temperature, top_k, top_p, min_p, repetition_penalty, seed or max_tokens; alone, shows them"""
+        """NAME VALUE: sets temperature, top_k, top_p, min_p, repetition_penalty, seed or max_tokens; alone, shows them"""
         name, _, value = argument.partition(" ")
         if name:
             self._set(name.replace("-", "_").strip(), value.strip())
@@ -106,7 +106,7 @@ class Chat(Talk):
         remark(", ".join(f"{name} {'none' if value is None else value}" for name, value in settings.items()))
 
     def command_save(self, name: str) -> None:
-        """FILE: writes the conversation as JSON; a file that is there stays"""
+        """FILE: writes the conversation as JSON; never replaces a file"""
         from oss_tools.chat.saved import save
 
         if not name:
@@ -120,7 +120,7 @@ class Chat(Talk):
             remark(f"saved to {name}")
 
     def command_load(self, name: str) -> None:
-        """FILE: goes on with a conversation that was saved"""
+        """FILE: goes on with a saved conversation"""
         from oss_tools.chat.saved import load
         from oss_tools.chat.tools.choice import fresh
 
@@ -135,7 +135,7 @@ class Chat(Talk):
         remark(f"{count} questions from {name}; tools are those of this conversation")
 
     def command_quit(self, _: str) -> None:
-        """ends, as Ctrl-D does"""
+        """ends the conversation, as Ctrl-D does"""
         self.ended = True
 
     # ---- of several -------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ class DriftOptions:
 
         kinds = names_in(self.drift)
         if unknown := [kind for kind in kinds if kind not in KINDS]:
-            raise typer.BadParameter(f"{unknown[0]!r}: a list of {', '.join(KINDS)}", param_hint="--drift")
+            raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(KINDS)}", param_hint="--drift")
         return kinds
 
     def places(self) -> tuple[int, ...]:
@@ -136,10 +136,10 @@ class DriftOptions:
         for name in names_in(self.depths):
             number, thousands = (name[:-1], 1024) if name.lower().endswith("k") else (name, 1)
             if not number.isdecimal() or int(number) * thousands > 1 << 24:
-                raise typer.BadParameter(f"{name!r}: numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+                raise typer.BadParameter(f"{name!r}: write numbers of tokens, as in 0,1024,32k", param_hint="--depths")
             found.append(int(number) * thousands)
         if not found:
-            raise typer.BadParameter("numbers of tokens are wanted, as in 0,1024,32k", param_hint="--depths")
+            raise typer.BadParameter("write numbers of tokens, as in 0,1024,32k", param_hint="--depths")
         return tuple(found)
 
 
@@ -212,14 +212,15 @@ class GateOptions:
 
     def __post_init__(self) -> None:
         if self.baseline and not self.gate:
-            raise typer.BadParameter("needs --gate, whose rules compare with it", param_hint="--baseline")
+            raise typer.BadParameter("it needs --gate, whose rules compare with it", param_hint="--baseline")
 
     def judge(self) -> Callable[[Comparison], Verdict | None]:
         """What the gate will say of the record; its file and the baseline are read before anything is measured."""
         if self.gate is None:
             return lambda record: None
-        from oss_tools.report.gates import judge, load_gate
+        from oss_tools.report.gates import judge
         from oss_tools.report.reading import load_sheets
+        from oss_tools.report.rules import load_gate
         from oss_tools.report.sheet import sheet_of
 
         rules = load_gate(self.gate)

@@ -36,7 +36,7 @@ def read_price(text: str) -> Price:
     except ValueError:
         raise typer.BadParameter(f"{text!r}: dollars for a million tokens read and written, as in 0.15,0.60") from None
     if not (0 <= prompt < 1e6 and 0 <= completion < 1e6):
-        raise typer.BadParameter(f"{text!r}: is no price")
+        raise typer.BadParameter(f"{text!r}: is not a price")
     return Price(prompt, completion)
 
 

@@ -108,7 +108,7 @@ def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | Non
     tokens = engine.text.encode("\n\n".join([read_text(file) for file in texts] or own))
     both, rows = common_rows(base, engine), max(base.backend.vocabulary, engine.backend.vocabulary)
     if both < rows and not quiet:
-        remark(f"one of the models has {rows - both:,} rows of padding more; the {both:,} rows of both are compared")
+        remark(f"one of the models has {rows - both:,} more rows, for padding; the {both:,} rows of both are compared")
     with counted(quiet=quiet) as report:
         chunks = compare_engines(base, engine, tokens, limit=limit, progress=lambda done, n: report(DIVERGENCE, done, n))
     return summarize(chunks)

@@ -91,7 +91,7 @@ class MethodOptions:
         length, wanted = self.sequence or of_texts.SEQUENCE, self.tokens or of_texts.TOKENS
         context = plan.source.architecture.context
         if self.sequence and self.sequence > context:
-            raise BadRequest(f"--sequence {self.sequence}: the model was made for {context} positions")
+            raise BadRequest(f"--sequence {self.sequence}: the model was made for sequences of {context} tokens at most")
         sources = of_texts.sources_of(self.text or [], self.chats or [])
         vocabulary = next(e.spec.shape[0] for e in plan.source.entries.values() if e.spec.role == "embedding")
         sample = of_texts.sample(plan.metadata, sources, wanted, min(length, context), vocabulary)

@@ -26,7 +26,7 @@ def need_each_other(first: tuple[str, object], second: tuple[str, object]) -> No
     """Raises BadParameter where one of two options, each given as (name, value), is named without the other."""
     (name, value), (other, other_value) = first, second
     if (value is None) != (other_value is None):
-        raise typer.BadParameter(f"goes together with {other}", param_hint=name)
+        raise typer.BadParameter(f"give {name} and {other} together", param_hint=name)
 
 
 def flat(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -84,6 +84,6 @@ def _letter(number: re.Match[str]) -> str:
 
 def _limits(text: str) -> str:
     """A help text whose bounds are words, and whose brackets are one."""
-    text = NO_LIMIT.sub("", text)
+    text = NO_LIMIT.sub("", text.replace("\\[", "["))  # as old versions of typer write it
     text = AT_LEAST.sub(r"at least \1", BETWEEN.sub(r"\1 to \2", text))
     return re.sub(r"\]\s+\[", "; ", re.sub(r"\s+\[", " [", text))

@@ -72,7 +72,7 @@ def size_option(text: str) -> int:
     try:
         return parse_size(text)
     except OverflowError:
-        raise typer.BadParameter(f"{text[:40]}… is no size; write it as 5GB, 500MB or 16GiB") from None
+        raise typer.BadParameter(f"{text[:40]}… is not a size; write it as 5GB, 500MB or 16GiB") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

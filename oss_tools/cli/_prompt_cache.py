@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +52,16 @@ class KeptPrompt:
     def begin(self, engine: Engine) -> None:
         if count := self._file.read_into(engine):
             self._say(f"{self._path}: {count:,} tokens are known")
+
+    @contextmanager
+    def after(self, engine: Engine, tokens: list[int]) -> Iterator[None]:
+        """Keeps a text when the block has ended, also with an exit status. Where it fails, the file stays as it is."""
+        try:
+            yield
+        except typer.Exit:
+            self.end(engine, tokens)
+            raise
+        self.end(engine, tokens)
 
     def end(self, engine: Engine, tokens: list[int]) -> None:
         """Keeps the first tokens of a text as far as they were computed."""

@@ -60,4 +60,4 @@ class QuestionOptions:
 
     def __post_init__(self) -> None:
         if self.reasoning is not None and self.reasoning not in EFFORTS:
-            raise typer.BadParameter(f"{self.reasoning!r}: low, medium or high", param_hint="--reasoning")
+            raise typer.BadParameter(f"{self.reasoning!r} is not one of low, medium, high", param_hint="--reasoning")

@@ -88,7 +88,7 @@ def simulating(user: UserOptions, jobs: int, data: Path | None, quiet: bool) -> 
     from oss_tools.harness.tau2.simulation import Simulation, simulating_with
 
     if data is None:
-        raise typer.BadParameter("needs --data, a checkout of sierra-research/tau2-bench", param_hint="--user-url")
+        raise typer.BadParameter("it needs --data, a checkout of sierra-research/tau2-bench", param_hint="--user-url")
     if user.tau2_python is None and find_spec("tau2") is None:
         raise MissingPackage(
             "tau2 is not installed here; --tau2-python names a Python that has it, where its domains are run"

@@ -77,7 +77,7 @@ class TimingOptions:
 
         peers = tuple(dict.fromkeys(self.peer or ()))
         if unknown := set(peers).difference(PEERS):
-            raise typer.BadParameter(f"{unknown.pop()!r}: there are {', '.join(PEERS)}", param_hint="--peer")
+            raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(PEERS)}", param_hint="--peer")
         depths, batches = _numbers(self.depth, "--depth", 0), _numbers(self.batch, "--batch", 1)
         backend = backend_for(how.device, how.backend, say)
         return Settings(
@@ -124,7 +124,7 @@ def _numbers(text: str, option: str, least: int) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,4096", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0,4096", param_hint=option) from None
     if min(numbers) < least:
         raise typer.BadParameter(f"{min(numbers)} is less than {least}", param_hint=option)
     return numbers

@@ -62,9 +62,8 @@ def run(
     with open_checkpoint(model) as checkpoint:
         metadata = checkpoint.metadata()
         if texts.sequence > checkpoint.architecture.context:
-            raise BadRequest(
-                f"--sequence {texts.sequence}: the model was made for {checkpoint.architecture.context} positions"
-            )
+            context = checkpoint.architecture.context
+            raise BadRequest(f"--sequence {texts.sequence}: the model was made for sequences of {context} tokens at most")
         chosen = texts.sample(checkpoint, metadata, texts.tokens, texts.sequence)
         check(checkpoint, chosen, out, resume=resume, overwrite=overwrite)
         remark_reading(checkpoint, metadata)

@@ -118,13 +118,13 @@ def run(
     asked = {text: opened(text, wire) for text in [*named, base] if isinstance(text, str)}
     paths = [path for path in named if isinstance(path, Path)]
     if ray and packs:
-        raise typer.BadParameter("packs are made and compared with on one machine", param_hint="--ray")
+        raise typer.BadParameter("a pack is made and used on one machine; leave --ray out", param_hint="--ray")
     if asked and packs:
-        raise typer.BadParameter("packs are of checkpoints, not of models behind addresses")
+        raise typer.BadParameter("a pack is for checkpoints, not for models behind addresses")
     if asked and not finished:
         raise typer.BadParameter("a model behind an address is compared with checkpoints; `eval` scores it by itself")
     if finished and formats:
-        raise typer.BadParameter("is for one model; several checkpoints are compared as they are", param_hint="--formats")
+        raise typer.BadParameter("it is for one model; several checkpoints are compared as they are", param_hint="--formats")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the progress here is ours
     judge, published = gate.judge(), gate.names()
     from oss_tools.checkpoints.files import check_folder
@@ -171,18 +171,22 @@ def _check(
 ) -> None:
     """Raises BadParameter where a pack is named together with what it excludes."""
     if packs.pack and (base is not None or not models):
-        raise typer.BadParameter("stands for the base; name the checkpoints that are held against it", param_hint="--pack")
+        raise typer.BadParameter(
+            "the pack replaces the base: leave --base out, and name the checkpoints to compare with it", param_hint="--pack"
+        )
     if packs.pack and drift.drift:
-        raise typer.BadParameter("needs the base itself, of which a pack has no logits", param_hint="--drift")
+        raise typer.BadParameter("it needs the base itself: a pack has no logits of it", param_hint="--drift")
     if packs.write_pack and (packs.pack or base is not None or len(models) != 1 or formats or gate.gate):
-        raise typer.BadParameter("is made of one checkpoint, without --formats, --base or --gate", param_hint="--write-pack")
+        raise typer.BadParameter(
+            "a pack is made of one checkpoint, without --formats, --base or --gate", param_hint="--write-pack"
+        )
 
 
 def _models(paths: list[Any], quiet: bool) -> list[Any]:
     """Those of several models that can be some: the rest of what DIR/* names is passed over, with a line."""
     left_out = [path for path in paths if isinstance(path, Path) and path.is_file() and not _may_be_model(path)]
     if left_out and not quiet:
-        remark(f"{', '.join(path.name for path in left_out)}: no model, passed over")
+        remark(f"{', '.join(path.name for path in left_out)}: not a model, ignored")
     return [path for path in paths if path not in left_out]
 
 

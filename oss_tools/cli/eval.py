@@ -172,11 +172,11 @@ def run(
         show_list(as_json)
         return
     if model is None:
-        raise typer.BadParameter("needed, unless --list is given", param_hint="MODEL")
+        raise typer.BadParameter("name a model, or give --list", param_hint="MODEL")
     if ray and user.user_url:
         raise typer.BadParameter("conversations with a simulated user are held on one machine", param_hint="--ray")
     if resume and output is None:
-        raise typer.BadParameter("needs --output, the folder of the run to go on with", param_hint="--resume")
+        raise typer.BadParameter("it needs --output, the folder of the run that is to go on", param_hint="--resume")
     if ray and (isinstance(model, str) or base or text or trace_experts):
         raise typer.BadParameter(
             "is for checkpoints, without --base, --text and --trace-experts; --jobs sets how many requests an endpoint gets",
@@ -192,17 +192,21 @@ def run(
         check_folder(output)
     endpoint = opened(model, wire)
     if endpoint is not None and base is not None:
-        raise typer.BadParameter("needs a checkpoint on both sides: an endpoint has no logits", param_hint="--base")
+        raise typer.BadParameter("both models must be checkpoints: an endpoint gives no logits", param_hint="--base")
     check_models(None if endpoint else model, base)
     usual = SUITES if endpoint is None else SUITES.replace(",text", "")  # which wants log-probabilities of a prompt
     wanted = suite if suite is not None else "" if task or text else usual
     listed = chosen_tasks([name.strip() for name in wanted.split(",")], questions.tier) if wanted else []
     graders = grading(grader, output, quiet)
     if grader.grader_url is None and (left_out := [entry.task for entry in listed if entry.needs_grader]):
-        remark(f"{', '.join(left_out)}: left out, as they are graded by a model: --grader-url and --grader-model name it")
+        remark(
+            f"{', '.join(left_out)}: left out, because a model must grade them: name one with --grader-url and --grader-model"
+        )
         listed = [entry for entry in listed if not entry.needs_grader]
     if user.user_url is None and not dry_run and (left_out := [entry.task for entry in listed if entry.needs_user]):
-        remark(f"{', '.join(left_out)}: left out, as a model plays the user: --user-url and --user-model name it")
+        remark(
+            f"{', '.join(left_out)}: left out, because a model must play the user: name one with --user-url and --user-model"
+        )
         listed = [entry for entry in listed if not entry.needs_user]
     names = [*(entry.task for entry in listed), *(task or [])]
     if dry_run:

@@ -150,7 +150,7 @@ def disk_options(given: list[str]) -> tuple[int | None, int | None]:
         except ValueError:
             raise typer.BadParameter(f"{text!r}: write room as 500GB, speed as 2GB/s", param_hint="--disk") from None
     if speed == 0:
-        raise typer.BadParameter("a disk that reads nothing", param_hint="--disk")
+        raise typer.BadParameter("the speed must be above 0", param_hint="--disk")
     return room, speed
 
 
@@ -247,7 +247,7 @@ def use_of(machine: Machine, context: int | None, batch: int, made_for: int) -> 
     from oss_tools.fit.memory import Use
 
     if context and context > made_for:
-        raise BadRequest(f"a context of {context} positions: this model was made for 1..{made_for}")
+        raise BadRequest(f"a context of {context} tokens: this model was made for {made_for} at most")
     return Use(context or min(DEFAULT_CONTEXT, made_for), batch, machine.threads, machine.ram)
 
 

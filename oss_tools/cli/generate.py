@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -113,11 +114,8 @@ def run(
             constraint = constraint_for(template, engine.grammars, conversation, form) if form else None
             speaker = Speaker(engine, rule, max_tokens, constraint)
             screen = None if as_json else Screen(show_analysis)
-            try:
+            with kept.after(engine, template.encode(conversation)) if kept else nullcontext():
                 answer(speaker, template, conversation, tuple(stop or ()), screen, quiet)
-            finally:
-                if kept:
-                    kept.end(engine, template.encode(conversation))
             return
         if not raw and not quiet:
             remark("the checkpoint has no chat template: the prompt is continued as plain text")

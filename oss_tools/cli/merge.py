@@ -81,7 +81,10 @@ def run(
 
     strengths = scale or [1.0]
     if len(strengths) not in (1, len(adapter)):
-        raise typer.BadParameter(f"{len(strengths)} of them for {len(adapter)} adapters", param_hint="--scale")
+        raise typer.BadParameter(
+            f"{len(strengths)} are given for {len(adapter)} adapters; give one for all, or one for each",
+            param_hint="--scale",
+        )
     strengths = strengths * len(adapter) if len(strengths) == 1 else strengths
     if report:
         check_place(report)

@@ -59,9 +59,9 @@ class BudgetOptions:
         named: dict[Any, float | None] = {"size": self.size, "bits": self.bits, "kld": self.kld}
         given = [Budget(kind, value) for kind, value in named.items() if value is not None]
         if len(given) != 1:
-            raise typer.BadParameter("name one budget: --size, --bits or --kld")
+            raise typer.BadParameter("name one limit: --size, --bits or --kld")
         if not 0 < given[0].value < float("inf"):
-            raise typer.BadParameter(f"{given[0].value} is no budget", param_hint=f"--{given[0].kind}")
+            raise typer.BadParameter(f"{given[0].value} is not a number above 0", param_hint=f"--{given[0].kind}")
         return given[0]
 
 

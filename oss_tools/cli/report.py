@@ -41,15 +41,15 @@ NARROWEST = 60  # characters of a table
 
 
 def help_lists() -> dict[str, list[tuple[str, str]]]:
-    from oss_tools.report.gates import gate_names, load_gate
     from oss_tools.report.published import load_published, published_names
+    from oss_tools.report.rules import gate_names, load_gate
 
     published = [(name, load_published(name).about) for name in published_names()]
     return {"Gates": [(name, load_gate(name).about) for name in gate_names()], "Published figures": published}
 
 
 def complete_gate(incomplete: str) -> list[str]:
-    from oss_tools.report.gates import gate_names
+    from oss_tools.report.rules import gate_names
 
     return [name for name in gate_names() if name.startswith(incomplete)]
 
@@ -114,17 +114,17 @@ def run(
     if baseline and not gate:
         raise typer.BadParameter("a baseline is for a gate; give --gate too", param_hint="--baseline")
     if card and card.suffix != ".svg":
-        raise typer.BadParameter("a file's name that ends with .svg is wanted", param_hint="--card")
+        raise typer.BadParameter("the file's name must end with .svg", param_hint="--card")
     for file in (html, markdown, junit, card):
         if file and str(file) != "-":
             check_place(file)
     if history:
         if records or gate or markdown or junit:
-            raise typer.BadParameter("stands by itself, with --card or --html", param_hint="--history")
+            raise typer.BadParameter("it goes only with --card, --html and --json, without records", param_hint="--history")
         show_history(history, card, html)
         return
     if not records:
-        raise typer.BadParameter("JSON files are wanted, or --history DIR", param_hint="RECORDS")
+        raise typer.BadParameter("name the records (JSON files), or give --history DIR", param_hint="RECORDS")
     sheets = load_sheets(records)
     verdicts = judged(sheets, gate, baseline or [])
     sheets = [with_published(sheet, names_in(published)) for sheet in sheets]
@@ -143,8 +143,9 @@ def judged(sheets: Sequence[Sheet], gate: str | None, baseline: Sequence[Path]) 
     """The gate's verdicts; none without a gate."""
     if gate is None:
         return []
-    from oss_tools.report.gates import judge_all, load_gate
+    from oss_tools.report.gates import judge_all
     from oss_tools.report.reading import load_sheets
+    from oss_tools.report.rules import load_gate
 
     return judge_all(load_gate(gate), sheets, load_sheets(baseline))
 
@@ -172,7 +173,7 @@ def write_card(sheets: Sequence[Sheet], file: Path) -> None:
     from oss_tools.report.card import card
 
     if len(sheets) != 1:
-        raise typer.BadParameter("is of one comparison", param_hint="--card")
+        raise typer.BadParameter("it shows one comparison: name one record", param_hint="--card")
     made = card(sheets[0], file.name)
     _write(file, made.svg)
     _write(file.with_suffix(".md"), made.markdown)

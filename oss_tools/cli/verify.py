@@ -74,7 +74,7 @@ def run(
         check_download(a, quiet, as_json)
         return
     if unknown := set(only or ()).difference(CHOICES):
-        raise typer.BadParameter(f"{unknown.pop()!r}: there are {', '.join(CHOICES)}", param_hint="--only")
+        raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(CHOICES)}", param_hint="--only")
     from oss_tools.models import open_checkpoint
     from oss_tools.verify import verify
 

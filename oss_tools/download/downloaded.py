@@ -39,7 +39,11 @@ def checkpoint_named(
             raise
         known = [*others, *published(), *cached_names(cache)]
         near = " or ".join(near_names(text.replace(":", "-"), known)) or near
-        guess = f"; did you mean {near}?" if near else f", and no name of a model: owner/name, or {', '.join(published())}"
+        guess = (
+            f"; did you mean {near}?"
+            if near
+            else f", and not a model's name, which is owner/name or one of {', '.join(published())}"
+        )
         raise BadSource(missing + guess) from error
     if wanted.address:
         raise BadSource(

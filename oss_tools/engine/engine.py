@@ -12,14 +12,14 @@ from time import perf_counter
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.engine.backend import LOADS, Backend, OnCompile, Options, Progress, Run, backend_class
+from oss_tools.engine.backend import LOADS, Backend, OnCompile, Options, Progress, backend_class
 from oss_tools.engine.constraints import Grammars
 from oss_tools.engine.generation import Generation
 from oss_tools.engine.lookup import MOST, SHARE, Pace
-from oss_tools.engine.prefix import PrefixCache
-from oss_tools.engine.requests import Request, Scores, Sequence, Token
-from oss_tools.engine.sampling import log_probability
-from oss_tools.engine.sharing import Stem, find_stems
+from oss_tools.engine.requests import Request, Scores, Token
+from oss_tools.engine.scoring import scores
+from oss_tools.engine.sequences import Sequences
+from oss_tools.engine.sharing import Stem
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest
 from oss_tools.machine.memory import available_memory, give_back
@@ -27,20 +27,14 @@ from oss_tools.models import Architecture, Checkpoint, open_checkpoint
 
 DEFAULT_CONTEXT = 4096
 PREFIX_SHARE = 8  # the prefix cache may take one part in so many of the memory that is free after loading
-WAVE = 32  # sequences that `score` works on at a time
-SHARED = 32  # a common beginning of so many tokens is worth a pass of its own
 
 
-class Engine:
+class Engine(Sequences):
     """A loaded model.
 
     Attributes:
         architecture: of the checkpoint.
-        backend: carries out the forward pass.
-        context: the most positions of a sequence.
         metadata: the checkpoint's tokenizer, templates, configs.
-        prefixes: keys and values of prompts already seen.
-        computed: positions that passes have computed so far, but for wrong guesses, which says what shared prefixes saved.
         pace: what is known of passes that take guessed tokens along (`lookup`); None where none do.
     """
 
@@ -54,12 +48,9 @@ class Engine:
         text: Text | None = None,
         speculate: bool = True,
     ) -> None:
+        super().__init__(backend, context, prefix_budget)
         self.architecture = architecture
         self.metadata = metadata
-        self.backend = backend
-        self.context = context
-        self.prefixes = PrefixCache(prefix_budget)
-        self.computed = 0
         self.pace = Pace() if speculate and backend.rewinds else None
         self._text = text
         self._grammars: Grammars | None = None
@@ -189,208 +180,14 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- sequences --------------------------------------------------------------------------------------------------
-
-    def open(self, tokens: list[int], room: int = 0, reuse: int | None = None) -> Sequence:
-        """A sequence for `tokens` and `room` more, which begins with as many of them as the prefix cache knows, at most
-        `reuse` (by default all but the last, so that there is something to compute). Raises BadRequest."""
-        self._check(tokens)
-        capacity = min(len(tokens) + room, self.context)
-        sequence = Sequence(self.backend.open(capacity), capacity)
-        known, blocks = self.prefixes.longest(tokens[: len(tokens) - 1 if reuse is None else reuse])
-        for block in blocks:
-            self.backend.write_cache(sequence.cache, len(sequence.tokens), block)
-            sequence.tokens += tokens[len(sequence.tokens) : len(sequence.tokens) + len(block)]
-        sequence.saved = known
-        return sequence
-
-    def _check(self, tokens: list[int]) -> None:
-        if not tokens:
-            raise BadRequest("the prompt has no tokens")
-        if len(tokens) > self.context:
-            raise BadRequest(f"{len(tokens)} tokens do not fit into the context of {self.context}; raise it with --context")
-        self._check_known(tokens)
-
-    def _check_known(self, tokens: list[int]) -> None:
-        """Kernels take tokens' rows as they are told."""
-        if min(tokens) < 0 or max(tokens) >= self.backend.vocabulary:
-            wrong = next(token for token in tokens if not 0 <= token < self.backend.vocabulary)
-            raise BadRequest(f"token {wrong} is outside the vocabulary of {self.backend.vocabulary}")
-
-    def prefill(self, sequence: Sequence, tokens: list[int]) -> np.ndarray:
-        """Appends tokens; returns the logits after the last one, float32 [vocabulary]."""
-        for start in range(0, len(tokens), self.backend.chunk):
-            chunk = tokens[start : start + self.backend.chunk]
-            self._run([(sequence, chunk)])
-        return self.backend.logits(np.array([len(chunk) - 1]))[0].copy()
-
-    def append(self, sequence: Sequence, tokens: list[int]) -> Iterator[np.ndarray]:
-        """Appends tokens, at most `backend.chunk`; the logits after each, a few rows at a time, float32 [n, vocabulary], which
-        the next overwrite."""
-        self._run([(sequence, tokens)])
-        yield from self._logits(np.arange(len(tokens)))
-
-    def step(self, sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
-        """Appends one token to each of several sequences; returns the logits after each, float32 [n, vocabulary], which
-        the next call overwrites."""
-        self._run([(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)])
-        return self.backend.logits(np.arange(len(tokens)))
-
-    def likeliest(self, sequences: list[Sequence], tokens: list[int]) -> np.ndarray:
-        """Appends one token to each of several sequences; returns the likeliest token after each, int [n]."""
-        self._run([(sequence, [token]) for sequence, token in zip(sequences, tokens, strict=True)])
-        return self.backend.likeliest(np.arange(len(tokens)))
-
-    def _run(self, parts: list[tuple[Sequence, list[int]]]) -> None:
-        """One forward pass. Lengths advance only when it is complete, so an interrupted one leaves the sequences as they
-        were."""
-        self._compute(parts)
-        for sequence, tokens in parts:
-            self._keep(sequence, tokens)
-
-    def _compute(self, parts: list[tuple[Sequence, list[int]]]) -> None:
-        """Makes room for a forward pass, and carries it out."""
-        for sequence, tokens in parts:
-            self._check_known(tokens)
-            needed = len(sequence.tokens) + len(tokens)
-            if needed > self.context:
-                raise BadRequest(f"the sequence is at the end of its context of {self.context} positions")
-            if needed > sequence.capacity:
-                sequence.capacity = min(max(2 * sequence.capacity, needed), self.context)
-                self.backend.grow(sequence.cache, sequence.capacity)
-        self.backend.run([Run(s.cache, np.array(tokens, np.int32), len(s.tokens)) for s, tokens in parts])
-
-    def _keep(self, sequence: Sequence, tokens: list[int]) -> None:
-        """Takes tokens that a pass has computed into their sequence."""
-        sequence.tokens += tokens
-        self.computed += len(tokens)
-        if len(sequence.tokens) - sequence.saved >= min(self.backend.chunk, self.backend.recent, 256):
-            self.save(sequence)
-
-    def save(self, sequence: Sequence) -> None:
-        """Puts what the sequence has computed since the last time into the prefix cache."""
-        start, stop = sequence.saved, len(sequence.tokens)
-        if sequence.kept and self.prefixes.budget and stop > start:
-            self.prefixes.insert(sequence.tokens, start, self.backend.read_cache(sequence.cache, start, stop))
-        sequence.saved = stop
-
-    def fork(self, sequence: Sequence, room: int = 0) -> Sequence:
-        """A sequence that begins with the tokens of this one and has room for more. What both have is not computed again, nor,
-        for the most part, copied."""
-        length = len(sequence.tokens)
-        capacity = min(length + room, self.context)
-        cache = self.backend.fork(sequence.cache, length, capacity)
-        return Sequence(cache, capacity, list(sequence.tokens), sequence.saved)
-
-    def _begin(self, tokens: list[int], room: int, reuse: int, stem: Stem | None) -> Sequence:
-        """A sequence for `tokens` and `room` more that has as many of the first `reuse` as the stem or, if those are a good deal
-        more, the prefix cache has: what a stem has is not copied."""
-        if stem and len(stem.tokens) + SHARED > self.prefixes.longest(tokens[:reuse])[0]:
-            return self.fork(stem.sequence, len(tokens) - len(stem.tokens) + room)
-        return self.open(tokens, room, reuse)
-
-    def _share(self, beginnings: list[list[int]]) -> list[Stem | None]:
-        """Computes what several of these sequences begin with, each such stem once, into the prefix cache as well; returns the
-        stem of each."""
-        levels, stems = find_stems(beginnings, SHARED)
-        for level in levels:
-            for stem in level:
-                stem.sequence = self._begin(list(stem.tokens), 0, len(stem.tokens), stem.parent)
-            for _ in self._passes([(stem.sequence, list(stem.tokens)) for stem in level]):
-                pass
-            for stem in level:
-                self.save(stem.sequence)
-        return stems
-
-    def _passes(self, works: list[tuple[Sequence, list[int]]]) -> Iterator[list[tuple[int, int, int]]]:
-        """Brings each sequence to have its tokens, in passes over as many tokens of as many sequences as fit. Yields after each
-        pass what its rows were: (which sequence, first token, last token exclusive)."""
-        waiting = [i for i, (sequence, tokens) in enumerate(works) if len(sequence.tokens) < len(tokens)]
-        while waiting:
-            parts, room = [], self.backend.chunk
-            for i in waiting[: self.backend.sequences]:
-                begin = len(works[i][0].tokens)
-                end = min(begin + room, len(works[i][1]))
-                parts.append((i, begin, end))
-                room -= end - begin
-                if not room:
-                    break
-            self._run([(works[i][0], works[i][1][begin:end]) for i, begin, end in parts])
-            yield parts
-            waiting = [i for i in waiting if len(works[i][0].tokens) < len(works[i][1])]
-
-    # ---- what to do with them ---------------------------------------------------------------------------------------
-
-    def logits(self, tokens: list[int]) -> np.ndarray:
-        """The logits after every token, float32 [len(tokens), vocabulary]. Uses no cached prefix."""
-        return np.concatenate([rows.copy() for rows in self.each_logits(tokens)])
-
-    def each_logits(self, tokens: list[int], start: int = 0) -> Iterator[np.ndarray]:
-        """The logits after tokens[start:], a few rows at a time, float32 [n, vocabulary], which the next overwrite."""
-        sequence = self.open(tokens, reuse=0)
-        for at in range(0, len(tokens), self.backend.chunk):
-            chunk = tokens[at : at + self.backend.chunk]
-            self._run([(sequence, chunk)])
-            yield from self._logits(np.arange(min(max(start - at, 0), len(chunk)), len(chunk)))
-
-    def extend(self, sequence: Sequence, tokens: list[int]) -> Iterator[np.ndarray]:
-        """Appends tokens, at most as many as one pass takes; the logits after each, a few rows at a time, float32 [n,
-        vocabulary], which the next overwrite."""
-        self._run([(sequence, tokens)])
-        yield from self._logits(np.arange(len(tokens)))
-
-    def _logits(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """The logits at these rows of the last run, as many at a time as the backend gives."""
-        for start in range(0, len(rows), self.backend.rows):
-            yield self.backend.logits(rows[start : start + self.backend.rows])
-
     def score(self, requests: list[tuple[list[int], int]], progress: Callable[[int], None] = lambda n: None) -> list[Scores]:
         """How likely tokens[start:] are after tokens[:start], for each request (tokens, start) with start >= 1.
 
         Requests that begin alike share the computation of their beginning; `progress` is told of each that is done.
         """
-        for tokens, start in requests:
-            self._check(tokens)
-            if not 1 <= start <= len(tokens):
-                raise BadRequest(f"scores from token {start} on of {len(tokens)}: the first token has no probability")
-        order = sorted(range(len(requests)), key=lambda i: (requests[i][0][: requests[i][1] - 1], requests[i][0]))
-        results: dict[int, Scores] = {}
-        for at in range(0, len(order), WAVE):
-            wave = order[at : at + WAVE]
-            results.update(zip(wave, self._score([requests[i] for i in wave]), strict=True))
-            progress(len(wave))
-        return [results[i] for i in range(len(requests))]
+        return scores(self, requests, progress)
 
-    def _score(self, wave: list[tuple[list[int], int]]) -> list[Scores]:
-        """Several requests at once: each pass takes as many tokens of as many of them as fit."""
-        stems = self._share([tokens[: start - 1] for tokens, start in wave])
-        works = []
-        for (tokens, start), stem in zip(wave, stems, strict=True):
-            sequence = self._begin(tokens, 0, start - 1, stem)
-            sequence.kept = False  # what follows a beginning is not seen again
-            works.append((sequence, tokens[:-1]))
-        del stems  # and their pages
-        found = [Scores(np.empty(len(t) - start, np.float32), np.empty(len(t) - start, bool)) for t, start in wave]
-        for parts in self._passes(works):
-            self._collect(wave, parts, found)
-        return found
-
-    def _collect(self, wave: list[tuple[list[int], int]], parts: list[tuple[int, int, int]], found: list[Scores]) -> None:
-        """Takes the wanted log-probabilities from the last pass."""
-        rows: list[int] = []
-        places: list[tuple[int, int]] = []
-        base = 0
-        for i, begin, end in parts:
-            first = max(wave[i][1] - 1, begin)  # the row that predicts the first token wanted
-            rows += range(base + first - begin, base + end - begin)
-            places += [(i, n + 1) for n in range(first, end)]
-            base += end - begin
-        wanted = iter(places)
-        for logits in self._logits(np.array(rows, np.int64)):
-            for row, (i, n) in zip(logits, wanted, strict=False):
-                tokens, start = wave[i]
-                found[i].logprobs[n - start] = log_probability(row, tokens[n])
-                found[i].greedy[n - start] = row.argmax() == tokens[n]
+    # ---- texts that are generated ---------------------------------------------------------------------------------------
 
     def generate(self, request: Request) -> Iterator[Token]:
         """The tokens of one request as they come. Closing the iterator ends it."""
@@ -414,13 +211,13 @@ class Engine:
     def _admit(self, requests: list[tuple[int, Request]], held: list[Stem]) -> list[Generation]:
         """Opens a sequence for each request; what several begin with is computed once, and now. `held`: the last stem that was
         found and its parents, which a request that comes alone may begin with."""
-        stems = self._share([request.tokens[:-1] for _, request in requests])
+        stems = self.share([request.tokens[:-1] for _, request in requests])
         admitted = []
         for (index, request), stem in zip(requests, stems, strict=True):
             if stem:
                 held[:] = stem.line()
             begun = next((s for s in held if request.tokens[:-1][: len(s.tokens)] == s.tokens), None)
-            sequence = self._begin(request.tokens, request.max_tokens, len(request.tokens) - 1, begun)
+            sequence = self.begun(request.tokens, request.max_tokens, len(request.tokens) - 1, begun)
             admitted.append(Generation(self, index, request, sequence))
         return admitted
 
@@ -433,7 +230,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises BadRequest if this cannot be asked of the model."""
-        self._check(request.tokens)
+        self.check_tokens(request.tokens)
         if request.max_tokens < 1:
             raise BadRequest(f"max_tokens is {request.max_tokens}, at least 1 is needed")
 
@@ -474,13 +271,13 @@ class Engine:
         """One pass over the last token of each sequence and the guessed ones behind it. What was guessed wrong leaves nothing
         behind, also where choosing is interrupted."""
         given = [generation.ahead + guess for generation, guess in zip(live, guesses, strict=True)]
-        self._compute([(generation.sequence, tokens) for generation, tokens in zip(live, given, strict=True)])
+        self.compute([(generation.sequence, tokens) for generation, tokens in zip(live, given, strict=True)])
         owners = [(i, place) for i, tokens in enumerate(given) for place in range(len(tokens))]
         right = [0] * len(live)  # rows whose input was right, of those that were looked at
         chosen: list[tuple[Generation, Token]] = []
         try:
             waiting = iter(owners)
-            for logits in self._logits(np.arange(len(owners))):
+            for logits in self.logits_of(np.arange(len(owners))):
                 for row, (i, place) in zip(logits, waiting, strict=False):
                     generation = live[i]
                     if place == right[i] and not generation.ended and generation.ahead == given[i][place : place + 1]:
@@ -492,7 +289,7 @@ class Engine:
                 ends = [len(generation.sequence.tokens) + n for generation, n in zip(live, right, strict=True)]
                 self.backend.rewind([(g.sequence.cache, end) for g, end in zip(live, ends, strict=True)])
             for generation, tokens, n in zip(live, given, right, strict=True):
-                self._keep(generation.sequence, tokens[:n])
+                self.keep(generation.sequence, tokens[:n])
         for generation in live:
             if generation.ended:
                 self.save(generation.sequence)
@@ -509,7 +306,7 @@ class Engine:
                     ready.append(generation)
                     rows.append(self.backend.chunk - room - 1)
                 del generation.ahead[: len(part)]
-        self._run(parts)
+        self.run(parts)
         chosen = self._choose(list(zip(ready, rows, strict=True)))
         for generation in ready:
             if generation.ended or generation.generated == 1:  # the prompt is known now, or the whole text
@@ -528,7 +325,7 @@ class Engine:
             chosen |= {g: g.take(int(token)) for (g, _), token in zip(some, found, strict=True)}
         others = [(g, row) for g, row in ready if g not in chosen]
         waiting = iter(others)
-        for logits in self._logits(np.array([row for _, row in others], np.int64)):
+        for logits in self.logits_of(np.array([row for _, row in others], np.int64)):
             chosen |= {g: token for row, (g, _) in zip(logits, waiting, strict=False) if (token := g.choose(row))}
         return [(g, chosen[g]) for g, _ in ready if g in chosen]
 

@@ -68,12 +68,12 @@ class PromptFile:
                     "lower --context, or leave out --prompt-cache"
                 )
             engine.prefixes.budget = max(engine.prefixes.budget, kept * each)
-            digest = hashlib.sha256(ids)
+            digest = hashlib.sha256(ids.data)
             step = max(PIECE // each, 1)
             for start in range(0, len(ids), step):
                 stop = min(start + step, len(ids))
                 block = file.read(values, start * each, stop * each).view(dtype).reshape(stop - start, width)
-                digest.update(block)
+                digest.update(block.data)
                 if not _is_finite(block):
                     raise BadCheckpoint(f"{self.path}: its keys and values are no finite numbers; remove the file")
                 engine.prefixes.insert(ids[: min(stop, kept)], start, block[: max(kept - start, 0)])
@@ -89,9 +89,9 @@ class PromptFile:
         if not count or self._has(ids):
             return count
         width, dtype = engine.backend.cache_row()
-        digest = hashlib.sha256(ids)
+        digest = hashlib.sha256(ids.data)
         for block in blocks:
-            digest.update(np.ascontiguousarray(block))
+            digest.update(np.ascontiguousarray(block).data)
         facts = {"format": KIND, "model": self.model, "computed": self.computed, "sha256": digest.hexdigest()}
         name = next(name for name, known in DTYPES.items() if known == dtype)
         with replacing(self.path, private=True) as fresh:

@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from oss_tools.harness.latex import (
-    LONGEST,
+from oss_tools.harness.expressions import (
     Expression,
     NotMathematics,
     evaluate,
     free_symbols,
-    parse_expression,
-    plain_latex,
     same_up_to_factor,
     same_value,
 )
+from oss_tools.harness.latex import LONGEST, parse_expression, plain_latex
 
 ROUNDED_PLACES = 6  # of a decimal that stands for an irrational number or a fraction
 MOST_PARTS = 200

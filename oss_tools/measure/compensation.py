@@ -95,12 +95,12 @@ def measure(shape: str, folder: Path, layers: int, recipe: str, tokens: int, len
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", help="a shape's name")
-    parser.add_argument("folder", type=Path, help="where models are made")
+    parser.add_argument("folder", type=Path, help="the folder in which to make models")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--recipe", default="mxfp4")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--sequence", type=int, default=512)
-    parser.add_argument("--json", action="store_true", help="the record instead of a line")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a line")
     parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.within:

@@ -256,21 +256,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m oss_tools.measure.conversion", description=__doc__)
     parser.add_argument("--shape", default="gpt-oss-20b", help="a shape of configs/models")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for the container part")
-    parser.add_argument("--quantize-layers", type=int, default=1, help="layers of the 16-bit model that is requantized")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender")
+    parser.add_argument(
+        "--quantize-layers", type=int, default=1, help="how many layers the 16-bit model has that is requantized"
+    )
+    parser.add_argument("--repeat", type=int, default=3, help="how often each program runs")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument(
-        "--scratch", type=Path, default=Path(), help="where temporary checkpoints may lie (the shape's size twice)"
+        "--scratch",
+        type=Path,
+        default=Path(),
+        help="the folder for temporary checkpoints, which take twice the shape's size",
     )
     parser.add_argument("--skip", choices=["container", "quantization", "ready"], action="append", default=[])
     parser.add_argument(
-        "--recipes", nargs="+", choices=LLAMA_FILE_TYPES, default=list(LLAMA_FILE_TYPES), help="what is requantized to"
+        "--recipes", nargs="+", choices=LLAMA_FILE_TYPES, default=list(LLAMA_FILE_TYPES), help="the recipes to requantize to"
     )
-    parser.add_argument("--output", type=Path, help="write the record here as well")
+    parser.add_argument("--output", type=Path, help="also write the record to this file")
     parser.add_argument(
-        "--models", type=Path, help="make the sources in this folder, or take them from it, and let them stay"
+        "--models", type=Path, help="make the sources in this folder, or use those that are there, and keep them"
     )
-    parser.add_argument("--append", action="store_true", help="add to the rounds of the record that OUTPUT is")
+    parser.add_argument("--append", action="store_true", help="add rounds to the record in --output")
     options = parser.parse_args()
     if options.append and not options.output:
         parser.error("--append needs --output")

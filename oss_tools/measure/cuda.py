@@ -169,8 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("results/cuda"), help="the folder for the records [results/cuda]"
     )
-    parser.add_argument("--minutes", type=float, default=10, help="how long all of it may take [10]")
-    parser.add_argument("--only", default="", help=f"some of the parts: {','.join(PARTS)}")
+    parser.add_argument("--minutes", type=float, default=10, help="how many minutes all parts may take [10]")
+    parser.add_argument("--only", default="", help=f"only these parts, separated by commas: {','.join(PARTS)}")
     parser.add_argument("--compile", action="store_true", help="compile the parts' kernels for sm_90 and end; needs no GPU")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

@@ -226,12 +226,16 @@ def main(arguments: list[str] | None = None) -> None:
     assert __doc__
     parser = argparse.ArgumentParser(prog="python -m oss_tools.measure.evaluation", description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a Hugging Face folder or a GGUF file")
-    parser.add_argument("--generate", type=int, default=100, metavar="N", help="questions to answer [100]")
-    parser.add_argument("--choose", type=int, default=200, metavar="N", help="questions with four choices [200]")
-    parser.add_argument("--threads", type=int, default=cores(), help="[every core]")
-    parser.add_argument("--rounds", type=int, default=1, help="how often hf runs, between two runs of ours [1]")
-    parser.add_argument("--activations", default="int8", help="of ours: int8, bf16 or f32 [int8]")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record there")
+    parser.add_argument("--generate", type=int, default=100, metavar="N", help="how many questions to answer [100]")
+    parser.add_argument("--choose", type=int, default=200, metavar="N", help="how many questions with four choices [200]")
+    parser.add_argument("--threads", type=int, default=cores(), help="threads to use [every core]")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="how often hf runs, each time between two runs of this program [1]"
+    )
+    parser.add_argument(
+        "--activations", default="int8", help="how this program rounds the inputs of layers: int8, bf16 or f32 [int8]"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record to this file")
     given = parser.parse_args(arguments)
     try:
         counts = {GENERATE: given.generate, CHOOSE: given.choose}

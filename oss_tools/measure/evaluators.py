@@ -175,7 +175,7 @@ class OssTools(Evaluator):
 
     def __init__(self, model: str, threads: int, activations: str = "int8") -> None:
         require_lm_eval()
-        import oss_tools.engine.engine as module
+        import oss_tools.engine.sequences as module
         from oss_tools.engine.engine import Engine
 
         self.engine = Engine.load(model, threads=threads, activations=activations)
@@ -185,7 +185,7 @@ class OssTools(Evaluator):
         return self.engine.backend.facts()
 
     def prepare(self, batch: int, prefixes: bool = True, **options: Any) -> None:
-        import oss_tools.engine.engine as module
+        import oss_tools.engine.sequences as module
         from oss_tools.engine.prefix import PrefixCache
         from oss_tools.harness.lm import EngineLM
 

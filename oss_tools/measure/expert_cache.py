@@ -167,11 +167,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path, help="a file that --trace-experts wrote")
     parser.add_argument(
-        "--sizes", default="", help="experts that the cache holds, a list such as 64,128; default: tenths of all"
+        "--sizes", default="", help="how many experts the cache holds, a list such as 64,128; by default tenths of all"
     )
-    parser.add_argument("--layers", action="store_true", help="LRU layer by layer too")
-    parser.add_argument("--expert-bytes", help="of one expert, so that sizes are told in bytes too")
-    parser.add_argument("--json", action="store_true", help="the record instead of tables")
+    parser.add_argument("--layers", action="store_true", help="also least-recently-used caches for each layer")
+    parser.add_argument("--expert-bytes", help="the bytes of one expert, to print sizes in bytes too")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of tables")
     given = parser.parse_args()
     try:
         accesses = accesses_of(read_trace(given.trace))

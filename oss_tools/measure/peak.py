@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--limit", type=float, help="of the address space, in GiB")
+    parser.add_argument("--limit", type=float, help="limit the address space to this many GiB")
     given = parser.parse_args()
     limit = int(given.limit * (1 << 30)) if given.limit else None
     if limit:

@@ -302,14 +302,18 @@ def say(line: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m oss_tools.measure.quality", description=__doc__)
     parser.add_argument("bases", nargs="+", choices=BASES, metavar="BASE", help=", ".join(BASES))
-    parser.add_argument("--folder", type=Path, default=Path("build/quality"), help="for bases, files and finished rows")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/quality"), help="the folder for bases, files and finished rows"
+    )
     parser.add_argument(
         "--importance", type=Path, help="a GGUF importance matrix of the base, as `oss-tools calibrate` makes it"
     )
-    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="rows, as q4_0/* or */gptq")
-    parser.add_argument("--passages", type=int, help="measure on so many passages only; a later run adds the others")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"that GPTQ reads [{TOKENS}]")
-    parser.add_argument("--record", action="store_true", help="write results/quality-BASE.json, measure nothing")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="measure only these rows, such as q4_0/* or */gptq"
+    )
+    parser.add_argument("--passages", type=int, help="measure only on this many passages; a later run adds the others")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"how many tokens GPTQ reads [{TOKENS}]")
+    parser.add_argument("--record", action="store_true", help="write results/quality-BASE.json and measure nothing")
     parser.add_argument("--table", action="store_true", help="print results/quality-BASE.json as Markdown")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw results/quality-BASE.json as SVG")
     options = parser.parse_args(arguments)

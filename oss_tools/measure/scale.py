@@ -70,8 +70,8 @@ def dispatch_seconds(count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="of a comparison")
-    parser.add_argument("--dispatch", type=int, metavar="N", help="do N empty parts")
+    parser.add_argument("folder", nargs="?", type=Path, help="the folder of a comparison")
+    parser.add_argument("--dispatch", type=int, metavar="N", help="time N empty parts")
     options = parser.parse_args()
     if options.dispatch:
         each = dispatch_seconds(options.dispatch)

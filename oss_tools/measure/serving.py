@@ -128,11 +128,13 @@ def main() -> None:
     parser.add_argument("what", choices=("load", "throughput"))
     parser.add_argument("--model", help="load: any MODEL, by default tiny; throughput: a GGUF file, by default SmolLM2's")
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--clients", type=int, default=32, help="of load")
-    parser.add_argument("--seconds", type=float, default=120, help="of load")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
-    parser.add_argument("--rounds", type=int, default=3, help="of throughput")
-    parser.add_argument("--peer-python", default=sys.executable, help="that has llama-cpp-python[server]; '' for none")
+    parser.add_argument("--clients", type=int, default=32, help="for load: how many clients")
+    parser.add_argument("--seconds", type=float, default=120, help="for load: how many seconds")
+    parser.add_argument("--tokens", type=int, default=64, help="the most tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=3, help="for throughput: how many rounds")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, help="the Python that has llama-cpp-python[server]; '' for none"
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.what == "load":

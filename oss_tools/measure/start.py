@@ -67,10 +67,10 @@ def measure(model: str, threads: int = 0, cold: int = 1, warm: int = 5) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint, or tiny")
-    parser.add_argument("--threads", type=int, default=0, help="0 for every core")
-    parser.add_argument("--cold", type=int, default=1, help="runs that compile everything; at least 1")
-    parser.add_argument("--warm", type=int, default=5, help="runs that find it compiled")
-    parser.add_argument("--json", action="store_true", help="the record instead of a line for each")
+    parser.add_argument("--threads", type=int, default=0, help="threads to use; 0 means every core")
+    parser.add_argument("--cold", type=int, default=1, help="how many runs with an empty cache; at least 1")
+    parser.add_argument("--warm", type=int, default=5, help="how many runs with compiled kernels")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of lines")
     given = parser.parse_args()
     try:
         record = measure(given.model, given.threads or cores(), given.cold, given.warm)

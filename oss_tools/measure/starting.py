@@ -168,11 +168,13 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the model as .ready and as .gguf")
-    parser.add_argument("--threads", type=int, default=0, help="0 for every core")
+    parser.add_argument("--threads", type=int, default=0, help="threads to use; 0 means every core")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--skip", action="append", default=[], help="leave out what has this word in its name")
+    parser.add_argument(
+        "--skip", action="append", default=[], help="leave out cases with this word in their name; may be repeated"
+    )
     parser.add_argument("--peer", choices=["mmap", "no mmap"], help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help="write the record here")
+    parser.add_argument("--output", type=Path, help="write the record to this file")
     given = parser.parse_args()
     threads = given.threads or cores()
     if given.peer:

@@ -189,15 +189,17 @@ def main() -> None:
     from oss_tools.sizes import parse_size
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a file that oss-tools runs")
+    parser.add_argument("model", type=Path, help="the model for oss-tools")
     parser.add_argument("--peer-file", type=Path, help="the same model as GGUF, for llama.cpp")
-    parser.add_argument("--limit", default="8GB", help="of memory, for each program")
-    parser.add_argument("--threads", type=int, default=0, help="0 for every core")
-    parser.add_argument("--tokens", type=int, default=48, help="that are timed")
-    parser.add_argument("--warm", type=int, default=48, help="that are generated before")
-    parser.add_argument("--peer-tokens", type=int, default=4, help="of the peer, which takes longer for each")
+    parser.add_argument("--limit", default="8GB", help="the memory limit of each program")
+    parser.add_argument("--threads", type=int, default=0, help="threads to use; 0 means every core")
+    parser.add_argument("--tokens", type=int, default=48, help="how many tokens to time")
+    parser.add_argument("--warm", type=int, default=48, help="how many tokens to generate before")
+    parser.add_argument(
+        "--peer-tokens", type=int, default=4, help="how many tokens to time of llama.cpp, which takes longer for each"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="write the record here")
+    parser.add_argument("--output", type=Path, help="write the record to this file")
     given = parser.parse_args()
     try:
         trial = Trial(

@@ -28,5 +28,5 @@ def sampled_digest(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
         for row in np.unique(np.linspace(0, tensor.rows - 1, each).astype(np.int64)).tolist():
             planes = reader.read(name, row, row + 1, tensor.shape[-1]).planes
             for plane in sorted(planes):
-                digest.update(np.ascontiguousarray(planes[plane]).view(np.uint8))
+                digest.update(planes[plane].tobytes())
     return digest.hexdigest()

@@ -65,7 +65,7 @@ def test_several_with_their_scales(tiny_llama: Path, adapter: Path, tmp_path: Pa
     _, said = run(
         "merge", tiny_llama, adapter, other, tmp_path / "x", "--scale", "1", "--scale", "2", "--scale", "3", status=2
     )
-    assert "3 of them for 2 adapters" in said
+    assert "3 are given for 2 adapters" in said
     _, said = run("merge", tiny_llama, adapter, tmp_path / "x", "--scale", "nan", status=2)
     assert "--scale" in said
 

@@ -11,7 +11,7 @@ from oss_tools.checkpoints.yaml_files import MAX_DEPTH, MAX_VALUES, check_yaml, 
 from oss_tools.convert.recipe import load_recipe
 from oss_tools.convert.synth import load_shape
 from oss_tools.errors import BadCheckpoint, BadRecipe
-from oss_tools.report.gates import load_gate
+from oss_tools.report.rules import load_gate
 from oss_tools.resources import resource
 
 TENFOLD = "v0: &v0 [o, o, o, o, o, o, o, o, o, o]\n" + "".join(

@@ -243,10 +243,10 @@ def test_a_saved_conversation_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
         ("{}", "needs `messages`"),
         ('{"messages": [{"role": "king", "content": "x"}]}', "message 0: needs a role"),
         ('[{"role": "user", "content": 3}]', "message 0: needs a role"),
-        ('[{"role": "user", "content": "x", "channel": 3}]', "message 0: channel is no text"),
+        ('[{"role": "user", "content": "x", "channel": 3}]', "message 0: `channel` must be a text"),
         ('[{"role": "user", "content": "x", "weapon": "y"}]', "unknown field 'weapon'"),
         ('{"messages": [], "effort": "much"}', "effort is 'much'"),
-        ('{"messages": [], "instructions": 3}', "instructions is no text"),
+        ('{"messages": [], "instructions": 3}', "`instructions` must be a text"),
     ],
 )
 def test_a_file_that_is_no_conversation_changes_nothing(
@@ -371,7 +371,7 @@ def test_tiny_is_the_embedded_model_and_a_path_is_a_path(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--reasoning", "much"], "it is low, medium or high"),
+        (["--reasoning", "much"], "is not one of none, low, medium, high"),
         (["--tools", "abacus"], "no tool named 'abacus'"),
         (["--tools", "missing.yaml"], "missing.yaml"),
     ],

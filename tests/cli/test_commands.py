@@ -218,7 +218,7 @@ def test_requantize_prints_and_reports_what_it_cost(tiny_llama: Path, tmp_path: 
         (["requantize", "SRC", "new"], "name the target: --format or --recipe"),
         (["convert", "SRC", "new", "--format", "q8_0", "--recipe", "mxfp4"], "exclude each other"),
         (["convert", "SRC", "new", "--on-nonfinite", "ignore"], "not one of refuse, clamp"),
-        (["convert", "SRC", "new", "--shard-size", "5 bananas"], "is no size"),
+        (["convert", "SRC", "new", "--shard-size", "5 bananas"], "is not a size"),
         (["convert", "SRC", "new", "--jobs", "-1"], "--jobs"),
     ],
 )

@@ -78,3 +78,12 @@ def test_other_backends_say_that_they_cannot(
     monkeypatch.setattr("oss_tools.engine.backend.backend_class", lambda name: SimpleNamespace(keeps_prompts=False))
     with pytest.raises(BadRequest, match=f"the backend {backend} keeps no prompts; use {way}"):
         KeptPrompt(tmp_path / "kept", True).check(None, None, backend, "int8")  # type: ignore[arg-type]
+
+
+def test_a_run_that_fails_leaves_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "kept"
+    oss_tools("generate", "tiny", QUESTION, "-q", "--prompt-cache", file)
+    before = file.read_bytes()
+    done = oss_tools("generate", "tiny", QUESTION * 20, "-q", "-c", 64, "--prompt-cache", file, status=2)
+    assert "do not fit into the context of 64" in done.stderr
+    assert file.read_bytes() == before

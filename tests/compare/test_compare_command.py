@@ -102,7 +102,7 @@ def test_what_lies_beside_models_is_passed_over(tiny_llama, tmp_path):
     (tmp_path / "sizes.json").write_text("{}")
     few = [*SMALL, "--repeat", "0", "--chunks", "1"]
     done = compare(*sorted(tmp_path.iterdir()), *few, "-o", tmp_path.parent / "beside")
-    assert "README.md, q8_0.gguf.manifest.json, sizes.json: no model, passed over" in done.output
+    assert "README.md, q8_0.gguf.manifest.json, sizes.json: not a model, ignored" in done.output
     assert {c.name for c in read(tmp_path.parent / "beside" / "comparison.json").candidates} == {"bf16", "q8_0.gguf"}
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     assert "broken.gguf" in compare(*sorted(tmp_path.iterdir()), *few, "-o", tmp_path / "o", status=2).output

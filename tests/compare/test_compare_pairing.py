@@ -17,7 +17,8 @@ from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadCheckpoint, BadRequest
 from oss_tools.measure import fidelity
 from oss_tools.report.comparison import read
-from oss_tools.report.gates import judge, load_gate, parse_gate
+from oss_tools.report.gates import judge
+from oss_tools.report.rules import load_gate, parse_gate
 from oss_tools.report.sheet import sheet_of
 from oss_tools.resources import resource
 

@@ -10,7 +10,8 @@ from oss_tools.cli.main import app
 from oss_tools.compare.latency import Settings as Timing
 from oss_tools.compare.models import make, recipe_called
 from oss_tools.compare.pipeline import Settings, compare_formats
-from oss_tools.report.gates import judge, load_gate
+from oss_tools.report.gates import judge
+from oss_tools.report.rules import load_gate
 from oss_tools.report.sheet import sheet_of
 from oss_tools.resources import resource
 

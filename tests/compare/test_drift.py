@@ -14,10 +14,11 @@ from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
 from oss_tools.report.comparison import Drift, DriftPoint, read
 from oss_tools.report.drift import written
-from oss_tools.report.gates import judge, parse_gate
+from oss_tools.report.gates import judge
 from oss_tools.report.lines import Series, lines
 from oss_tools.report.metrics import Interval
 from oss_tools.report.plots import Axis
+from oss_tools.report.rules import parse_gate
 from oss_tools.report.sheet import sheet_of
 from oss_tools.resources import resource
 
@@ -135,9 +136,9 @@ def test_drift_is_a_part_of_a_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--drift", "deep"), "'deep': a list of depth, cache, backends"),
-        (("--drift", "depth", "--depths", "x"), "'x': numbers of tokens are wanted"),
-        (("--drift", "depth", "--depths", ""), "numbers of tokens are wanted, as in 0,1024,32k"),
+        (("--drift", "deep"), "'deep' is not one of depth, cache, backends"),
+        (("--drift", "depth", "--depths", "x"), "'x': write numbers of tokens"),
+        (("--drift", "depth", "--depths", ""), "write numbers of tokens, as in 0,1024,32k"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before(tmp_path: Path, options: tuple[str, ...], message: str) -> None:

@@ -15,7 +15,8 @@ from oss_tools.compare.margins import ALL, CALL, FUNCTION, OPTION, Question, dec
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.text import Text
 from oss_tools.report.comparison import read
-from oss_tools.report.gates import judge, load_gate
+from oss_tools.report.gates import judge
+from oss_tools.report.rules import load_gate
 from oss_tools.report.sheet import sheet_of
 from oss_tools.resources import resource
 

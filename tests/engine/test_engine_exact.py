@@ -111,7 +111,7 @@ def test_any_history(engine: Engine, tokens: list[int], one_by_one: np.ndarray, 
                     parts.append((sequence, part))
                     room -= len(part)
             if parts:
-                engine._run(parts)
+                engine.run(parts)
                 last = np.cumsum([len(part) for _, part in parts]) - 1
                 expected = [one_by_one[len(sequence.tokens) - 1] for sequence, _ in parts]
                 np.testing.assert_array_equal(engine.backend.logits(last), expected)

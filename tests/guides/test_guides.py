@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from guide import GUIDES, parts, run_guide
 
-from oss_tools.report.gates import load_gate
+from oss_tools.report.rules import load_gate
 
 pytestmark = pytest.mark.slow
 NAMES = sorted(file.stem for file in GUIDES.glob("*.md") if file.stem != "README")

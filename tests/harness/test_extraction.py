@@ -12,8 +12,9 @@ from math_answers import DIFFERENT, SAME
 from model_outputs import CHOICES, LABELS, OUTPUTS
 
 from oss_tools.harness.equivalence import equivalent
+from oss_tools.harness.expressions import NotMathematics, evaluate
 from oss_tools.harness.extraction import extract_answer, extract_choice, extract_label, is_correct
-from oss_tools.harness.latex import NotMathematics, evaluate, parse_expression
+from oss_tools.harness.latex import parse_expression
 
 DRUGS = {"A": "Acarbose", "B": "Metformin", "C": "Glipizide", "D": "Insulin glargine"}
 PIECES = re.findall(

@@ -97,9 +97,9 @@ def test_every_other_layer_is_enough_to_begin_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "name one budget"),
-        (["--bits", "4", "--kld", "1"], "name one budget"),
-        (["--bits", "nan"], "no budget"),
+        ([], "name one limit"),
+        (["--bits", "4", "--kld", "1"], "name one limit"),
+        (["--bits", "nan"], "not a number above 0"),
         (["--bits", "5", "-o", "recipe.json"], "ends in .yaml"),
         (["--bits", "5", "--formats", "q9"], "no number format named"),
         (["--bits", "5", "--container", "tar"], "not one of hf, gguf"),

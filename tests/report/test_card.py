@@ -90,8 +90,8 @@ def test_only_comparisons_have_cards(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="a card is made of a comparison"):
         card(load_sheets([bench])[0], "a.svg")
     for options, message in (
-        (("--card", "a.png"), "ends with .svg"),
-        (("--card", "a.svg", str(SAMPLE)), "is of one comparison"),
+        (("--card", "a.png"), "must end with .svg"),
+        (("--card", "a.svg", str(SAMPLE)), "it shows one comparison: name one record"),
     ):
         done = CliRunner().invoke(app, ["report", str(SAMPLE), *options])
         assert done.exit_code == 2

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 from oss_tools.cli.main import app
 from oss_tools.errors import BadRequest
-from oss_tools.report.gates import judge_all, load_gate
+from oss_tools.report.gates import judge_all
 from oss_tools.report.html import page
 from oss_tools.report.junit import junit
 from oss_tools.report.markdown import markdown
 from oss_tools.report.reading import load_sheets
+from oss_tools.report.rules import load_gate
 from oss_tools.report.table import text
 
 HERE = Path(__file__).parent

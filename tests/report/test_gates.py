@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from oss_tools.errors import BadRecipe, BadRequest
 from oss_tools.report.comparison import from_json
-from oss_tools.report.gates import Gate, Rule, gate_names, judge, judged, load_gate, parse_gate, ratio, square_and_add
+from oss_tools.report.gates import judge, judged, ratio, square_and_add
 from oss_tools.report.metrics import Interval
+from oss_tools.report.rules import Gate, Rule, gate_names, load_gate, parse_gate
 from oss_tools.report.sheet import Sheet, sheet_of
 
 SAMPLE = json.loads(Path(__file__).with_name("sample-comparison.json").read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ def _server(name: str, entry: Any, where: str, folder: Path) -> McpServer | None
         return None
     kind = entry.get("type", entry.get("transport", "http" if "url" in entry else "stdio"))
     if kind not in KINDS:
-        raise BadRequest(f"{where}: a server of type {ascii(kind)[:40]} is not spoken to; there are stdio and http")
+        raise BadRequest(f"{where}: a server of type {ascii(kind)[:40]} is not supported; use stdio or http")
     if ("command" in entry) == ("url" in entry) or (kind == "stdio") != ("command" in entry):
         raise BadRequest(f"{where}: must have a `command` (stdio) or a `url` (http)")
     if "url" in entry:
