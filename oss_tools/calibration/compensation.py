@@ -32,6 +32,7 @@ from oss_tools.convert.rounding import finite_values
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, QTensor
 from oss_tools.machine.products import multiplications_per_second
+from oss_tools.models import Checkpoint
 
 LEFT_ALONE = ("embedding", "positions")  # tables, of which rows are looked up
 SAMPLED = 256  # rows of a matrix whose outputs are compared
@@ -103,7 +104,7 @@ class Compensation:
         self._check(plan, self._rounded)
         if self._rounded.is_complete:
             return
-        rounder = _Rounder(steps, self._numbers, self._rounded, self._damping, options, progress)
+        rounder = _Rounder(plan.source, steps, self._numbers, self._rounded, self._damping, options, progress)
         kept = Kept(folder / "pass", self.facts)
         position = kept.read() if kept.exists else None
         written = time.monotonic()
@@ -176,6 +177,7 @@ class _Rounder(Visitor):
 
     def __init__(
         self,
+        source: Checkpoint,
         steps: Mapping[str, Step],
         numbers: Mapping[str, int],
         rounded: Rounded,
@@ -183,7 +185,8 @@ class _Rounder(Visitor):
         options: Options,
         progress: Progress,
     ) -> None:
-        self._steps, self._numbers, self._rounded = steps, numbers, rounded
+        self._source, self._steps, self._numbers, self._rounded = source, steps, numbers, rounded
+        self._amax: tuple[str, float] = ("", 0.0)  # of the tensor that is being rounded
         self._damping, self._options, self._progress = damping, options, progress
         self._threads = options.jobs or cores()
         self._moments: np.ndarray = np.zeros((0, 0), np.float32)
@@ -243,7 +246,7 @@ class _Rounder(Visitor):
 
     def _round(self, step: Step, weight: np.ndarray, source: str) -> tuple[QTensor, Facts]:
         format, rule, moments = step.target.format, step.quantization, self._moments
-        amax = float(np.abs(weight).max(initial=0)) if format.needs_amax else None
+        amax = self._largest(step.name) if format.needs_amax else None
         factor = self._factor(format)
         result = gptq(weight, factor, format, rule=rule, amax=amax, threads=self._threads)
         some = weight[:SAMPLED]
@@ -260,6 +263,12 @@ class _Rounder(Visitor):
             result = format.quantize(weight, rule=rule, importance=importance, amax=amax, threads=self._threads)
             after, alone = output_square(some - result.rows(slice(SAMPLED)).dequantize(), moments), True
         return result, Facts(source, before, after, outputs, self._count, alone)
+
+    def _largest(self, name: str) -> float:
+        """The largest magnitude of a tensor: of all its experts, which share its scale."""
+        if self._amax[0] != name:
+            self._amax = name, self._source.largest_magnitude(name)
+        return self._amax[1]
 
     def _factor(self, format: Format) -> Factor:
         """Of the moments, for formats whose blocks are alike."""

@@ -212,6 +212,11 @@ class Checkpoint:
             return QTensor(whole.format, entry.spec.shape, {"values": whole.planes["values"].reshape(entry.spec.shape)})
         return whole.reshape(*entry.spec.shape)
 
+    def largest_magnitude(self, name: str) -> float:
+        """Of all values of a tensor, read piece by piece."""
+        pieces = (self.read(name, *piece).dequantize() for piece in chunks([self.entries[name]]))
+        return max(float(np.abs(values).max(initial=0)) for values in pieces)
+
     def metadata(self) -> Metadata:
         """Config, tokenizer, templates and companions in Hugging Face terms."""
         return self.reader.metadata(self.architecture.hf_config())

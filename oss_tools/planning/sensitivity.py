@@ -314,21 +314,15 @@ def changes(checkpoint: Checkpoint, formats: Mapping[str, str], importance: Impo
 
     def change(name: str, format: Format) -> Change:
         weights = importance.get(name) if importance else None
+        amax = checkpoint.largest_magnitude(name) if format.needs_amax else None
 
         def rounded(values: np.ndarray, matrix: int) -> QTensor:
             own = None if weights is None else weights[matrix] if weights.ndim > 1 else weights
-            return format.quantize(values, importance=own, amax=amax_of(checkpoint, name, format))
+            return format.quantize(values, importance=own, amax=amax)
 
         return rounded
 
     return {name: change(name, get_format(format)) for name, format in formats.items()}
-
-
-def amax_of(checkpoint: Checkpoint, name: str, format: Format) -> float | None:
-    """The largest magnitude of a tensor, where the format needs it."""
-    if not format.needs_amax:
-        return None
-    return float(np.abs(checkpoint.read_tensor(name).dequantize()).max())
 
 
 def measure_whole(

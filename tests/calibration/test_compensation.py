@@ -117,6 +117,18 @@ def test_every_family(shape: str, tmp_path: Path) -> None:
     assert all(error.after <= error.before for error in known.values())
 
 
+@pytest.mark.parametrize("container", ["hf", "ready"])
+def test_experts_share_the_scale_of_their_tensor(container: str, tmp_path: Path) -> None:
+    """NVFP4 has one scale for all experts of a tensor, whose largest values differ: each comes back as it was rounded."""
+    out = tmp_path / ("out.ready" if container == "ready" else "out")
+    manifest = made(TINY, out, container, matrices_in("nvfp4"), Compensation(drawn()))
+    experts = [record for record in manifest.tensors if record.role.startswith("experts.") and record.output]
+    assert experts
+    for record in experts:
+        assert record.error and record.error.relative_error < 0.2, record
+        assert record.output and record.output.after <= record.output.before
+
+
 @pytest.mark.parametrize("container", ["gguf", "ready"])
 def test_what_is_in_the_target_format_already_keeps_its_bytes(container: str, tiny_gpt_oss: Path, tmp_path: Path) -> None:
     """Published experts in MXFP4; the attention is rounded around them."""
