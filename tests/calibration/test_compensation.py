@@ -125,8 +125,10 @@ def test_experts_share_the_scale_of_their_tensor(container: str, tmp_path: Path)
     experts = [record for record in manifest.tensors if record.role.startswith("experts.") and record.output]
     assert experts
     for record in experts:
-        assert record.error and record.error.relative_error < 0.2, record
-        assert record.output and record.output.after <= record.output.before
+        assert record.error is not None
+        assert record.error.relative_error < 0.2, record
+        assert record.output is not None
+        assert record.output.after <= record.output.before
 
 
 @pytest.mark.parametrize("container", ["gguf", "ready"])
