@@ -22,7 +22,7 @@ from oss_tools.models.decoder import gguf_name
 
 HEAD = 512  # bytes by which a file is known
 KINDS = "llama.cpp's imatrix in GGUF or its older binary form, or safetensors with float32 weights"
-EVEN = 0.5  # the part of a weight that all columns have alike
+EVEN = 0.1  # the part of a weight that all columns have alike
 LAYER = re.compile(r"blk\.\d+\..*")
 
 
@@ -42,8 +42,8 @@ class Importance(dict[str, np.ndarray]):
 def load_importance(path: Path, checkpoint: Checkpoint) -> Importance:
     """The weights that a file holds for the checkpoint's tensors.
 
-    An importance matrix says what inputs one text brought, and nothing of how they go together: its weights are taken halfway to
-    their mean. Weights in safetensors are taken as they are.
+    An importance matrix says what inputs one text brought, and nothing of how they go together: its weights are moved a tenth of
+    the way to their mean (`EVEN`), so that no column counts nothing. Weights in safetensors are taken as they are.
 
     Raises BadCheckpoint if the file is of another kind, damaged or of another model, or has a shape, sign or NaN that no
     importance can have.
