@@ -71,7 +71,7 @@ def test_the_address_of_the_environment_is_looked_at_as_well(monkeypatch):
 
 def test_without_ray_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackage, match=r"oss-tools\[ray\]"):
+    with pytest.raises(MissingPackage, match=r"pip install '\.\[ray\]'"):
         Cluster.connect("local")
 
 

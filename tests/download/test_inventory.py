@@ -110,8 +110,8 @@ def test_what_another_revision_shares_stays(cache: Path, run: Run, tiny_llama: P
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["rm"], "takes no words"),
-        (["remove", REPO], "takes no words"),
+        (["rm"], "name what to remove"),
+        (["remove", REPO], "the only word that may follow is rm"),
         (["rm", "someone/tiny-lama", "-y"], "did you mean someone/tiny-llama"),
         (["rm", "../../etc", "-y"], "is no repository"),
         (["rm", f"{QUANTS}:Q4_0", "-y"], "has no GGUF model"),

@@ -31,7 +31,7 @@ def test_it_belongs_to_gpt_oss_only() -> None:
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(o200k, "find_spec", lambda name: None)
-    with pytest.raises(MissingPackage, match=r"oss-tools\[harmony\]"):
+    with pytest.raises(MissingPackage, match=r"pip install '\.\[harmony\]'"):
         Text(GPT_OSS)
 
 

@@ -158,7 +158,7 @@ def test_the_list_needs_no_model() -> None:
         (["--suite", "maths"], "no suite named 'maths'"),
         (["--tier", "huge"], "no tasks in the tier"),
         (["--resume"], "needs --output"),
-        (["--reasoning", "deep"], "low, medium or high"),
+        (["--reasoning", "deep"], "not one of low, medium, high"),
         (["--text", "missing.txt"], "missing.txt: No such file"),
         (["--task", "math_smoke", "--data", "missing", "--task", "missing.yaml"], "missing.yaml"),
     ],
@@ -207,4 +207,4 @@ def test_without_lm_eval_the_extra_is_named(tiny_llama: Path) -> None:
     code = "import sys; sys.modules['lm_eval'] = None; from oss_tools.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "eval", str(tiny_llama)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert "oss-tools[eval]" in done.stderr
+    assert "pip install '.[eval]'" in done.stderr

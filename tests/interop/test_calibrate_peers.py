@@ -56,7 +56,7 @@ def test_transformers_meets_the_same_inputs(shape: str, tmp_path: Path) -> None:
             model(torch.tensor(sequence[None]))
     assert sum("self_attn" in name for name in squares) >= 4
     for name, sums in squares.items():
-        np.testing.assert_allclose(found[name], 0.5 + 0.5 * sums / sums.mean(), rtol=2e-3, err_msg=name)
+        np.testing.assert_allclose(found[name], 0.1 + 0.9 * sums / sums.mean(), rtol=2e-3, err_msg=name)
 
 
 def as_llama_quantize_reads_it(path: Path) -> dict[str, np.ndarray]:
