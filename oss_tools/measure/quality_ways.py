@@ -104,7 +104,7 @@ def make_ours(row: Row, base: Path, folder: Path, importance: Path | None, token
         in_gguf = get_format(row.format).ggml_type is not None
         made = folder / (f"{row.format}.gguf" if in_gguf else row.format)
         recipe.write_text(RECIPE.format(format=row.format, ends="q8_0" if in_gguf else "keep"))
-    command += [str(made), "--recipe", str(recipe), "--overwrite", "--quiet", "--no-verify"]
+    command += [str(made), "--recipe", str(recipe), "--overwrite", "--quiet"]
     command += ["--rule", PLAIN.get(row.format, "plain")] if row.way == "plain" else []
     command += ["--method", "gptq", "--tokens", str(tokens)] if row.way == "gptq" else []
     command += ["--importance", str(importance)] if row.way == "importance" else []

@@ -36,6 +36,7 @@ def noise(
     unit = int(np.lcm.reduce([format.row_block for format in formats]))
     each = max(ROWS // len(matrices) // unit, 1) * unit
     total = dict.fromkeys((format.name for format in formats), 0.0)
+    amax = checkpoint.largest_magnitude(entry.name) if any(format.needs_amax for format in formats) else None
     for matrix in map(int, matrices):
         weight = sums[entry.name][matrix] if entry.name in sums else np.ones(columns)
         if not weight.any():
@@ -43,7 +44,6 @@ def noise(
         own = None if importance is None else importance[matrix] if importance.ndim > 1 else importance
         for values in _samples(checkpoint, entry.name, matrix, rows, each, unit):
             for format in formats:
-                amax = float(np.abs(values).max()) if format.needs_amax else None
                 error = values - format.quantize(values, importance=own, amax=amax).dequantize()
                 total[format.name] += float((np.square(error, dtype=np.float64) @ weight).sum())
     return total
