@@ -75,10 +75,9 @@ def multiply_panels(  # type: ignore[no-untyped-def]
             scales = scales_at + (k >> shift) * SCALES
             tile = accumulate_first(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP, LEAST, count)
         results = spill(tile)
-        for t in range(count):
-            for i in range(min(PANELS, high - p)):
-                sums = results + (t * PANELS + i) * LANES * 4
-                finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
+        for i in range(min(PANELS, high - p)):
+            sums = results + i * LANES * 4
+            finish(sums, PANELS * LANES * 4, p + i, first, last, height, bias, residual, out, out_stride)
 
 
 def multiply_heads(  # type: ignore[no-untyped-def]
@@ -99,7 +98,7 @@ def multiply_heads(  # type: ignore[no-untyped-def]
             )
         results = spill(tile)
         for i in range(min(PANELS, high - p)):
-            finish(results + i * LANES * 4, p + i, first, height, bias, residual, out, out_stride)
+            finish(results + i * LANES * 4, 0, p + i, first, first, height, bias, residual, out, out_stride)
 
 
 # The five tile sizes, ascending, and the functions for them; `linear_op` sets them. The fourth may be as large as the last: it
