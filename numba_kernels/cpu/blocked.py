@@ -108,29 +108,29 @@ def multiply_block(  # type: ignore[no-untyped-def]
                         row += 2
         for p in range(base, top):
             sums = totals + (p - base) // PANELS * SUMS + (p - base) % PANELS * LANES * 4
-            for row in range(first, last + 1):
-                finish(sums + (row - first) * PANELS * LANES * 4, p, row, height, bias, residual, out, out_stride)
+            finish(sums, PANELS * LANES * 4, p, first, last, height, bias, residual, out, out_stride)
 
 
 @inner
-def finish(sums, p, row, height, bias, residual, out, out_stride):  # type: ignore[no-untyped-def]
-    """Writes one row's sums over panel p, with bias and residual added."""
-    value = load_floats(sums)
+def finish(sums, step, p, first, last, height, bias, residual, out, out_stride):  # type: ignore[no-untyped-def]
+    """Writes the sums of rows first … last over panel p, `step` bytes apart, with bias and residual added."""
     column = p * LANES * 4
-    target = row * out_stride + column
     present = min(LANES, height - p * LANES)
-    if present == LANES:
-        if bias:
-            value = value + load_floats(bias + column)
-        if residual:
-            value = value + load_floats(residual + target)
-        store_floats(out + target, value)
-    else:
-        if bias:
-            value = value + load_first(bias + column, present)
-        if residual:
-            value = value + load_first(residual + target, present)
-        store_first(out + target, value, present)
+    for row in range(first, last + 1):
+        value = load_floats(sums + (row - first) * step)
+        target = row * out_stride + column
+        if present == LANES:
+            if bias:
+                value = value + load_floats(bias + column)
+            if residual:
+                value = value + load_floats(residual + target)
+            store_floats(out + target, value)
+        else:
+            if bias:
+                value = value + load_first(bias + column, present)
+            if residual:
+                value = value + load_first(residual + target, present)
+            store_first(out + target, value, present)
 
 
 def block_function(name: str, activations: str) -> Any:

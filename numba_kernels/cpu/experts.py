@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from numba_kernels.cpu.op import inner, op
-from numba_kernels.cpu.rows import load_part, sigmoid
+from numba_kernels.cpu.rows import chunk_for, load_part, sigmoid
 from numba_kernels.cpu.team import take
 from numba_kernels.simd.values import (
     LANES,
@@ -21,8 +21,6 @@ from numba_kernels.simd.values import (
     store_first,
     store_floats,
 )
-
-CHUNK = 256  # columns of a piece of work
 
 
 @inner
@@ -221,17 +219,18 @@ def group_by_expert(  # type: ignore[no-untyped-def]
 def combine(  # type: ignore[no-untyped-def]
     x, x_stride, place, weights, rows, top, columns, residual, out, out_stride, team, thread
 ):
-    """out[i] = residual[i] + Σ_j weights[i, j] · x[place[i, j]]; a piece of work is CHUNK columns of a row.
+    """out[i] = residual[i] + Σ_j weights[i, j] · x[place[i, j]]; a piece of work is a chunk of a row.
 
     x: float32 [rows · top, columns]; place: int32 [rows, top]; weights: float32 [rows, top]; residual, out: rows
     out_stride bytes apart, residual may be out or 0.
     """
-    pieces = (columns + CHUNK - 1) // CHUNK
+    chunk = chunk_for(rows, columns, team)
+    pieces = (columns + chunk - 1) // chunk
     item = take(team)
     while item < rows * pieces:
         row = item // pieces
-        begin = (item - row * pieces) * CHUNK
-        for i in range(begin, min(begin + CHUNK, columns), LANES):
+        begin = (item - row * pieces) * chunk
+        for i in range(begin, min(begin + chunk, columns), LANES):
             left = columns - i
             target = row * out_stride + 4 * i
             total = load_part(residual + target, left) if residual else splat(np.float32(0))

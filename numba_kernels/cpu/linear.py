@@ -53,6 +53,7 @@ FEW = 5  # rows of a group from which on blocks are worth their while
 PIECES = 4  # of a matrix for each thread
 CACHED = 1 << 18  # bytes of weights that stay in a core's cache from tile to tile
 AHEAD = 0  # bytes by which weights are asked for before they are used; 0 leaves it to the machine
+ASKED = 256  # bytes that each step asks for: a block's codes, and its share of a k-quant's head
 
 
 def multiply_panels(  # type: ignore[no-untyped-def]
@@ -68,16 +69,15 @@ def multiply_panels(  # type: ignore[no-untyped-def]
         tile = zero_tile(SUMS)
         for k in range(blocks * STEPS):
             if AHEAD > 0:
-                for line in range(AHEAD, AHEAD + CODES, 64):
+                for line in range(AHEAD, AHEAD + ASKED, 64):
                     for i in range(PANELS):
-                        prefetch(codes + i * panel_bytes + k * CODES + line)
+                        prefetch(codes + i * panel_bytes + k * ASKED + line)
             scales = scales_at + (k >> shift) * SCALES
             tile = accumulate_first(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP, LEAST, count)
         results = spill(tile)
-        for t in range(count):
-            for i in range(min(PANELS, high - p)):
-                sums = results + (t * PANELS + i) * LANES * 4
-                finish(sums, p + i, first + t, height, bias, residual, out, out_stride)
+        for i in range(min(PANELS, high - p)):
+            sums = results + i * LANES * 4
+            finish(sums, PANELS * LANES * 4, p + i, first, last, height, bias, residual, out, out_stride)
 
 
 def multiply_heads(  # type: ignore[no-untyped-def]
@@ -90,12 +90,15 @@ def multiply_heads(  # type: ignore[no-untyped-def]
         panels = panel_addresses(PANELS, matrix + p * panel_bytes, panel_bytes, high - 1 - p)
         tile = zero_tile(PANELS)
         for k in range(0, blocks, HEAD):
+            for line in range(AHEAD, AHEAD + HEAD * ASKED, 64):
+                for i in range(PANELS):
+                    prefetch(matrix + (p + i) * panel_bytes + k * ASKED + line)
             tile = accumulate_head(
                 FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales_at + (k >> shift) * SCALES, rows, k * STEP
             )
         results = spill(tile)
         for i in range(min(PANELS, high - p)):
-            finish(results + i * LANES * 4, p + i, first, height, bias, residual, out, out_stride)
+            finish(results + i * LANES * 4, 0, p + i, first, first, height, bias, residual, out, out_stride)
 
 
 # The five tile sizes, ascending, and the functions for them; `linear_op` sets them. The fourth may be as large as the last: it
@@ -219,6 +222,7 @@ def _multiply(name: str, layout: Layout, activations: str, rows: Rows, step: int
             multiply, f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
             TOKENS=rows.most, LEAST=rows.least, CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step,
             STEPS=steps, PANELS=panels, SUMS=rows.most * panels, AHEAD=ahead_for(layout, activations, rows.usual),
+            ASKED=layout.block_bytes // steps + (layout.scale_step // HEAD if layout.scale == "k" else 0),
             finish=finish, **pair_constants(layout, activations, rows.most),
         )
     )  # fmt: skip
@@ -234,7 +238,10 @@ def panels_for(layout: Layout, activations: str, tokens: int) -> int:
 
 def ahead_for(layout: Layout, activations: str, tokens: int) -> int:
     """By how many bytes weights are asked for beforehand: where there is much to be computed for each byte, the processor looks
-    too few bytes ahead by itself, and computing and reading would take turns. Where there is little, asking costs more."""
+    too few bytes ahead by itself, and computing and reading would take turns. Where there is little, asking costs more. A
+    k-quant's codes and scales are read by more instructions than the processor can follow: it does not see them go on."""
+    if layout.scale == "k" and tokens == 1:
+        return 2 * AHEAD_BYTES
     longer = {"f32": 4, "bf16": 2}.get(activations, 1)  # a multiplication of floats takes as long as four of bytes
     work = tokens * BLOCK * longer
     return AHEAD_BYTES if tokens > 1 and work >= MUCH * layout.code_bytes else 0

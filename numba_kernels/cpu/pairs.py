@@ -270,5 +270,4 @@ def multiply_pairs(  # type: ignore[no-untyped-def]
                 at = pairs + (k - begin) * PAIR_STEP
                 tile = accumulate_pairs(FORMAT, ACTIVATIONS, tile, codes + k * CODES * STEPS, scales, k, at)
         results = spill(rows_apart(tile))
-        for t in range(last + 1 - first):
-            finish(results + t * LANES * 4, p, first + t, height, bias, residual, out, out_stride)
+        finish(results, LANES * 4, p, first, last, height, bias, residual, out, out_stride)

@@ -11,7 +11,7 @@ import numpy as np
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, SCALE, START, SUM, UNIT, decode_row
 from numba_kernels.cpu.op import Op, inner, maker, op
 from numba_kernels.cpu.packing import kernel_format
-from numba_kernels.cpu.team import take
+from numba_kernels.cpu.team import take, thread_count
 from numba_kernels.simd.numbers import splat_words
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
@@ -45,6 +45,7 @@ from numba_kernels.simd.values import (
 OFFSET, NARROW = ACTIVE.offset, ACTIVE.narrow_sums
 FORMAT, CODES, SCALES, STEPS = "bf16", 0, 0, 1
 CHUNK = 8 * BLOCK  # columns of a piece of work where a row is divided
+MANY = 8  # rows for each thread, from which on a piece is a whole row: two threads that take one wait for each other
 
 
 def record_bytes(columns: int, activations: str = "int8") -> int:
@@ -56,6 +57,12 @@ def record_bytes(columns: int, activations: str = "int8") -> int:
 def empty_records(rows: int, columns: int, activations: str = "int8") -> np.ndarray:
     """Memory for quantized rows: uint8 [rows, record_bytes(columns)]."""
     return np.zeros((rows, record_bytes(columns, activations)), np.uint8)
+
+
+@inner
+def chunk_for(rows, columns, team):  # type: ignore[no-untyped-def]
+    """Columns of a piece of work: CHUNK, or all of a row, padded to BLOCK, where there are MANY rows."""
+    return (columns + BLOCK - 1) // BLOCK * BLOCK if rows >= MANY * thread_count(team) else CHUNK
 
 
 @inner
@@ -217,14 +224,15 @@ def layer_norm(  # type: ignore[no-untyped-def]
 
 @op
 def quantize(x, x_stride, records, record_stride, rows, columns, team, thread):  # type: ignore[no-untyped-def]
-    """float32 rows as records; a piece of work is CHUNK columns of a row."""
+    """float32 rows as records; a piece of work is a chunk of a row."""
     scratch = stack(128)
-    pieces = (columns + CHUNK - 1) // CHUNK
+    chunk = chunk_for(rows, columns, team)
+    pieces = (columns + chunk - 1) // chunk
     item = take(team)
     while item < rows * pieces:
         row = item // pieces
-        begin = (item - row * pieces) * CHUNK
-        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+        begin = (item - row * pieces) * chunk
+        for first in range(begin, min(begin + chunk, columns), BLOCK):
             for i in range(first, first + BLOCK, LANES):
                 store_floats(scratch + 4 * (i - first), load_part(x + row * x_stride + 4 * i, columns - i))
             write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
@@ -259,14 +267,15 @@ activate = silu
 def gated(  # type: ignore[no-untyped-def]
     x, x_stride, out, out_stride, records, record_stride, rows, columns, limit: float, alpha: float, team, thread
 ):
-    """`columns` outputs from rows of interleaved gate and up values (2 · columns); a piece of work is CHUNK columns of a row."""
+    """`columns` outputs from rows of interleaved gate and up values (2 · columns); a piece of work is a chunk of a row."""
     scratch = stack(128)
-    pieces = (columns + CHUNK - 1) // CHUNK
+    chunk = chunk_for(rows, columns, team)
+    pieces = (columns + chunk - 1) // chunk
     item = take(team)
     while item < rows * pieces:
         row = item // pieces
-        begin = (item - row * pieces) * CHUNK
-        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+        begin = (item - row * pieces) * chunk
+        for first in range(begin, min(begin + chunk, columns), BLOCK):
             for i in range(first, first + BLOCK, LANES):
                 at = x + row * x_stride + 8 * i
                 low = load_part(at, 2 * (columns - i))
@@ -289,14 +298,15 @@ def gated_op(activation: str) -> Op:
 @op
 def gelu(x, x_stride, out, out_stride, records, record_stride, rows, columns, team, thread):  # type: ignore[no-untyped-def]
     """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), which is x · σ(2 √(2/π) · (…)), as float32 and as records; a piece of work
-    is CHUNK columns of a row. Source: https://arxiv.org/abs/1606.08415."""
+    is a chunk of a row. Source: https://arxiv.org/abs/1606.08415."""
     scratch = stack(128)
-    pieces = (columns + CHUNK - 1) // CHUNK
+    chunk = chunk_for(rows, columns, team)
+    pieces = (columns + chunk - 1) // chunk
     item = take(team)
     while item < rows * pieces:
         row = item // pieces
-        begin = (item - row * pieces) * CHUNK
-        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+        begin = (item - row * pieces) * chunk
+        for first in range(begin, min(begin + chunk, columns), BLOCK):
             for i in range(first, first + BLOCK, LANES):
                 v = load_part(x + row * x_stride + 4 * i, columns - i)
                 inner_value = fma(v * v * v, splat(np.float32(0.044715)), v)
@@ -313,17 +323,18 @@ def gelu(x, x_stride, out, out_stride, records, record_stride, rows, columns, te
 def scaled_sum(  # type: ignore[no-untyped-def]
     x, x_stride, gate, gate_stride, rows, columns, residual, out, out_stride, team, thread
 ):
-    """out = residual + x · σ(gate), float32; a piece of work is CHUNK columns of a row.
+    """out = residual + x · σ(gate), float32; a piece of work is a chunk of a row.
 
     gate: a number for each row, gate_stride bytes apart, or 0 for x as it is; residual, out: rows out_stride bytes apart,
     residual may be x, out or 0.
     """
-    pieces = (columns + CHUNK - 1) // CHUNK
+    chunk = chunk_for(rows, columns, team)
+    pieces = (columns + chunk - 1) // chunk
     item = take(team)
     while item < rows * pieces:
         row = item // pieces
-        begin = (item - row * pieces) * CHUNK
-        for i in range(begin, min(begin + CHUNK, columns), LANES):
+        begin = (item - row * pieces) * chunk
+        for i in range(begin, min(begin + chunk, columns), LANES):
             left = columns - i
             target = row * out_stride + 4 * i
             v = load_part(x + row * x_stride + 4 * i, left)
@@ -343,14 +354,15 @@ def join_heads(  # type: ignore[no-untyped-def]
     x, x_stride, size, out, out_stride, records, record_stride, rows, columns, team, thread
 ):
     """Rows of heads side by side, as float32 and as records, from heads one under another: columns head · size + i of row t is
-    x[head · rows + t, i]. A piece of work is CHUNK columns of a row."""
+    x[head · rows + t, i]. A piece of work is a chunk of a row."""
     scratch = stack(128)
-    pieces = (columns + CHUNK - 1) // CHUNK
+    chunk = chunk_for(rows, columns, team)
+    pieces = (columns + chunk - 1) // chunk
     item = take(team)
     while item < rows * pieces:
         row = item // pieces
-        begin = (item - row * pieces) * CHUNK
-        for first in range(begin, min(begin + CHUNK, columns), BLOCK):
+        begin = (item - row * pieces) * chunk
+        for first in range(begin, min(begin + chunk, columns), BLOCK):
             for i in range(first, first + BLOCK, LANES):
                 inside = i % size
                 at = scratch + 4 * (i - first)
