@@ -237,14 +237,13 @@ def panels_for(layout: Layout, activations: str, tokens: int) -> int:
 
 
 def ahead_for(layout: Layout, activations: str, tokens: int) -> int:
-    """By how many bytes weights are asked for beforehand: where there is much to be computed for each byte, the processor looks
-    too few bytes ahead by itself, and computing and reading would take turns. Where there is little, asking costs more. A
-    k-quant's codes and scales are read by more instructions than the processor can follow: it does not see them go on."""
-    if layout.scale == "k" and tokens == 1:
-        return 2 * AHEAD_BYTES
+    """By how many bytes weights are asked for beforehand: the processor by itself looks too few bytes ahead, and computing and
+    reading would take turns. A k-quant's codes and scales are read by more instructions than it can follow at all. Two or more
+    tokens that need little for each byte are better off without."""
+    if tokens == 1:
+        return 2 * AHEAD_BYTES if layout.scale == "k" else AHEAD_BYTES // 2
     longer = {"f32": 4, "bf16": 2}.get(activations, 1)  # a multiplication of floats takes as long as four of bytes
-    work = tokens * BLOCK * longer
-    return AHEAD_BYTES if tokens > 1 and work >= MUCH * layout.code_bytes else 0
+    return AHEAD_BYTES if tokens * BLOCK * longer >= MUCH * layout.code_bytes else 0
 
 
 def panels_at_once(packed: Packed, threads: int, rows: int, groups: int = 1) -> int:
