@@ -168,8 +168,10 @@ class Portable:
         raise NotImplementedError(self.name)
 
     def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
-        """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1] of int16. Only with `narrow_sums`."""
-        raise NotImplementedError(self.name)
+        """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1] of int16, modulo 2^32."""
+        for first, second in zip(word_halves(b, codes), word_halves(b, x), strict=True):
+            sums = b.add(sums, b.mul(first, second))
+        return sums
 
     def in_order(self, b: Builder, values: list[Value]) -> list[Value]:
         """The same values, computed before all that is emitted from here on, where the path has so few registers that the
@@ -267,6 +269,12 @@ class Avx512(X86):
         raised = self.dot_unsigned(b, sums, b.xor(codes, flip), x)
         return b.sub(raised, self.dot_unsigned(b, same(sums.type, 0), flip, x))
 
+    def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return call(b, "llvm.x86.avx512.vpdpwssd.512", s.type, [s, b.bitcast(c, s.type), b.bitcast(v, s.type)])
+
+        return in_parts(b, 64, part, sums, codes, x)
+
     def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
         def part(c: Value) -> Value:
             return call(b, "llvm.x86.avx512.pshuf.b.512", c.type, [constant(I8, [v & 255 for v in table] * 4), c])
@@ -356,6 +364,12 @@ class AvxVnni(Avx2):
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 32, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.256", s.type, [s, c, v]), sums, codes, x)
 
+    def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return call(b, "llvm.x86.avx512.vpdpwssd.256", s.type, [s, b.bitcast(c, s.type), b.bitcast(v, s.type)])
+
+        return in_parts(b, 32, part, sums, codes, x)
+
     dot_signed = Avx512.dot_signed
 
 
@@ -437,6 +451,13 @@ def bf16_halves(b: Builder, words: Value) -> tuple[Value, Value]:
     return b.bitcast(b.shl(words, same(words.type, 16)), floats), b.bitcast(
         b.and_(words, same(words.type, 0xFFFF0000)), floats
     )
+
+
+def word_halves(b: Builder, pairs: Value) -> tuple[Value, Value]:
+    """The first and the second int16 of each pair, as int32."""
+    words = b.bitcast(pairs, vector(I32, pairs.type.count // 2))
+    sixteen = same(words.type, 16)
+    return b.ashr(b.shl(words, sixteen), sixteen), b.ashr(words, sixteen)
 
 
 def larger(b: Builder, x: Value, y: Value) -> Value:
