@@ -1,11 +1,11 @@
 """Copies of cached keys and values: between pages, and between pages and plain rows.
 
-Pages are laid out as in `attention`. A piece of work is one key-value head of one sequence, or of PIECE positions.
+Pages are laid out as in `kv_pages`. A piece of work is one key-value head of one sequence, or of PIECE positions.
 """
 
 from __future__ import annotations
 
-from numba_kernels.cpu.attention import page_of
+from numba_kernels.cpu.kv_pages import page_of
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.cpu.team import take
 from numba_kernels.simd.values import LANES, get_i32, load_floats, set_i32, store_floats

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cpu import attention
-from numba_kernels.cpu.attention import AHEAD, ELEMENTS, MAX_HEAD, page_of, rotate, store_row
+from numba_kernels.cpu.attention import AHEAD, attention_op
+from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of, rotate, row_storing, store_row
 from numba_kernels.cpu.op import Op, maker, op
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
@@ -94,7 +95,7 @@ def store_latents(  # type: ignore[no-untyped-def]
 
     query: float32 rows of heads, nope + rope values each; latent, key: float32 rows of rank and of rope values. The first nope
     values of head h of row t go to row h · rows + t of `unrotated`, the others, rotated, behind the first `rank` of that row of
-    `absorbed`, both times `scale`. Tables, pages and rotation as in `attention.rotate_and_store`; the key is rotated in place.
+    `absorbed`, both times `scale`. Tables, pages and rotation as in `kv_pages.rotate_and_store`; the key is rotated in place.
     A piece of work is one head of one row, or the row's latent and key.
     """
     across = (rank + rope + LANES - 1) // LANES * LANES
@@ -154,13 +155,13 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
 @maker
 def store_latents_op(element: str = "bf16") -> Op:
     """The operation `store_latents` for caches of this element."""
-    return store_latents.bind(WIDTH=ELEMENTS[element], store_row=attention.row_storing(element))
+    return store_latents.bind(WIDTH=ELEMENTS[element], store_row=row_storing(element))
 
 
 @maker
 def latent_attention_op(element: str = "bf16", rank: int = 512) -> Op:
     """The operation `attention` for queries that meet the latents; value_dim is `rank`."""
-    return attention.attention_op(ACTIVE.sums // 2, element, rank, scores_of_rows)  # which meet two positions at a time
+    return attention_op(ACTIVE.sums // 2, element, rank, scores_of_rows)  # which meet two positions at a time
 
 
 @op

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
-from numba_kernels.cpu.attention import ELEMENTS, attention_scratch, value_stride
+from numba_kernels.cpu.attention import attention_scratch
 from numba_kernels.cpu.copies import copy_pages
+from numba_kernels.cpu.kv_pages import ELEMENTS, value_stride
 from numba_kernels.cpu.latent import row_stride
 from numba_kernels.cpu.packing import pack_kernel
 from numba_kernels.cpu.probe import multiplying, rate, reading

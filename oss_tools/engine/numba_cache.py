@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.attention import ELEMENTS, Pages
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
+from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
 from numba_kernels.cpu.latent import LatentPages, copy_latents_ops
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program

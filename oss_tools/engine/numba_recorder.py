@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from numba_kernels.cpu.attention import attention_op, store_op
+from numba_kernels.cpu.attention import attention_op
 from numba_kernels.cpu.experts import combine, group_by_expert, route, route_by_score
+from numba_kernels.cpu.kv_pages import store_op
 from numba_kernels.cpu.latent import latent_attention_op, store_latents_op
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op

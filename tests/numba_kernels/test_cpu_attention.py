@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import MAX_HEAD, PART, Pages, attention_op, attention_scratch, store_op
+from numba_kernels.cpu.attention import PART, attention_op, attention_scratch
+from numba_kernels.cpu.kv_pages import MAX_HEAD, Pages, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.values import LANES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from numba_kernels.cpu.attention import ELEMENTS, Pages
 from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
+from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
 
 HEADS, DIM, POSITIONS = 3, 24, 32
 
