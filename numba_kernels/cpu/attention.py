@@ -8,7 +8,7 @@ import numpy as np
 
 from numba_kernels.cpu.blocks import PAIR, UNIT, accumulate, accumulate_pair
 from numba_kernels.cpu.experts import exp_one
-from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of
+from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, SCALES, page_of
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.team import take
 from numba_kernels.simd.path import ACTIVE
@@ -47,13 +47,14 @@ SEGMENT = 128  # positions whose scores are held at a time: those from one multi
 AHEAD = 64  # positions by which keys are asked for before they are met, where they come from memory
 PART = 512  # positions whose sums are found together, in the same way; a row's parts are added in order
 USUAL_HEAD = 256  # values of a head: up to so many share one kernel
-WIDTH, FORMAT = 2, "bf16"
+WIDTH, SCALE, FORMAT = 2, 0, "bf16"
 load_value: Any = load_bf16
 
 
 def _element(name: str) -> dict[str, Any]:
     """The constants of a kernel for caches of this element."""
-    return {"WIDTH": ELEMENTS[name], "FORMAT": name, "load_value": {"bf16": load_bf16, "f32": load_floats}[name]}
+    constants: dict[str, Any] = {"WIDTH": ELEMENTS[name], "SCALE": SCALES.get(name, 0), "FORMAT": name}
+    return constants if name == "q8" else constants | {"load_value": {"bf16": load_bf16, "f32": load_floats}[name]}
 
 
 ROWS = 8  # rows (query tokens × heads of one key-value head) in a tile
@@ -259,7 +260,7 @@ def attention(  # type: ignore[no-untyped-def]
     group = heads // kv_heads
     padded = (value_dim + LANES - 1) // LANES * LANES
     across = (head_dim + LANES - 1) // LANES * LANES if LATENT else padded
-    head_bytes = page_positions * (head_dim + padded) * WIDTH
+    head_bytes = page_positions * ((head_dim + padded) * WIDTH + 2 * SCALE)
     area_stride = (LANES + padded) * 4
     whole, own = stack(AREA), stack(AREA)
     scores = stack(SCORES)
@@ -312,7 +313,7 @@ def attention(  # type: ignore[no-untyped-def]
         queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
         table = tables + s * table_stride
         keys = head * head_bytes
-        values = keys if LATENT else keys + page_positions * head_dim * WIDTH
+        values = keys if LATENT else keys + page_positions * (head_dim * WIDTH + SCALE)
         segment = low
         while segment < high:
             stop = min(segment // SEGMENT * SEGMENT + SEGMENT, high)
@@ -348,7 +349,9 @@ SCORES = ROWS * (SEGMENT + LANES) * 4
 
 
 @maker
-def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: Any = None) -> Op:
+def attention_op(
+    rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: Any = None, products: str = "i16"
+) -> Op:
     """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
     over caches of this element. It is the same for every value_dim up to USUAL_HEAD. latent: what scores keys that lie in rows,
     of which values are the beginnings, see `latent`."""
@@ -364,6 +367,12 @@ def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, 
         "merge_sums": merge,
         "parts_that_fit_in": parts_that_fit,
     }
+    if element == "q8":
+        from numba_kernels.cpu import attention_bytes
+
+        more, others = attention_bytes.steps(size, value_dim, products)
+        constants |= more
+        steps |= others
     compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
     return Op(attention, **constants, **compiled)
 

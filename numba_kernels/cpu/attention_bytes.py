@@ -14,9 +14,11 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numba_kernels.cpu.attention import AHEAD, SEGMENT
+from numba_kernels.cpu.attention import AHEAD, SEGMENT, USUAL_HEAD
 from numba_kernels.cpu.blocks import PAIR, UNIT
+from numba_kernels.cpu.kv_bytes import SCALE_BYTES
 from numba_kernels.cpu.kv_pages import page_of
+from numba_kernels.cpu.op import inner, specialize
 from numba_kernels.cpu.rows import load_part
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I16, I32, I64, Builder, Value
@@ -52,9 +54,8 @@ from numba_kernels.simd.values import (
 LARGEST = 32767  # of the int16 that queries and shares become
 MOST_SUMMED = 512  # columns of a key: 512 · 127 · 32767 < 2^31
 TINY = np.float32(1e-30)  # what is smaller throughout counts as zero
-SCALE = 4  # bytes
 ROWS, PANELS, BOTH, STRIDE = 8, 2, 16, (SEGMENT + LANES) * 4
-PRODUCTS = "i16"  # or f32
+PRODUCTS, SIZE = "i16", 2  # or f32, 4: bytes of a query's value and of a share
 QUERIES = 64  # bytes for rounded queries
 ADDRESSES, FACTORS = 128, 64  # bytes of ROWS addresses, and of ROWS float32
 Shorts, Pairs = emit.vector(I16, 2 * LANES), emit.vector(I8, 2 * LANES)
@@ -177,15 +178,15 @@ def store_places(typing_context: Any, address: Any, places: Any) -> Any:
     return types.void(Address, places), lower
 
 
-@intrinsic
-def two_places(typing_context: Any, first: Any, second: Any) -> Any:
-    """Two addresses."""
-    places = Places(2)
+@intrinsic(prefer_literal=True)
+def panels_at(typing_context: Any, count: Any, first: Any, second: Any) -> Any:
+    """The first address, or both (`count`, a compile-time constant)."""
+    places = Places(count.literal_value)
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        return _tile(b, places, list(args))
+        return _tile(b, places, list(args[1 : 1 + places.count]))
 
-    return places(Address, Address), lower
+    return places(count, Address, Address), lower
 
 
 def _tile(b: Builder, kind: Any, values: list[Value]) -> Value:
@@ -224,36 +225,35 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
     end = get_i32(sees + 8 * ROWS - 4)  # of what any row sees
     factors = stack(FACTORS)
-    if PRODUCTS == "i16":
+    if SIZE == 2:
         rounded, addresses = stack(QUERIES), stack(ADDRESSES)
         store_places(addresses, queries)
-        round_rows(addresses, rounded, factors, head_dim)
+        round_queries_of_tile(addresses, rounded, factors, head_dim)
         queries = panel_addresses(ROWS, rounded, head_dim * 2, ROWS - 1)
     else:
         for t in range(ROWS):
             set_f32(factors + 4 * t, np.float32(1))
-    size = 2 if PRODUCTS == "i16" else 4
     for first in range(begin, high, LANES * PANELS):
         slot = first % page_positions
         page = page_of(first, pages, page_bytes, page_positions, table, ring) + offset
-        keys, scales = page + slot * head_dim, page + page_positions * head_dim + slot * SCALE
+        keys, scales = page + slot * head_dim, page + page_positions * head_dim + slot * SCALE_BYTES
         beside = min(first + LANES, (high - 1) // LANES * LANES)  # the last of an odd number is its own second
         other_slot = beside % page_positions
         other = page_of(beside, pages, page_bytes, page_positions, table, ring) + offset
-        panels = panels_of(keys, other + other_slot * head_dim)
-        places = panels_of(scales, other + page_positions * head_dim + other_slot * SCALE)
+        panels = panels_at(PANELS, keys, other + other_slot * head_dim)
+        places = panels_at(PANELS, scales, other + page_positions * head_dim + other_slot * SCALE_BYTES)
         later = min(first + AHEAD, (end - 1) // LANES * LANES)
         wanted = page_of(later, pages, page_bytes, page_positions, table, ring) + offset + later % page_positions * head_dim
-        values = page + page_positions * (head_dim + SCALE) + slot * across
+        values = page + page_positions * (head_dim + SCALE_BYTES) + slot * across
         tile = zero_tile(BOTH)
         for k in range(head_dim // UNIT):
             if is_ahead:
                 for line in range(k * UNIT * LANES * PANELS, (k + 1) * UNIT * LANES * PANELS, 64):
                     prefetch(wanted + line)
                     prefetch(values + line)
-            tile = add_byte_scores(PRODUCTS, UNIT, tile, panels, k * UNIT * LANES, queries, k * UNIT * size)
+            tile = add_byte_scores(PRODUCTS, UNIT, tile, panels, k * UNIT * LANES, queries, k * UNIT * SIZE)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
-            tile = add_byte_scores(PRODUCTS, PAIR, tile, panels, k * LANES, queries, k * size)
+            tile = add_byte_scores(PRODUCTS, PAIR, tile, panels, k * LANES, queries, k * SIZE)
         at = scores + (first - begin) * 4
         store_byte_scores(PRODUCTS, at, STRIDE, tile, places, factors)
         if first < all_from or first + LANES * PANELS > all_to:
@@ -277,12 +277,12 @@ def scale_shares(  # type: ignore[no-untyped-def]
             p = begin + i
             page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
             weight = times_where_some(
-                load_floats(row + 4 * i), load_floats(page + scales_at + p % page_positions * SCALE)
+                load_floats(row + 4 * i), load_floats(page + scales_at + p % page_positions * SCALE_BYTES)
             )
             store_floats(row + 4 * i, weight)
             largest = maximum(weight, largest)
             broken = broken + weight * splat(np.float32(0))
-        if PRODUCTS == "i16":
+        if SIZE == 2:
             top = max_lanes(largest)
             inverse = np.float32(LARGEST) / top if top > TINY else np.float32(0)
             factor = top / np.float32(LARGEST) if top > TINY else np.float32(0)
@@ -309,7 +309,6 @@ def sum_byte_values(  # type: ignore[no-untyped-def]
 ):
     """`attention.add_values` for values of 8 bits; two vectors of columns at a time, of an odd number the last is its own second."""
     begin = low // LANES * LANES
-    size = 2 if PRODUCTS == "i16" else 4
     factors = stack(FACTORS)
     scale_rows(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, offset, page_positions * padded)
     for d in range(0, padded, VECTORS * LANES):
@@ -321,7 +320,7 @@ def sum_byte_values(  # type: ignore[no-untyped-def]
             stop = min(high, p - slot + page_positions)
             page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d
             for q in range(p, stop, 2):
-                values, shares = page + (slot + q - p) * across, scores + (q - begin) * size
+                values, shares = page + (slot + q - p) * across, scores + (q - begin) * SIZE
                 first = add_byte_values(PRODUCTS, first, values, shares, STRIDE)
                 if VECTORS == 2:
                     second = add_byte_values(PRODUCTS, second, values + 2 * beside, shares, STRIDE)
@@ -329,3 +328,29 @@ def sum_byte_values(  # type: ignore[no-untyped-def]
         add_to_sums(PRODUCTS, sums + 4 * d, stride, first, factors)
         if VECTORS == 2 and beside:
             add_to_sums(PRODUCTS, sums + 4 * (d + beside), stride, second, factors)
+
+
+round_queries_of_tile: Any = None  # compiled forms of the functions above, set by `steps`
+scale_rows: Any = None
+VECTORS = 2
+
+
+def steps(rows: int, value_dim: int, products: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The constants, and the steps by the names that `attention` gives them, of tiles of so many rows.
+
+    products: "i16", for heads of up to MOST_SUMMED values, or "f32".
+    """
+    kind = "f32" if value_dim > MOST_SUMMED else products
+    panels = 2 if 2 * rows <= ACTIVE.sums else 1
+    widest = MOST_SUMMED if value_dim > USUAL_HEAD else USUAL_HEAD
+    constants: dict[str, Any] = {
+        "ROWS": rows, "PANELS": panels, "VECTORS": panels, "BOTH": rows * panels, "PRODUCTS": kind,
+        "SIZE": 2 if kind == "i16" else 4,
+        "QUERIES": rows * widest * 2 + 2 * LANES if kind == "i16" else 64, "ADDRESSES": 8 * rows, "FACTORS": 4 * rows,
+    }  # fmt: skip
+    suffix = f"{rows}_{kind}_{panels}"
+    inside = {
+        "round_queries_of_tile": inner(specialize(round_queries, f"round_queries_{suffix}", **constants)),
+        "scale_rows": inner(specialize(scale_shares, f"scale_shares_{suffix}", **constants)),
+    }
+    return constants | inside, {"score_keys": scores_of_bytes, "sum_values": sum_byte_values}

@@ -1,9 +1,9 @@
-"""The pages of a KV cache of bfloat16 (or float32), and what stores keys there: norms of heads and rotary embedding.
+"""The pages of a KV cache of bfloat16, float32 or 8 bits, and what stores keys there: norms of heads and rotary embedding.
 
 A page holds P positions of one layer. For every key-value head it has the keys, in panels of LANES positions as a float
 weight matrix has rows, and then the values, a row of head_dim (padded to a multiple of LANES) for every position. A
 sequence's position p is in page table[p // P mod `ring`]: with `ring` pages a sliding window needs no more than its own
-memory, and sequences that begin alike can share pages.
+memory, and sequences that begin alike can share pages. Keys and values of 8 bits have scales beside them, see `kv_bytes`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cpu.blocks import PAIR
-from numba_kernels.cpu.op import Op, inner, maker, op
+from numba_kernels.cpu.kv_bytes import SCALE_BYTES, store_key_bytes, store_value_bytes
+from numba_kernels.cpu.op import Op, inner, maker, op, specialize
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
@@ -37,8 +38,9 @@ from numba_kernels.simd.values import (
 )
 
 MAX_HEAD = 1024  # values of a head, at most
-ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
-WIDTH = 2
+ELEMENTS = {"bf16": 2, "f32": 4, "q8": 1}  # bytes of a cached value
+SCALES = {"q8": SCALE_BYTES}  # bytes of the scale of a position's key, and of its value
+WIDTH, SCALE = 2, 0
 
 
 def value_stride(head_dim: int, element: str = "bf16") -> int:
@@ -53,7 +55,7 @@ class Pages:
     Attributes:
         kv_heads, head_dim: of the layer; head_dim even, at most MAX_HEAD.
         positions: of a page, a multiple of LANES.
-        element: bf16 or f32.
+        element: bf16, f32 or q8.
     """
 
     kv_heads: int
@@ -68,9 +70,14 @@ class Pages:
             raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
 
     @property
+    def scale_bytes(self) -> int:
+        """Of the scale that a position's key has, and its value; 0 for none."""
+        return SCALES.get(self.element, 0)
+
+    @property
     def key_bytes(self) -> int:
         """Keys of one head in a page."""
-        return self.positions * self.head_dim * ELEMENTS[self.element]
+        return self.positions * (self.head_dim * ELEMENTS[self.element] + self.scale_bytes)
 
     @property
     def value_stride(self) -> int:
@@ -80,7 +87,12 @@ class Pages:
     @property
     def head_bytes(self) -> int:
         """Keys and values of one head in a page."""
-        return self.key_bytes + self.positions * self.value_stride
+        return self.key_bytes + self.positions * (self.value_stride + self.scale_bytes)
+
+    @property
+    def row_bytes(self) -> int:
+        """Keys and values of a position, as `copies` reads them."""
+        return self.kv_heads * 2 * (self.head_dim * ELEMENTS[self.element] + self.scale_bytes)
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +183,25 @@ def row_storing(element: str) -> Any:
     return {"bf16": store_row_bf16, "f32": store_row_f32}[element]
 
 
+def store_key_row(keys, slot, at, head_dim, page_positions):  # type: ignore[no-untyped-def]
+    """Stores float32 as the key of a page's position."""
+    panel = keys + slot // LANES * LANES * head_dim * WIDTH + slot % LANES * 4
+    for i in range(head_dim):
+        if WIDTH == 2:  # pairs of columns in a lane
+            set_u16(panel + i // 2 * 4 * LANES + i % 2 * 2, bf16_at(at + 4 * i))
+        else:
+            set_f32(panel + i * 4 * LANES, get_f32(at + 4 * i))
+
+
+def store_value_row(values, slot, at, head_dim, page_positions):  # type: ignore[no-untyped-def]
+    """Stores float32 as the value of a page's position."""
+    store_row(values + slot * ((head_dim + LANES - 1) // LANES * LANES * WIDTH), at, head_dim)
+
+
+store_key: Any = None  # their compiled forms, or those of 8 bits; set by `store_op`
+store_value: Any = None
+
+
 @op
 def rotate_and_store(  # type: ignore[no-untyped-def]
     qkv, stride, rows, heads, kv_heads, head_dim, positions, sequence, cos, sin, pairs, interleaved, scale: float,
@@ -185,7 +216,7 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
     table_stride bytes for each sequence. A piece of work is one head of one row.
     """
     value_stride = (head_dim + LANES - 1) // LANES * LANES * WIDTH
-    head_bytes = page_positions * (head_dim * WIDTH + value_stride)
+    head_bytes = page_positions * (head_dim * WIDTH + value_stride + 2 * SCALE)
     item = take(team)
     while item < rows * (heads + 2 * kv_heads):
         row = item // (heads + 2 * kv_heads)
@@ -205,20 +236,21 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
                 if key_norm:
                     norm_head(at, key_norm, head_dim, eps)
                 rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, np.float32(1))
-                panel = page + (head - heads) * head_bytes + slot // LANES * LANES * head_dim * WIDTH + slot % LANES * 4
-                for i in range(head_dim):
-                    if WIDTH == 2:  # pairs of columns in a lane
-                        set_u16(panel + i // 2 * 4 * LANES + i % 2 * 2, bf16_at(at + 4 * i))
-                    else:
-                        set_f32(panel + i * 4 * LANES, get_f32(at + 4 * i))
+                store_key(page + (head - heads) * head_bytes, slot, at, head_dim, page_positions)
             else:
-                keys = page_positions * head_dim * WIDTH
-                to = page + (head - heads - kv_heads) * head_bytes + keys + slot * value_stride
-                store_row(to, at, head_dim)
+                values = page + (head - heads - kv_heads) * head_bytes + page_positions * (head_dim * WIDTH + SCALE)
+                store_value(values, slot, at, head_dim, page_positions)
         item = take(team)
 
 
 @maker
 def store_op(element: str = "bf16") -> Op:
     """The operation `rotate_and_store` for caches of this element."""
-    return rotate_and_store.bind(WIDTH=ELEMENTS[element], store_row=row_storing(element))
+    constants: dict[str, Any] = {"WIDTH": ELEMENTS[element], "SCALE": SCALES.get(element, 0)}
+    if element in SCALES:
+        return rotate_and_store.bind(**constants, store_key=store_key_bytes, store_value=store_value_bytes)
+    compiled = {
+        name: inner(specialize(f, f"{name}_{element}", **constants, store_row=row_storing(element)))
+        for name, f in (("store_key", store_key_row), ("store_value", store_value_row))
+    }
+    return rotate_and_store.bind(**constants, **compiled)

@@ -130,6 +130,15 @@ def attention(
     return np.einsum("hnm,mhd->nhd", softmax(scores)[..., :m], values)
 
 
+def cached_in_8_bits(x: np.ndarray) -> np.ndarray:
+    """Keys or values as a cache of 8 bits keeps them: whole multiples of a scale for each position and head (the last axis), max |x|
+    / 127; NaN where one of its values is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        broken = (x * np.float32(0)).sum(-1, keepdims=True)
+    codes, scales = quantize_rows(np.where(np.isfinite(x), x, 0), x.shape[-1])
+    return codes.astype(np.float32) * scales + broken
+
+
 def latent_attention(
     queries: np.ndarray, latents: np.ndarray, keys: np.ndarray, kv_b: np.ndarray, first: int, *, nope: int, scale: float
 ) -> np.ndarray:
