@@ -1,8 +1,8 @@
 """The steps of attention over keys and values of 8 bits: a tile of ROWS query rows meets one segment of positions.
 
-With products "i16" both sums are of integers, which are exact in any order: a row of queries, and a row's shares of a segment times
-the scales of the values, are rounded to int16 with one scale each. A pair of bytes becomes a pair of int16, and one instruction
-multiplies and adds both where the path has it. With products "f32" bytes become float32 instead.
+With products "i16" both sums are of integers, which are exact in any order: a row of queries, and a row's shares of a segment
+times the scales of the values, are rounded to int16 with one scale each. A pair of bytes becomes a pair of int16, and one
+instruction multiplies and adds both where the path has it. With products "f32" bytes become float32 instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from numba_kernels.simd.values import (
     Places,
     Words,
     absolute,
-    fma,
-    get_f32,
     get_i32,
     get_i64,
     keep_between,
@@ -94,8 +92,8 @@ def _as_floats(b: Builder, kind: str, total: Value) -> Value:
 def add_byte_scores(
     typing_context: Any, products: Any, columns: Any, tile: Any, panels: Any, keys: Any, queries: Any, at: Any
 ) -> Any:
-    """The tile plus the products of `columns` (even) columns of panels of keys with those of the queries; that of row t and panel i
-    is vector t · panels + i. keys, at: offsets of the columns in panels and in queries, in bytes."""
+    """The tile plus the products of `columns` (even) columns of panels of keys with those of the queries; that of row t and
+    panel i is vector t · panels + i. keys, at: offsets of the columns in panels and in queries, in bytes."""
     kind, count = products.literal_value, columns.literal_value
     size = 2 if kind == "i16" else 4
 
@@ -117,8 +115,8 @@ def add_byte_scores(
 def store_byte_scores(
     typing_context: Any, products: Any, address: Any, stride: Any, tile: Any, scales: Any, factors: Any
 ) -> Any:
-    """Stores the scores of each row, those of its panels beside each other: what `add_byte_scores` has summed times the keys' scales
-    (at the addresses `scales`) and the row's factor, float32 at `factors`."""
+    """Stores the scores of each row, those of its panels beside each other: what `add_byte_scores` has summed times the keys'
+    scales (at the addresses `scales`) and the row's factor, float32 at `factors`."""
     kind = products.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
@@ -136,8 +134,8 @@ def store_byte_scores(
 
 @intrinsic(prefer_literal=True)
 def add_byte_values(typing_context: Any, products: Any, tile: Any, values: Any, shares: Any, stride: Any) -> Any:
-    """tile + shares · values of two positions, whose values lie in pairs; the first row's two shares are at `shares`, those of the
-    next rows `stride` bytes further."""
+    """tile + shares · values of two positions, whose values lie in pairs; the first row's two shares are at `shares`, those of
+    the next rows `stride` bytes further."""
     kind = products.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
@@ -200,8 +198,8 @@ def _tile(b: Builder, kind: Any, values: list[Value]) -> Value:
 
 
 def round_queries(addresses, queries, factors, head_dim):  # type: ignore[no-untyped-def]
-    """Rounds ROWS rows of queries, at these addresses, to int16 [ROWS, head_dim], with a factor for each: max |q| / 32767, NaN if a
-    value is not finite."""
+    """Rounds ROWS rows of queries, at these addresses, to int16 [ROWS, head_dim], with a factor for each: max |q| / 32767, NaN
+    if a value is not finite."""
     for t in range(ROWS):
         row, to = get_i64(addresses + 8 * t), queries + t * head_dim * 2
         largest, broken = splat(np.float32(0)), splat(np.float32(0))
@@ -299,7 +297,9 @@ def times_where_some(typing_context: Any, share: Any, scale: Any) -> Any:
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         share, scale = args
-        return b.select(b.fcmp_ordered("==", share, emit.same(share.type, 0.0)), emit.same(share.type, 0.0), b.fmul(share, scale))
+        return b.select(
+            b.fcmp_ordered("==", share, emit.same(share.type, 0.0)), emit.same(share.type, 0.0), b.fmul(share, scale)
+        )
 
     return Floats(Floats, Floats), lower
 
@@ -307,7 +307,7 @@ def times_where_some(typing_context: Any, share: Any, scale: Any) -> Any:
 def sum_byte_values(  # type: ignore[no-untyped-def]
     scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
 ):
-    """`attention.add_values` for values of 8 bits; two vectors of columns at a time, of an odd number the last is its own second."""
+    """`attention.add_values` for values of 8 bits; VECTORS of columns at a time, the last of an odd number is its own second."""
     begin = low // LANES * LANES
     factors = stack(FACTORS)
     scale_rows(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, offset, page_positions * padded)

@@ -163,7 +163,7 @@ def copy_byte_pages(  # type: ignore[no-untyped-def]
 def _copy_byte_rows(  # type: ignore[no-untyped-def]
     pages, table, ring, rows, row_stride, first, count, kv_heads, head_dim, page_bytes, page_positions, team, thread
 ):
-    """`_copy_rows` for keys and values of 8 bits: the keys of all heads, their values, the scales of the keys, those of the values."""
+    """`_copy_rows` for keys and values of 8 bits: the keys of all heads, their values, the keys' scales, the values' scales."""
     padded = (head_dim + LANES - 1) // LANES * LANES
     of_values = page_positions * (head_dim + SCALE_BYTES)
     head_bytes = of_values + page_positions * (padded + SCALE_BYTES)

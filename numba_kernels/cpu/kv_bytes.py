@@ -1,4 +1,4 @@
-"""Keys and values of 8 bits, as they lie in a page: signed bytes, and one float32 scale for each position's key and for its value.
+"""Keys and values of 8 bits, as they lie in a page: signed bytes, and a float32 scale for each position's key and its value.
 
 A head's keys are panels of LANES positions, in each 2 · LANES bytes for a pair of columns, and the positions' scales come behind
 all of them. Values are rows of pairs: those of positions 2 i and 2 i + 1 alternate, column by column; then come their scales. So

@@ -92,7 +92,12 @@ class Pages:
     @property
     def row_bytes(self) -> int:
         """Keys and values of a position, as `copies` reads them."""
-        return self.kv_heads * 2 * (self.head_dim * ELEMENTS[self.element] + self.scale_bytes)
+        return self.kv_heads * 2 * self.head_dim * ELEMENTS[self.element] + self.row_scale_bytes
+
+    @property
+    def row_scale_bytes(self) -> int:
+        """Of these, the scales, float32, which come last."""
+        return self.kv_heads * 2 * self.scale_bytes
 
     @property
     def nbytes(self) -> int:

@@ -41,13 +41,14 @@ from numba_kernels.simd.values import (
 SEGMENT, ROWS = attention.SEGMENT, attention.ROWS
 WIDTH = 2
 load_value: Any = load_bf16
+WIDTHS = {name: width for name, width in ELEMENTS.items() if name != "q8"}  # bytes of a cached value
 PIECE = 64  # positions of a piece of work of a copy
 TO_ROWS = 1
 
 
 def row_stride(size: int, element: str = "bf16") -> int:
     """Bytes between the rows of two positions of `size` values in a page."""
-    return -(-size // LANES) * LANES * ELEMENTS[element]
+    return -(-size // LANES) * LANES * WIDTHS[element]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class LatentPages:
     def __post_init__(self) -> None:
         if not 0 < self.rank <= MAX_HEAD:
             raise ValueError(f"a latent has {self.rank} values; the kernels take up to {MAX_HEAD}")
+        if self.element not in WIDTHS:
+            raise ValueError(f"latents are kept in {' or '.join(WIDTHS)}, not in {self.element}")
         if self.positions % LANES or self.positions < LANES:
             raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
 
@@ -79,6 +82,11 @@ class LatentPages:
     @property
     def nbytes(self) -> int:
         return self.positions * row_stride(self.size, self.element)
+
+    @property
+    def row_bytes(self) -> int:
+        """Values of a position, as the copies read them."""
+        return self.size * WIDTHS[self.element]
 
     def allocate(self, count: int) -> np.ndarray:
         """Zeroed memory for `count` pages, uint8 [count, nbytes]."""
@@ -155,7 +163,7 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
 @maker
 def store_latents_op(element: str = "bf16") -> Op:
     """The operation `store_latents` for caches of this element."""
-    return store_latents.bind(WIDTH=ELEMENTS[element], store_row=row_storing(element))
+    return store_latents.bind(WIDTH=WIDTHS[element], store_row=row_storing(element))
 
 
 @maker
@@ -187,5 +195,5 @@ def _copy_latents(  # type: ignore[no-untyped-def]
 @maker
 def copy_latents_ops(element: str = "bf16") -> tuple[Op, Op]:
     """The operations that read rows from pages and write them there, for caches of this element."""
-    reading, writing = (_copy_latents.bind(TO_ROWS=to_rows, WIDTH=ELEMENTS[element]) for to_rows in (1, 0))
+    reading, writing = (_copy_latents.bind(TO_ROWS=to_rows, WIDTH=WIDTHS[element]) for to_rows in (1, 0))
     return reading, writing

@@ -131,11 +131,12 @@ def attention(
 
 
 def cached_in_8_bits(x: np.ndarray) -> np.ndarray:
-    """Keys or values as a cache of 8 bits keeps them: whole multiples of a scale for each position and head (the last axis), max |x|
-    / 127; NaN where one of its values is not finite."""
+    """Keys or values as a cache of 8 bits keeps them: whole multiples of a scale for each position and head (the last axis),
+    max |x| / 127; zeros where all are below 1e-36, NaN where one of them is not finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         broken = (x * np.float32(0)).sum(-1, keepdims=True)
-    codes, scales = quantize_rows(np.where(np.isfinite(x), x, 0), x.shape[-1])
+    tiny = np.abs(x).max(-1, keepdims=True) <= 1e-36
+    codes, scales = quantize_rows(np.where(np.isfinite(x) & ~tiny, x, 0), x.shape[-1])
     return codes.astype(np.float32) * scales + broken
 
 

@@ -96,7 +96,15 @@ class TimingOptions(LoadOptions):
 
         backend = backend_for(self.device, self.backend, say)
         return Timing(
-            self.prompt, self.generate, self.repeat, self.threads, backend, self.activations, self.load, self.memory
+            self.prompt,
+            self.generate,
+            self.repeat,
+            self.threads,
+            backend,
+            self.activations,
+            self.load,
+            self.memory,
+            self.cache,
         )
 
 
@@ -109,7 +117,7 @@ class DriftOptions:
         typer.Option(
             "--drift",
             metavar="KINDS",
-            help="Measure how the divergence changes with the length of the context: depth, cache, backends, "
+            help="Measure how the divergence changes with the length of the context: depth, cache, cache-q8, backends, "
             "separated by commas.",
             show_default=False,
         ),

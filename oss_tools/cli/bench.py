@@ -82,7 +82,7 @@ class TimingOptions:
         backend = backend_for(how.device, how.backend, say)
         return Settings(
             self.prompt, self.generate, depths, batches, how.threads, self.repeat, peers, backend, how.activations,
-            how.load, how.memory, str(trace_experts) if trace_experts else None, self.speculate,
+            how.load, how.memory, str(trace_experts) if trace_experts else None, self.speculate, how.cache,
         )  # fmt: skip
 
 

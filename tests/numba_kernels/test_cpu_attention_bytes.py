@@ -1,4 +1,4 @@
-"""Attention over keys and values of 8 bits against the NumPy reference on what the pages hold, and what they hold against what went in."""
+"""Attention over keys and values of 8 bits: what pages hold against what went in, and the NumPy reference on what they hold."""
 
 from __future__ import annotations
 
@@ -104,18 +104,18 @@ class Case:
             mine, at = qkv[sequence == s], positions[sequence == s]
             q, keys = (ops.apply_rope(x, self.cos[at], self.sin[at]) for x in (mine[:, :h], mine[:, h : h + k]))
             held = self.held(s, before[s], count)
-            for given, found in zip((keys, mine[:, h + k :]), held, strict=True):
-                wanted = ops.cached_in_8_bits(given)
+            for exact, found in zip((keys, mine[:, h + k :]), held, strict=True):
+                wanted = ops.cached_in_8_bits(exact)
                 np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
-                step = np.abs(given).max(-1, keepdims=True) / 127
+                step = np.abs(exact).max(-1, keepdims=True) / 127
                 missed = np.nan_to_num(np.abs(found - wanted))
                 assert (missed <= 1.001 * step).all() or not np.isfinite(step).all()
                 assert (missed > 1e-4).mean() < 1e-2, "a last bit decides how a value is rounded, and seldom"
             self.kept[s] = [np.concatenate(both) for both in zip(self.kept[s], held, strict=True)]
             options = {"scale": d**-0.5, "window": self.window, "sinks": self.sinks}
             wanted = ops.attention(q, *self.kept[s], before[s], **options)
-            exact = self.products == "f32" or d > MOST_SUMMED
-            np.testing.assert_allclose(out[sequence == s], wanted, rtol=1e-4, atol=2e-5 if exact else 5e-4)
+            bound = 2e-5 if self.products == "f32" or d > MOST_SUMMED else 5e-4
+            np.testing.assert_allclose(out[sequence == s], wanted, rtol=1e-4, atol=bound)
         return out
 
 
@@ -224,7 +224,7 @@ def test_the_largest_sums_fit(team: Any) -> None:
 
 
 @pytest.mark.parametrize("products", ["i16", "f32"])
-@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e-3, 1e3, 1e15])
+@pytest.mark.parametrize("size", [1e-20, 1e-3, 1e3, 1e15])
 def test_keys_and_values_of_any_size(team: Any, size: float, products: str) -> None:
     """What is zero stays zero; very small and very large values come out as they went in."""
     case = Case(team, 4, 2, 32, products=products)
@@ -233,11 +233,12 @@ def test_keys_and_values_of_any_size(team: Any, size: float, products: str) -> N
     qkv[7, 6:] = 0
     out = case.step([40], qkv)
     unit = Case(team, 4, 2, 32, products=products).step([40], np.concatenate([qkv[:, :6], qkv[:, 6:] / np.float32(size)], 1))
-    np.testing.assert_allclose(out / np.float32(size), unit, rtol=0.02, atol=0.02 if size > 1e-30 else 1)
+    np.testing.assert_allclose(out / np.float32(size), unit, rtol=0.02, atol=0.02)
+    case.step([1], np.full((1, 8, 32), 1e-38, np.float32))
 
 
 def test_what_is_no_number_shows(team: Any) -> None:
-    """A key or a value that is not finite makes the results of its heads NaN from its position on, and none before or elsewhere."""
+    """A key or a value that is not finite makes its head's results NaN from its position on, and none before or elsewhere."""
     for where in (2, 4):  # the first of two keys, the first of two values, behind two queries
         case = Case(team, 2, 2, 16)
         qkv = case.rng.normal(size=(40, 6, 16)).astype(np.float32)
