@@ -106,7 +106,7 @@ class Rounding:
         if start >= stop:
             return
         block = self.backend.read_cache(cache, start, stop)
-        for heads, keys, values in by_layer(self.engine, block):
+        for _, keys, values in by_layer(self.engine, block):
             keys[:], values[:] = self._rule(keys, values)
         self.backend.write_cache(cache, start, block)
 
@@ -140,9 +140,12 @@ def unrotated(keys: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def channels(engine: Engine, tokens: list[int]) -> list[dict[str, Any]]:
-    """What each layer caches of these tokens. Of keys before and after their rotation, and of values: the largest share of a
-    channel's root mean square in that of all channels of its head (1 where all are alike), and the largest |x| / rms of a position,
-    on which the steps of 8 bits depend; median and largest over heads and positions. Then the first position beside the others."""
+    """What each layer caches of these tokens: keys, keys before their rotation, and values.
+
+    `largest_channel_of_rms`: the root mean square of the largest channel beside that of all channels of its head, 1 where all are
+    alike; `peak_of_rms`: the largest |x| of a position beside its root mean square, median and largest, on which the size of an
+    8-bit step depends; `first_of_median`: the length of the first position's vector beside the median, for each head.
+    """
     backend = engine.backend
     assert isinstance(backend, NumbaBackend)
     ropes = [rope for rope, _ in backend._ropes.values()]
@@ -180,7 +183,8 @@ def channels(engine: Engine, tokens: list[int]) -> list[dict[str, Any]]:
 def study(model: str, depths: Sequence[int], places: int, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The record of a model. Raises what `Engine.load` raises."""
     path = resource("tiny/checkpoint") if model == "tiny" else Path(model)
-    load = partial(Engine.load, path, threads=threads, context=max(depths) + 160, prefix_budget=0)
+    # float32 activations: where they are rounded to 8 bits, and where experts are chosen, small differences make large ones
+    load = partial(Engine.load, path, threads=threads, context=max(depths) + 160, prefix_budget=0, activations="f32")
     record: dict[str, Any] = {"model": model, "depths": list(depths), "places": places, "drift": [], "rules": []}
     with load(cache="f32") as whole, load(cache="f32") as other:
         found = windows(whole.text, max(depths), places)
