@@ -92,9 +92,10 @@ class TimingOptions(LoadOptions):
     def timing(self, say: Callable[[str], None]) -> Timing:
         """Raises what `backend_for` raises."""
         from oss_tools.compare.latency import Settings as Timing
-        from oss_tools.engine.backend import backend_for
+        from oss_tools.engine.backend import backend_for, check_cache
 
         backend = backend_for(self.device, self.backend, say)
+        check_cache(self.cache, backend)
         return Timing(
             self.prompt,
             self.generate,

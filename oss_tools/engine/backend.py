@@ -229,10 +229,12 @@ CACHES = ("bf16", "f32", "q8")  # number formats of the KV cache; q8: 8 bits, an
 DEVICES = ("cpu", "cuda", "auto")
 
 
-def check_cache(name: str | None) -> None:
-    """Raises BadRequest for a number format that no KV cache has."""
+def check_cache(name: str | None, backend: str = "numba") -> None:
+    """Raises BadRequest for a number format that no KV cache has, and for a backend that has no choice."""
     if name not in (None, *CACHES):
         raise BadRequest(f"--kv-cache: {none_named('format', str(name), CACHES)}")
+    if name is not None and backend != "numba":
+        raise BadRequest(f"--kv-cache is for the kernels on the CPU (--backend numba), not for {backend}")
 
 
 def backend_for(device: str, backend: str, say: Callable[[str], None] = lambda line: None) -> str:

@@ -136,9 +136,7 @@ class Engine(Sequences):
             on_compile=on_compile,
             cache=cache,
         )
-        check_cache(cache)
-        if cache is not None and backend != "numba":
-            raise BadRequest(f"--kv-cache is for the kernels on the CPU (--backend numba), not for {backend}")
+        check_cache(cache, backend)
         chosen = backend_class(backend)
         options = chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata(), check)  # first: what this takes is free again for the weights
