@@ -2,9 +2,8 @@
 
 python -m oss_tools.compare.rounded_cache tiny --depths 0,1024 --output FILE
 
-A model is run with a float32 cache. Every few tokens the newest keys and values are read, rounded by a rule and put back, so that
-all later tokens meet what was rounded: a rule costs the KL divergence from the same run without it. Two of the rules are the
-formats that the kernels have, which are run themselves too.
+The kernels' own formats are run as they are, and compared with a float32 cache. Everything else is a rule that rounds keys and
+values while PyTorch runs the model in float32: what a rule costs is the KL divergence from the same run without it.
 
 Outlier channels are made on purpose: a pair of channels of every key times c, and of every query by c, leaves all scores as they
 are, so what a rounded cache then costs is due to the outlier alone.
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -26,13 +25,12 @@ import numpy as np
 
 from oss_tools.compare.drift import Window, measure, windows
 from oss_tools.engine.engine import Engine
-from oss_tools.engine.numba_backend import NumbaBackend
-from oss_tools.errors import BadRequest, OssToolsError
+from oss_tools.engine.torch_backend import Tensor, TorchBackend, TorchOperations, Weights, torch
+from oss_tools.errors import OssToolsError
 from oss_tools.machine.description import machine, versions
 from oss_tools.models.operations import Heads, Rope
 from oss_tools.resources import resource
 
-PIECE = 16  # tokens after which the newest keys and values are rounded
 FIRST = 4  # positions that a rule may leave exact: those on which attention piles up
 OUTLIERS = (4, 16, 64)
 Rule = Callable[
@@ -84,45 +82,33 @@ def _outlying(factor: float, keys: np.ndarray, values: np.ndarray) -> tuple[np.n
     return with_outlier(keys, factor), to_bytes(values)
 
 
-class Rounding:
-    """An engine with a float32 cache whose keys and values are rounded by a rule. As `Engine.each_logits`, for `drift.measure`.
+class Rounding(TorchOperations):
+    """Rounds keys and values by a rule before they are cached, but not those of the first `exact` positions. Remembers those of
+    the last pass, by layer, if `keeps`."""
 
-    exact: so many first positions are left as they are.
-    """
+    def __init__(self, weights: Weights, rule: Rule, exact: int = 0, keeps: bool = False) -> None:
+        super().__init__(weights)
+        self._rule, self._exact, self._keeps = rule, exact, keeps
+        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def __init__(self, engine: Engine, rule: Rule, exact: int = 0) -> None:
-        self.engine, self.backend, self._rule, self._exact = engine, engine.backend, rule, exact
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, heads: Heads) -> Tensor:
+        given = [x.reshape(len(x), heads.keys, heads.size).numpy() for x in (key, value)]
+        if self._keeps:
+            self.kept[heads.layer] = given[0].copy(), given[1].copy()
+        rounded = self._rule(*given)
+        is_exact = (self._positions.numpy() < self._exact)[:, None, None]
+        both = (np.where(is_exact, x, y) for x, y in zip(given, rounded, strict=True))
+        key, value = (torch.from_numpy(np.ascontiguousarray(x)).reshape(len(x), -1) for x in both)
+        return super().attention(query, key, value, heads)
 
-    def each_logits(self, tokens: list[int], start: int = 0) -> Iterator[np.ndarray]:
-        sequence = self.engine.open(tokens, reuse=0)
-        for at in range(0, len(tokens), PIECE):
-            piece = tokens[at : at + PIECE]
-            self.engine.run([(sequence, piece)])
-            yield from self.engine.logits_of(np.arange(min(max(start - at, 0), len(piece)), len(piece)))
-            self._round(sequence.cache, at, at + len(piece))
-
-    def _round(self, cache: Any, start: int, stop: int) -> None:
-        start = max(start, self._exact)
-        if start >= stop:
-            return
-        block = self.backend.read_cache(cache, start, stop)
-        for _, keys, values in by_layer(self.engine, block):
-            keys[:], values[:] = self._rule(keys, values)
-        self.backend.write_cache(cache, start, block)
+    def rope(self, x: Tensor, heads: int, rope: Rope, first: int = 0) -> Tensor:
+        self.rotation = rope
+        return super().rope(x, heads, rope, first)
 
 
-def by_layer(engine: Engine, block: np.ndarray) -> Iterator[tuple[Heads, np.ndarray, np.ndarray]]:
-    """Each layer's keys and values, views [n, heads, head_dim] of rows of the cache."""
-    backend = engine.backend
-    assert isinstance(backend, NumbaBackend)
-    at = 0
-    for pool in backend.pools.values():
-        for heads in pool.heads:
-            if not isinstance(heads, Heads):
-                raise BadRequest("this model caches latents, which are not kept in 8 bits")
-            both = block[:, at : at + heads.cached].reshape(len(block), 2, heads.keys, heads.size)
-            yield heads, both[:, 0], both[:, 1]
-            at += heads.cached
+def torch_backend(engine: Engine) -> TorchBackend:
+    assert isinstance(engine.backend, TorchBackend)
+    return engine.backend
 
 
 # ---- channels -------------------------------------------------------------------------------------------------------
@@ -146,23 +132,14 @@ def channels(engine: Engine, tokens: list[int]) -> list[dict[str, Any]]:
     alike; `peak_of_rms`: the largest |x| of a position beside its root mean square, median and largest, on which the size of an
     8-bit step depends; `first_of_median`: the length of the first position's vector beside the median, for each head.
     """
-    backend = engine.backend
-    assert isinstance(backend, NumbaBackend)
-    ropes = [rope for rope, _ in backend._ropes.values()]
-    sequence = engine.open(tokens, reuse=0)
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for at in range(0, len(tokens), PIECE):
-        stop = min(at + PIECE, len(tokens))
-        engine.run([(sequence, tokens[at:stop])])
-        for heads, keys, values in by_layer(engine, backend.read_cache(sequence.cache, at, stop)):
-            found.setdefault(heads.layer, []).append((keys.copy(), values.copy()))
+    backend = torch_backend(engine)
+    plain, backend.ops = backend.ops, Rounding(backend.ops.weights, lambda k, v: (k, v), keeps=True)
+    engine.logits(tokens[: backend.chunk])
+    ops, backend.ops = backend.ops, plain
     layers = []
-    for layer, parts in sorted(found.items()):
-        keys, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    for layer, (keys, values) in sorted(ops.kept.items()):
         row: dict[str, Any] = {"layer": layer}
-        kinds = {"keys": keys, "values": values}
-        if len(ropes) == 1:
-            kinds["keys_before_rotation"] = unrotated(keys, ropes[0])
+        kinds = {"keys": keys, "keys_before_rotation": unrotated(keys, ops.rotation), "values": values}
         for name, x in kinds.items():
             rms = np.sqrt(np.square(x[FIRST:]).mean(0))  # [heads, head_dim]
             peak = np.abs(x).max(-1) / np.maximum(np.sqrt(np.square(x).mean(-1)), 1e-12)  # [n, heads]
@@ -184,26 +161,30 @@ def study(model: str, depths: Sequence[int], places: int, threads: int, say: Cal
     """The record of a model. Raises what `Engine.load` raises."""
     path = resource("tiny/checkpoint") if model == "tiny" else Path(model)
     # float32 activations: where they are rounded to 8 bits, and where experts are chosen, small differences make large ones
-    load = partial(Engine.load, path, threads=threads, context=max(depths) + 160, prefix_budget=0, activations="f32")
-    record: dict[str, Any] = {"model": model, "depths": list(depths), "places": places, "drift": [], "rules": []}
-    with load(cache="f32") as whole, load(cache="f32") as other:
+    load = partial(Engine.load, path, threads=threads, context=max(depths) + 160, prefix_budget=0)
+    kernels = partial(load, activations="f32")
+    record: dict[str, Any] = {"model": path.name if model != "tiny" else model, "depths": list(depths), "places": places}
+    with kernels(cache="f32") as whole:
         found = windows(whole.text, max(depths), places)
-        longest = found[-1].at(max(depths))[0]
-        record["layers"] = channels(whole, longest)
+        record["kernels"] = []
         for element in ("bf16", "q8"):
-            with load(cache=element) as rounded:
-                record["drift"].append({"cache": element, "points": _points(whole, rounded, found, depths)})
-            say(f"{model}: {element}: {_words(record['drift'][-1])}")
-        tried: list[tuple[str, Any, int]] = [(name, rule, 0) for name, rule in rules().items()]
+            with kernels(cache=element) as rounded:
+                record["kernels"].append({"cache": element, "points": _points(whole, rounded, found, depths)})
+            say(f"{model}: kernels, {element}: {_words(record['kernels'][-1])}")
+    record["rules"] = []
+    with load(backend="torch") as whole, load(backend="torch") as other:
+        record["layers"] = channels(whole, found[-1].at(max(depths))[0])
+        tried: list[tuple[str, Rule, int]] = [(name, rule, 0) for name, rule in rules().items()]
         tried.append((f"q8, the first {FIRST} positions exact", rules()["q8"], FIRST))
         for name, rule, exact in tried:
-            points = _points(whole, Rounding(other, rule, exact), found, depths)
-            record["rules"].append({"rule": name, "points": points})
+            backend = torch_backend(other)
+            backend.ops = Rounding(backend.ops.weights, rule, exact)
+            record["rules"].append({"rule": name, "points": _points(whole, other, found, depths)})
             say(f"{model}: {name}: {_words(record['rules'][-1])}")
     return record
 
 
-def _points(whole: Engine, other: Any, places: list[Window], depths: Sequence[int]) -> list[dict[str, Any]]:
+def _points(whole: Engine, other: Engine, places: list[Window], depths: Sequence[int]) -> list[dict[str, Any]]:
     return [asdict(point) for point in measure(whole, other, places, depths)]
 
 
