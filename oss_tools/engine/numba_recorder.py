@@ -287,7 +287,9 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         self.attentions.append((stored, heads))
         out = self._value(heads.queries * heads.size)
-        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element, heads.size)
+        products = "f32" if self.model.options.activations == "f32" else "bf16"
+        group = heads.queries // heads.keys
+        op = attention_op(group * self.rows, self.model.element, heads.size, products=products)
         sinks = self.model.weights.vector(heads.sinks) if heads.sinks else None
         self._attend(op, heads, heads.size, query, out, cache | {"sinks": sinks})
         return out
