@@ -325,7 +325,7 @@ class Bench:
         memory.view(np.uint16)[:] = self.rng.integers(0x3C00, 0x3F00, (count, pages.nbytes // 2), dtype=np.uint16)
         qkv = self.rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)).astype(np.float32)
         out = np.zeros((tokens, HEADS * HEAD_DIM), np.float32)
-        kernel = attention.attention_op(HEADS // KV_HEADS)
+        kernel = attention.attention_op(HEADS // KV_HEADS * tokens, products="bf16")
         program = Program()
         program.add(
             kernel, qkv=qkv, stride=qkv.strides[0], rows=tokens, value_dim=HEAD_DIM, out=out, out_stride=out.strides[0],

@@ -1,12 +1,15 @@
 """The steps of attention over keys and values of 8 bits: a tile of ROWS query rows meets one segment of positions.
 
+They take what the steps of `attention_steps` take, but for the queries: a factor for each row, float32, lies before the numbers.
+
 With products "i16" both sums are of integers, which are exact in any order: a row of queries, and a row's shares of a segment
-times the scales of the values, are rounded to int16 with one scale each. A pair of bytes becomes a pair of int16, and one
+times the scales of the values, are rounded to int16 with one factor each. A pair of bytes becomes a pair of int16, and one
 instruction multiplies and adds both where the path has it. With products "f32" bytes become float32 instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numba_kernels.cpu.attention import AHEAD, SEGMENT, USUAL_HEAD
+from numba_kernels.cpu.attention_steps import SEGMENT, STRIDE, prepare
+from numba_kernels.cpu.attention_tiles import load_places, places_of
 from numba_kernels.cpu.blocks import PAIR, UNIT
 from numba_kernels.cpu.kv_bytes import SCALE_BYTES
 from numba_kernels.cpu.kv_pages import page_of
@@ -28,7 +32,7 @@ from numba_kernels.simd.values import (
     Address,
     Floats,
     Int,
-    Places,
+    Tile,
     Words,
     absolute,
     get_i32,
@@ -37,10 +41,11 @@ from numba_kernels.simd.values import (
     load_floats,
     max_lanes,
     maximum,
-    panel_addresses,
     prefetch,
     round_to_words,
     set_f32,
+    set_i32,
+    set_i64,
     splat,
     stack,
     store_as_shorts,
@@ -52,63 +57,75 @@ from numba_kernels.simd.values import (
 LARGEST = 32767  # of the int16 that queries and shares become
 MOST_SUMMED = 512  # columns of a key: 512 · 127 · 32767 < 2^31
 TINY = np.float32(1e-30)  # what is smaller throughout counts as zero
-ROWS, PANELS, BOTH, STRIDE = 8, 2, 16, (SEGMENT + LANES) * 4
+ROWS, PLACES, PANELS, GROUP = 8, 8, 2, 2 * LANES  # as in `attention_steps`
+BOTH, VECTORS = ROWS * PANELS, 2
 PRODUCTS, SIZE = "i16", 2  # or f32, 4: bytes of a query's value and of a share
-QUERIES = 64  # bytes for rounded queries
-ADDRESSES, FACTORS = 128, 64  # bytes of ROWS addresses, and of ROWS float32
+ROUNDED = 64  # bytes for a rounded query
 Shorts, Pairs = emit.vector(I16, 2 * LANES), emit.vector(I8, 2 * LANES)
 
 
 # ---- products -------------------------------------------------------------------------------------------------------
 
 
-def _load_pairs(b: Builder, at: Value) -> Value:
-    """Pairs of bytes as pairs of int16, one in each 32-bit lane."""
-    return b.sext(emit.load(b, at, Pairs), Shorts)
-
-
-def _add_pairs(b: Builder, kind: str, total: Value, pairs: Any, at: Value) -> Value:
-    """total + both of each pair times the two numbers at an address: int16 for "i16", where the total's bits are an int32."""
-    if kind == "i16":
-        both = emit.splat(b, emit.load(b, at, I32, 4), LANES)
-        sums = ACTIVE.dot_words(b, b.bitcast(total, Words.llvm), pairs, b.bitcast(both, Shorts))
-        return b.bitcast(sums, Floats.llvm)
-    for i, value in enumerate(pairs):
-        number = emit.splat(b, emit.load(b, emit.advance(b, at, 4 * i), F32, 4), LANES)
-        total = ACTIVE.fma(b, value, number, total)
-    return total
-
-
-def _as_factors(b: Builder, kind: str, pairs: Value) -> Any:
-    """What `_add_pairs` multiplies with: the pairs, or their first and second halves as float32."""
+def _load_pairs(b: Builder, kind: str, at: Value) -> Any:
+    """Pairs of bytes as pairs of int16, one in each 32-bit lane, or for "f32" their first and second ones as float32."""
+    pairs = b.sext(emit.load(b, at, Pairs), Shorts)
     return pairs if kind == "i16" else [b.sitofp(half, Floats.llvm) for half in emit.word_halves(b, pairs)]
+
+
+def _add_pairs(b: Builder, kind: str, totals: list[Value], pairs: Sequence[Any], at: Value, between: int) -> list[Value]:
+    """Each total + both numbers of each pair times two numbers in memory, which all lanes share: int16 beside each other for
+    "i16", where the bits of a total are an int32, else float32 so many bytes apart."""
+    if kind == "i16":
+        both = b.bitcast(emit.splat(b, emit.load(b, at, I32, 4), LANES), Shorts)
+        sums = [ACTIVE.dot_words(b, b.bitcast(t, Words.llvm), p, both) for t, p in zip(totals, pairs, strict=True)]
+        return [b.bitcast(x, Floats.llvm) for x in sums]
+    for i in range(2):
+        number = emit.splat(b, emit.load(b, emit.advance(b, at, between * i), F32, 4), LANES)
+        totals = [ACTIVE.fma(b, p[i], number, t) for t, p in zip(totals, pairs, strict=True)]
+    return totals
 
 
 def _as_floats(b: Builder, kind: str, total: Value) -> Value:
     return b.sitofp(b.bitcast(total, Words.llvm), Floats.llvm) if kind == "i16" else total
 
 
+def _tile(b: Builder, kind: Tile, values: list[Value]) -> Value:
+    result = ir.Constant(kind.llvm, ir.Undefined)
+    for t, value in enumerate(values):
+        result = b.insert_value(result, value, t)
+    return result
+
+
+def _rows_of(b: Builder, tile: Tile, value: Value, count: int) -> list[list[Value]]:
+    """The accumulators of a tile, `count` of each row."""
+    every = [b.extract_value(value, n) for n in range(tile.count)]
+    return [every[n : n + count] for n in range(0, tile.count, count)]
+
+
 @intrinsic(prefer_literal=True)
 def add_byte_scores(
-    typing_context: Any, products: Any, columns: Any, tile: Any, panels: Any, keys: Any, queries: Any, at: Any
+    typing_context: Any, products: Any, columns: Any, tile: Any, panels: Any, offset: Any, queries: Any
 ) -> Any:
     """The tile plus the products of `columns` (even) columns of panels of keys with those of the queries; that of row t and
-    panel i is vector t · panels + i. keys, at: offsets of the columns in panels and in queries, in bytes."""
+    panel i is vector t · panels + i.
+
+    offset: of the columns in their panels, in bytes; queries: the address of the columns in the queries.
+    """
     kind, count = products.literal_value, columns.literal_value
-    size = 2 if kind == "i16" else 4
+    line = 4 * places_of(tile.count // panels.count)  # from one number of queries to the next
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        totals = [b.extract_value(args[2], n) for n in range(tile.count)]
+        rows = _rows_of(b, tile, args[2], panels.count)
         bases = [b.add(b.extract_value(args[3], i), args[4]) for i in range(panels.count)]
-        rows = [b.add(b.extract_value(args[5], t), args[6]) for t in range(queries.count)]
         for k in range(0, count, 2):
-            pairs = [_as_factors(b, kind, _load_pairs(b, emit.advance(b, base, LANES * k))) for base in bases]
-            for n in range(tile.count):
-                number = emit.advance(b, rows[n // len(bases)], size * k)
-                totals[n] = _add_pairs(b, kind, totals[n], pairs[n % len(bases)], number)
-        return _tile(b, tile, totals)
+            pairs = [_load_pairs(b, kind, emit.advance(b, base, LANES * k)) for base in bases]
+            first = k // 2 if kind == "i16" else k
+            for t, totals in enumerate(rows):
+                rows[t] = _add_pairs(b, kind, totals, pairs, emit.advance(b, args[5], first * line + 4 * t), line)
+        return _tile(b, tile, [total for totals in rows for total in totals])
 
-    return tile(products, columns, tile, panels, Int, queries, Int), lower
+    return tile(products, columns, tile, panels, Int, Address), lower
 
 
 @intrinsic(prefer_literal=True)
@@ -122,86 +139,71 @@ def store_byte_scores(
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, address, stride, sums, places, factors = args
         of_keys = [emit.load(b, b.extract_value(places, i), Floats.llvm) for i in range(scales.count)]
-        for n in range(tile.count):
-            row = I64(n // scales.count)
-            factor = emit.splat(b, emit.load(b, b.add(factors, b.mul(row, I64(4))), F32, 4), LANES)
-            score = b.fmul(_as_floats(b, kind, b.extract_value(sums, n)), b.fmul(of_keys[n % scales.count], factor))
-            emit.store(b, score, b.add(address, b.add(b.mul(stride, row), I64(n % scales.count * 4 * LANES))))
+        for t, totals in enumerate(_rows_of(b, tile, sums, scales.count)):
+            at = b.add(address, b.mul(stride, I64(t)))
+            factor = emit.splat(b, emit.load(b, emit.advance(b, factors, 4 * t), F32, 4), LANES)
+            for i, total in enumerate(totals):
+                score = b.fmul(_as_floats(b, kind, total), b.fmul(of_keys[i], factor))
+                emit.store(b, score, emit.advance(b, at, 4 * LANES * i))
         return context.get_dummy_value()
 
     return types.void(products, Address, Int, tile, scales, Address), lower
 
 
 @intrinsic(prefer_literal=True)
-def add_byte_values(typing_context: Any, products: Any, tile: Any, values: Any, shares: Any, stride: Any) -> Any:
-    """tile + shares · values of two positions, whose values lie in pairs; the first row's two shares are at `shares`, those of
-    the next rows `stride` bytes further."""
-    kind = products.literal_value
+def add_byte_values(
+    typing_context: Any, products: Any, vectors: Any, tile: Any, values: Any, shares: Any, stride: Any
+) -> Any:
+    """tile + shares · values of two positions, whose values lie in pairs, in so many `vectors` of columns; the first row's two
+    shares are at `shares`, those of the next rows `stride` bytes further."""
+    kind, count = products.literal_value, vectors.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, sums, values, shares, stride = args
-        pairs = _as_factors(b, kind, _load_pairs(b, values))
-        rows = [b.add(shares, b.mul(stride, I64(t))) for t in range(tile.count)]
-        return _tile(b, tile, [_add_pairs(b, kind, b.extract_value(sums, t), pairs, at) for t, at in enumerate(rows)])
+        pairs = [_load_pairs(b, kind, emit.advance(b, args[3], 2 * LANES * i)) for i in range(count)]
+        rows = _rows_of(b, tile, args[2], count)
+        for t, totals in enumerate(rows):
+            rows[t] = _add_pairs(b, kind, totals, pairs, b.add(args[4], b.mul(args[5], I64(t))), 4)
+        return _tile(b, tile, [total for totals in rows for total in totals])
 
-    return tile(products, tile, Address, Address, Int), lower
+    return tile(products, vectors, tile, Address, Address, Int), lower
 
 
 @intrinsic(prefer_literal=True)
-def add_to_sums(typing_context: Any, products: Any, address: Any, stride: Any, tile: Any, factors: Any) -> Any:
+def add_to_sums(typing_context: Any, products: Any, vectors: Any, address: Any, stride: Any, tile: Any, factors: Any) -> Any:
     """Adds what `add_byte_values` has summed, times a factor for each row (float32 at `factors`), to float32 rows."""
-    kind = products.literal_value
+    kind, count = products.literal_value, vectors.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, address, stride, sums, factors = args
-        for t in range(tile.count):
-            at = b.add(address, b.mul(stride, I64(t)))
-            factor = emit.splat(b, emit.load(b, emit.advance(b, factors, 4 * t), F32, 4), LANES)
-            total = ACTIVE.fma(b, _as_floats(b, kind, b.extract_value(sums, t)), factor, emit.load(b, at, Floats.llvm))
-            emit.store(b, total, at)
+        for t, totals in enumerate(_rows_of(b, tile, args[4], count)):
+            factor = emit.splat(b, emit.load(b, emit.advance(b, args[5], 4 * t), F32, 4), LANES)
+            for i, total in enumerate(totals):
+                at = emit.advance(b, b.add(args[2], b.mul(args[3], I64(t))), 4 * LANES * i)
+                added = ACTIVE.fma(b, _as_floats(b, kind, total), factor, emit.load(b, at, Floats.llvm))
+                emit.store(b, added, at)
         return context.get_dummy_value()
 
-    return types.void(products, Address, Int, tile, Address), lower
+    return types.void(products, vectors, Address, Int, tile, Address), lower
 
 
 @intrinsic
-def store_places(typing_context: Any, address: Any, places: Any) -> Any:
-    """Writes addresses to memory, int64."""
+def times_where_some(typing_context: Any, share: Any, scale: Any) -> Any:
+    """share · scale, and 0 where the share is 0."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        for t in range(places.count):
-            emit.store(b, b.extract_value(args[1], t), emit.advance(b, args[0], 8 * t))
-        return context.get_dummy_value()
+        zero = emit.same(Floats.llvm, 0.0)
+        return b.select(b.fcmp_ordered("==", args[0], zero), zero, b.fmul(*args))
 
-    return types.void(Address, places), lower
-
-
-@intrinsic(prefer_literal=True)
-def panels_at(typing_context: Any, count: Any, first: Any, second: Any) -> Any:
-    """The first address, or both (`count`, a compile-time constant)."""
-    places = Places(count.literal_value)
-
-    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        return _tile(b, places, list(args[1 : 1 + places.count]))
-
-    return places(count, Address, Address), lower
-
-
-def _tile(b: Builder, kind: Any, values: list[Value]) -> Value:
-    result = ir.Constant(kind.llvm, ir.Undefined)
-    for t, value in enumerate(values):
-        result = b.insert_value(result, value, t)
-    return result
+    return Floats(Floats, Floats), lower
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
 
 
-def round_queries(addresses, queries, factors, head_dim):  # type: ignore[no-untyped-def]
-    """Rounds ROWS rows of queries, at these addresses, to int16 [ROWS, head_dim], with a factor for each: max |q| / 32767, NaN
-    if a value is not finite."""
+def round_queries(places, queries, head_dim):  # type: ignore[no-untyped-def]
+    """`attention_steps.prepare` with int16, pair after pair of columns; factors: max |q| / 32767, NaN if a value is not finite."""
+    rounded = stack(ROUNDED)
     for t in range(ROWS):
-        row, to = get_i64(addresses + 8 * t), queries + t * head_dim * 2
+        row = get_i64(places + 8 * t)
         largest, broken = splat(np.float32(0)), splat(np.float32(0))
         for i in range(0, head_dim, LANES):
             x = load_part(row + 4 * i, head_dim - i)
@@ -210,50 +212,47 @@ def round_queries(addresses, queries, factors, head_dim):  # type: ignore[no-unt
         top = max_lanes(largest)
         inverse = np.float32(LARGEST) / top if top > TINY else np.float32(0)
         factor = top / np.float32(LARGEST) if top > TINY else np.float32(0)
-        set_f32(factors + 4 * t, factor + sum_lanes(broken))
-        for i in range(0, head_dim, LANES):  # what a row writes beyond its end, the next one overwrites
-            store_as_shorts(to + 2 * i, round_to_words(load_part(row + 4 * i, head_dim - i) * splat(inverse)))
+        set_f32(queries + 4 * t, factor + sum_lanes(broken))
+        for i in range(0, head_dim, LANES):
+            store_as_shorts(rounded + 2 * i, round_to_words(load_part(row + 4 * i, head_dim - i) * splat(inverse)))
+        for k in range(head_dim // 2):
+            set_i32(queries + ((k + 1) * PLACES + t) * 4, get_i32(rounded + 4 * k))
+
+
+def keep_queries(places, queries, head_dim):  # type: ignore[no-untyped-def]
+    """`attention_steps.prepare` with float32, and factors of 1."""
+    for t in range(ROWS):
+        set_f32(queries + 4 * t, np.float32(1))
+    lay_out(places, queries + 4 * PLACES, head_dim)
 
 
 def scores_of_bytes(  # type: ignore[no-untyped-def]
     scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
-    """`attention.scores_of` for keys of 8 bits; PANELS panels at a time."""
-    begin = low // LANES * LANES
+    """`attention_steps.scores_of` for keys of 8 bits."""
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
-    end = get_i32(sees + 8 * ROWS - 4)  # of what any row sees
-    factors = stack(FACTORS)
-    if SIZE == 2:
-        rounded, addresses = stack(QUERIES), stack(ADDRESSES)
-        store_places(addresses, queries)
-        round_queries_of_tile(addresses, rounded, factors, head_dim)
-        queries = panel_addresses(ROWS, rounded, head_dim * 2, ROWS - 1)
-    else:
-        for t in range(ROWS):
-            set_f32(factors + 4 * t, np.float32(1))
-    for first in range(begin, high, LANES * PANELS):
-        slot = first % page_positions
-        page = page_of(first, pages, page_bytes, page_positions, table, ring) + offset
-        keys, scales = page + slot * head_dim, page + page_positions * head_dim + slot * SCALE_BYTES
-        beside = min(first + LANES, (high - 1) // LANES * LANES)  # the last of an odd number is its own second
-        other_slot = beside % page_positions
-        other = page_of(beside, pages, page_bytes, page_positions, table, ring) + offset
-        panels = panels_at(PANELS, keys, other + other_slot * head_dim)
-        places = panels_at(PANELS, scales, other + page_positions * head_dim + other_slot * SCALE_BYTES)
-        later = min(first + AHEAD, (end - 1) // LANES * LANES)
-        wanted = page_of(later, pages, page_bytes, page_positions, table, ring) + offset + later % page_positions * head_dim
-        values = page + page_positions * (head_dim + SCALE_BYTES) + slot * across
-        tile = zero_tile(BOTH)
-        for k in range(head_dim // UNIT):
+    lowest, highest = low // LANES * LANES, (high - 1) // LANES * LANES  # panels: others may be anywhere
+    places, scales = stack(64), stack(64)
+    numbers = queries + 4 * PLACES
+    for first in range(low // GROUP * GROUP, (high + GROUP - 1) // GROUP * GROUP, LANES * PANELS):
+        for i in range(PANELS):
+            p = min(max(first + LANES * i, lowest), highest)
+            page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
+            slot = p % page_positions
+            set_i64(places + 8 * i, page + slot * head_dim)
+            set_i64(scales + 8 * i, page + page_positions * head_dim + slot * SCALE_BYTES)
             if is_ahead:
-                for line in range(k * UNIT * LANES * PANELS, (k + 1) * UNIT * LANES * PANELS, 64):
-                    prefetch(wanted + line)
+                values = page + page_positions * (head_dim + SCALE_BYTES) + slot * across
+                for line in range(0, LANES * across, 64):
                     prefetch(values + line)
-            tile = add_byte_scores(PRODUCTS, UNIT, tile, panels, k * UNIT * LANES, queries, k * UNIT * SIZE)
+        panels = load_places(PANELS, places)
+        tile = zero_tile(BOTH)
+        for k in range(0, head_dim // UNIT * UNIT, UNIT):
+            tile = add_byte_scores(PRODUCTS, UNIT, tile, panels, k * LANES, numbers + k * PLACES * SIZE)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
-            tile = add_byte_scores(PRODUCTS, PAIR, tile, panels, k * LANES, queries, k * SIZE)
-        at = scores + (first - begin) * 4
-        store_byte_scores(PRODUCTS, at, STRIDE, tile, places, factors)
+            tile = add_byte_scores(PRODUCTS, PAIR, tile, panels, k * LANES, numbers + k * PLACES * SIZE)
+        at = scores + first % SEGMENT * 4
+        store_byte_scores(PRODUCTS, at, STRIDE, tile, load_places(PANELS, scales), queries)
         if first < all_from or first + LANES * PANELS > all_to:
             for t in range(ROWS):
                 for i in range(0, LANES * PANELS, LANES):
@@ -262,22 +261,19 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
                     store_floats(at + t * STRIDE + 4 * i, seen)
 
 
-def scale_shares(  # type: ignore[no-untyped-def]
-    scores, factors, low, high, pages, page_bytes, page_positions, table, ring, offset, scales_at
-):
-    """Multiplies shares with the scales of the values, in place, and rounds them to int16 for products of these, which lie at the
-    beginning of their row then; factors: of each row's sums. A share of 0 stays 0, whatever the scale is."""
-    begin = low // LANES * LANES
+def scale_shares(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, scales):  # type: ignore[no-untyped-def]
+    """Multiplies shares with the scales of the values, which lie `scales` bytes behind their pages, in place. For products of
+    int16 the results are rounded to these, and lie at the beginning of their row then; factors: of each row's sums. A share of
+    0 stays 0, whatever the scale is."""
+    begin, end = low // LANES * LANES, (high - 1) // LANES * LANES + LANES
     for t in range(ROWS):
         row = scores + t * STRIDE
         largest, broken = splat(np.float32(0)), splat(np.float32(0))
-        for i in range(0, high - begin, LANES):
-            p = begin + i
-            page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
-            weight = times_where_some(
-                load_floats(row + 4 * i), load_floats(page + scales_at + p % page_positions * SCALE_BYTES)
-            )
-            store_floats(row + 4 * i, weight)
+        for p in range(begin, end, LANES):
+            page = page_of(p, pages, page_bytes, page_positions, table, ring)
+            at = row + p % SEGMENT * 4
+            weight = times_where_some(load_floats(at), load_floats(page + scales + p % page_positions * SCALE_BYTES))
+            store_floats(at, weight)
             largest = maximum(weight, largest)
             broken = broken + weight * splat(np.float32(0))
         if SIZE == 2:
@@ -285,72 +281,89 @@ def scale_shares(  # type: ignore[no-untyped-def]
             inverse = np.float32(LARGEST) / top if top > TINY else np.float32(0)
             factor = top / np.float32(LARGEST) if top > TINY else np.float32(0)
             set_f32(factors + 4 * t, factor + sum_lanes(broken))
-            for i in range(0, high - begin, LANES):
+            for i in range(begin % SEGMENT, begin % SEGMENT + end - begin, LANES):
                 store_as_shorts(row + 2 * i, round_to_words(load_floats(row + 4 * i) * splat(inverse)))
         else:
             set_f32(factors + 4 * t, np.float32(1))
 
 
-@intrinsic
-def times_where_some(typing_context: Any, share: Any, scale: Any) -> Any:
-    """share · scale, and 0 where the share is 0."""
+def add_byte_columns(  # type: ignore[no-untyped-def]
+    scores, factors, sums, stride, begin, end, across, low, high, pages, page_bytes, page_positions, table, ring, offset
+):
+    """sums[t] += Σ_p shares[t, p] · v[p] for the columns from `begin` to `end`, VECTORS vectors at a time."""
+    for d in range(begin, end, LANES * VECTORS):
+        tile = zero_tile(WIDE)
+        p = low // 2 * 2
+        while p < high:
+            slot = p % page_positions
+            stop = min(high, p - slot + page_positions)
+            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d + slot * across
+            shares = scores + p % SEGMENT * SIZE
+            for q in range(0, stop - p, 2):
+                tile = add_byte_values(PRODUCTS, VECTORS, tile, values + q * across, shares + q * SIZE, STRIDE)
+            p = stop
+        add_to_sums(PRODUCTS, VECTORS, sums + 4 * d, stride, tile, factors)
 
-    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        share, scale = args
-        return b.select(
-            b.fcmp_ordered("==", share, emit.same(share.type, 0.0)), emit.same(share.type, 0.0), b.fmul(share, scale)
-        )
 
-    return Floats(Floats, Floats), lower
+lay_out: Any = None  # compiled forms of what is above, set by `byte_steps`
+scale_rows: Any = None
+add_several: Any = None  # `add_byte_columns` for PANELS vectors, and for one
+add_one: Any = None
+WIDE, FACTORS = 8, 32
 
 
 def sum_byte_values(  # type: ignore[no-untyped-def]
     scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
 ):
-    """`attention.add_values` for values of 8 bits; VECTORS of columns at a time, the last of an odd number is its own second."""
-    begin = low // LANES * LANES
+    """`attention_steps.sum_values` for values of 8 bits. Of a pair that low or high cuts, the share of the part that is not seen
+    is 0, and meets bytes, which are numbers whatever they are."""
     factors = stack(FACTORS)
-    scale_rows(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, offset, page_positions * padded)
-    for d in range(0, padded, VECTORS * LANES):
-        beside = min(d + LANES, padded - LANES) - d
-        first, second = zero_tile(ROWS), zero_tile(ROWS)
-        p = low // 2 * 2
-        while p < high:
-            slot = p % page_positions
-            stop = min(high, p - slot + page_positions)
-            page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d
-            for q in range(p, stop, 2):
-                values, shares = page + (slot + q - p) * across, scores + (q - begin) * SIZE
-                first = add_byte_values(PRODUCTS, first, values, shares, STRIDE)
-                if VECTORS == 2:
-                    second = add_byte_values(PRODUCTS, second, values + 2 * beside, shares, STRIDE)
-            p = stop
-        add_to_sums(PRODUCTS, sums + 4 * d, stride, first, factors)
-        if VECTORS == 2 and beside:
-            add_to_sums(PRODUCTS, sums + 4 * (d + beside), stride, second, factors)
+    scales = offset + page_positions * across
+    scale_rows(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, scales)
+    most = padded // (PANELS * LANES) * (PANELS * LANES)
+    add_several(
+        scores, factors, sums, stride, 0, most, across, low, high, pages, page_bytes, page_positions, table, ring, offset
+    )
+    add_one(
+        scores,
+        factors,
+        sums,
+        stride,
+        most,
+        padded,
+        across,
+        low,
+        high,
+        pages,
+        page_bytes,
+        page_positions,
+        table,
+        ring,
+        offset,
+    )
 
 
-round_queries_of_tile: Any = None  # compiled forms of the functions above, set by `steps`
-scale_rows: Any = None
-VECTORS = 2
+def byte_steps(constants: dict[str, Any], widest: int, products: str) -> dict[str, Any]:
+    """The steps by the names that `attention` gives them, compiled with its constants, for heads of at most `widest` values.
 
-
-def steps(rows: int, value_dim: int, products: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The constants, and the steps by the names that `attention` gives them, of tiles of so many rows.
-
-    products: "i16", for heads of up to MOST_SUMMED values, or "f32".
+    products: "i16" or "f32".
     """
-    kind = "f32" if value_dim > MOST_SUMMED else products
-    panels = 2 if 2 * rows <= ACTIVE.sums else 1
-    widest = MOST_SUMMED if value_dim > USUAL_HEAD else USUAL_HEAD
-    constants: dict[str, Any] = {
-        "ROWS": rows, "PANELS": panels, "VECTORS": panels, "BOTH": rows * panels, "PRODUCTS": kind,
-        "SIZE": 2 if kind == "i16" else 4,
-        "QUERIES": rows * widest * 2 + 2 * LANES if kind == "i16" else 64, "ADDRESSES": 8 * rows, "FACTORS": 4 * rows,
+    rows, panels = constants["ROWS"], constants["PANELS"]
+    own: dict[str, Any] = {**constants, "PRODUCTS": products, "SIZE": 2 if products == "i16" else 4, "FACTORS": 4 * rows}
+    own["ROUNDED"] = 2 * (widest + LANES)
+
+    def compiled(function: Any, **more: Any) -> Any:
+        values = [str(v) for v in more.values() if isinstance(v, int)]
+        return inner(
+            specialize(function, "_".join([function.__name__, *values, f"{rows}_{panels}_{products}"]), **own, **more)
+        )
+
+    several, one = (compiled(add_byte_columns, VECTORS=n, WIDE=rows * n) for n in (panels, 1))
+    plain = inner(specialize(prepare, f"prepare_{rows}_bytes", **constants))
+    return {
+        "prepare_queries": compiled(round_queries) if products == "i16" else compiled(keep_queries, lay_out=plain),
+        "score_keys": compiled(scores_of_bytes),
+        "sum_segment": compiled(
+            sum_byte_values, scale_rows=compiled(scale_shares), add_several=several, add_one=one
+        ),
     }  # fmt: skip
-    suffix = f"{rows}_{kind}_{panels}"
-    inside = {
-        "round_queries_of_tile": inner(specialize(round_queries, f"round_queries_{suffix}", **constants)),
-        "scale_rows": inner(specialize(scale_shares, f"scale_shares_{suffix}", **constants)),
-    }
-    return constants | inside, {"score_keys": scores_of_bytes, "sum_values": sum_byte_values}

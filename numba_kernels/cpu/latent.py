@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu import attention
-from numba_kernels.cpu.attention import AHEAD, attention_op
+from numba_kernels.cpu import attention_steps
+from numba_kernels.cpu.attention import attention_op
+from numba_kernels.cpu.attention_steps import AHEAD, SEGMENT, STRIDE
+from numba_kernels.cpu.attention_tiles import load_places
 from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of, rotate, row_storing, store_row
 from numba_kernels.cpu.op import Op, maker, op
 from numba_kernels.cpu.packing import empty_bytes
@@ -38,7 +40,7 @@ from numba_kernels.simd.values import (
     zero_tile,
 )
 
-SEGMENT, ROWS = attention.SEGMENT, attention.ROWS
+ROWS = attention_steps.ROWS
 WIDTH = 2
 load_value: Any = load_bf16
 WIDTHS = {name: width for name, width in ELEMENTS.items() if name != "q8"}  # bytes of a cached value
@@ -140,8 +142,10 @@ def store_latents(  # type: ignore[no-untyped-def]
 def scores_of_rows(  # type: ignore[no-untyped-def]
     scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
-    """`attention.scores_of` for keys that lie in rows; low is a multiple of LANES, and queries are zero from head_dim on."""
+    """`attention_steps.scores_of` for keys that lie in rows, and queries in rows at the addresses queries[t] (int64), zero from
+    head_dim on; low is a multiple of SEGMENT."""
     step = across * WIDTH
+    rows = load_places(ROWS, queries)
     last = get_i32(sees + 8 * ROWS - 4) - 1  # that any row sees
     for p in range(low, high, 2):
         row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
@@ -151,12 +155,12 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
         for d in range(0, across, LANES):
             if is_ahead:
                 prefetch(wanted + 2 * d * WIDTH)
-            first = add_products(first, load_value(row + d * WIDTH), queries, 4 * d)
-            second = add_products(second, load_value(row + step + d * WIDTH), queries, 4 * d)
-        store_sums(scores + (p - low) * 4, (SEGMENT + LANES) * 4, first, second)
+            first = add_products(first, load_value(row + d * WIDTH), rows, 4 * d)
+            second = add_products(second, load_value(row + step + d * WIDTH), rows, 4 * d)
+        store_sums(scores + p % SEGMENT * 4, STRIDE, first, second)
     for t in range(ROWS):
         for p in range(low, high, LANES):
-            at = scores + (t * (SEGMENT + LANES) + p - low) * 4
+            at = scores + t * STRIDE + p % SEGMENT * 4
             store_floats(at, keep_between(p, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(at)))
 
 

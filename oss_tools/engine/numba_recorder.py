@@ -287,9 +287,10 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         self.attentions.append((stored, heads))
         out = self._value(heads.queries * heads.size)
-        products = "f32" if self.model.options.activations == "f32" else "i16"  # of 8-bit keys and values
-        rows = heads.queries // heads.keys if self.rows == 1 else 8
-        op = attention_op(rows, self.model.element, heads.size, products=products)
+        rounded = {"bf16": "bf16", "q8": "i16"}.get(self.model.element, "f32")  # queries and shares are, for faster products
+        products = "f32" if self.model.options.activations == "f32" else rounded
+        group = heads.queries // heads.keys
+        op = attention_op(group * self.rows, self.model.element, heads.size, products=products)
         sinks = self.model.weights.vector(heads.sinks) if heads.sinks else None
         self._attend(op, heads, heads.size, query, out, cache | {"sinks": sinks})
         return out
