@@ -200,7 +200,7 @@ def times_where_some(typing_context: Any, share: Any, scale: Any) -> Any:
 
 
 def round_queries(places, queries, head_dim):  # type: ignore[no-untyped-def]
-    """`attention_steps.prepare` with int16, pair after pair of columns; factors: max |q| / 32767, NaN if a value is not finite."""
+    """`attention_steps.prepare` with int16, pairs of columns; factors: max |q| / 32767, NaN if a value is not finite."""
     rounded = stack(ROUNDED)
     for t in range(ROWS):
         row = get_i64(places + 8 * t)

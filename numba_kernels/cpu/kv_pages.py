@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cpu.blocks import PAIR
-from numba_kernels.cpu.kv_bytes import SCALE_BYTES, store_key_bytes, store_value_bytes
+from numba_kernels.cpu.kv_bytes import SCALE_BYTES, mix, store_key_bytes, store_value_bytes
 from numba_kernels.cpu.op import Op, inner, maker, op, specialize
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
@@ -40,7 +40,7 @@ from numba_kernels.simd.values import (
 MAX_HEAD = 1024  # values of a head, at most
 ELEMENTS = {"bf16": 2, "f32": 4, "q8": 1}  # bytes of a cached value
 SCALES = {"q8": SCALE_BYTES}  # bytes of the scale of a position's key, and of its value
-WIDTH, SCALE = 2, 0
+WIDTH, SCALE, MIXED = 2, 0, 0
 
 
 def value_stride(head_dim: int, element: str = "bf16") -> int:
@@ -212,7 +212,8 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
     qkv, stride, rows, heads, kv_heads, head_dim, positions, sequence, cos, sin, pairs, interleaved, scale: float,
     query_norm, key_norm, eps: float, pages, page_bytes, page_positions, tables, table_stride, ring, team, thread,
 ):  # fmt: skip
-    """Norms and rotates queries (in place, times `scale`) and keys, and stores keys and values in their pages.
+    """Norms and rotates queries (in place, times `scale`) and keys, and stores keys and values in their pages. Where these are of
+    8 bits, queries and keys are mixed, see `kv_bytes`.
 
     qkv: float32 rows, heads + 2 · kv_heads of head_dim values each, `stride` bytes apart; positions, sequence: int32 [rows];
     cos, sin: float32 [positions, pairs], the rotary table (a YaRN concentration is part of it), for the first 2 · pairs values
@@ -233,6 +234,8 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
             if query_norm:
                 norm_head(at, query_norm, head_dim, eps)
             rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, scale)
+            if MIXED:
+                mix(at, head_dim)
         else:
             table = tables + get_i32(sequence + 4 * row) * table_stride
             page = page_of(position, pages, page_bytes, page_positions, table, ring)
@@ -241,6 +244,8 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
                 if key_norm:
                     norm_head(at, key_norm, head_dim, eps)
                 rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, np.float32(1))
+                if MIXED:
+                    mix(at, head_dim)
                 store_key(page + (head - heads) * head_bytes, slot, at, head_dim, page_positions)
             else:
                 values = page + (head - heads - kv_heads) * head_bytes + page_positions * (head_dim * WIDTH + SCALE)
@@ -253,7 +258,7 @@ def store_op(element: str = "bf16") -> Op:
     """The operation `rotate_and_store` for caches of this element."""
     constants: dict[str, Any] = {"WIDTH": ELEMENTS[element], "SCALE": SCALES.get(element, 0)}
     if element in SCALES:
-        return rotate_and_store.bind(**constants, store_key=store_key_bytes, store_value=store_value_bytes)
+        return rotate_and_store.bind(**constants, MIXED=1, store_key=store_key_bytes, store_value=store_value_bytes)
     compiled = {
         name: inner(specialize(f, f"{name}_{element}", **constants, store_row=row_storing(element)))
         for name, f in (("store_key", store_key_row), ("store_value", store_value_row))

@@ -132,6 +132,16 @@ def attention(
     return np.einsum("hnm,mhd->nhd", softmax(scores)[..., :m], values)
 
 
+def mixed(x: np.ndarray) -> np.ndarray:
+    """The Hadamard transform of the last axis, divided by the root of its size: of blocks of the largest power of two that
+    divides it. A cache of 8 bits mixes keys and queries so."""
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (x.reshape(*x.shape[:-1], -1, size) @ (matrix / size**0.5)).reshape(x.shape).astype(np.float32)
+
+
 def cached_in_8_bits(x: np.ndarray) -> np.ndarray:
     """Keys or values as a cache of 8 bits keeps them: whole multiples of a scale for each position and head (the last axis),
     max |x| / 127; zeros where all are below 1e-36, NaN where one of them is not finite."""

@@ -102,7 +102,8 @@ class Case:
             if not count:
                 continue
             mine, at = qkv[sequence == s], positions[sequence == s]
-            q, keys = (ops.apply_rope(x, self.cos[at], self.sin[at]) for x in (mine[:, :h], mine[:, h : h + k]))
+            both = (ops.apply_rope(x, self.cos[at], self.sin[at]) for x in (mine[:, :h], mine[:, h : h + k]))
+            q, keys = (ops.mixed(x) for x in both)
             held = self.held(s, before[s], count)
             for exact, found in zip((keys, mine[:, h + k :]), held, strict=True):
                 wanted = ops.cached_in_8_bits(exact)
