@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_kernels.reference.ops import mixed
 from oss_tools.compare.drift import Window, measure, windows
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.torch_backend import Tensor, TorchBackend, TorchOperations, Weights, torch
@@ -32,7 +33,7 @@ from oss_tools.models.operations import Heads, Rope
 from oss_tools.resources import resource
 
 FIRST = 4  # positions that a rule may leave exact: those on which attention piles up
-OUTLIERS = (4, 16, 64)
+OUTLIER = 16
 Rule = Callable[
     [np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]
 ]  # keys, values [n, heads, head_dim] -> the same, rounded
@@ -56,30 +57,36 @@ def to_bf16(x: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def with_outlier(x: np.ndarray, factor: float) -> np.ndarray:
-    """Rounded to 8 bits while one pair of channels that rotate together is so many times as large."""
+def to_mixed_bytes(x: np.ndarray) -> np.ndarray:
+    """Rounded as the kernels round keys: after a Hadamard transform, which is its own inverse."""
+    return mixed(to_bytes(mixed(x)))
+
+
+def with_outlier(rounded: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Rounded while one pair of channels that rotate together is OUTLIER times as large."""
     larger = np.ones(x.shape[-1], np.float32)
-    larger[[x.shape[-1] // 4, x.shape[-1] // 4 + x.shape[-1] // 2]] = factor
-    return to_bytes(x * larger) / larger
+    larger[[x.shape[-1] // 4, x.shape[-1] // 4 + x.shape[-1] // 2]] = OUTLIER
+    return rounded(x * larger) / larger
 
 
 def rules() -> dict[str, Rule]:
     """By name, what is done to keys and values."""
-    found: dict[str, Rule] = {
+    in_blocks = partial(to_bytes, group=32, half_scale=True)
+    return {
         "bf16": lambda k, v: (to_bf16(k), to_bf16(v)),
-        "q8": lambda k, v: (to_bytes(k), to_bytes(v)),
-        "q8, scales in float16": lambda k, v: (to_bytes(k, half_scale=True), to_bytes(v, half_scale=True)),
-        "q8 keys, exact values": lambda k, v: (to_bytes(k), v),
+        "q8": lambda k, v: (to_mixed_bytes(k), to_bytes(v)),
+        "q8 keys, exact values": lambda k, v: (to_mixed_bytes(k), v),
         "exact keys, q8 values": lambda k, v: (k, to_bytes(v)),
-        "blocks of 32, scales in float16 (llama.cpp's q8_0)": lambda k, v: (to_bytes(k, 32, True), to_bytes(v, 32, True)),
+        "q8 without the transform": lambda k, v: (to_bytes(k), to_bytes(v)),
+        "without the transform, scales in float16": lambda k, v: (
+            to_bytes(k, half_scale=True),
+            to_bytes(v, half_scale=True),
+        ),
+        "blocks of 32 with scales in float16 (llama.cpp's q8_0)": lambda k, v: (in_blocks(k), in_blocks(v)),
+        f"q8, two key channels × {OUTLIER}": lambda k, v: (with_outlier(to_mixed_bytes, k), to_bytes(v)),
+        f"q8 without the transform, two key channels × {OUTLIER}": lambda k, v: (with_outlier(to_bytes, k), to_bytes(v)),
+        f"blocks of 32, two key channels × {OUTLIER}": lambda k, v: (with_outlier(in_blocks, k), in_blocks(v)),
     }
-    for factor in OUTLIERS:
-        found[f"q8, a pair of key channels × {factor}"] = partial(_outlying, factor)
-    return found
-
-
-def _outlying(factor: float, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return with_outlier(keys, factor), to_bytes(values)
 
 
 class Rounding(TorchOperations):
