@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from numba_kernels.reference.ops import mixed
 from oss_tools.compare.drift import Window, measure, windows
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.torch_backend import Tensor, TorchBackend, TorchOperations, Weights, torch
-from oss_tools.errors import OssToolsError
+from oss_tools.errors import MissingPackage, OssToolsError, how_to_install
 from oss_tools.machine.description import machine, versions
 from oss_tools.models.operations import Heads, Rope
 from oss_tools.resources import resource
@@ -118,6 +119,29 @@ def torch_backend(engine: Engine) -> TorchBackend:
     return engine.backend
 
 
+class LlamaCpp:
+    """llama.cpp with a KV cache of another format, for `drift.measure`. Raises MissingPackage."""
+
+    FORMATS = {"f32": 0, "f16": 1, "q8_0": 8}  # noqa: RUF012  (ggml's numbers)
+
+    def __init__(self, path: Path, cache: str, context: int, threads: int) -> None:
+        try:
+            from llama_cpp import Llama
+        except ImportError:
+            raise MissingPackage(f"llama.cpp is missing: {how_to_install('peers')}") from None
+        kind = self.FORMATS[cache]
+        self._model = Llama(
+            str(path), n_ctx=context, n_batch=512, n_threads=threads or None, n_threads_batch=threads or None,
+            logits_all=True, type_k=kind, type_v=kind, flash_attn=True, verbose=False,
+        )  # fmt: skip
+        self.backend = SimpleNamespace(vocabulary=self._model.n_vocab())
+
+    def each_logits(self, tokens: list[int], start: int = 0) -> Iterator[np.ndarray]:
+        self._model.reset()
+        self._model.eval(tokens)
+        yield self._model.scores[start : len(tokens)]
+
+
 # ---- channels -------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +202,14 @@ def study(model: str, depths: Sequence[int], places: int, threads: int, say: Cal
             with kernels(cache=element) as rounded:
                 record["kernels"].append({"cache": element, "points": _points(whole, rounded, found, depths)})
             say(f"{model}: kernels, {element}: {_words(record['kernels'][-1])}")
+    if path.suffix == ".gguf":
+        record["llama.cpp"] = []
+        context = max(depths) + 160
+        whole_peer = LlamaCpp(path, "f32", context, threads)
+        for element in ("f16", "q8_0"):
+            points = _points(whole_peer, LlamaCpp(path, element, context, threads), found, depths)
+            record["llama.cpp"].append({"cache": element, "points": points})
+            say(f"{model}: llama.cpp, {element}: {_words(record['llama.cpp'][-1])}")
     record["rules"] = []
     with load(backend="torch") as whole, load(backend="torch") as other:
         record["layers"] = channels(whole, found[-1].at(max(depths))[0])
@@ -191,7 +223,7 @@ def study(model: str, depths: Sequence[int], places: int, threads: int, say: Cal
     return record
 
 
-def _points(whole: Engine, other: Engine, places: list[Window], depths: Sequence[int]) -> list[dict[str, Any]]:
+def _points(whole: Any, other: Any, places: list[Window], depths: Sequence[int]) -> list[dict[str, Any]]:
     return [asdict(point) for point in measure(whole, other, places, depths)]
 
 
@@ -212,7 +244,7 @@ def main() -> None:
         "kind": "rounded cache",
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
-        "versions": versions("numpy", "numba", "llvmlite"),
+        "versions": versions("numpy", "numba", "llvmlite", "torch", "llama-cpp-python"),
         "models": [],
     }
     try:
