@@ -186,14 +186,59 @@ def add_to_sums(typing_context: Any, products: Any, vectors: Any, address: Any, 
 
 
 @intrinsic
-def times_where_some(typing_context: Any, share: Any, scale: Any) -> Any:
-    """share · scale, and 0 where the share is 0."""
+def weigh(typing_context: Any, tile: Any, shares: Any, stride: Any, scales: Any) -> Any:
+    """Multiplies the shares of LANES positions with the scales of their values, in place, but for shares of 0, which stay 0
+    whatever the scale is. Rows of shares are `stride` bytes apart. Returns the larger of each lane of the tile and the results:
+    of their bits, so that NaN is the largest."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        zero = emit.same(Floats.llvm, 0.0)
-        return b.select(b.fcmp_ordered("==", args[0], zero), zero, b.fmul(*args))
+        scale, zero = emit.load(b, args[3], Floats.llvm), emit.same(Floats.llvm, 0.0)
+        found = []
+        for t, [most] in enumerate(_rows_of(b, tile, args[0], 1)):
+            at = b.add(args[1], b.mul(args[2], I64(t)))
+            share = emit.load(b, at, Floats.llvm)
+            weight = b.select(b.fcmp_ordered("==", share, zero), zero, b.fmul(share, scale))
+            emit.store(b, weight, at)
+            found.append(_larger_bits(b, weight, most))
+        return _tile(b, tile, found)
 
-    return Floats(Floats, Floats), lower
+    return tile(tile, Address, Int, Address), lower
+
+
+def _larger_bits(b: Builder, x: Value, y: Value) -> Value:
+    x, y = b.bitcast(x, Words.llvm), b.bitcast(y, Words.llvm)
+    return b.bitcast(b.select(b.icmp_unsigned(">", x, y), x, y), Floats.llvm)
+
+
+@intrinsic
+def store_factors(typing_context: Any, tile: Any, factors: Any, inverses: Any) -> Any:
+    """Of each row's largest number: the step of its int16, and how many steps 1 has; 0 where all is tiny. LANES float32 each."""
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        top = emit.across_lanes(b, [most for [most] in _rows_of(b, tile, args[0], 1)], lambda x, y: _larger_bits(b, x, y))
+        tiny, zero, largest = (emit.same(Floats.llvm, x) for x in (float(TINY), 0.0, float(LARGEST)))
+        emit.store(b, b.select(b.fcmp_unordered(">", top, tiny), b.fdiv(top, largest), zero), args[1])
+        emit.store(b, b.select(b.fcmp_ordered(">", top, tiny), b.fdiv(largest, top), zero), args[2])
+        return context.get_dummy_value()
+
+    return types.void(tile, Address, Address), lower
+
+
+@intrinsic(prefer_literal=True)
+def round_rows(typing_context: Any, rows: Any, target: Any, source: Any, stride: Any, inverses: Any) -> Any:
+    """LANES numbers of each row (`rows`, a compile-time constant) times the row's number at `inverses`, as int16. Rows of both
+    are `stride` bytes apart; a row's target may be before its source."""
+
+    def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        magic = emit.same(Floats.llvm, emit.MAGIC)  # adding it leaves the nearest integer in the low bits
+        for t in range(rows.literal_value):
+            row = b.mul(args[3], I64(t))
+            inverse = emit.splat(b, emit.load(b, emit.advance(b, args[4], 4 * t), F32, 4), LANES)
+            steps = ACTIVE.fma(b, emit.load(b, b.add(args[2], row), Floats.llvm), inverse, magic)
+            emit.store(b, b.trunc(b.bitcast(steps, Words.llvm), emit.vector(I16, LANES)), b.add(args[1], row))
+        return context.get_dummy_value()
+
+    return types.void(rows, Address, Address, Int, Address), lower
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------------
@@ -263,28 +308,20 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
 
 def scale_shares(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, scales):  # type: ignore[no-untyped-def]
     """Multiplies shares with the scales of the values, which lie `scales` bytes behind their pages, in place. For products of
-    int16 the results are rounded to these, and lie at the beginning of their row then; factors: of each row's sums. A share of
-    0 stays 0, whatever the scale is."""
+    int16 the results are rounded to these, and lie at the beginning of their row then; factors: of each row's sums."""
     begin, end = low // LANES * LANES, (high - 1) // LANES * LANES + LANES
-    for t in range(ROWS):
-        row = scores + t * STRIDE
-        largest, broken = splat(np.float32(0)), splat(np.float32(0))
-        for p in range(begin, end, LANES):
-            page = page_of(p, pages, page_bytes, page_positions, table, ring)
-            at = row + p % SEGMENT * 4
-            weight = times_where_some(load_floats(at), load_floats(page + scales + p % page_positions * SCALE_BYTES))
-            store_floats(at, weight)
-            largest = maximum(weight, largest)
-            broken = broken + weight * splat(np.float32(0))
-        if SIZE == 2:
-            top = max_lanes(largest)
-            inverse = np.float32(LARGEST) / top if top > TINY else np.float32(0)
-            factor = top / np.float32(LARGEST) if top > TINY else np.float32(0)
-            set_f32(factors + 4 * t, factor + sum_lanes(broken))
-            for i in range(begin % SEGMENT, begin % SEGMENT + end - begin, LANES):
-                store_as_shorts(row + 2 * i, round_to_words(load_floats(row + 4 * i) * splat(inverse)))
-        else:
-            set_f32(factors + 4 * t, np.float32(1))
+    inverses = stack(64)
+    largest = zero_tile(ROWS)
+    for p in range(begin, end, LANES):
+        page = page_of(p, pages, page_bytes, page_positions, table, ring)
+        of_values = page + scales + p % page_positions * SCALE_BYTES
+        largest = weigh(largest, scores + p % SEGMENT * 4, STRIDE, of_values)
+    if SIZE == 2:
+        store_factors(largest, factors, inverses)
+        for i in range(begin % SEGMENT, begin % SEGMENT + end - begin, LANES):
+            round_rows(ROWS, scores + 2 * i, scores + 4 * i, STRIDE, inverses)
+    else:
+        store_floats(factors, splat(np.float32(1)))
 
 
 def add_byte_columns(  # type: ignore[no-untyped-def]
@@ -309,7 +346,7 @@ lay_out: Any = None  # compiled forms of what is above, set by `byte_steps`
 scale_rows: Any = None
 add_several: Any = None  # `add_byte_columns` for PANELS vectors, and for one
 add_one: Any = None
-WIDE, FACTORS = 8, 32
+WIDE, FACTORS = 8, 64
 
 
 def sum_byte_values(  # type: ignore[no-untyped-def]
@@ -349,7 +386,7 @@ def byte_steps(constants: dict[str, Any], widest: int, products: str) -> dict[st
     products: "i16" or "f32".
     """
     rows, panels = constants["ROWS"], constants["PANELS"]
-    own: dict[str, Any] = {**constants, "PRODUCTS": products, "SIZE": 2 if products == "i16" else 4, "FACTORS": 4 * rows}
+    own: dict[str, Any] = {**constants, "PRODUCTS": products, "SIZE": 2 if products == "i16" else 4, "FACTORS": 4 * LANES}
     own["ROUNDED"] = 2 * (widest + LANES)
 
     def compiled(function: Any, **more: Any) -> Any:
