@@ -182,7 +182,9 @@ def add_columns(  # type: ignore[no-untyped-def]
                     for row in range(q, q + STEP):
                         for line in range(0, LANES * VECTORS * WIDTH, 64):
                             prefetch(wanted + row * row_bytes + line)
-                one, other = values + max(q, low) * row_bytes, values + min(q + 1, stop - 1) * row_bytes
+                one = other = values + q * row_bytes
+                if STEP == 2:
+                    one, other = values + max(q, low) * row_bytes, values + min(q + 1, stop - 1) * row_bytes
                 tile = add_values(PRODUCTS, ELEMENT, VECTORS, tile, one, other, shares + (q - p) * SIZE, STRIDE)
             p = stop
         save_sums(VECTORS, sums + 4 * d, stride, tile)
