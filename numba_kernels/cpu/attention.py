@@ -55,12 +55,21 @@ def parts_that_fit(sequences, first_row, row_count, positions, group, kv_heads, 
     return parts if tiles * kv_heads * parts <= pieces else 1
 
 
-def tiles_of_block(sequences, row_count, group, kv_heads, threads, pieces):  # type: ignore[no-untyped-def]
-    """Tiles of a block, each of which takes three areas: so many that there are several blocks for each thread."""
+def tiles_of_all(sequences, row_count, group):  # type: ignore[no-untyped-def]
+    """Tiles of the sequences' rows."""
     tiles = 0
     for s in range(sequences):
         tiles += (get_i32(row_count + 4 * s) * group + ROWS - 1) // ROWS
-    return max(min(tiles * kv_heads // (8 * threads), pieces // (3 * threads), MOST_TILES), 1)
+    return tiles
+
+
+def first_of_run(run, total, threads):  # type: ignore[no-untyped-def]
+    """The first of `total` pieces of work that run number `run` has, `total` where there is no such run. Runs get shorter: while
+    a thread goes from one piece to the next, it knows what to ask memory for, and the last ones are short."""
+    first = 0
+    for _ in range(run):
+        first += max((total - first) // (2 * threads), 1)
+    return min(first, total)
 
 
 LATENT = 0
@@ -74,6 +83,7 @@ finish: Any = None
 prepare_queries: Any = None
 parts_that_fit_in: Any = None
 tiles_of: Any = None
+run_from: Any = None
 
 
 def attention(  # type: ignore[no-untyped-def]
@@ -103,18 +113,22 @@ def attention(  # type: ignore[no-untyped-def]
     row_bytes = padded * 4
     own, whole, queries = stack(AREA), stack(AREA), stack(QUERIES)
     scores, places, sees = stack(SCORES), stack(SPOTS), stack(SPOTS)
-    splits, each = 1, 1
+    threads = thread_count(team)
+    splits, each, pieces_of_work = 1, 1, tiles_of(sequences, row_count, group) * kv_heads
     if HEAD + PLACES * row_bytes <= area_bytes:
         if divided:
             splits = parts_that_fit_in(sequences, first_row, row_count, positions, group, kv_heads, pieces)
-        if splits == 1:
-            each = tiles_of(sequences, row_count, group, kv_heads, thread_count(team), pieces)
+        if splits == 1:  # a tile of a block takes three areas, and there are several blocks for each thread
+            each = max(min(pieces_of_work // (8 * threads), pieces // (3 * threads), MOST_TILES), 1)
     if each > 1:
         own = areas + thread * each * 3 * area_bytes
         whole = own + each * area_bytes
         if not LATENT:
             queries = whole + each * area_bytes
-    item = take(team)
+    run = take(team)
+    item, after = run, run + 1
+    if splits > 1:
+        item, after = run_from(run, pieces_of_work * splits, threads), run_from(run + 1, pieces_of_work * splits, threads)
     done = 0
     s = 0
     while s < sequences:
@@ -170,7 +184,7 @@ def attention(  # type: ignore[no-untyped-def]
                                pages, page_bytes, page_positions, table, ring, keys, across, rows == sequences)  # fmt: skip
                     soften_scores(scores, start, stop, sums, row_bytes)
                     sum_segment(scores, sums + HEAD, row_bytes, padded, across, start, stop,
-                                pages, page_bytes, page_positions, table, ring, values)  # fmt: skip
+                                pages, page_bytes, page_positions, table, ring, values, keys, rows == sequences)  # fmt: skip
                     if splits == 1 and (stop == last or stop % PART == 0):
                         merge_sums(whole + j * area_bytes, sums, row_bytes)
                         clear_sums(sums, row_bytes)
@@ -192,7 +206,15 @@ def attention(  # type: ignore[no-untyped-def]
                     target = out + (query * rows + begin + r // group) * out_stride
                 sums = whole + t // ROWS * area_bytes
                 finish(target, sums, t % ROWS, row_bytes, value_dim, padded, sinks + 4 * query if sinks else 0)
-        item = take(team)
+        item += 1
+        if item == after:
+            run = take(team)
+            item, after = run, run + 1
+            if splits > 1:
+                item, after = (
+                    run_from(run, pieces_of_work * splits, threads),
+                    run_from(run + 1, pieces_of_work * splits, threads),
+                )
 
 
 def _tile_rows(rows: int) -> int:
@@ -246,7 +268,7 @@ def attention_op(
     return Op(
         attention, **constants, **chosen, soften_scores=compiled(steps.soften), clear_sums=compiled(steps.clear),
         merge_sums=compiled(steps.merge), finish=compiled(steps.finish_row), parts_that_fit_in=compiled(parts_that_fit),
-        tiles_of=compiled(tiles_of_block),
+        tiles_of=compiled(tiles_of_all), run_from=compiled(first_of_run),
     )  # fmt: skip
 
 

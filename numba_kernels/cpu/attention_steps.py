@@ -92,20 +92,22 @@ def scores_of(  # type: ignore[no-untyped-def]
     """
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
     lowest, highest = low // LANES * LANES, (high - 1) // LANES * LANES  # panels: others may be anywhere
-    places = stack(64)
+    places, values = stack(64), stack(64)
     for first in range(low // GROUP * GROUP, (high + GROUP - 1) // GROUP * GROUP, LANES * PANELS):
         for i in range(PANELS):
             p = min(max(first + LANES * i, lowest), highest)
             page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
             slot = p % page_positions
             set_i64(places + 8 * i, page + slot * head_dim * WIDTH)
-            if is_ahead:
-                values = page + (page_positions * head_dim + slot * across) * WIDTH
-                for line in range(0, LANES * across * WIDTH, 64):
-                    prefetch(values + line)
+            set_i64(values + 8 * i, page + (page_positions * head_dim + slot * across) * WIDTH)
         panels = load_places(PANELS, places)
         tile = zero_tile(BOTH)
         for k in range(0, head_dim // UNIT * UNIT, UNIT):
+            if is_ahead:
+                for i in range(PANELS):
+                    wanted = get_i64(values + 8 * i) + k * LANES * WIDTH
+                    for line in range(0, UNIT * LANES * WIDTH, 64):
+                        prefetch(wanted + line)
             tile = add_scores(PRODUCTS, ELEMENT, UNIT, tile, panels, k * LANES * WIDTH, queries + k * PLACES * SIZE)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = add_scores(PRODUCTS, ELEMENT, PAIR, tile, panels, k * LANES * WIDTH, queries + k * PLACES * SIZE)
@@ -146,7 +148,22 @@ def soften(scores, low, high, sums, stride):  # type: ignore[no-untyped-def]
 
 
 def add_columns(  # type: ignore[no-untyped-def]
-    scores, sums, stride, begin, end, across, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores,
+    sums,
+    stride,
+    begin,
+    end,
+    across,
+    low,
+    high,
+    pages,
+    page_bytes,
+    page_positions,
+    table,
+    ring,
+    offset,
+    keys,
+    is_ahead,
 ):
     """sums[t] += Σ_p shares[t, p] · v[p] for the columns from `begin` to `end`, VECTORS vectors at a time; see `sum_values`."""
     row_bytes = across * WIDTH
@@ -157,9 +174,17 @@ def add_columns(  # type: ignore[no-untyped-def]
             slot = p % page_positions
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + d * WIDTH - (p - slot) * row_bytes
+            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys + d * WIDTH
+            wanted += ((p + SEGMENT) % page_positions - p) * row_bytes
             shares = scores + p % SEGMENT * SIZE
             for q in range(p, stop, STEP):
-                one, other = values + max(q, low) * row_bytes, values + min(q + 1, stop - 1) * row_bytes
+                if is_ahead:
+                    for row in range(q, q + STEP):
+                        for line in range(0, LANES * VECTORS * WIDTH, 64):
+                            prefetch(wanted + row * row_bytes + line)
+                one = other = values + q * row_bytes
+                if STEP == 2:
+                    one, other = values + max(q, low) * row_bytes, values + min(q + 1, stop - 1) * row_bytes
                 tile = add_values(PRODUCTS, ELEMENT, VECTORS, tile, one, other, shares + (q - p) * SIZE, STRIDE)
             p = stop
         save_sums(VECTORS, sums + 4 * d, stride, tile)
@@ -171,18 +196,23 @@ add_one: Any = None
 
 
 def sum_values(  # type: ignore[no-untyped-def]
-    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead
 ):
     """sums[t] += Σ_p shares[t, p] · v[p] for p in [low, high), within a segment; rows of values are `across` values apart.
+
+    is_ahead: whether to ask for the keys of the next segment, which are at the offset `keys` of its pages.
 
     Products of bfloat16 take pairs of positions, the first of them even. Of a pair that low or high cuts, the share of the part
     that is not seen is 0, and meets the other's values, as its own may be anything.
     """
     several = padded // (PANELS * LANES) * (PANELS * LANES) if PANELS > 2 else 0
     two = padded // (2 * LANES) * (2 * LANES)
-    add_several(scores, sums, stride, 0, several, across, low, high, pages, page_bytes, page_positions, table, ring, offset)
-    add_two(scores, sums, stride, several, two, across, low, high, pages, page_bytes, page_positions, table, ring, offset)
-    add_one(scores, sums, stride, two, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset)
+    add_several(scores, sums, stride, 0, several, across, low, high,
+        pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead)  # fmt: skip
+    add_two(scores, sums, stride, several, two, across, low, high,
+        pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead)  # fmt: skip
+    add_one(scores, sums, stride, two, padded, across, low, high,
+        pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead)  # fmt: skip
 
 
 def clear(sums, stride):  # type: ignore[no-untyped-def]

@@ -17,13 +17,14 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd.instructions import F32, I16, I32, I64, Builder, Value, same
+from numba_kernels.simd.instructions import F32, I16, I32, I64, Avx2, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import LANES, Address, Floats, Int, Places, Tile, Words, operation
 
 LOG2E = 1.4426950408889634
 LOWEST = -126.0  # 2^x of less is zero
 ONES = 0x3F803F80  # two bfloat16
+FEW_REGISTERS = isinstance(ACTIVE, Avx2)
 HAS_SCALEF = "avx512dq" in ACTIVE.features
 # 2^r with a relative error of 2.6e-6 on 0 <= r < 1, for shares that are rounded to bfloat16; of 7.5e-8 there; and on |r| <= 1/2
 FLOOR_4 = (0.0134266857, 0.0522424728, 0.241280213, 0.693044841, 1)
@@ -123,6 +124,9 @@ def _key_floats(b: Builder, element: str, panel: Value) -> list[Value]:
     """The first two columns of a panel of keys."""
     if element == "f32":
         return [emit.load(b, emit.advance(b, panel, 4 * LANES * i), Floats.llvm) for i in range(2)]
+    if FEW_REGISTERS:  # none keeps a word until its upper half's turn; behind the last one there are values
+        words = [emit.load(b, emit.advance(b, panel, 2 * i), Words.llvm) for i in range(2)]
+        return [b.bitcast(b.shl(word, same(word.type, 16)), Floats.llvm) for word in words]
     return list(emit.bf16_halves(b, emit.load(b, panel, Words.llvm)))
 
 
