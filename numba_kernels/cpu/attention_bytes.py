@@ -277,7 +277,7 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
     """`attention_steps.scores_of` for keys of 8 bits."""
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
     lowest, highest = low // LANES * LANES, (high - 1) // LANES * LANES  # panels: others may be anywhere
-    places, scales = stack(64), stack(64)
+    places, scales, values = stack(64), stack(64), stack(64)
     numbers = queries + 4 * PLACES
     for first in range(low // GROUP * GROUP, (high + GROUP - 1) // GROUP * GROUP, LANES * PANELS):
         for i in range(PANELS):
@@ -286,13 +286,14 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
             slot = p % page_positions
             set_i64(places + 8 * i, page + slot * head_dim)
             set_i64(scales + 8 * i, page + page_positions * head_dim + slot * SCALE_BYTES)
-            if is_ahead:
-                values = page + page_positions * (head_dim + SCALE_BYTES) + slot * across
-                for line in range(0, LANES * across, 64):
-                    prefetch(values + line)
+            set_i64(values + 8 * i, page + page_positions * (head_dim + SCALE_BYTES) + slot * across)
         panels = load_places(PANELS, places)
         tile = zero_tile(BOTH)
         for k in range(0, head_dim // UNIT * UNIT, UNIT):
+            if is_ahead:
+                for i in range(PANELS):
+                    for line in range(0, UNIT * LANES, 64):
+                        prefetch(get_i64(values + 8 * i) + k * LANES + line)
             tile = add_byte_scores(PRODUCTS, UNIT, tile, panels, k * LANES, numbers + k * PLACES * SIZE)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = add_byte_scores(PRODUCTS, PAIR, tile, panels, k * LANES, numbers + k * PLACES * SIZE)
@@ -325,8 +326,9 @@ def scale_shares(scores, factors, low, high, pages, page_bytes, page_positions, 
 
 
 def add_byte_columns(  # type: ignore[no-untyped-def]
-    scores, factors, sums, stride, begin, end, across, low, high, pages, page_bytes, page_positions, table, ring, offset
-):
+    scores, factors, sums, stride, begin, end, across, low, high,
+    pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead,
+):  # fmt: skip
     """sums[t] += Σ_p shares[t, p] · v[p] for the columns from `begin` to `end`, VECTORS vectors at a time."""
     for d in range(begin, end, LANES * VECTORS):
         tile = zero_tile(WIDE)
@@ -335,8 +337,13 @@ def add_byte_columns(  # type: ignore[no-untyped-def]
             slot = p % page_positions
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d + slot * across
+            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys + 2 * d
+            wanted += (p + SEGMENT) % page_positions * across
             shares = scores + p % SEGMENT * SIZE
             for q in range(0, stop - p, 2):
+                if is_ahead:
+                    for line in range(0, 2 * LANES * VECTORS, 64):
+                        prefetch(wanted + q * across + line)
                 tile = add_byte_values(PRODUCTS, VECTORS, tile, values + q * across, shares + q * SIZE, STRIDE)
             p = stop
         add_to_sums(PRODUCTS, VECTORS, sums + 4 * d, stride, tile, factors)
@@ -350,7 +357,7 @@ WIDE, FACTORS = 8, 64
 
 
 def sum_byte_values(  # type: ignore[no-untyped-def]
-    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
+    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead
 ):
     """`attention_steps.sum_values` for values of 8 bits. Of a pair that low or high cuts, the share of the part that is not seen
     is 0, and meets bytes, which are numbers whatever they are."""
@@ -358,26 +365,10 @@ def sum_byte_values(  # type: ignore[no-untyped-def]
     scales = offset + page_positions * across
     scale_rows(scores, factors, low, high, pages, page_bytes, page_positions, table, ring, scales)
     most = padded // (PANELS * LANES) * (PANELS * LANES)
-    add_several(
-        scores, factors, sums, stride, 0, most, across, low, high, pages, page_bytes, page_positions, table, ring, offset
-    )
-    add_one(
-        scores,
-        factors,
-        sums,
-        stride,
-        most,
-        padded,
-        across,
-        low,
-        high,
-        pages,
-        page_bytes,
-        page_positions,
-        table,
-        ring,
-        offset,
-    )
+    add_several(scores, factors, sums, stride, 0, most, across, low, high,
+                pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead)  # fmt: skip
+    add_one(scores, factors, sums, stride, most, padded, across, low, high,
+            pages, page_bytes, page_positions, table, ring, offset, keys, is_ahead)  # fmt: skip
 
 
 def byte_steps(constants: dict[str, Any], widest: int, products: str) -> dict[str, Any]:
