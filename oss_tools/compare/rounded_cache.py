@@ -122,7 +122,7 @@ def torch_backend(engine: Engine) -> TorchBackend:
 class LlamaCpp:
     """llama.cpp with a KV cache of another format, for `drift.measure`. Raises MissingPackage."""
 
-    FORMATS = {"f32": 0, "f16": 1, "q8_0": 8}  # noqa: RUF012  (ggml's numbers)
+    FORMATS = {"f16": 1, "q8_0": 8}  # noqa: RUF012  (ggml's numbers)
 
     def __init__(self, path: Path, cache: str, context: int, threads: int) -> None:
         try:
@@ -205,11 +205,9 @@ def study(model: str, depths: Sequence[int], places: int, threads: int, say: Cal
     if path.suffix == ".gguf":
         record["llama.cpp"] = []
         context = max(depths) + 160
-        whole_peer = LlamaCpp(path, "f32", context, threads)
-        for element in ("f16", "q8_0"):
-            points = _points(whole_peer, LlamaCpp(path, element, context, threads), found, depths)
-            record["llama.cpp"].append({"cache": element, "points": points})
-            say(f"{model}: llama.cpp, {element}: {_words(record['llama.cpp'][-1])}")
+        peers = (LlamaCpp(path, element, context, threads) for element in ("f16", "q8_0"))
+        record["llama.cpp"].append({"cache": "q8_0", "points": _points(*peers, found, depths)})
+        say(f"{model}: llama.cpp, q8_0 from f16: {_words(record['llama.cpp'][-1])}")
     record["rules"] = []
     with load(backend="torch") as whole, load(backend="torch") as other:
         record["layers"] = channels(whole, found[-1].at(max(depths))[0])

@@ -98,7 +98,7 @@ def compare(output: Path, *more: str):
 
 
 def test_drift_is_a_part_of_a_comparison(tmp_path: Path) -> None:
-    options = ("--drift", "depth,cache,cache-q8", "--depths", "0,64,32k")
+    options = ("--drift", "depth,cache,cache-q8", "--depths", "0,64,32k", "--chunks", "4")  # intervals need places
     done = compare(tmp_path, *options)
     assert done.exit_code == 0, done.output
     assert "depths beyond 6,307 do not fit into the models' context: 32,768" in done.stderr
