@@ -24,7 +24,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba.extending import intrinsic
 
-from numba_kernels.cpu import attention, experts, rows
+from numba_kernels.cpu import attention, experts, kv_pages, rows
 from numba_kernels.cpu.blocks import LAYOUTS, Shorts
 from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
@@ -319,13 +319,13 @@ class Bench:
 
     def attention(self, tokens: int, depth: int, window: int = 0) -> Result:
         """Attention of the last `tokens` of `depth` positions."""
-        pages = attention.Pages(KV_HEADS, HEAD_DIM)
+        pages = kv_pages.Pages(KV_HEADS, HEAD_DIM)
         count = depth // pages.positions
         memory = pages.allocate(count)
         memory.view(np.uint16)[:] = self.rng.integers(0x3C00, 0x3F00, (count, pages.nbytes // 2), dtype=np.uint16)
         qkv = self.rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)).astype(np.float32)
         out = np.zeros((tokens, HEADS * HEAD_DIM), np.float32)
-        kernel = attention.attention_op(HEADS // KV_HEADS)
+        kernel = attention.attention_op(HEADS // KV_HEADS * tokens, products="bf16")
         program = Program()
         program.add(
             kernel, qkv=qkv, stride=qkv.strides[0], rows=tokens, value_dim=HEAD_DIM, out=out, out_stride=out.strides[0],

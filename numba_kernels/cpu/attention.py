@@ -1,417 +1,46 @@
-"""Attention over a paged KV cache of bfloat16 (or float32): rotary embedding and storing of new keys, and the attention itself.
+"""Attention over a paged KV cache of bfloat16, float32 or 8 bits (`kv_pages`): the operation, which divides the work.
 
-A page holds P positions of one layer. For every key-value head it has the keys, in panels of LANES positions as a float
-weight matrix has rows, and then the values, a row of head_dim (padded to a multiple of LANES) for every position. A
-sequence's position p is in page table[p // P mod `ring`]: with `ring` pages a sliding window needs no more than its own
-memory, and sequences that begin alike can share pages.
+A tile is some rows, query heads that share a key-value head, times tokens. A piece of work is a block of tiles: while a segment
+of keys and values lies in the core's cache, all of them meet it. Where keys are divided, a piece is one tile and a part of its
+keys, and the thread that finishes last puts the tile's parts together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import PAIR, UNIT, accumulate, accumulate_pair
-from numba_kernels.cpu.experts import exp_one
-from numba_kernels.cpu.op import Op, inner, maker, op, specialize
-from numba_kernels.cpu.packing import empty_bytes
-from numba_kernels.cpu.rows import load_part, store_part
-from numba_kernels.cpu.team import take
+from numba_kernels.cpu import attention_bytes
+from numba_kernels.cpu import attention_steps as steps
+from numba_kernels.cpu.attention_steps import HEAD, PART, SEGMENT, STRIDE
+from numba_kernels.cpu.attention_tiles import places_of
+from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, SCALES
+from numba_kernels.cpu.op import Op, inner, maker, specialize
+from numba_kernels.cpu.team import take, thread_count
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
     LANES,
     TILES,
-    add_outer,
     atomic_add,
     atomic_store,
-    evens,
-    exp,
-    fma,
-    get_f32,
     get_i32,
-    get_u32,
-    keep_between,
     load_bf16,
     load_floats,
-    load_tile,
-    lower_pairs,
-    max_lanes,
-    maximum,
-    odds,
-    panel_addresses,
-    prefetch,
-    row_addresses,
-    set_f32,
     set_i32,
-    set_u16,
-    spill,
-    splat,
+    set_i64,
     stack,
-    store_bf16,
-    store_first,
-    store_floats,
-    store_tile,
-    sum_lanes,
-    upper_pairs,
-    zero_tile,
 )
 
-SEGMENT = 128  # positions whose scores are held at a time: those from one multiple of it to the next
-AHEAD = 64  # positions by which keys are asked for before they are met, where they come from memory
-PART = 512  # positions whose sums are found together, in the same way; a row's parts are added in order
-USUAL_HEAD, MAX_HEAD = 256, 1024  # head_dim: up to the first all share one kernel; larger ones than the second have none
-ELEMENTS = {"bf16": 2, "f32": 4}  # bytes of a cached value
-WIDTH, FORMAT = 2, "bf16"
-load_value: Any = load_bf16
-
-
-def _element(name: str) -> dict[str, Any]:
-    """The constants of a kernel for caches of this element."""
-    return {"WIDTH": ELEMENTS[name], "FORMAT": name, "load_value": {"bf16": load_bf16, "f32": load_floats}[name]}
-
-
-def value_stride(head_dim: int, element: str = "bf16") -> int:
-    """Bytes between the values of two positions in a page. Keys take no more than their own."""
-    return -(-head_dim // LANES) * LANES * ELEMENTS[element]
-
-
-@dataclass(frozen=True)
-class Pages:
-    """The geometry of a layer's KV pages.
-
-    Attributes:
-        kv_heads, head_dim: of the layer; head_dim even, at most MAX_HEAD.
-        positions: of a page, a multiple of LANES.
-        element: bf16 or f32.
-    """
-
-    kv_heads: int
-    head_dim: int
-    positions: int = 64
-    element: str = "bf16"
-
-    def __post_init__(self) -> None:
-        if self.head_dim % PAIR or not 0 < self.head_dim <= MAX_HEAD:
-            raise ValueError(f"head_dim is {self.head_dim}; the kernels take even numbers up to {MAX_HEAD}")
-        if self.positions % LANES or self.positions < LANES:
-            raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
-
-    @property
-    def key_bytes(self) -> int:
-        """Keys of one head in a page."""
-        return self.positions * self.head_dim * ELEMENTS[self.element]
-
-    @property
-    def value_stride(self) -> int:
-        """Bytes between the values of two positions."""
-        return value_stride(self.head_dim, self.element)
-
-    @property
-    def head_bytes(self) -> int:
-        """Keys and values of one head in a page."""
-        return self.key_bytes + self.positions * self.value_stride
-
-    @property
-    def nbytes(self) -> int:
-        return self.kv_heads * self.head_bytes
-
-    def allocate(self, count: int) -> np.ndarray:
-        """Zeroed memory for `count` pages, uint8 [count, nbytes]."""
-        return empty_bytes(count * self.nbytes).reshape(count, self.nbytes)
-
-
-@inner
-def page_of(position, pages, page_bytes, page_positions, table, ring):  # type: ignore[no-untyped-def]
-    """The address of the page that holds a position."""
-    return pages + get_i32(table + 4 * (position // page_positions % ring)) * page_bytes
-
-
-@inner
-def bf16_at(address):  # type: ignore[no-untyped-def]
-    """The float32 at an address as bfloat16 bits, rounded to nearest even."""
-    bits = get_u32(address)
-    if (bits & 0x7FFFFFFF) > 0x7F800000:
-        return 0x7FC0
-    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-
-
-@inner
-def rotate(at, cos, sin, pairs, interleaved, size, factor):  # type: ignore[no-untyped-def]
-    """Rotary embedding of one head of `size` values in place: the first 2 · pairs are rotated, halves paired or neighbours; all
-    are multiplied by a factor."""
-    f = splat(factor)
-    if interleaved:
-        for i in range(0, pairs, LANES):
-            left = pairs - i
-            c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
-            low, high = load_part(at + 8 * i, 2 * left), load_part(at + 8 * i + 4 * LANES, 2 * left - LANES)
-            x, y = evens(low, high), odds(low, high)
-            u, v = (x * c - y * s) * f, (y * c + x * s) * f
-            store_part(at + 8 * i, lower_pairs(u, v), 2 * left)
-            store_part(at + 8 * i + 4 * LANES, upper_pairs(u, v), 2 * left - LANES)
-    else:
-        for i in range(0, pairs, LANES):
-            left = pairs - i
-            c, s = load_part(cos + 4 * i, left), load_part(sin + 4 * i, left)
-            x, y = load_part(at + 4 * i, left), load_part(at + 4 * (pairs + i), left)
-            u, v = (x * c - y * s) * f, (y * c + x * s) * f
-            store_part(at + 4 * i, u, left)
-            store_part(at + 4 * (pairs + i), v, left)
-    if factor != np.float32(1):
-        for i in range(2 * pairs, size):
-            set_f32(at + 4 * i, get_f32(at + 4 * i) * factor)
-
-
-@inner
-def norm_head(at, weight, size, eps):  # type: ignore[no-untyped-def]
-    """One head by its root mean square, in place, times a weight."""
-    squares = splat(np.float32(0))
-    for i in range(0, size, LANES):
-        v = load_part(at + 4 * i, size - i)
-        squares = fma(v, v, squares)
-    factor = splat(np.float32(1) / np.sqrt(sum_lanes(squares) / np.float32(size) + eps))
-    for i in range(0, size, LANES):
-        left = size - i
-        store_part(at + 4 * i, load_part(at + 4 * i, left) * factor * load_part(weight + 4 * i, left), left)
-
-
-@inner
-def store_row_bf16(to, at, count):  # type: ignore[no-untyped-def]
-    """`count` float32 as cached bfloat16."""
-    whole = count // LANES * LANES
-    for i in range(0, whole, LANES):
-        store_bf16(to + 2 * i, load_floats(at + 4 * i))
-    for i in range(whole, count):
-        set_u16(to + 2 * i, bf16_at(at + 4 * i))
-
-
-@inner
-def store_row_f32(to, at, count):  # type: ignore[no-untyped-def]
-    """`count` float32 as cached float32."""
-    for i in range(0, count, LANES):
-        store_part(to + 4 * i, load_part(at + 4 * i, count - i), count - i)
-
-
-store_row: Any = store_row_bf16
-
-
-def row_storing(element: str) -> Any:
-    """What stores cached values of this element that lie beside each other."""
-    return {"bf16": store_row_bf16, "f32": store_row_f32}[element]
-
-
-@op
-def rotate_and_store(  # type: ignore[no-untyped-def]
-    qkv, stride, rows, heads, kv_heads, head_dim, positions, sequence, cos, sin, pairs, interleaved, scale: float,
-    query_norm, key_norm, eps: float, pages, page_bytes, page_positions, tables, table_stride, ring, team, thread,
-):  # fmt: skip
-    """Norms and rotates queries (in place, times `scale`) and keys, and stores keys and values in their pages.
-
-    qkv: float32 rows, heads + 2 · kv_heads of head_dim values each, `stride` bytes apart; positions, sequence: int32 [rows];
-    cos, sin: float32 [positions, pairs], the rotary table (a YaRN concentration is part of it), for the first 2 · pairs values
-    of a head, of which halves are paired, or neighbours if interleaved; query_norm, key_norm: float32 [head_dim], the weights
-    of RMSNorm on each head, or 0 for none; pages: the layer's pages, page_bytes each; tables: int32 page numbers, one row of
-    table_stride bytes for each sequence. A piece of work is one head of one row.
-    """
-    value_stride = (head_dim + LANES - 1) // LANES * LANES * WIDTH
-    head_bytes = page_positions * (head_dim * WIDTH + value_stride)
-    item = take(team)
-    while item < rows * (heads + 2 * kv_heads):
-        row = item // (heads + 2 * kv_heads)
-        head = item - row * (heads + 2 * kv_heads)
-        position = get_i32(positions + 4 * row)
-        at = qkv + row * stride + head * head_dim * 4
-        angle = position * pairs * 4
-        if head < heads:
-            if query_norm:
-                norm_head(at, query_norm, head_dim, eps)
-            rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, scale)
-        else:
-            table = tables + get_i32(sequence + 4 * row) * table_stride
-            page = page_of(position, pages, page_bytes, page_positions, table, ring)
-            slot = position % page_positions
-            if head < heads + kv_heads:
-                if key_norm:
-                    norm_head(at, key_norm, head_dim, eps)
-                rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, np.float32(1))
-                panel = page + (head - heads) * head_bytes + slot // LANES * LANES * head_dim * WIDTH + slot % LANES * 4
-                for i in range(head_dim):
-                    if WIDTH == 2:  # pairs of columns in a lane
-                        set_u16(panel + i // 2 * 4 * LANES + i % 2 * 2, bf16_at(at + 4 * i))
-                    else:
-                        set_f32(panel + i * 4 * LANES, get_f32(at + 4 * i))
-            else:
-                keys = page_positions * head_dim * WIDTH
-                to = page + (head - heads - kv_heads) * head_bytes + keys + slot * value_stride
-                store_row(to, at, head_dim)
-        item = take(team)
-
-
-@maker
-def store_op(element: str = "bf16") -> Op:
-    """The operation `rotate_and_store` for caches of this element."""
-    return rotate_and_store.bind(**_element(element), store_row=row_storing(element))
-
-
-ROWS = 8  # rows (query tokens × heads of one key-value head) in a tile
+USUAL_HEAD = 256  # values of a head: up to so many share one kernel
+MOST_ROWS, MOST_TILES = 8, 16  # of a tile, and of a block
+ROWS, PLACES, WIDTH, SCALE = steps.ROWS, steps.PLACES, steps.WIDTH, 0
 
 
 @inner
 def first_key(position, window):  # type: ignore[no-untyped-def]
     """The first key that a query at this position sees."""
     return max(position - window + 1, 0) if window > 0 else 0
-
-
-def scores_of(  # type: ignore[no-untyped-def]
-    scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
-):
-    """scores[t, p − low'] = q[t] · k[p] for the panels that cover [low, high), low' the first panel's begin; −inf if unseen.
-
-    is_ahead: whether to ask for later keys and the values of these, as they come from memory. It is not worth its instructions
-    in a prompt, where tile after tile reads them.
-    """
-    begin = low // LANES * LANES
-    all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
-    end = get_i32(sees + 8 * ROWS - 4)  # of what any row sees
-    for first in range(begin, high, LANES):
-        slot = first % page_positions
-        keys = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
-        panel = panel_addresses(1, keys, 0, 0)
-        later = min(first + AHEAD, (end - 1) // LANES * LANES)
-        there = page_of(later, pages, page_bytes, page_positions, table, ring) + offset
-        wanted = there + later % page_positions * head_dim * WIDTH
-        values = keys + ((page_positions - slot) * head_dim + slot * across) * WIDTH
-        tile = zero_tile(ROWS)
-        for k in range(head_dim // UNIT):
-            if is_ahead:
-                for line in range(k * UNIT * LANES * WIDTH, (k + 1) * UNIT * LANES * WIDTH, 64):
-                    prefetch(wanted + line)
-                    prefetch(values + line)
-            tile = accumulate(FORMAT, "f32", tile, panel, k * UNIT * LANES * WIDTH, 0, 0, queries, k * UNIT * 4)
-        for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
-            tile = accumulate_pair(FORMAT, tile, panel, k * LANES * WIDTH, queries, k * 4)
-        if first >= all_from and first + LANES <= all_to:
-            store_tile(scores + (first - begin) * 4, (SEGMENT + LANES) * 4, tile)
-            continue
-        results = spill(tile)
-        for t in range(ROWS):
-            seen = keep_between(
-                first, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(results + t * LANES * 4)
-            )
-            store_floats(scores + (t * (SEGMENT + LANES) + first - begin) * 4, seen)
-
-
-def soften(scores, count, area, stride):  # type: ignore[no-untyped-def]
-    """Turns scores into e^(score − maximum) with the running maximum, and rescales what has been summed under an older one.
-
-    area: for each row, `stride` bytes apart: the running maximum and sum, then from byte 4 · LANES on the summed values.
-    """
-    for t in range(ROWS):
-        row = scores + t * (SEGMENT + LANES) * 4
-        state = area + t * stride
-        before = get_f32(state)
-        top = splat(before)
-        for i in range(0, count, LANES):
-            top = maximum(load_floats(row + 4 * i), top)
-        largest = max_lanes(top)
-        reference = largest if largest > np.float32(-1e30) else np.float32(0)
-        total = splat(np.float32(0))
-        for i in range(0, count, LANES):
-            share = exp(load_floats(row + 4 * i) - splat(reference))
-            store_floats(row + 4 * i, share)
-            total = total + share
-        factor = exp_one(before - reference)
-        set_f32(state, largest)
-        set_f32(state + 4, get_f32(state + 4) * factor + sum_lanes(total))
-        if factor != np.float32(1):
-            for at in range(state + 4 * LANES, state + stride, 4 * LANES):
-                store_floats(at, load_floats(at) * splat(factor))
-
-
-def add_values(  # type: ignore[no-untyped-def]
-    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
-):
-    """sums[t] += Σ_p shares[t, p] · v[p] for p in [low, high); sums `stride` bytes apart, rows of values `across` values."""
-    begin = low // LANES * LANES
-    for d in range(0, padded, LANES):
-        tile = load_tile(ROWS, sums + 4 * d, stride)
-        p = low
-        while p < high:
-            slot = p % page_positions
-            stop = min(high, p - slot + page_positions)
-            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * across) * WIDTH
-            for q in range(p, stop):
-                tile = add_outer(
-                    tile, load_value(values + q * across * WIDTH), scores + (q - begin) * 4, (SEGMENT + LANES) * 4
-                )
-            p = stop
-        store_tile(sums + 4 * d, stride, tile)
-
-
-def add_values_by_two(  # type: ignore[no-untyped-def]
-    scores, sums, stride, padded, across, low, high, pages, page_bytes, page_positions, table, ring, offset
-):
-    """`add_values`, two vectors of columns at a time: a share is loaded once for both, and lines are read whole. The last of an
-    odd number of vectors is its own second. The sums are the same bits."""
-    begin = low // LANES * LANES
-    for d in range(0, padded, 2 * LANES):
-        beside = min(d + LANES, padded - LANES) - d
-        first, second = load_tile(ROWS, sums + 4 * d, stride), load_tile(ROWS, sums + 4 * (d + beside), stride)
-        p = low
-        while p < high:
-            slot = p % page_positions
-            stop = min(high, p - slot + page_positions)
-            values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + (d - (p - slot) * across) * WIDTH
-            for q in range(p, stop):
-                value, shares = values + q * across * WIDTH, scores + (q - begin) * 4
-                first = add_outer(first, load_value(value), shares, (SEGMENT + LANES) * 4)
-                second = add_outer(second, load_value(value + beside * WIDTH), shares, (SEGMENT + LANES) * 4)
-            p = stop
-        store_tile(sums + 4 * d, stride, first)
-        store_tile(sums + 4 * (d + beside), stride, second)
-
-
-def clear(area, stride):  # type: ignore[no-untyped-def]
-    """Sums of nothing."""
-    for t in range(ROWS):
-        for at in range(area + t * stride, area + t * stride + stride, 4 * LANES):
-            store_floats(at, splat(np.float32(0)))
-        set_f32(area + t * stride, np.float32(-np.inf))
-
-
-def merge(total, part, stride):  # type: ignore[no-untyped-def]
-    """Adds the sums of a part to those of the parts before it. A part of which a row sees nothing changes nothing, not even a
-    rounding, so that a row's result does not depend on the tile that it lies in."""
-    for t in range(ROWS):
-        at, other = total + t * stride, part + t * stride
-        largest = max(get_f32(at), get_f32(other))
-        reference = largest if largest > np.float32(-1e30) else np.float32(0)
-        ours, theirs = exp_one(get_f32(at) - reference), exp_one(get_f32(other) - reference)
-        sum_of_both = get_f32(at + 4) * ours + get_f32(other + 4) * theirs
-        for i in range(4 * LANES, stride, 4 * LANES):
-            value = load_floats(at + i) * splat(ours)
-            store_floats(at + i, fma(load_floats(other + i), splat(theirs), value))
-        set_f32(at, largest)
-        set_f32(at + 4, sum_of_both)
-
-
-@inner
-def finish_row(at, area, head_dim, sink):  # type: ignore[no-untyped-def]
-    """One row of the result from its sums; a sink's logit joins the softmax and brings no value."""
-    reference, total = get_f32(area), get_f32(area + 4)
-    share = np.float32(1) / total
-    if sink:
-        largest = max(get_f32(sink), reference)
-        seen = exp_one(reference - largest)
-        share = seen / (exp_one(get_f32(sink) - largest) + total * seen)
-    for d in range(0, head_dim, LANES):
-        value = load_floats(area + 4 * (LANES + d)) * splat(share)
-        if head_dim - d >= LANES:
-            store_floats(at + 4 * d, value)
-        else:
-            store_first(at + 4 * d, value, head_dim - d)
 
 
 def parts_that_fit(sequences, first_row, row_count, positions, group, kv_heads, pieces):  # type: ignore[no-untyped-def]
@@ -426,13 +55,35 @@ def parts_that_fit(sequences, first_row, row_count, positions, group, kv_heads, 
     return parts if tiles * kv_heads * parts <= pieces else 1
 
 
+def tiles_of_all(sequences, row_count, group):  # type: ignore[no-untyped-def]
+    """Tiles of the sequences' rows."""
+    tiles = 0
+    for s in range(sequences):
+        tiles += (get_i32(row_count + 4 * s) * group + ROWS - 1) // ROWS
+    return tiles
+
+
+def first_of_run(run, total, threads):  # type: ignore[no-untyped-def]
+    """The first of `total` pieces of work that run number `run` has, `total` where there is no such run. Runs get shorter: while
+    a thread goes from one piece to the next, it knows what to ask memory for, and the last ones are short."""
+    first = 0
+    for _ in range(run):
+        first += max((total - first) // (2 * threads), 1)
+    return min(first, total)
+
+
 LATENT = 0
-score_keys: Any = None  # the compiled forms of the steps above, for ROWS rows; set by `attention_op`
+AREA, QUERIES, SCORES, SPOTS = 64, 64, 64, 64
+score_keys: Any = None  # the compiled forms of the steps for ROWS rows; set by `attention_op`
 soften_scores: Any = None
-sum_values: Any = None
+sum_segment: Any = None
 clear_sums: Any = None
 merge_sums: Any = None
+finish: Any = None
+prepare_queries: Any = None
 parts_that_fit_in: Any = None
+tiles_of: Any = None
+run_from: Any = None
 
 
 def attention(  # type: ignore[no-untyped-def]
@@ -446,36 +97,45 @@ def attention(  # type: ignore[no-untyped-def]
     each with its rows first_row[s] … + row_count[s] (int32) at consecutive positions (int32, per row); window: a key is seen
     when query − key < window, 0 for all; sinks: float32 [heads] or 0; pages … ring: as there. With `divided`, each part of a
     tile's keys is a piece of work, where there is room for them: areas hold what they found, and counters (int64, zeros) how
-    many are done (`attention_scratch` makes both).
+    many are done (`attention_scratch` makes both). Otherwise areas hold what the tiles of a block have found, and their queries.
 
     With LATENT, all heads share one key of head_dim values, of which the first value_dim are its value (pages as `latent` lays
     them out), and heads lie one under another: that of row r is row head · rows + r of qkv and of out; otherwise value_dim is
     head_dim.
 
-    A row's result is the same bits whatever tile, batch, chunk or number of threads it is computed with: which keys are summed
-    together follows from their positions alone.
+    A row's result is the same bits whatever tile, block, batch, chunk or number of threads it is computed with: which keys are
+    summed together follows from their positions alone.
     """
     group = heads // kv_heads
     padded = (value_dim + LANES - 1) // LANES * LANES
     across = (head_dim + LANES - 1) // LANES * LANES if LATENT else padded
-    head_bytes = page_positions * (head_dim + padded) * WIDTH
-    area_stride = (LANES + padded) * 4
-    whole, own = stack(AREA), stack(AREA)
-    scores = stack(SCORES)
-    index = stack(64)
-    sees = stack(128)
-    splits = 1
-    if divided:
-        splits = parts_that_fit_in(sequences, first_row, row_count, positions, group, kv_heads, pieces)
-        if ROWS * area_stride > area_bytes:
-            splits = 1
-    item = take(team)
+    head_bytes = page_positions * ((head_dim + padded) * WIDTH + 2 * SCALE)
+    row_bytes = padded * 4
+    own, whole, queries = stack(AREA), stack(AREA), stack(QUERIES)
+    scores, places, sees = stack(SCORES), stack(SPOTS), stack(SPOTS)
+    threads = thread_count(team)
+    splits, each, pieces_of_work = 1, 1, tiles_of(sequences, row_count, group) * kv_heads
+    if HEAD + PLACES * row_bytes <= area_bytes:
+        if divided:
+            splits = parts_that_fit_in(sequences, first_row, row_count, positions, group, kv_heads, pieces)
+        if splits == 1:  # a tile of a block takes three areas, and there are several blocks for each thread
+            each = max(min(pieces_of_work // (8 * threads), pieces // (3 * threads), MOST_TILES), 1)
+    if each > 1:
+        own = areas + thread * each * 3 * area_bytes
+        whole = own + each * area_bytes
+        if not LATENT:
+            queries = whole + each * area_bytes
+    run = take(team)
+    item, after = run, run + 1
+    if splits > 1:
+        item, after = run_from(run, pieces_of_work * splits, threads), run_from(run + 1, pieces_of_work * splits, threads)
     done = 0
     s = 0
     while s < sequences:
         queries_of = get_i32(row_count + 4 * s) * group
         tiles = (queries_of + ROWS - 1) // ROWS
-        work = tiles * kv_heads * splits
+        blocks = (tiles + each - 1) // each
+        work = blocks * kv_heads * splits
         if item >= done + work:
             done += work
             s += 1
@@ -483,94 +143,140 @@ def attention(  # type: ignore[no-untyped-def]
         number = item - done
         if splits > 1:  # tiles that share keys one after the other: the second finds them in a cache
             number = number % tiles * kv_heads * splits + number // tiles
-        tile = tiles - 1 - number // (kv_heads * splits)  # the longest first
+        block = blocks - 1 - number // (kv_heads * splits)  # the longest first
         head = number // splits % kv_heads
         split = number % splits
         begin = get_i32(first_row + 4 * s)
-        first = begin + tile * ROWS // group
-        last = min(tile * ROWS + ROWS, queries_of) - 1
-        for t in range(ROWS):
-            r = min(tile * ROWS + t, last)
+        count = min(each, tiles - block * each)
+        for t in range(count * ROWS):
+            r = min(block * each * ROWS + t, queries_of - 1)
             row = begin + r // group
             position = get_i32(positions + 4 * row)
             if LATENT:
-                set_i32(index + 4 * t, (row - first + r % group * rows) * (stride // 4))
+                set_i64(places + 8 * t, qkv + (row + r % group * rows) * stride)
             else:
-                set_i32(index + 4 * t, (row - first) * (stride // 4) + (head * group + r % group) * head_dim)
+                set_i64(places + 8 * t, qkv + row * stride + (head * group + r % group) * head_dim * 4)
             set_i32(sees + 8 * t, first_key(position, window))
             set_i32(sees + 8 * t + 4, position + 1)
-        low, high = get_i32(sees), get_i32(sees + 8 * ROWS - 4)
-        area = own
+        low, high = get_i32(sees), get_i32(sees + 8 * count * ROWS - 4)
+        found = own
         if splits > 1:
-            area = areas + (done + number) * area_bytes
+            found = areas + (done + number) * area_bytes
             part = (low // PART + split) * PART
             low, high = max(low, part), min(high, part + PART)
-        sums = area if low // PART == (high - 1) // PART and splits == 1 else whole
-        clear_sums(area, area_stride)
-        clear_sums(whole, area_stride)
-        queries = row_addresses(ROWS, index, 0, ROWS - 1, qkv + first * stride, 4)
+        for j in range(count):
+            if not LATENT:
+                prepare_queries(places + 8 * ROWS * j, queries + j * area_bytes, head_dim)
+            clear_sums(found + j * area_bytes, row_bytes)
+            clear_sums(whole + j * area_bytes, row_bytes)
         table = tables + s * table_stride
         keys = head * head_bytes
-        values = keys if LATENT else keys + page_positions * head_dim * WIDTH
-        segment = low
+        values = keys if LATENT else keys + page_positions * (head_dim * WIDTH + SCALE)
+        segment = low // SEGMENT * SEGMENT
         while segment < high:
-            stop = min(segment // SEGMENT * SEGMENT + SEGMENT, high)
-            score_keys(scores, queries, sees, head_dim, segment, stop,
-                       pages, page_bytes, page_positions, table, ring, keys, across, rows == sequences)  # fmt: skip
-            soften_scores(scores, stop - segment // LANES * LANES, area, area_stride)
-            sum_values(scores, area + 4 * LANES, area_stride, padded, across, segment, stop,
-                       pages, page_bytes, page_positions, table, ring, values)  # fmt: skip
-            segment = stop
-            if splits == 1 and sums == whole and (segment == high or segment % PART == 0):
-                merge_sums(whole, area, area_stride)
-                clear_sums(area, area_stride)
+            for j in range(count):
+                these, sums = sees + 8 * ROWS * j, found + j * area_bytes
+                last = get_i32(these + 8 * ROWS - 4)
+                start, stop = max(segment, low, get_i32(these)), min(segment + SEGMENT, high, last)
+                if start < stop:
+                    asking = places + 8 * ROWS * j if LATENT else queries + j * area_bytes
+                    score_keys(scores, asking, these, head_dim, start, stop,
+                               pages, page_bytes, page_positions, table, ring, keys, across, rows == sequences)  # fmt: skip
+                    soften_scores(scores, start, stop, sums, row_bytes)
+                    sum_segment(scores, sums + HEAD, row_bytes, padded, across, start, stop,
+                                pages, page_bytes, page_positions, table, ring, values, keys, rows == sequences)  # fmt: skip
+                    if splits == 1 and (stop == last or stop % PART == 0):
+                        merge_sums(whole + j * area_bytes, sums, row_bytes)
+                        clear_sums(sums, row_bytes)
+            segment += SEGMENT
         counter = counters + 8 * ((done + number) // splits)
         is_last = splits == 1
         if not is_last and atomic_add(counter, 1) == splits - 1:
             atomic_store(counter, 0)
             is_last = True
             for j in range(splits):
-                merge_sums(whole, area + (j - split) * area_bytes, area_stride)
+                merge_sums(whole, found + (j - split) * area_bytes, row_bytes)
         if is_last:
-            for t in range(last + 1 - tile * ROWS):
-                r = tile * ROWS + t
+            first = block * each * ROWS
+            for t in range(min(count * ROWS, queries_of - first)):
+                r = first + t
                 query = head * group + r % group
                 target = out + (begin + r // group) * out_stride + query * head_dim * 4
                 if LATENT:
                     target = out + (query * rows + begin + r // group) * out_stride
-                finish_row(target, sums + t * area_stride, value_dim, sinks + 4 * query if sinks else 0)
-        item = take(team)
+                sums = whole + t // ROWS * area_bytes
+                finish(target, sums, t % ROWS, row_bytes, value_dim, padded, sinks + 4 * query if sinks else 0)
+        item += 1
+        if item == after:
+            run = take(team)
+            item, after = run, run + 1
+            if splits > 1:
+                item, after = (
+                    run_from(run, pieces_of_work * splits, threads),
+                    run_from(run + 1, pieces_of_work * splits, threads),
+                )
 
 
-AREA = ROWS * (LANES + USUAL_HEAD) * 4
-SCORES = ROWS * (SEGMENT + LANES) * 4
+def _tile_rows(rows: int) -> int:
+    """The size of tile of which so many rows take the least time: a tile takes that of its rows and of some more."""
+    return min((t for t in TILES if t <= MOST_ROWS), key=lambda t: (-(-rows // t) * (t + 3), -t))
 
 
 @maker
-def attention_op(rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: Any = None) -> Op:
-    """The operation `attention` with tiles of at least `rows` rows where the path has them (heads that share keys, times tokens),
-    over caches of this element. It is the same for every value_dim up to USUAL_HEAD. latent: what scores keys that lie in rows,
-    of which values are the beginnings, see `latent`."""
-    size = next((t for t in TILES if t >= min(rows, 8)), TILES[-1])
-    widest = USUAL_HEAD if value_dim <= USUAL_HEAD else MAX_HEAD
-    constants = {"ROWS": size, "AREA": size * (LANES + widest) * 4, "SCORES": size * (SEGMENT + LANES) * 4}
-    constants |= _element(element) | {"LATENT": int(latent is not None)}
-    steps: dict[str, Any] = {
-        "score_keys": latent or scores_of,
-        "soften_scores": soften,
-        "sum_values": add_values_by_two if 2 * size <= ACTIVE.sums else add_values,
-        "clear_sums": clear,
-        "merge_sums": merge,
-        "parts_that_fit_in": parts_that_fit,
-    }
-    compiled = {name: inner(specialize(f, f"{name}_{size}_{element}", **constants)) for name, f in steps.items()}
-    return Op(attention, **constants, **compiled)
+def attention_op(
+    rows: int, element: str = "bf16", value_dim: int = USUAL_HEAD, latent: Any = None, products: str = "f32"
+) -> Op:
+    """The operation `attention` for so many rows (heads that share keys, times tokens; any large number for many), over caches of
+    this element. It is the same for every value_dim up to USUAL_HEAD.
+
+    Args:
+        latent: what scores keys that lie in rows, of which values are the beginnings, see `latent`.
+        products: "bf16" rounds queries and the softmax's shares to bfloat16, where the cache is bfloat16 and the path multiplies
+            pairs of these; "i16" rounds them to 16 bits, where the cache is of 8 bits; "f32" never does.
+    """
+    size = _tile_rows(rows)
+    widest = next(n for n in (USUAL_HEAD, attention_bytes.MOST_SUMMED, MAX_HEAD) if value_dim <= n)
+    paired = products == "bf16" and element == "bf16" and ACTIVE.bf16_products and latent is None
+    panels = next(n for n in (4, 2, 1) if size * n <= max(ACTIVE.sums, size))
+    constants = {
+        "ROWS": size, "PLACES": places_of(size), "PANELS": panels, "GROUP": max(panels, 2) * LANES, "BOTH": size * panels,
+        "WIDTH": ELEMENTS[element], "SCALE": SCALES.get(element, 0), "ELEMENT": "f32" if element == "q8" else element,
+        "PRODUCTS": "bf16" if paired else "f32",
+        "STEP": 2 if paired else 1, "SIZE": 2 if paired else 4, "LATENT": int(latent is not None), "LONGEST": 2 * widest,
+        "AREA": HEAD + size * widest * 4, "QUERIES": places_of(size) * widest * 4, "SCORES": size * STRIDE,
+        "SPOTS": 8 * MOST_TILES * size,
+        "load_value": load_bf16 if element == "bf16" else load_floats,
+    }  # fmt: skip
+    suffix = f"{size}_{element}{'_pairs' if paired else ''}"
+
+    def compiled(function: Any, **more: Any) -> Any:
+        name = "_".join([function.__name__, *map(str, more.values()), suffix])
+        return inner(specialize(function, name, **constants, **more))
+
+    if element == "q8":
+        kind = "i16" if products == "i16" and widest <= attention_bytes.MOST_SUMMED else "f32"
+        chosen = attention_bytes.byte_steps(constants, widest, kind)
+        constants |= {"PRODUCTS": kind, "QUERIES": constants["QUERIES"] + 64}
+    else:
+        several, two, one = (compiled(steps.add_columns, VECTORS=n) for n in (panels, 2, 1))
+        sums = {"add_several": several, "add_two": two, "add_one": one}
+        chosen = {
+            "prepare_queries": compiled(steps.prepare),
+            "score_keys": compiled(latent or steps.scores_of),
+            "sum_segment": inner(specialize(steps.sum_values, f"sum_values_{suffix}", **constants, **sums)),
+        }
+    return Op(
+        attention, **constants, **chosen, soften_scores=compiled(steps.soften), clear_sums=compiled(steps.clear),
+        merge_sums=compiled(steps.merge), finish=compiled(steps.finish_row), parts_that_fit_in=compiled(parts_that_fit),
+        tiles_of=compiled(tiles_of_all), run_from=compiled(first_of_run),
+    )  # fmt: skip
 
 
 def attention_scratch(pieces: int, value_dim: int) -> dict[str, Any]:
-    """Memory for divided attention, as the kernels' arguments of these names: an area and a counter for each of so many pieces of
+    """Memory for attention, as the kernels' arguments of these names: an area and a counter for each of so many pieces of
     work. Kernels divide where it is enough, and nowhere else: neither how many rows their tiles have nor how long sequences
     are is to be reckoned by who calls them."""
-    each = max(TILES) * (LANES + -(-value_dim // LANES) * LANES)
+    rows = max(places_of(t) for t in TILES if t <= MOST_ROWS)
+    each = HEAD // 4 + rows * -(-value_dim // LANES) * LANES
     areas, counters = np.zeros((pieces, each), np.float32), np.zeros(pieces, np.int64)
     return {"areas": areas, "area_bytes": areas.strides[0], "counters": counters, "pieces": pieces}

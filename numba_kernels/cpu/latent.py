@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu import attention
-from numba_kernels.cpu.attention import AHEAD, ELEMENTS, MAX_HEAD, page_of, rotate, store_row
+from numba_kernels.cpu import attention_steps
+from numba_kernels.cpu.attention import attention_op
+from numba_kernels.cpu.attention_steps import AHEAD, SEGMENT, STRIDE
+from numba_kernels.cpu.attention_tiles import load_places
+from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of, rotate, row_storing, store_row
 from numba_kernels.cpu.op import Op, maker, op
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
@@ -37,16 +40,17 @@ from numba_kernels.simd.values import (
     zero_tile,
 )
 
-SEGMENT, ROWS = attention.SEGMENT, attention.ROWS
+ROWS = attention_steps.ROWS
 WIDTH = 2
 load_value: Any = load_bf16
+WIDTHS = {name: width for name, width in ELEMENTS.items() if name != "q8"}  # bytes of a cached value
 PIECE = 64  # positions of a piece of work of a copy
 TO_ROWS = 1
 
 
 def row_stride(size: int, element: str = "bf16") -> int:
     """Bytes between the rows of two positions of `size` values in a page."""
-    return -(-size // LANES) * LANES * ELEMENTS[element]
+    return -(-size // LANES) * LANES * WIDTHS[element]
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class LatentPages:
     def __post_init__(self) -> None:
         if not 0 < self.rank <= MAX_HEAD:
             raise ValueError(f"a latent has {self.rank} values; the kernels take up to {MAX_HEAD}")
+        if self.element not in WIDTHS:
+            raise ValueError(f"latents are kept in {' or '.join(WIDTHS)}, not in {self.element}")
         if self.positions % LANES or self.positions < LANES:
             raise ValueError(f"a page of {self.positions} positions does not divide into panels of {LANES}")
 
@@ -78,6 +84,11 @@ class LatentPages:
     @property
     def nbytes(self) -> int:
         return self.positions * row_stride(self.size, self.element)
+
+    @property
+    def row_bytes(self) -> int:
+        """Values of a position, as the copies read them."""
+        return self.size * WIDTHS[self.element]
 
     def allocate(self, count: int) -> np.ndarray:
         """Zeroed memory for `count` pages, uint8 [count, nbytes]."""
@@ -94,7 +105,7 @@ def store_latents(  # type: ignore[no-untyped-def]
 
     query: float32 rows of heads, nope + rope values each; latent, key: float32 rows of rank and of rope values. The first nope
     values of head h of row t go to row h · rows + t of `unrotated`, the others, rotated, behind the first `rank` of that row of
-    `absorbed`, both times `scale`. Tables, pages and rotation as in `attention.rotate_and_store`; the key is rotated in place.
+    `absorbed`, both times `scale`. Tables, pages and rotation as in `kv_pages.rotate_and_store`; the key is rotated in place.
     A piece of work is one head of one row, or the row's latent and key.
     """
     across = (rank + rope + LANES - 1) // LANES * LANES
@@ -131,8 +142,10 @@ def store_latents(  # type: ignore[no-untyped-def]
 def scores_of_rows(  # type: ignore[no-untyped-def]
     scores, queries, sees, head_dim, low, high, pages, page_bytes, page_positions, table, ring, offset, across, is_ahead
 ):
-    """`attention.scores_of` for keys that lie in rows; low is a multiple of LANES, and queries are zero from head_dim on."""
+    """`attention_steps.scores_of` for keys that lie in rows, and queries in rows at the addresses queries[t] (int64), zero from
+    head_dim on; low is a multiple of SEGMENT."""
     step = across * WIDTH
+    rows = load_places(ROWS, queries)
     last = get_i32(sees + 8 * ROWS - 4) - 1  # that any row sees
     for p in range(low, high, 2):
         row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
@@ -142,25 +155,25 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
         for d in range(0, across, LANES):
             if is_ahead:
                 prefetch(wanted + 2 * d * WIDTH)
-            first = add_products(first, load_value(row + d * WIDTH), queries, 4 * d)
-            second = add_products(second, load_value(row + step + d * WIDTH), queries, 4 * d)
-        store_sums(scores + (p - low) * 4, (SEGMENT + LANES) * 4, first, second)
+            first = add_products(first, load_value(row + d * WIDTH), rows, 4 * d)
+            second = add_products(second, load_value(row + step + d * WIDTH), rows, 4 * d)
+        store_sums(scores + p % SEGMENT * 4, STRIDE, first, second)
     for t in range(ROWS):
         for p in range(low, high, LANES):
-            at = scores + (t * (SEGMENT + LANES) + p - low) * 4
+            at = scores + t * STRIDE + p % SEGMENT * 4
             store_floats(at, keep_between(p, get_i32(sees + 8 * t), get_i32(sees + 8 * t + 4), load_floats(at)))
 
 
 @maker
 def store_latents_op(element: str = "bf16") -> Op:
     """The operation `store_latents` for caches of this element."""
-    return store_latents.bind(WIDTH=ELEMENTS[element], store_row=attention.row_storing(element))
+    return store_latents.bind(WIDTH=WIDTHS[element], store_row=row_storing(element))
 
 
 @maker
 def latent_attention_op(element: str = "bf16", rank: int = 512) -> Op:
     """The operation `attention` for queries that meet the latents; value_dim is `rank`."""
-    return attention.attention_op(ACTIVE.sums // 2, element, rank, scores_of_rows)  # which meet two positions at a time
+    return attention_op(ACTIVE.sums // 2, element, rank, scores_of_rows)  # which meet two positions at a time
 
 
 @op
@@ -186,5 +199,5 @@ def _copy_latents(  # type: ignore[no-untyped-def]
 @maker
 def copy_latents_ops(element: str = "bf16") -> tuple[Op, Op]:
     """The operations that read rows from pages and write them there, for caches of this element."""
-    reading, writing = (_copy_latents.bind(TO_ROWS=to_rows, WIDTH=ELEMENTS[element]) for to_rows in (1, 0))
+    reading, writing = (_copy_latents.bind(TO_ROWS=to_rows, WIDTH=WIDTHS[element]) for to_rows in (1, 0))
     return reading, writing

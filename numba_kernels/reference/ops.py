@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from numba_kernels.reference.formats import decode_bfloat16, encode_bfloat16
+
 
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """x [n, K] times weight [N, K], plus bias [N]: float32 [n, N]."""
@@ -128,6 +130,61 @@ def attention(
     if sinks is not None:
         scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (heads, n, 1))], -1)
     return np.einsum("hnm,mhd->nhd", softmax(scores)[..., :m], values)
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """The Hadamard transform of the last axis, divided by the root of its size: of blocks of the largest power of two that
+    divides it. A cache of 8 bits mixes keys and queries so."""
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (x.reshape(*x.shape[:-1], -1, size) @ (matrix / size**0.5)).reshape(x.shape).astype(np.float32)
+
+
+def cached_in_8_bits(x: np.ndarray) -> np.ndarray:
+    """Keys or values as a cache of 8 bits keeps them: whole multiples of a scale for each position and head (the last axis),
+    max |x| / 127; zeros where all are below 1e-36, NaN where one of them is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        broken = (x * np.float32(0)).sum(-1, keepdims=True)
+    tiny = np.abs(x).max(-1, keepdims=True) <= 1e-36
+    codes, scales = quantize_rows(np.where(np.isfinite(x) & ~tiny, x, 0), x.shape[-1])
+    return codes.astype(np.float32) * scales + broken
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    return decode_bfloat16(encode_bfloat16(x.astype(np.float32)))
+
+
+def attention_of_bfloat16(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    first: int,
+    *,
+    window: int = 0,
+    sinks: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`attention` as the kernels compute it with products of bfloat16: scaled queries are rounded to it, and so are the shares of
+    the softmax, from the largest score's nearest power of two. What they are divided by is the sum of what was rounded.
+
+    Returns:
+        [n, heads, head_dim], and the largest share · |value| of each of these numbers.
+    """
+    n, heads, _ = queries.shape
+    m, kv_heads, _ = keys.shape
+    keys, values = (np.repeat(a, heads // kv_heads, 1) for a in (keys, values))
+    scores = np.einsum("nhd,mhd->hnm", _bfloat16(queries).astype(np.float64), keys.astype(np.float64)) * np.log2(np.e)
+    distance = (first + np.arange(n))[:, None] - np.arange(m)
+    scores = np.where((distance >= 0) & ((distance < window) if window else True), scores, -np.inf)
+    reference = np.rint(scores.max(-1, keepdims=True))
+    shares = _bfloat16(np.exp2(scores - reference)).astype(np.float64)
+    total = shares.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp2(sinks[:, None, None] * np.log2(np.e) - reference)
+    shares /= total
+    largest = np.stack([(shares[:, row, :, None] * np.abs(values).transpose(1, 0, 2)).max(1) for row in range(n)])
+    return np.einsum("hnm,mhd->nhd", shares, values), largest
 
 
 def latent_attention(

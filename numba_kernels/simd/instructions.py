@@ -162,14 +162,21 @@ class Portable:
             sums = self.fma(b, first, second, sums)
         return sums
 
+    def round_to_bf16(self, b: Builder, low: Value, high: Value) -> Value:
+        """Two vectors of float32 as the bfloat16 of one, in 32-bit lanes. Only with `bf16_products`."""
+        floats = shuffle(b, low, high, range(2 * low.type.count))
+        return b.bitcast(b.fptrunc(floats, vector(BF16, floats.type.count)), vector(I32, low.type.count))
+
     def dot_narrow(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1], modulo 2^16; codes unsigned and at most 128. Only with
         `narrow_sums`."""
         raise NotImplementedError(self.name)
 
     def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
-        """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1] of int16. Only with `narrow_sums`."""
-        raise NotImplementedError(self.name)
+        """sums[i] += codes[2i] · x[2i] + codes[2i + 1] · x[2i + 1] of int16, modulo 2^32."""
+        for first, second in zip(word_halves(b, codes), word_halves(b, x), strict=True):
+            sums = b.add(sums, b.mul(first, second))
+        return sums
 
     def in_order(self, b: Builder, values: list[Value]) -> list[Value]:
         """The same values, computed before all that is emitted from here on, where the path has so few registers that the
@@ -267,6 +274,12 @@ class Avx512(X86):
         raised = self.dot_unsigned(b, sums, b.xor(codes, flip), x)
         return b.sub(raised, self.dot_unsigned(b, same(sums.type, 0), flip, x))
 
+    def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return call(b, "llvm.x86.avx512.vpdpwssd.512", s.type, [s, b.bitcast(c, s.type), b.bitcast(v, s.type)])
+
+        return in_parts(b, 64, part, sums, codes, x)
+
     def lookup(self, b: Builder, table: Sequence[int], codes: Value) -> Value:
         def part(c: Value) -> Value:
             return call(b, "llvm.x86.avx512.pshuf.b.512", c.type, [constant(I8, [v & 255 for v in table] * 4), c])
@@ -288,6 +301,10 @@ class Avx512Bf16(Avx512):
     def dot_pairs(self, b: Builder, sums: Value, pairs: Value, x: Value) -> Value:
         kind = vector(BF16, 2 * self.lanes)
         return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, [sums, b.bitcast(pairs, kind), b.bitcast(x, kind)])
+
+    def round_to_bf16(self, b: Builder, low: Value, high: Value) -> Value:
+        kind = vector(BF16, 2 * self.lanes)
+        return b.bitcast(call(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", kind, [high, low]), vector(I32, self.lanes))
 
 
 class Avx2(X86):
@@ -355,6 +372,12 @@ class AvxVnni(Avx2):
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 32, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.256", s.type, [s, c, v]), sums, codes, x)
+
+    def dot_words(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
+        def part(s: Value, c: Value, v: Value) -> Value:
+            return call(b, "llvm.x86.avx512.vpdpwssd.256", s.type, [s, b.bitcast(c, s.type), b.bitcast(v, s.type)])
+
+        return in_parts(b, 32, part, sums, codes, x)
 
     dot_signed = Avx512.dot_signed
 
@@ -439,6 +462,13 @@ def bf16_halves(b: Builder, words: Value) -> tuple[Value, Value]:
     )
 
 
+def word_halves(b: Builder, pairs: Value) -> tuple[Value, Value]:
+    """The first and the second int16 of each pair, as int32."""
+    words = b.bitcast(pairs, vector(I32, pairs.type.count // 2))
+    sixteen = same(words.type, 16)
+    return b.ashr(b.shl(words, sixteen), sixteen), b.ashr(words, sixteen)
+
+
 def larger(b: Builder, x: Value, y: Value) -> Value:
     """The larger of each lane; y where x is NaN."""
     return b.select(b.fcmp_ordered(">", x, y), x, y)
@@ -453,20 +483,25 @@ def reduce(b: Builder, x: Value, combine: Callable[[Value, Value], Value]) -> Va
     return b.extract_element(x, I32(0))
 
 
-def sums_of_lanes(b: Builder, vectors: Sequence[Value]) -> Value:
-    """The sum of each of up to as many vectors as they have lanes, in a lane of its own; added as `reduce` does."""
+def across_lanes(b: Builder, vectors: Sequence[Value], combine: Callable[[Value, Value], Value]) -> Value:
+    """All lanes combined of each of up to as many vectors as they have lanes, in a lane of its own; as `reduce` combines them."""
     lanes = vectors[0].type.count
     size = lanes  # lanes of what is left of each vector
     while size > 1:
         size //= 2
-        # each vector has lanes // (2 · size) sums to halve; two of them, halved, fill one
+        # each vector has lanes // (2 · size) results to halve; two of them, halved, fill one
         low = [k * 2 * size + i for k in range(lanes // (2 * size)) for i in range(size)]
         high = [lane + size for lane in low]
         pairs = zip_longest(vectors[::2], vectors[1::2], fillvalue=vectors[-1])
         vectors = [
-            b.fadd(*(shuffle(b, x, y, [*half, *(lane + lanes for lane in half)]) for half in (low, high))) for x, y in pairs
+            combine(*(shuffle(b, x, y, [*half, *(lane + lanes for lane in half)]) for half in (low, high))) for x, y in pairs
         ]
     return vectors[0]
+
+
+def sums_of_lanes(b: Builder, vectors: Sequence[Value]) -> Value:
+    """The sum of each of up to as many vectors as they have lanes, in a lane of its own; added as `reduce` does."""
+    return across_lanes(b, vectors, lambda x, y: b.fadd(x, y))
 
 
 MAGIC = 1.5 * 2**23  # adding it leaves a float's nearest integer in the low bits

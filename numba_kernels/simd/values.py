@@ -256,6 +256,12 @@ def store_as_bytes(b: Builder, address: Value, value: Value) -> None:
     emit.store(b, b.trunc(value, emit.vector(I8, LANES)), address)
 
 
+@operation(Void, Address, Words)
+def store_as_shorts(b: Builder, address: Value, value: Value) -> None:
+    """Stores the low 16 bits of each lane: 2 · LANES bytes."""
+    emit.store(b, b.trunc(value, Halves.llvm), address)
+
+
 # ---- arithmetic -----------------------------------------------------------------------------------------------------
 
 

@@ -92,11 +92,20 @@ class TimingOptions(LoadOptions):
     def timing(self, say: Callable[[str], None]) -> Timing:
         """Raises what `backend_for` raises."""
         from oss_tools.compare.latency import Settings as Timing
-        from oss_tools.engine.backend import backend_for
+        from oss_tools.engine.backend import backend_for, check_cache
 
         backend = backend_for(self.device, self.backend, say)
+        check_cache(self.cache, backend)
         return Timing(
-            self.prompt, self.generate, self.repeat, self.threads, backend, self.activations, self.load, self.memory
+            self.prompt,
+            self.generate,
+            self.repeat,
+            self.threads,
+            backend,
+            self.activations,
+            self.load,
+            self.memory,
+            self.cache,
         )
 
 
@@ -109,7 +118,7 @@ class DriftOptions:
         typer.Option(
             "--drift",
             metavar="KINDS",
-            help="Measure how the divergence changes with the length of the context: depth, cache, backends, "
+            help="Measure how the divergence changes with the length of the context: depth, cache, cache-q8, backends, "
             "separated by commas.",
             show_default=False,
         ),

@@ -13,6 +13,7 @@ from oss_tools.cli._output import remark_unless
 
 if TYPE_CHECKING:
     from oss_tools.checkpoints import Metadata
+    from oss_tools.engine.backend import Options
     from oss_tools.engine.engine import Engine
     from oss_tools.engine.prompt_file import PromptFile
     from oss_tools.models import Checkpoint
@@ -36,7 +37,7 @@ class KeptPrompt:
     def __init__(self, path: Path, quiet: bool) -> None:
         self._path, self._say = path, remark_unless(quiet)
 
-    def check(self, checkpoint: Checkpoint, metadata: Metadata, backend: str, activations: str) -> None:
+    def check(self, checkpoint: Checkpoint, metadata: Metadata, backend: str, options: Options) -> None:
         """Raises BadRequest for a backend that keeps no prompts, and what `PromptFile` raises."""
         from oss_tools.engine.backend import backend_class
         from oss_tools.engine.prompt_file import PromptFile
@@ -47,7 +48,8 @@ class KeptPrompt:
             device = "--device cpu" if backend == "cuda" else "--backend numba"
             raise BadRequest(f"--prompt-cache: the backend {backend} keeps no prompts; use {device}")
         model = sampled_digest(checkpoint, metadata.config)
-        self._file = PromptFile(self._path, model, f"{backend}, activations {activations}")
+        kept = {"q8": ", KV cache q8"}.get(options.element, "")  # other formats differ in the file's numbers
+        self._file = PromptFile(self._path, model, f"{backend}, activations {options.activations}{kept}")
 
     def begin(self, engine: Engine) -> None:
         if count := self._file.read_into(engine):

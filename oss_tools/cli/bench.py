@@ -72,7 +72,7 @@ class TimingOptions:
 
     def settings(self, how: LoadOptions, trace_experts: Path | None, say: Callable[[str], None]) -> Settings:
         """Raises BadParameter for lists that are none and peers that there are not, and what `backend_for` raises."""
-        from oss_tools.engine.backend import backend_for
+        from oss_tools.engine.backend import backend_for, check_cache
         from oss_tools.measure.bench import PEERS, Settings
 
         peers = tuple(dict.fromkeys(self.peer or ()))
@@ -80,9 +80,10 @@ class TimingOptions:
             raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(PEERS)}", param_hint="--peer")
         depths, batches = _numbers(self.depth, "--depth", 0), _numbers(self.batch, "--batch", 1)
         backend = backend_for(how.device, how.backend, say)
+        check_cache(how.cache, backend)
         return Settings(
             self.prompt, self.generate, depths, batches, how.threads, self.repeat, peers, backend, how.activations,
-            how.load, how.memory, str(trace_experts) if trace_experts else None, self.speculate,
+            how.load, how.memory, str(trace_experts) if trace_experts else None, self.speculate, how.cache,
         )  # fmt: skip
 
 

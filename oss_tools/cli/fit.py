@@ -16,11 +16,13 @@ disk, or with a disk of another speed (--disk 2GB/s).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oss_tools.cli._engine import KvCache
 from oss_tools.cli._options import EMBEDDED, JsonFlag, QuietFlag, format_size, model_path, size_option
 from oss_tools.cli._output import print_facts, print_json, print_table, remark_reading, remark_unless
 
@@ -95,6 +97,7 @@ def run(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, max=64, help="How many sequences run at the same time.")] = 1,
+    cache: KvCache = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads to use; 0 means every core.")] = 0,
     revision: Annotated[
         str, typer.Option("--revision", metavar="R", help="For a repository: a branch, tag or commit.")
@@ -113,15 +116,21 @@ def run(
     quiet: QuietFlag = False,
 ) -> None:
     from dataclasses import replace
+    from functools import partial
 
+    from oss_tools.engine.backend import check_cache
     from oss_tools.fit.estimate import choose, streamed_row, to_record
     from oss_tools.fit.machine import detect
 
+    check_cache(cache)
+    if cache and vram:
+        raise typer.BadParameter("the GPU's kernels have no choice: leave it or --vram out", param_hint="--kv-cache")
     asked, model = model, str(model_path(model)) if model == EMBEDDED else model
     place = Path(model) if Path(model).exists() else Path()
     room, disk_speed = disk_options(disk or [])
     machine = detect(place, ram=ram, vram=vram, disk=room, bandwidth=bandwidth, disk_speed=disk_speed, threads=threads)
-    estimate = estimate_model(model, machine, context, batch, revision, endpoint, include or [], quiet)
+    using = partial(use_of, machine, context, batch, cache or "bf16")
+    estimate = estimate_model(model, using, revision, endpoint, include or [], quiet)
     estimate = replace(estimate, model=asked) if asked == EMBEDDED else estimate
     choice = choose(estimate, machine)
     row = streamed_row(estimate) if memory or choice.row is None else None
@@ -191,15 +200,13 @@ def print_streaming(row: Row, streaming: Streaming, machine: Machine) -> None:
 
 def estimate_model(
     model: str,
-    machine: Machine,
-    context: int | None,
-    batch: int,
+    using: Callable[[int], Use],
     revision: str,
     endpoint: str,
     include: list[str],
     quiet: bool,
 ) -> Estimate:
-    """Of whatever MODEL names: a path, a shape, or something remote."""
+    """Of whatever MODEL names: a path, a shape, or something remote. `using`: how a model of so long a context is used."""
     from oss_tools.convert.synth import load_shape, shape_names
     from oss_tools.download.layout import name_of
     from oss_tools.fit.estimate import of_checkpoint, of_shape
@@ -210,12 +217,12 @@ def estimate_model(
     if is_shape:
         shape = load_shape(model)
         made_for = architecture_of(shape.config["model_type"]).from_config("hf", shape.config).context
-        return of_shape(shape, use_of(machine, context, batch, made_for))
+        return of_shape(shape, using(made_for))
     if path.exists():
         with open_checkpoint(path) as checkpoint:
             if not quiet:
                 remark_reading(checkpoint)
-            return of_checkpoint(checkpoint, name_of(path), use_of(machine, context, batch, checkpoint.architecture.context))
+            return of_checkpoint(checkpoint, name_of(path), using(checkpoint.architecture.context))
     from oss_tools.download import sources
     from oss_tools.download.download import make_plan
     from oss_tools.download.downloaded import find_here, refuse_path
@@ -227,7 +234,7 @@ def estimate_model(
     wanted = sources.understand(model, revision, web.endpoint)
     here = find_here(wanted, web.say) if wanted.repo and not include else None
     if here:
-        return estimate_model(str(here), machine, context, batch, "", "", [], quiet)
+        return estimate_model(str(here), using, "", "", [], quiet)
     source = sources.look_up(wanted, web)
     include = [*include, *([wanted.quantization] if wanted.quantization else [])]
     with (
@@ -237,10 +244,10 @@ def estimate_model(
         if not quiet:
             remark_reading(checkpoint)
         name = source.name.rpartition("/")[2]
-        return of_checkpoint(checkpoint, name, use_of(machine, context, batch, checkpoint.architecture.context))
+        return of_checkpoint(checkpoint, name, using(checkpoint.architecture.context))
 
 
-def use_of(machine: Machine, context: int | None, batch: int, made_for: int) -> Use:
+def use_of(machine: Machine, context: int | None, batch: int, cache: str, made_for: int) -> Use:
     """The use that the options describe. Raises BadRequest for a context that the model was not made for."""
     from oss_tools.engine.engine import DEFAULT_CONTEXT
     from oss_tools.errors import BadRequest
@@ -248,7 +255,7 @@ def use_of(machine: Machine, context: int | None, batch: int, made_for: int) -> 
 
     if context and context > made_for:
         raise BadRequest(f"a context of {context} tokens: this model was made for {made_for} at most")
-    return Use(context or min(DEFAULT_CONTEXT, made_for), batch, machine.threads, machine.ram)
+    return Use(context or min(DEFAULT_CONTEXT, made_for), batch, machine.threads, machine.ram, cache)
 
 
 def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None:
@@ -261,7 +268,8 @@ def print_estimate(estimate: Estimate, machine: Machine, choice: Choice) -> None
     print_facts(
         {
             "model": f"{estimate.model}, {estimate.rows[0].parameters:,} parameters",
-            "use": f"context of {estimate.use.context} tokens, {estimate.use.batch} at a time",
+            "use": f"context of {estimate.use.context} tokens, {estimate.use.batch} at a time"
+            + ("" if estimate.use.cache == "bf16" else f", KV cache in {estimate.use.cache}"),
             "memory": there("ram", machine.ram),
             "graphics card": there("vram", machine.vram),
             "disk": there("disk", machine.disk),

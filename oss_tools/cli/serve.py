@@ -135,7 +135,7 @@ def run(
     socket = listen(settings)
     each = how.memory // len(paths) if how.memory else None
     given = how.settings() | {"memory": each, "quiet": quiet}
-    room = Options(how.threads, how.activations, load=how.load, memory=each)
+    room = Options(how.threads, how.activations, load=how.load, memory=each, cache=how.cache)
     served: dict[str, Served] = {}
     turns = Turns()
     with socket, ExitStack() as stack:

@@ -5,6 +5,7 @@ depths. A drift is the KL divergence of one run from another at each depth. What
 
 - `depth`: the checkpoint: a candidate against the base;
 - `cache`: the number format of the KV cache: a model with bfloat16 keys and values against itself with float32 ones;
+- `cache-q8`: the same with keys and values of 8 bits;
 - `backends`: the program: a model on PyTorch, on a GPU, or with float32 activations, against itself as it is run here.
 """
 
@@ -33,8 +34,8 @@ from oss_tools.report.comparison import Drift, DriftPoint, build
 from oss_tools.resources import resource
 from oss_tools.statistics.repeats import estimate
 
-DEPTH, CACHE, BACKENDS = "depth", "cache", "backends"
-KINDS = (DEPTH, CACHE, BACKENDS)
+DEPTH, CACHE, BYTES, BACKENDS = "depth", "cache", "cache-q8", "backends"
+KINDS = (DEPTH, CACHE, BYTES, BACKENDS)
 SCORED = 128  # tokens of a window, all but the first of which are predicted
 WINDOWS = 8  # places of the text, unless there is a limit
 FILLING = (
@@ -149,12 +150,13 @@ class Drifting:
         pairs: list[tuple[str, Member, Run, Member, Run]] = []
         if DEPTH in self.settings.drift:
             pairs += [(DEPTH, members[0], own, m, own) for m in members[1:]]
-        if CACHE in self.settings.drift:
-            if self.settings.timing.backend == "numba":
-                whole, half = Run("f32 cache", {"cache": "f32"}), Run("bf16 cache", {"cache": "bf16"})
-                pairs += [(CACHE, m, whole, m, half) for m in members]
-            else:
-                self.say(f"drift by cache: only the kernels on the CPU (numba) have both formats, not {own.name}")
+        for kind, element in ((CACHE, "bf16"), (BYTES, "q8")):
+            if kind in self.settings.drift:
+                if self.settings.timing.backend == "numba":
+                    whole, rounded = Run("f32 cache", {"cache": "f32"}), Run(f"{element} cache", {"cache": element})
+                    pairs += [(kind, m, whole, m, rounded) for m in members]
+                else:
+                    self.say(f"drift by {kind}: only the kernels on the CPU (numba) have both formats, not {own.name}")
         if BACKENDS in self.settings.drift:
             pairs += [(BACKENDS, m, own, m, other) for other in self.others() for m in members]
         self.schedule.expect("drift", sum(not self.parts.has("drift", self._about(pair, depths)) for pair in pairs))
@@ -197,10 +199,10 @@ class Drifting:
         if timing.backend != "numba":
             found.append(Run("numba", {"backend": "numba"}))
         if timing.backend != "torch":
-            found.append(Run("torch", {"backend": "torch"}))
+            found.append(Run("torch", {"backend": "torch", "cache": None}))
         if timing.backend != "cuda":
             try:
-                found.append(Run("cuda", {"backend": backend_for("cuda", "numba")}))
+                found.append(Run("cuda", {"backend": backend_for("cuda", "numba"), "cache": None}))
             except (MissingPackage, Unsupported) as error:
                 self.say(f"drift on cuda is left out: {error}")
         return found

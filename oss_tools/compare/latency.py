@@ -31,7 +31,7 @@ class Settings:
     Attributes:
         prompt, generate: tokens of each round.
         repeat: rounds, after one that is not timed.
-        threads, backend, activations, load, memory: as for the engine.
+        threads, backend, activations, load, memory, cache: as for the engine.
     """
 
     prompt: int = 128
@@ -42,6 +42,7 @@ class Settings:
     activations: str = "int8"
     load: str = "mapped"
     memory: int | None = None
+    cache: str | None = None
 
 
 def reference_seconds() -> float:
@@ -134,6 +135,7 @@ def _start(path: Path, s: Settings) -> Child:
         activations=s.activations,
         load=s.load,
         memory=s.memory,
+        cache=s.cache,
     )
 
 

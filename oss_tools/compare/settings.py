@@ -47,7 +47,9 @@ class Settings:
     @property
     def engine(self) -> dict[str, Any]:
         """On which predictions and answers depend."""
-        return {"backend": self.timing.backend, "activations": self.timing.activations}
+        timing = self.timing
+        chosen = {} if timing.cache is None else {"kv_cache": timing.cache}
+        return {"backend": timing.backend, "activations": timing.activations, **chosen}
 
     def tasks(self) -> list[tuple[str, SuiteTask]]:
         """(suite, task). Raises BadRecipe for an unknown suite, BadRequest for a tier without tasks."""

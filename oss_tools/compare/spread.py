@@ -97,7 +97,7 @@ class SpreadWork(Work):
 
     def _share(self, m: Member, task: SuiteTask, share: Share) -> Part:
         timing = self.settings.timing
-        engine = {name: getattr(timing, name) for name in ("backend", "activations", "load", "memory")}
+        engine = {name: getattr(timing, name) for name in ("backend", "activations", "cache", "load", "memory")}
         where = Source(_wanted(m), m.identity, engine, self._need([m]))
         part = ordered(f"{task.task} by {m.name}", where, task.task, share, self._eval_settings(), self.settings.data)
         folder = str(self._folder(m, task))
@@ -154,7 +154,7 @@ class SpreadWork(Work):
         header: dict[str, Any] = next(
             (json.loads(log.open(encoding="utf-8").readline()) for log in logs if log.exists()), {}
         )
-        return {name: header[name] for name in ("backend", "activations", "context") if name in header}
+        return {name: header[name] for name in ("backend", "activations", "kv_cache", "context") if name in header}
 
 
 def _wanted(m: Member) -> Wanted:

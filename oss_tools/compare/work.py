@@ -420,6 +420,7 @@ class Work:
             "backend": timing.backend,
             "threads": timing.threads,
             "activations": timing.activations,
+            "cache": timing.cache,
             "load": timing.load,
             "memory": timing.memory and timing.memory // (1 + beside),
         }

@@ -34,7 +34,7 @@ class Options:
         activations: "int8" quantizes what quantized linear layers are given, per 32 values; "bf16" does so and rounds what layers
             in bf16 are given, f16 ones being converted to it; "f32" keeps all whole.
         context: the most positions that a sequence may have.
-        cache: the number format of the KV cache, "bf16" or "f32"; None for f32 with f32 activations and bf16 else.
+        cache: the number format of the KV cache, of `CACHES`; None for f32 with f32 activations and bf16 else.
         load: "mapped" uses the weights of a run-ready file where they lie, in pages that the system can take back; "resident"
             copies them into memory of this process. Other files' weights are always copied.
         memory: bytes that the process may take in all; experts that do not fit in stream from the disk. None for what is free.
@@ -197,6 +197,10 @@ class Backend(ABC):
         """How many values of which dtype a position has in what `read_cache` gives; of a backend that `keeps_prompts`."""
         raise NotImplementedError(f"the backend {self.name} keeps no prompts")
 
+    def is_finite(self, block: np.ndarray) -> bool:
+        """Whether all keys and values of a block as `read_cache` gives it are finite; of a backend that `keeps_prompts`."""
+        raise NotImplementedError(f"the backend {self.name} keeps no prompts")
+
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What a record of a measurement should say: kernel path, threads, bytes of weights by format."""
@@ -221,7 +225,16 @@ class Backend(ABC):
 
 
 LOADS = ("mapped", "resident")
+CACHES = ("bf16", "f32", "q8")  # number formats of the KV cache; q8: 8 bits, and a scale for each position and head
 DEVICES = ("cpu", "cuda", "auto")
+
+
+def check_cache(name: str | None, backend: str = "numba") -> None:
+    """Raises BadRequest for a number format that no KV cache has, and for a backend that has no choice."""
+    if name not in (None, *CACHES):
+        raise BadRequest(f"--kv-cache: {none_named('format', str(name), CACHES)}")
+    if name is not None and backend != "numba":
+        raise BadRequest(f"--kv-cache is for the kernels on the CPU (--backend numba), not for {backend}")
 
 
 def backend_for(device: str, backend: str, say: Callable[[str], None] = lambda line: None) -> str:

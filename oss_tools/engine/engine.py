@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from oss_tools.checkpoints import Metadata
-from oss_tools.engine.backend import LOADS, Backend, OnCompile, Options, Progress, backend_class
+from oss_tools.engine.backend import LOADS, Backend, OnCompile, Options, Progress, backend_class, check_cache
 from oss_tools.engine.constraints import Grammars
 from oss_tools.engine.generation import Generation
 from oss_tools.engine.lookup import MOST, SHARE, Pace
@@ -136,10 +136,7 @@ class Engine(Sequences):
             on_compile=on_compile,
             cache=cache,
         )
-        if cache not in (None, "bf16", "f32"):
-            raise BadRequest(f"a KV cache in {cache!r}: there are bf16 and f32")
-        if cache is not None and backend != "numba":
-            raise BadRequest(f"the format of the KV cache can be chosen for the backend numba, not for {backend}")
+        check_cache(cache, backend)
         chosen = backend_class(backend)
         options = chosen.require(path, options)
         metadata, text = _tokenizer(path.metadata(), check)  # first: what this takes is free again for the weights

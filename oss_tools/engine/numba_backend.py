@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
-from numba_kernels.cpu.attention import ELEMENTS, attention_scratch, value_stride
-from numba_kernels.cpu.copies import copy_pages
-from numba_kernels.cpu.latent import row_stride
+from numba_kernels.cpu.attention import attention_scratch
 from numba_kernels.cpu.packing import pack_kernel
 from numba_kernels.cpu.probe import multiplying, rate, reading
 from numba_kernels.cpu.recipes import recipe_of
@@ -27,7 +25,7 @@ from numba_kernels.simd import ACTIVE
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import Crew, compile_all
-from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, pages_for, pages_of, parts
+from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, pages_for, pages_of, parts
 from oss_tools.engine.numba_recorder import Recorder
 from oss_tools.engine.numba_replay import Replay
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS, Buffers, State, Value
@@ -39,7 +37,7 @@ from oss_tools.engine.stream.trace import trace_writer
 from oss_tools.errors import BadRequest
 from oss_tools.machine import memory
 from oss_tools.models import Architecture, Checkpoint
-from oss_tools.models.operations import Latent, Rope
+from oss_tools.models.operations import Rope
 from oss_tools.sizes import format_size
 
 LONGEST = ("attention", "linear.*many", "threads|linear|rotate|store")  # what takes longest to compile, for several to share
@@ -129,7 +127,7 @@ class NumbaBackend(Backend):
             recipes[f"pack {f}"] = ["pack", f]
         kept = self.options.prefix_bytes != 0  # else nothing is copied to and from a prefix cache
         copies = [
-            o for p in self.pools.values() for o in (*(p.copies if kept else ()), *([copy_pages] if p.passing else ()))
+            o for p in self.pools.values() for o in (*p.copies[: 2 if kept else 0], *p.copies[2 if p.passing else 3 :])
         ]
         for op in dict.fromkeys([*ops, *copies]):
             jobs.append((op.name, partial(getattr, op, "address")))
@@ -167,15 +165,8 @@ class NumbaBackend(Backend):
 
     @classmethod
     def position_bytes(cls, architecture: Architecture, options: Options) -> int:
-        element = options.element
-        width = ELEMENTS[element]
         layers = [h for h in architecture.attention_layers() if h.window is None]
-        return sum(
-            row_stride(h.size, element)
-            if isinstance(h, Latent)
-            else h.keys * (h.size * width + value_stride(h.size, element))
-            for h in layers
-        )
+        return sum(pages_for(h, options.element).nbytes // POSITIONS for h in layers)
 
     @classmethod
     def context_bytes(cls, architecture: Architecture, options: Options) -> int:
@@ -188,7 +179,8 @@ class NumbaBackend(Backend):
 
     @classmethod
     def require(cls, checkpoint: Checkpoint, options: Options) -> Options:
-        """Raises NoRoom if the model does not fit, not even with experts that stream; which of both, the options say then."""
+        """Raises NoRoom if the model does not fit, not even with experts that stream; which of both, the options say then.
+        BadRequest for a KV cache that its layers cannot have."""
         return choose(checkpoint, options, cls.context_bytes(checkpoint.architecture, options), super().require)
 
     def open(self, capacity: int) -> Cache:
@@ -263,6 +255,9 @@ class NumbaBackend(Backend):
     def cache_row(self) -> tuple[int, np.dtype[Any]]:
         return sum(pool.width for pool in self.pools.values()), next(iter(self.pools.values())).dtype
 
+    def is_finite(self, block: np.ndarray) -> bool:
+        return all(pool.is_finite(rows) for pool, rows in parts(self.pools, block))
+
     def read_cache(self, cache: Cache, start: int, stop: int) -> np.ndarray:
         width, dtype = self.cache_row()
         block = np.empty((stop - start, width), dtype)
@@ -283,6 +278,7 @@ class NumbaBackend(Backend):
             "kernels": f"numba {simd_path()}",
             "threads": self.threads,
             "activations": self.options.activations,
+            "kv_cache": self.element,
             "weight_bytes": bytes_by_format(self.weights.packed, self.streamed.formats if self.streamed else {}),
             **({"mapped_bytes": self.weights.mapped_bytes} if self.weights.mapped_bytes else {}),
             "bytes_per_token": self.weights.bytes_per_token(self.architecture)

@@ -1,4 +1,4 @@
-"""The KV cache of the kernels: bfloat16 pages, taken by sequences from one pool for each kind of layer."""
+"""The KV cache of the kernels: pages of bfloat16, float32 or 8 bits, taken by sequences from one pool for each kind of layer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.attention import ELEMENTS, Pages
-from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
+from numba_kernels.cpu.copies import (
+    copy_byte_pages,
+    copy_pages,
+    read_byte_rows,
+    read_rows,
+    write_byte_rows,
+    write_rows,
+)
+from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
 from numba_kernels.cpu.latent import LatentPages, copy_latents_ops
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Run
+from oss_tools.errors import BadRequest
 from oss_tools.models.operations import Heads, Latent
 
 POSITIONS = 64  # of a page
@@ -34,7 +42,7 @@ class Pool:
         window: of the layers, or None.
         pages: geometry of a page.
         ring: a sequence's position p is in its page p // POSITIONS mod ring.
-        copies: what reads the rows of positions, and what writes them.
+        copies: what reads the rows of positions, what writes them, and what copies positions from page to page.
         memory: by layer, uint8 [pages, page bytes].
         table: the page numbers of the sequences of the pass at hand, int32 [SEQUENCES, ring].
         passing: for passes over many tokens; None where the ring holds the whole context.
@@ -44,8 +52,8 @@ class Pool:
     def __init__(self, heads: list[Heads | Latent], context: int, chunk: int, element: str = "bf16") -> None:
         self.heads, self.window = heads, heads[0].window
         self.pages = pages_for(heads[0], element)
-        self.copies = copy_latents_ops(element) if isinstance(heads[0], Latent) else (read_rows, write_rows)
-        self.dtype = np.dtype(np.float32 if element == "f32" else np.uint16)
+        self.copies = copies_for(heads[0], element)
+        self.dtype = np.dtype({"f32": np.float32, "bf16": np.uint16, "q8": np.uint8}[element])
         whole = pages_of(context)
         self.ring = whole if self.window is None else min(pages_of(self.window), whole)
         self.memory: dict[int, np.ndarray] = {}
@@ -117,7 +125,7 @@ class Pool:
         self.passing.lay_out(runs)
         return self.passing
 
-    # ---- copies of single positions, as [n, values of all layers] float32 or bfloat16 bits ---------------------
+    # ---- copies of single positions, as [n, values of all layers]: float32, bfloat16 bits, or bytes and scales -----
 
     @property
     def nbytes(self) -> int:
@@ -126,8 +134,17 @@ class Pool:
 
     @property
     def width(self) -> int:
-        """Values that a position has in all layers."""
-        return len(self.heads) * self.heads[0].cached
+        """Numbers of `dtype` that a position has in all layers."""
+        return len(self.heads) * self.pages.row_bytes // self.dtype.itemsize
+
+    def is_finite(self, rows: np.ndarray) -> bool:
+        """Whether rows of positions hold numbers alone."""
+        if isinstance(self.pages, Pages) and self.pages.scale_bytes:
+            scales = rows.reshape(len(rows), len(self.heads), -1)[..., -self.pages.row_scale_bytes :]
+            rows = np.ascontiguousarray(scales).view(np.float32)
+        if rows.dtype == np.float32:
+            return bool(np.isfinite(rows).all())
+        return bool(((rows & 0x7F80) != 0x7F80).all())
 
     def reading(self, program: Program, cache: Cache, start: int, rows: np.ndarray) -> None:
         """Records what fills rows [n, width] with positions start, start + 1, …"""
@@ -158,13 +175,11 @@ class Pool:
     @property
     def geometry(self) -> dict[str, int]:
         """What the copying kernels want to know of a page."""
-        h, width = self.heads[0], ELEMENTS[self.pages.element]
+        h, page = self.heads[0], {"page_bytes": self.pages.nbytes, "page_positions": POSITIONS}
         if isinstance(h, Latent):
-            return {"size": h.size, "page_bytes": self.pages.nbytes, "page_positions": POSITIONS}
-        return {
-            "kv_heads": h.keys, "head_dim": h.size, "width": width, "page_bytes": self.pages.nbytes,
-            "page_positions": POSITIONS,
-        }  # fmt: skip
+            return {"size": h.size, **page}
+        width = {} if self.pages.element == "q8" else {"width": ELEMENTS[self.pages.element]}
+        return {"kv_heads": h.keys, "head_dim": h.size, **width, **page}
 
 
 class Passing:
@@ -233,7 +248,8 @@ class Passing:
         program, (first, last) = Program(), self._ranges[which]
         for h in self._pool.heads:
             program.add(
-                copy_pages, source=source.memory[h.layer], source_tables=source.table, source_stride=source.table.strides[0],
+                self._pool.copies[2], source=source.memory[h.layer], source_tables=source.table,
+                source_stride=source.table.strides[0],
                 source_ring=source.ring, target=target.memory[h.layer], target_tables=target.table,
                 target_stride=target.table.strides[0], target_ring=target.ring, first=first, last=last, sequences=0,
                 **self._pool.geometry,
@@ -266,9 +282,20 @@ class Cache:
             self.pools[window].give(numbers)
 
 
-def pages_for(heads: Heads | Latent, element: str) -> Pages | LatentPages:
-    """The geometry of a layer's pages. Raises ValueError for a shape that the kernels lack."""
+def copies_for(heads: Heads | Latent, element: str) -> tuple[Op, Op, Op]:
+    """What reads the rows of positions, what writes them, and what copies positions from page to page."""
     if isinstance(heads, Latent):
+        return (*copy_latents_ops(element), copy_pages)
+    if element == "q8":
+        return read_byte_rows, write_byte_rows, copy_byte_pages
+    return read_rows, write_rows, copy_pages
+
+
+def pages_for(heads: Heads | Latent, element: str) -> Pages | LatentPages:
+    """The geometry of a layer's pages. Raises ValueError for a shape that the kernels lack, BadRequest for latents in 8 bits."""
+    if isinstance(heads, Latent):
+        if element == "q8":
+            raise BadRequest("--kv-cache q8: this model caches latents (MLA), which the kernels keep in bf16 or f32")
         return LatentPages(heads.rank, heads.rope, POSITIONS, element)
     return Pages(heads.keys, heads.size, POSITIONS, element)
 

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from numba_kernels.cpu.attention import attention_op, store_op
+from numba_kernels.cpu.attention import attention_op
 from numba_kernels.cpu.experts import combine, group_by_expert, route, route_by_score
+from numba_kernels.cpu.kv_pages import store_op
 from numba_kernels.cpu.latent import latent_attention_op, store_latents_op
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
@@ -286,7 +287,10 @@ class Recorder(Operations[Any]):
         )  # fmt: skip
         self.attentions.append((stored, heads))
         out = self._value(heads.queries * heads.size)
-        op = attention_op(heads.queries // heads.keys if self.rows == 1 else 8, self.model.element, heads.size)
+        rounded = {"bf16": "bf16", "q8": "i16"}.get(self.model.element, "f32")  # queries and shares are, for faster products
+        products = "f32" if self.model.options.activations == "f32" else rounded
+        group = heads.queries // heads.keys
+        op = attention_op(group * self.rows, self.model.element, heads.size, products=products)
         sinks = self.model.weights.vector(heads.sinks) if heads.sinks else None
         self._attend(op, heads, heads.size, query, out, cache | {"sinks": sinks})
         return out

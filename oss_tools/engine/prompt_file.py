@@ -1,8 +1,9 @@
 """A file that keeps the keys and values of a prompt, so that another process need not read the prompt again.
 
-A safetensors file: `tokens` I32 [n]; `keys_and_values` BF16 (F32 where the cache is) [n, values of a position in all layers], as
-`Backend.read_cache` gives them. The header's metadata says of which model they are, how they were computed, and the hash of both
-tensors. What a file claims is held against all of that before anything of it is used.
+A safetensors file: `tokens` I32 [n]; `keys_and_values` [n, values of a position in all layers], as `Backend.read_cache` gives
+them: BF16, F32 where the cache is, or U8, the bytes and scales of a cache in 8 bits. The header's metadata says of which model
+they are, how they were computed, and the hash of both tensors. What a file claims is held against all of that before anything
+of it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from oss_tools.sizes import format_size
 
 KIND = "oss-tools prompt cache 1"
 TOKENS, VALUES = "tokens", "keys_and_values"
-DTYPES = {"BF16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
+DTYPES = {"BF16": np.dtype(np.uint16), "F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
 PIECE = 64 << 20  # bytes that are read at a time, about
 
 
@@ -74,7 +75,7 @@ class PromptFile:
                 stop = min(start + step, len(ids))
                 block = file.read(values, start * each, stop * each).view(dtype).reshape(stop - start, width)
                 digest.update(block.data)
-                if not _is_finite(block):
+                if not engine.backend.is_finite(block):
                     raise BadCheckpoint(f"{self.path}: its keys and values are no finite numbers; remove the file")
                 engine.prefixes.insert(ids[: min(stop, kept)], start, block[: max(kept - start, 0)])
             if digest.hexdigest() != file.metadata.get("sha256"):
@@ -128,12 +129,6 @@ class PromptFile:
         if not (tokens and values and fits and len(values.shape) == 2 and tokens.shape == values.shape[:1]):
             raise BadCheckpoint(f"{self.path}: does not hold the tensors of a prompt cache; remove the file")
         return tokens, values
-
-
-def _is_finite(block: np.ndarray) -> bool:
-    if block.dtype == np.float32:
-        return bool(np.isfinite(block).all())
-    return bool(((block & 0x7F80) != 0x7F80).all())
 
 
 def _placed(blocks: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:

@@ -274,6 +274,7 @@ def to_record(estimate: Estimate, machine: Machine, choice: Choice) -> dict[str,
         "model_type": estimate.architecture.model_type,
         "context": estimate.use.context,
         "batch": estimate.use.batch,
+        "kv_cache": estimate.use.cache,
         "machine": {
             "ram_bytes": machine.ram,
             "vram_bytes": machine.vram,

@@ -15,7 +15,7 @@ from numba_kernels.cpu.rows import record_bytes
 from numba_kernels.simd.values import LANES
 from oss_tools.checkpoints.ready import ReadyReader
 from oss_tools.engine.engine import PREFIX_SHARE
-from oss_tools.engine.numba_cache import Pool
+from oss_tools.engine.numba_cache import Pool, pages_for
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS
 from oss_tools.engine.numba_weights import CHUNK_BYTES, TRANSPOSED, kept_bytes, kernel_format
 from oss_tools.errors import BadRequest
@@ -64,12 +64,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Use:
-    """How a model is used: positions of a sequence, sequences at a time, threads, bytes of memory that are free."""
+    """How a model is used: positions of a sequence, sequences at a time, threads, bytes of memory that are free, the number
+    format of keys and values."""
 
     context: int
     batch: int = 1
     threads: int = 1
     free: int | None = None
+    cache: str = "bf16"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def bytes_per_token(architecture: Architecture, entries: Iterable[Entry], use: U
         total += share * panel_bytes(entry, latent)
     for heads in architecture.attention_layers():
         seen = min(filled * use.context, heads.window or use.context)
-        total += seen * heads.cached * 2
+        total += seen * pages_for(heads, use.cache).row_bytes
     return total
 
 
@@ -163,7 +165,7 @@ def _pools(architecture: Architecture, use: Use) -> list[Pool]:
     layers = architecture.attention_layers()
     windows = dict.fromkeys(heads.window for heads in layers)
     try:
-        return [Pool([h for h in layers if h.window == window], use.context, CHUNK) for window in windows]
+        return [Pool([h for h in layers if h.window == window], use.context, CHUNK, use.cache) for window in windows]
     except ValueError as error:
         raise BadRequest(f"{error}: only --backend torch runs this model, and what that takes is not known here") from None
 

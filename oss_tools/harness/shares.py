@@ -40,7 +40,7 @@ class Source:
 
     Attributes:
         model: the hash that stands for it in the log.
-        engine: how it is loaded: backend, activations, context, load, memory.
+        engine: how it is loaded: backend, activations, cache, context, load, memory.
         need: what that takes.
     """
 
@@ -55,7 +55,7 @@ def source_of(cluster: Cluster, path: Path, sha256: str, engine: Mapping[str, An
 
     Args:
         sha256: `fingerprint` of its files.
-        engine: backend, activations, context, load, memory.
+        engine: backend, activations, cache, context, load, memory.
         threads: of a share; 0 for the cores of the smallest node.
     """
     cpus = cluster.cores(threads)

@@ -40,8 +40,10 @@ class EngineSubject:
         self._lm: EngineLM | None = None
 
     def settings(self) -> dict[str, Any]:
-        activations = self.engine.backend.facts().get("activations", "f32")
-        return {"backend": self.engine.backend.name, "activations": activations, "context": self.engine.context}
+        facts = self.engine.backend.facts()
+        kept = {"kv_cache": facts["kv_cache"]} if facts.get("kv_cache") == "q8" else {}
+        activations = facts.get("activations", "f32")
+        return {"backend": self.engine.backend.name, "activations": activations, **kept, "context": self.engine.context}
 
     def facts(self) -> dict[str, Any]:
         return self.engine.backend.facts()

@@ -53,7 +53,7 @@ class Settings:
         threads: 0 for every core.
         repeat: timed rounds; the first run of each case in a process is not timed.
         peers: other programs, of `PEERS`.
-        backend, activations, load, memory, trace_experts: as for the engine; cuda runs on the GPU, timed by its events.
+        backend, activations, load, memory, trace_experts, cache: as for the engine; cuda runs on the GPU, timed by its events.
         speculate: whether to time what guessing tokens from the text so far gains, too.
     """
 
@@ -70,6 +70,7 @@ class Settings:
     memory: int | None = None
     trace_experts: str | None = None
     speculate: bool = False
+    cache: str | None = None
 
     def cases(self) -> list[Case]:
         prompts = [Case("prompt", self.prompt, d) for d in self.depths if self.prompt]
@@ -177,7 +178,7 @@ class Contest:
         }
         if kind == "oss-tools":
             arguments |= {"backend": s.backend, "activations": s.activations, "load": s.load}
-            arguments |= {"memory": s.memory, "trace_experts": s.trace_experts}
+            arguments |= {"memory": s.memory, "trace_experts": s.trace_experts, "cache": s.cache}
         else:
             arguments["threads"] = self.ready["oss-tools"]["facts"]["threads"]
         child = Child(kind, **arguments)

@@ -16,6 +16,7 @@ from oss_tools.report.table import visible
 TITLES = {
     "depth": "Divergence from the base by depth",
     "cache": "A bfloat16 KV cache against a float32 one",
+    "cache-q8": "An 8-bit KV cache against a float32 one",
     "backends": "Other programs against this one",
 }
 

@@ -77,6 +77,7 @@ METRICS: dict[str, Metric] = {
         "drift", "mean KL divergence from the base behind the deepest context, nats per token", shown=False
     ),
     "drift.cache": Metric("drift by cache", "the same of a bfloat16 KV cache from a float32 one", shown=False),
+    "drift.cache-q8": Metric("drift by 8-bit cache", "the same of an 8-bit KV cache from a float32 one", shown=False),
     "drift.backends": Metric("drift by backend", "the same of another backend from this one", shown=False),
     "task": Metric("", "a task's score", False, "percent"),
     "suite": Metric("", "mean score of a suite's tasks", False, "percent", False),

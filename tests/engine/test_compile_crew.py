@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from numba_kernels.cpu import attention, copies, latent, linear, rows
+from numba_kernels.cpu import attention, copies, kv_pages, latent, linear, rows
 from numba_kernels.cpu.op import Op, op
 from numba_kernels.cpu.recipes import op_of, recipe_of
 from oss_tools.engine import compiling
@@ -29,7 +29,7 @@ OPS = [
     linear.linear_op("bf16"),
     attention.attention_op(8),
     attention.attention_op(1, "f32", 300),
-    attention.store_op("f32"),
+    kv_pages.store_op("f32"),
     latent.store_latents_op("bf16"),
     latent.latent_attention_op("f32", 40),
     *latent.copy_latents_ops("f32"),

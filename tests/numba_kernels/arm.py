@@ -479,7 +479,8 @@ def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str
     """A prompt's keys and values are stored, and its queries attend; rows are longer than what is in them."""
     import ml_dtypes
 
-    from numba_kernels.cpu.attention import Pages, attention_op, attention_scratch, store_op
+    from numba_kernels.cpu.attention import attention_op, attention_scratch
+    from numba_kernels.cpu.kv_pages import Pages, store_op
     from numba_kernels.reference import ops
 
     rng = np.random.default_rng(head_dim)

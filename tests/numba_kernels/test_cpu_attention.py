@@ -10,10 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import MAX_HEAD, PART, Pages, attention_op, attention_scratch, store_op
+from numba_kernels.cpu.attention import attention_op, attention_scratch
+from numba_kernels.cpu.attention_steps import PART
+from numba_kernels.cpu.kv_pages import MAX_HEAD, Pages, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
+from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import LANES
+
+PRODUCTS = ["f32", "bf16"] if ACTIVE.bf16_products else ["f32"]
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
@@ -41,6 +46,7 @@ class Case:
         interleaved=False,
         norms=False,
         pieces=512,
+        products="f32",
     ):  # type: ignore[no-untyped-def]
         self.team, self.rng = team, np.random.default_rng(heads * 1000 + head_dim)
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
@@ -55,7 +61,7 @@ class Case:
         self.norms = [self.rng.normal(size=head_dim).astype(np.float32) if norms else None for _ in range(2)]
         self.keys = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
         self.values = [np.zeros((0, kv_heads, head_dim), np.float32) for _ in range(sequences)]
-        self.divided, self.pieces = divided, pieces
+        self.divided, self.pieces, self.products = divided, pieces, products
 
     def step(self, counts, qkv=None, rows=None, spare=None):  # type: ignore[no-untyped-def]
         """Appends counts[s] tokens to every sequence and compares their attention, which it returns: [tokens, heads, head_dim].
@@ -69,7 +75,7 @@ class Case:
         qkv = self.rng.normal(size=(n, h + 2 * k, d)).astype(np.float32) if qkv is None else qkv
         sequence = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
         positions = np.concatenate([len(self.keys[s]) + np.arange(c) for s, c in enumerate(counts)]).astype(np.int32)
-        expected = []
+        expected, spans = [], []
         for s, count in enumerate(counts):
             mine, at = qkv[sequence == s], positions[sequence == s]
             q, new = mine[:, :h], mine[:, h : h + k]
@@ -81,11 +87,12 @@ class Case:
             self.values[s] = np.concatenate([self.values[s], self.stored(mine[:, h + k :])])
             options = {"scale": d**-0.5, "window": self.window, "sinks": self.sinks}
             if count:
+                spans.append((s, sequence == s, first))
                 expected.append(ops.attention(q, self.keys[s], self.values[s], first, **options))
         out = np.full((n, h, d), np.nan, np.float32)
         work = np.full((n, width), np.nan, np.float32)  # rows of a buffer are longer than what is in them
         work[:, : (h + 2 * k) * d] = qkv.reshape(n, -1)
-        op = attention_op(rows or h // k * max(counts), self.element, d)
+        op = attention_op(rows or h // k * max(counts), self.element, d, products=self.products)
         scratch = attention_scratch(self.pieces, d)
         scratch["areas"][:] = np.nan
         cache = {
@@ -106,15 +113,33 @@ class Case:
         )  # fmt: skip
         self.team.run(program)
         assert not scratch["counters"].any()
+        if self.products == "bf16" and self.element == "bf16" and ACTIVE.bf16_products:
+            self.check_rounded(work[:, : h * d].reshape(n, h, d), spans, out)
+            return out
         loose = self.norms[0] is not None and self.element == "bf16"  # a last bit of a norm can decide how a key is rounded
         np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-2 if loose else 1e-4, atol=1e-2 if loose else 2e-5)
         return out
 
+    def check_rounded(self, queries, spans, out):  # type: ignore[no-untyped-def]
+        """Compares with the reference that rounds as the kernel does, from the queries that the kernel was given. Where a score's
+        last bits decide how a share is rounded, it may be its other neighbour: two shares of a number, at most."""
+        options = {"window": self.window, "sinks": self.sinks}
+        for s, mine, first in spans:
+            given = queries[mine], self.keys[s], self.values[s], first
+            expected, largest = ops.attention_of_bfloat16(*given, **options)
+            error = np.abs(out[mine] - expected)
+            assert (error <= 2e-5 + 1e-4 * np.abs(expected) + 2 * 2.0**-7 * largest).all(), error.max()
+            # and nothing is further from the exact result of the same queries than rounded shares can bring it
+            exact = ops.attention(bf16(queries[mine]), *given[1:], scale=1.0, **options)
+            sizes = ops.attention(bf16(queries[mine]), self.keys[s], np.abs(self.values[s]), first, scale=1.0, **options)
+            assert (np.abs(out[mine] - exact) <= 1.01 * 2.0**-7 * sizes + 2e-5).all()
+
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (4, 4), (9, 3)])
 @pytest.mark.parametrize("head_dim", [64, 24, 128])
-def test_prefill_then_decode(team, heads, kv_heads, head_dim):
-    case = Case(team, heads, kv_heads, head_dim)
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_prefill_then_decode(team, heads, kv_heads, head_dim, products):
+    case = Case(team, heads, kv_heads, head_dim, products=products)
     for count in (1, 1, 30, 1, 65, 1, 200, 1):
         case.step([count])
 
@@ -128,25 +153,27 @@ def test_float32_pages(team, head_dim):
 
 @pytest.mark.parametrize("divided", [False, True])
 @pytest.mark.parametrize("window", [0, 7, 128])
-def test_window_sinks_and_divided_work(team, window, divided):
-    case = Case(team, 16, 2, 64, window=window, sinks=True, divided=divided, ring=40)
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_window_sinks_and_divided_work(team, window, divided, products):
+    case = Case(team, 16, 2, 64, window=window, sinks=True, divided=divided, ring=40, products=products)
     for count in (5, 1, 140, 1, 1, 33, 1, 900, 1):
         case.step([count])
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (3, 3)])
 @pytest.mark.parametrize("window", [0, 100])
-def test_a_row_does_not_depend_on_its_company(team, heads, kv_heads, window):
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_a_row_does_not_depend_on_its_company(team, heads, kv_heads, window, products):
     """Bit for bit: token by token, in chunks, divided or not, in tiles of any size."""
     total = 1100  # three parts of the keys
     qkv = np.random.default_rng(heads).normal(size=(total, heads + 2 * kv_heads, 32)).astype(np.float32)
     results = []
     for divided, rows, chunks in ((False, None, [total]), (True, None, [1, 511, 2, 500, 86]), (True, 1, [130] * 8 + [60])):
-        case = Case(team, heads, kv_heads, 32, window=window, sinks=True, divided=divided, ring=40)
+        case = Case(team, heads, kv_heads, 32, window=window, sinks=True, divided=divided, ring=40, products=products)
         edges = np.cumsum([0, *chunks])
         parts = itertools.pairwise(edges)
         results.append(np.concatenate([case.step([b - a], qkv[a:b], rows) for a, b in parts]))
-    last = Case(team, heads, kv_heads, 32, window=window, sinks=True, ring=40)
+    last = Case(team, heads, kv_heads, 32, window=window, sinks=True, ring=40, products=products)
     last.step([total - 20], qkv[:-20])
     results.append(np.concatenate([results[0][:-20], *(last.step([1], qkv[i : i + 1]) for i in range(total - 20, total))]))
     for other in results[1:]:
@@ -213,6 +240,7 @@ def test_any_shape(team, data):
         sequences=sequences,
         page=page,
         element=data.draw(st.sampled_from(["bf16", "f32"]), "element"),
+        products=data.draw(st.sampled_from(["bf16", "f32"]), "products"),
         pairs=data.draw(st.integers(0, head_dim // 2), "pairs"),
         interleaved=data.draw(st.booleans(), "interleaved"),
         norms=data.draw(st.booleans(), "norms"),
@@ -230,8 +258,10 @@ def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, h
         case.step([count])
 
 
-def test_the_largest_heads(team):
-    case = Case(team, 2, 1, MAX_HEAD)
+@pytest.mark.parametrize("head_dim", [80, 96, 256, 512, MAX_HEAD])
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_larger_heads(team, head_dim, products):
+    case = Case(team, 2, 1, head_dim, products=products)
     for count in (1, 40, 1):
         case.step([count])
 

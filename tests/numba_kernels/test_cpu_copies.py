@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from numba_kernels.cpu.attention import ELEMENTS, Pages
-from numba_kernels.cpu.copies import copy_pages, read_rows, write_rows
+from numba_kernels.cpu.copies import (
+    copy_byte_pages,
+    copy_pages,
+    read_byte_rows,
+    read_rows,
+    write_byte_rows,
+    write_rows,
+)
+from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
 
 HEADS, DIM, POSITIONS = 3, 24, 32
 
@@ -21,9 +28,11 @@ class Store:
         self.memory[:] = rng.integers(0, 120, self.memory.shape)
         self.tables = rng.permutation(ring * sequences).astype(np.int32).reshape(sequences, ring)
         self.geometry = {
-            "kv_heads": HEADS, "head_dim": DIM, "width": ELEMENTS[element], "page_bytes": self.pages.nbytes,
-            "page_positions": POSITIONS,
+            "kv_heads": HEADS, "head_dim": DIM, "page_bytes": self.pages.nbytes, "page_positions": POSITIONS,
         }  # fmt: skip
+        self.ops = read_byte_rows, write_byte_rows, copy_byte_pages
+        if element != "q8":
+            self.geometry["width"], self.ops = ELEMENTS[element], (read_rows, write_rows, copy_pages)
 
     def move(self, op, sequence, first, rows):  # type: ignore[no-untyped-def]
         table = self.tables[sequence]
@@ -33,8 +42,8 @@ class Store:
         )  # fmt: skip
 
     def rows(self, sequence, first, count):  # type: ignore[no-untyped-def]
-        out = np.zeros((count, 2 * HEADS * DIM * self.geometry["width"]), np.uint8)
-        self.move(read_rows, sequence, first, out)
+        out = np.zeros((count, self.pages.row_bytes), np.uint8)
+        self.move(self.ops[0], sequence, first, out)
         return out
 
     @property
@@ -46,11 +55,11 @@ class Store:
 def test_rows_come_back(team, element):
     store = Store(team, element, 5, 2, 0)
     rng = np.random.default_rng(1)
-    width = 2 * HEADS * DIM * ELEMENTS[element]
+    width = store.pages.row_bytes
     expected = np.concatenate([store.rows(0, 40, 160)])
     for first, count in ((40, 1), (41, 30), (90, 70), (199, 1)):
         rows = rng.integers(0, 256, (count, width), dtype=np.uint8)
-        store.move(write_rows, 0, first, rows)
+        store.move(store.ops[1], 0, first, rows)
         expected[first - 40 : first - 40 + count] = rows
         np.testing.assert_array_equal(store.rows(0, 40, 160), expected)
     np.testing.assert_array_equal(store.rows(1, 0, 160), Store(team, element, 5, 2, 0).rows(1, 0, 160))
@@ -68,7 +77,7 @@ def test_positions_go_from_one_store_to_another(team, element):
         arguments = {
             f"{n}{p}": v for n, side in sides for p, v in zip(("", "_tables", "_stride", "_ring"), side, strict=True)
         }
-        team.call(copy_pages, first=first, last=last, sequences=3, **arguments, **small.geometry)
+        team.call(small.ops[2], first=first, last=last, sequences=3, **arguments, **small.geometry)
 
     before = [large.rows(s, 0, 9 * POSITIONS) for s in range(3)]
     wanted = [small.rows(s, a, b - a) for s, (a, b) in enumerate(ranges)]

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import MAX_HEAD, PART, attention_scratch
+from numba_kernels.cpu.attention import attention_scratch
+from numba_kernels.cpu.attention_steps import PART
+from numba_kernels.cpu.kv_pages import MAX_HEAD
 from numba_kernels.cpu.latent import LatentPages, copy_latents_ops, latent_attention_op, store_latents_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
