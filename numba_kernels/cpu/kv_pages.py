@@ -18,7 +18,7 @@ from numba_kernels.cpu.kv_bytes import SCALE_BYTES, mix, store_key_bytes, store_
 from numba_kernels.cpu.op import Op, inner, maker, op, specialize
 from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
-from numba_kernels.cpu.team import take
+from numba_kernels.cpu.team import take, thread_count
 from numba_kernels.simd.values import (
     LANES,
     evens,
@@ -40,6 +40,7 @@ from numba_kernels.simd.values import (
 MAX_HEAD = 1024  # values of a head, at most
 ELEMENTS = {"bf16": 2, "f32": 4, "q8": 1}  # bytes of a cached value
 SCALES = {"q8": SCALE_BYTES}  # bytes of the scale of a position's key, and of its value
+FEW = 4  # times LANES rows for each thread, from which on a piece of work is LANES rows
 WIDTH, SCALE, MIXED = 2, 0, 0
 
 
@@ -219,38 +220,42 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
     cos, sin: float32 [positions, pairs], the rotary table (a YaRN concentration is part of it), for the first 2 · pairs values
     of a head, of which halves are paired, or neighbours if interleaved; query_norm, key_norm: float32 [head_dim], the weights
     of RMSNorm on each head, or 0 for none; pages: the layer's pages, page_bytes each; tables: int32 page numbers, one row of
-    table_stride bytes for each sequence. A piece of work is one head of one row.
+    table_stride bytes for each sequence. A piece of work is one head of one row; where there are many, it is LANES rows, so that
+    threads do not write keys beside each other's, and wait for each other less often.
     """
     value_stride = (head_dim + LANES - 1) // LANES * LANES * WIDTH
     head_bytes = page_positions * (head_dim * WIDTH + value_stride + 2 * SCALE)
-    item = take(team)
-    while item < rows * (heads + 2 * kv_heads):
-        row = item // (heads + 2 * kv_heads)
-        head = item - row * (heads + 2 * kv_heads)
-        position = get_i32(positions + 4 * row)
-        at = qkv + row * stride + head * head_dim * 4
-        angle = position * pairs * 4
-        if head < heads:
-            if query_norm:
-                norm_head(at, query_norm, head_dim, eps)
-            rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, scale)
-            if MIXED:
-                mix(at, head_dim)
-        else:
-            table = tables + get_i32(sequence + 4 * row) * table_stride
-            page = page_of(position, pages, page_bytes, page_positions, table, ring)
-            slot = position % page_positions
-            if head < heads + kv_heads:
-                if key_norm:
-                    norm_head(at, key_norm, head_dim, eps)
-                rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, np.float32(1))
+    all_heads = heads + 2 * kv_heads
+    each = all_heads * LANES if rows >= FEW * LANES * thread_count(team) else 1
+    piece = take(team)
+    while piece * each < rows * all_heads:
+        for item in range(piece * each, min(piece * each + each, rows * all_heads)):
+            row = item // all_heads
+            head = item - row * all_heads
+            position = get_i32(positions + 4 * row)
+            at = qkv + row * stride + head * head_dim * 4
+            angle = position * pairs * 4
+            if head < heads:
+                if query_norm:
+                    norm_head(at, query_norm, head_dim, eps)
+                rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, scale)
                 if MIXED:
                     mix(at, head_dim)
-                store_key(page + (head - heads) * head_bytes, slot, at, head_dim, page_positions)
             else:
-                values = page + (head - heads - kv_heads) * head_bytes + page_positions * (head_dim * WIDTH + SCALE)
-                store_value(values, slot, at, head_dim, page_positions)
-        item = take(team)
+                table = tables + get_i32(sequence + 4 * row) * table_stride
+                page = page_of(position, pages, page_bytes, page_positions, table, ring)
+                slot = position % page_positions
+                if head < heads + kv_heads:
+                    if key_norm:
+                        norm_head(at, key_norm, head_dim, eps)
+                    rotate(at, cos + angle, sin + angle, pairs, interleaved, head_dim, np.float32(1))
+                    if MIXED:
+                        mix(at, head_dim)
+                    store_key(page + (head - heads) * head_bytes, slot, at, head_dim, page_positions)
+                else:
+                    values = page + (head - heads - kv_heads) * head_bytes + page_positions * (head_dim * WIDTH + SCALE)
+                    store_value(values, slot, at, head_dim, page_positions)
+        piece = take(team)
 
 
 @maker
