@@ -205,8 +205,8 @@ def study(model: str, depths: Sequence[int], places: int, threads: int, say: Cal
     if path.suffix == ".gguf":
         record["llama.cpp"] = []
         context = max(depths) + 160
-        peers = (LlamaCpp(path, element, context, threads) for element in ("f16", "q8_0"))
-        record["llama.cpp"].append({"cache": "q8_0", "points": _points(*peers, found, depths)})
+        halves, rounded_peer = (LlamaCpp(path, element, context, threads) for element in ("f16", "q8_0"))
+        record["llama.cpp"].append({"cache": "q8_0", "points": _points(halves, rounded_peer, found, depths)})
         say(f"{model}: llama.cpp, q8_0 from f16: {_words(record['llama.cpp'][-1])}")
     record["rules"] = []
     with load(backend="torch") as whole, load(backend="torch") as other:
