@@ -34,6 +34,7 @@ from numba_kernels.simd.values import (
 
 USUAL_HEAD = 256  # values of a head: up to so many share one kernel
 MOST_ROWS, MOST_TILES = 8, 16  # of a tile, and of a block
+HAS_PAIRS = ACTIVE.bf16_products and ACTIVE.architecture == "x86"  # products of bfloat16; Arm's were not measured
 ROWS, PLACES, WIDTH, SCALE = steps.ROWS, steps.PLACES, steps.WIDTH, 0
 
 
@@ -236,7 +237,7 @@ def attention_op(
     """
     size = _tile_rows(rows)
     widest = next(n for n in (USUAL_HEAD, attention_bytes.MOST_SUMMED, MAX_HEAD) if value_dim <= n)
-    paired = products == "bf16" and element == "bf16" and ACTIVE.bf16_products and latent is None
+    paired = products == "bf16" and element == "bf16" and HAS_PAIRS and latent is None
     panels = next(n for n in (4, 2, 1) if size * n <= max(ACTIVE.sums, size))
     constants = {
         "ROWS": size, "PLACES": places_of(size), "PANELS": panels, "GROUP": max(panels, 2) * LANES, "BOTH": size * panels,

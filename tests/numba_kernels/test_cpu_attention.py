@@ -10,15 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import attention_op, attention_scratch
+from numba_kernels.cpu.attention import HAS_PAIRS, attention_op, attention_scratch
 from numba_kernels.cpu.attention_steps import PART
 from numba_kernels.cpu.kv_pages import MAX_HEAD, Pages, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
-from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import LANES
 
-PRODUCTS = ["f32", "bf16"] if ACTIVE.bf16_products else ["f32"]
+PRODUCTS = ["f32", "bf16"] if HAS_PAIRS else ["f32"]
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
@@ -113,7 +112,7 @@ class Case:
         )  # fmt: skip
         self.team.run(program)
         assert not scratch["counters"].any()
-        if self.products == "bf16" and self.element == "bf16" and ACTIVE.bf16_products:
+        if self.products == "bf16" and self.element == "bf16" and HAS_PAIRS:
             self.check_rounded(work[:, : h * d].reshape(n, h, d), spans, out)
             return out
         loose = self.norms[0] is not None and self.element == "bf16"  # a last bit of a norm can decide how a key is rounded
