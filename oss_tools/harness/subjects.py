@@ -41,8 +41,9 @@ class EngineSubject:
 
     def settings(self) -> dict[str, Any]:
         facts = self.engine.backend.facts()
-        kept = {"kv_cache": facts["kv_cache"]} if facts.get("kv_cache") == "q8" else {}
         activations = facts.get("activations", "f32")
+        usual = (None, "f32" if activations == "f32" else "bf16")
+        kept = {"kv_cache": facts["kv_cache"]} if facts.get("kv_cache") not in usual else {}
         return {"backend": self.engine.backend.name, "activations": activations, **kept, "context": self.engine.context}
 
     def facts(self) -> dict[str, Any]:
