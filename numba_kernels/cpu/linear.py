@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_kernels.cpu.blocked import ROWS, RUN, block_function, finish
+from numba_kernels.cpu import blocked, matrix_tiles
+from numba_kernels.cpu.blocked import finish
 from numba_kernels.cpu.blocks import (
     BLOCK,
     HEAD,
@@ -109,7 +110,7 @@ multiply_b: Any = multiply_panels
 multiply_c: Any = multiply_panels
 multiply_d: Any = multiply_panels
 multiply_e: Any = multiply_panels
-FROM = 1 << 62  # so many rows are met in blocks of up to ROWS
+FROM, ROWS, MULTIPLE = 1 << 62, 1, 1  # so many rows are met in blocks of up to ROWS, and fewer than FROM of them not beside MULTIPLE
 multiply_block: Any = multiply_panels
 
 
@@ -140,9 +141,12 @@ def linear(  # type: ignore[no-untyped-def]
         while row < stop:
             left = stop - row
             if left >= FROM:
+                rows = min(left, ROWS)
+                if rows % MULTIPLE < FROM:
+                    rows -= rows % MULTIPLE
                 multiply_block(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
-                               min(row + ROWS, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
-                row += ROWS
+                               row + rows - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += rows
             elif left >= SIZE_E or left > SIZE_D:
                 multiply_e(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                            min(row + SIZE_E, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
@@ -185,8 +189,8 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
         raise ValueError(f"{format_name} weights meet no bf16 activations")
     else:
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
-    blocked = many and ACTIVE.blocked
-    sizes = [t for t in TILES if t == 1 or (many and not (blocked and t >= FEW))]
+    in_blocks = many and ACTIVE.blocked
+    sizes = [t for t in TILES if t == 1 or (many and not (in_blocks and t >= FEW))]
     sizes += sizes[-1:] * (5 - len(sizes))
     tiles = [Rows(size, size, size) for size in sizes]
     if ACTIVE.leaves and many and activations in OFFSETS:
@@ -196,9 +200,12 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     for letter, tile in zip("abcde", tiles, strict=True):
         constants[f"SIZE_{letter.upper()}"] = tile.most
         constants[f"multiply_{letter}"] = functions[tile]
-    constants["multiply_block"] = block_function(name, activations) if blocked else functions[tiles[0]]
-    if blocked:
-        constants["FROM"] = FEW
+    constants["multiply_block"] = functions[tiles[0]]
+    if in_blocks:
+        constants |= {"multiply_block": blocked.block_function(name, activations), "FROM": FEW, "ROWS": blocked.ROWS}
+    elif many and ACTIVE.matrix_registers and activations in OFFSETS:
+        constants |= {"multiply_block": matrix_tiles.block_function(name, activations)}
+        constants |= {"FROM": matrix_tiles.FROM, "ROWS": matrix_tiles.ROWS, "MULTIPLE": matrix_tiles.TOKENS}
     return Op(linear, **constants)
 
 
@@ -242,6 +249,8 @@ def ahead_for(layout: Layout, activations: str, tokens: int) -> int:
     tokens that need little for each byte are better off without."""
     if tokens == 1:
         return 2 * AHEAD_BYTES if layout.scale == "k" else AHEAD_BYTES // 2
+    if ACTIVE.matrix_registers:  # Intel's servers wait long for memory
+        return AHEAD_BYTES
     longer = {"f32": 4, "bf16": 2}.get(activations, 1)  # a multiplication of floats takes as long as four of bytes
     return AHEAD_BYTES if tokens * BLOCK * longer >= MUCH * layout.code_bytes else 0
 
@@ -261,7 +270,9 @@ def panels_at_once(packed: Packed, threads: int, rows: int, groups: int = 1) -> 
         return min(max(1, even, (1 << 15) // packed.panel_bytes), most)
     even = max(1, packed.panels // (PIECES * threads))
     if ACTIVE.blocked:  # which reads them again for ROWS rows only
-        return min(max(even // PANELS_AT_A_TIME, 1) * PANELS_AT_A_TIME, RUN, most)
+        return min(max(even // PANELS_AT_A_TIME, 1) * PANELS_AT_A_TIME, blocked.RUN, most)
+    if ACTIVE.matrix_registers:
+        return min(even, matrix_tiles.RUN, max(4, matrix_tiles.NEAR // packed.panel_bytes), most)
     return min(even, max(4, CACHED // packed.panel_bytes), most)
 
 

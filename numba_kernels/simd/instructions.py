@@ -123,6 +123,7 @@ class Portable:
         bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
         narrow_sums: products of small codes are summed in 16 bits (`dot_narrow`), and activations carry such starts.
         blocked: many tokens meet weights that were decoded once for all of them (`cpu/blocked.py`).
+        matrix_registers: there are those of `simd/amx.py`.
     """
 
     name: ClassVar[str] = "portable"
@@ -142,6 +143,7 @@ class Portable:
     bf16_products: ClassVar[bool] = False
     narrow_sums: ClassVar[bool] = False
     blocked: ClassVar[bool] = False
+    matrix_registers: ClassVar[bool] = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         """sums[i] += Σ codes[4i + j] · x[4i + j], j < 4; codes unsigned and at most 127 (255 if `biased_bytes`), x signed."""

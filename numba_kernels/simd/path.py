@@ -11,10 +11,11 @@ import os
 import llvmlite.binding as llvm
 from numba.core import config
 
+from numba_kernels.simd.amx import Amx, permitted
 from numba_kernels.simd.arm_features import arm_features
 from numba_kernels.simd.instructions import Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, NeonI8mm, Portable
 
-PATHS = {path.name: path for path in (Avx512Bf16, Avx512, AvxVnni, Avx2, NeonI8mm, Neon, Portable)}
+PATHS = {path.name: path for path in (Amx, Avx512Bf16, Avx512, AvxVnni, Avx2, NeonI8mm, Neon, Portable)}
 VARIABLE = "OSS_TOOLS_SIMD"
 
 
@@ -39,11 +40,17 @@ def _architecture() -> str:
 
 def _possible() -> list[str]:
     features, architecture = _target_features(), _architecture()
-    return [
+    found = [
         path.name
         for path in PATHS.values()
-        if path.architecture in ("any", architecture) and features.issuperset(path.features)
+        if path.architecture in ("any", architecture)
+        and features.issuperset(path.features)
+        and (not path.matrix_registers or permitted())
     ]
+    if "amx-tile" in features and Avx512Bf16.name in found:  # Intel's: vdpbf16ps has half the products of multiply-adds there
+        found.remove(Avx512Bf16.name)
+        found.insert(found.index(Avx512.name) + 1, Avx512Bf16.name)
+    return found
 
 
 EXECUTABLE = _possible()
