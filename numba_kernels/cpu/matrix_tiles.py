@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocked import finish
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORDS, add_scaled, scales_of, starts_of, tile_of
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORDS, add_scaled, scales_of, starts_of, tile_of
 from numba_kernels.cpu.op import inner, specialize
 from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
@@ -29,7 +28,6 @@ from numba_kernels.simd.values import (
     Address,
     Floats,
     Int,
-    Tile,
     Words,
     get_i32,
     load_tile,
@@ -48,7 +46,7 @@ SLOT = 64  # bytes of a gathered record
 VECTOR = 4 * LANES
 SUMS = TOKENS * VECTOR  # bytes of what a register holds
 GATHERED, TOTALS = ROWS * CHUNK * SLOT, ROWS * RUN * VECTOR
-CODES, SCALES, STEP, DECODED, SCRATCH, STORED = 1, 1, 1, 1, 1, 1  # bytes from block to block, of a chunk, and of the sums of a block
+CODES, SCALES, STEP, DECODED, SCRATCH, STORED = 1, 1, 1, 1, 1, 1  # bytes from block to block; of a chunk; of a block's sums
 
 
 def _halves(name: str, kind: str) -> int:
@@ -104,8 +102,8 @@ def gather_record(typing_context: Any, kind: Any, record: Any, out: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def decode_panel(typing_context: Any, name: Any, codes: Any, scales: Any, block: Any, out: Any) -> Any:
-    """Writes a panel's block number `block`, decoded: codes as signed bytes, a vector for each four columns; scales; added values.
-    `codes` and `scales` are addresses."""
+    """Writes a panel's block number `block`, decoded: codes as signed bytes, a vector for each four columns; scales; added
+    values. `codes` and `scales` are addresses."""
     format_name = name.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
@@ -122,44 +120,35 @@ def decode_panel(typing_context: Any, name: Any, codes: Any, scales: Any, block:
     return types.void(name, Address, Address, Int, Address), lower
 
 
-class _Products:
-    """The sums of a block, register by register; `parity` says which of two sets of registers and places they use."""
+class _Block:
+    """The products of a block, half by half where there are two; `parity`: which of two sets of registers they use."""
 
     def __init__(self, b: Builder, name: str, kind: str, parity: int) -> None:
-        self._b, self._halves, self._parity = b, _halves(name, kind), parity
+        self._b, self._parity = b, parity
+        self.halves = _halves(name, kind)
 
-    def _sums(self, half: int) -> int:
-        return self._halves * self._parity + half
+    def start(self, half: int, records: Value, decoded: Value) -> None:
+        """Computes the sums of one half in a register."""
+        columns, sums = BLOCK // self.halves, self.halves * self._parity + half
+        x, codes = 4 + sums % 2, 6 + sums % 2
+        amx.load(self._b, x, emit.advance(self._b, records, columns * half), SLOT)
+        amx.load(self._b, codes, emit.advance(self._b, decoded, columns // 4 * VECTOR * half), VECTOR)
+        amx.zero(self._b, sums)
+        amx.multiply_bytes(self._b, sums, x, codes)
 
-    def starting(self, records: Value, decoded: Value) -> list[Any]:
-        """The instructions, each to be emitted by a call."""
-        columns = BLOCK // self._halves
-        steps: list[Any] = []
-        for h in range(self._halves):
-            sums = self._sums(h)
-            x, codes = (4 + sums % 2, 6 + sums % 2) if self._halves == 1 else (4 + h, 6 + h)
-            at, its = emit.advance(self._b, records, columns * h), emit.advance(self._b, decoded, columns // 4 * VECTOR * h)
-            steps += [
-                lambda x=x, at=at: amx.load(self._b, x, at, SLOT),
-                lambda codes=codes, its=its: amx.load(self._b, codes, its, VECTOR),
-                lambda sums=sums: amx.zero(self._b, sums),
-                lambda sums=sums, x=x, codes=codes: amx.multiply_bytes(self._b, sums, x, codes),
-            ]
-        return steps
-
-    def storing(self, out: Value) -> list[Any]:
-        return [
-            lambda h=h: amx.store(self._b, self._sums(h), emit.advance(self._b, out, SUMS * h)) for h in range(self._halves)
-        ]
+    def store(self, half: int, out: Value) -> None:
+        """Stores them."""
+        amx.store(self._b, self.halves * self._parity + half, emit.advance(self._b, out, SUMS * half))
 
 
 @intrinsic(prefer_literal=True)
 def start_block(typing_context: Any, name: Any, activations: Any, parity: Any, records: Any, decoded: Any) -> Any:
-    """Begins the products of a block of gathered records and one of decoded codes."""
+    """Computes the sums of a block of gathered records and one of decoded codes, in registers."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        for step in _Products(b, name.literal_value, activations.literal_value, parity.literal_value).starting(*args[3:]):
-            step()
+        block = _Block(b, name.literal_value, activations.literal_value, parity.literal_value)
+        for half in range(block.halves):
+            block.start(half, *args[3:])
         return context.get_dummy_value()
 
     return types.void(name, activations, parity, Address, Address), lower
@@ -167,11 +156,12 @@ def start_block(typing_context: Any, name: Any, activations: Any, parity: Any, r
 
 @intrinsic(prefer_literal=True)
 def store_block(typing_context: Any, name: Any, activations: Any, parity: Any, out: Any) -> Any:
-    """Stores the sums that `start_block` of this parity began."""
+    """Stores the sums that `start_block` of this parity computed."""
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        for step in _Products(b, name.literal_value, activations.literal_value, parity.literal_value).storing(args[3]):
-            step()
+        block = _Block(b, name.literal_value, activations.literal_value, parity.literal_value)
+        for half in range(block.halves):
+            block.store(half, args[3])
         return context.get_dummy_value()
 
     return types.void(name, activations, parity, Address), lower
@@ -182,20 +172,23 @@ def scale_block(
     typing_context: Any, name: Any, activations: Any, tile: Any, parity: Any, sums: Any, records: Any, decoded: Any,
     next_stored: Any, next_records: Any, next_decoded: Any,
 ) -> Any:  # fmt: skip
-    """The tile plus a block's sums at the address `sums`, scaled. Meanwhile those of the block after it, of the other parity, go to
-    `next_stored`, and the block after that one is begun; spread between the tokens, as the processor executes what is near."""
+    """The tile plus a block's sums at the address `sums`, scaled. Meanwhile those of the block after it, of the other parity, go
+    to `next_stored`, and those of the block after that are computed; spread between the tokens, as the processor executes what is
+    near."""
     format_name, kind = name.literal_value, activations.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, _, totals, _, sums, records, decoded, next_stored, next_records, next_decoded = args
         values = [b.extract_value(totals, n) for n in range(tile.count)]
-        begun = _Products(b, format_name, kind, parity.literal_value).starting(next_records, next_decoded)
-        stored = _Products(b, format_name, kind, 1 - parity.literal_value).storing(next_stored)
-        *loads, product = begun
-        middle = [*stored, product]
+        begun = _Block(b, format_name, kind, parity.literal_value)
+        stored = _Block(b, format_name, kind, 1 - parity.literal_value)
+        apart = TOKENS // begun.halves
         for t in range(TOKENS):
-            for step in loads if t == 0 else middle if t == TOKENS // 2 else ():
-                step()
+            half, place = divmod(t, apart)
+            if place == 0:
+                begun.start(half, next_records, next_decoded)
+            elif place == apart // 2:
+                stored.store(half, next_stored)
             values[t] = _scaled(b, format_name, kind, sums, records, decoded, t, values[t])
         return tile_of(b, tile, values)
 
@@ -217,7 +210,9 @@ def scale_last(typing_context: Any, name: Any, activations: Any, tile: Any, sums
     return tile(name, activations, tile, *[Address] * 3), lower
 
 
-def _scaled(b: Builder, name: str, kind: str, sums: Value, records: Value, decoded: Value, token: int, total: Value) -> Value:
+def _scaled(
+    b: Builder, name: str, kind: str, sums: Value, records: Value, decoded: Value, token: int, total: Value
+) -> Value:
     """A token's total plus its sums of one block."""
     layout = LAYOUTS[name]
     row = emit.advance(b, records, token * SLOT)
@@ -225,7 +220,8 @@ def _scaled(b: Builder, name: str, kind: str, sums: Value, records: Value, decod
 
     def vectors(first: int) -> list[Value]:
         return [
-            emit.load(b, emit.advance(b, decoded, (BLOCK // 4 + first + i) * VECTOR), Floats.llvm, VECTOR) for i in range(count)
+            emit.load(b, emit.advance(b, decoded, (BLOCK // 4 + first + i) * VECTOR), Floats.llvm, VECTOR)
+            for i in range(count)
         ]
 
     scales, added = vectors(0), vectors(count) if layout.has_minimum else []
@@ -248,9 +244,7 @@ def meet_tokens(decoded, count, begin, sums, records):  # type: ignore[no-untype
     k = 0
     while k + 2 < count:
         x, codes = records + k * TOKENS * SLOT, decoded + k * DECODED
-        tile = scale_block(
-            FORMAT, ACTIVATIONS, tile, 0, first, x, codes, second, x + 2 * TOKENS * SLOT, codes + 2 * DECODED
-        )
+        tile = scale_block(FORMAT, ACTIVATIONS, tile, 0, first, x, codes, second, x + 2 * TOKENS * SLOT, codes + 2 * DECODED)
         after = min(k + 3, last) - k
         tile = scale_block(
             FORMAT, ACTIVATIONS, tile, 1, second, x + TOKENS * SLOT, codes + DECODED, first,

@@ -1,7 +1,7 @@
 """Intel's matrix registers (AMX): eight of 1 KiB, up to 16 rows of up to 64 bytes, and products of two of them into a third.
 
-A right operand has four columns of a row of weights in each 32-bit lane, as the vectors of codes of a panel have. The shapes of the
-registers are a thread's own state: `configure` gives all eight theirs, `release` takes them back, between which they hold values.
+A right operand has four columns of a row of weights in each 32-bit lane, as the vectors of codes of a panel have. The shapes of
+the registers are a thread's own state: `configure` gives all eight theirs, `release` takes them back.
 Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume 2 (TDPBSSD).
 """
 

@@ -47,7 +47,9 @@ def _possible() -> list[str]:
         and features.issuperset(path.features)
         and (not path.matrix_registers or permitted())
     ]
-    if "amx-tile" in features and Avx512Bf16.name in found:  # Intel's: vdpbf16ps has half the products of multiply-adds there
+    if (
+        "amx-tile" in features and Avx512Bf16.name in found
+    ):  # Intel's: vdpbf16ps has half the products of multiply-adds there
         found.remove(Avx512Bf16.name)
         found.insert(found.index(Avx512.name) + 1, Avx512Bf16.name)
     return found

@@ -25,7 +25,7 @@ def quantized(team, x):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "int8", *K_QUANTS])
-@pytest.mark.parametrize("tokens", [1, 5, 13])
+@pytest.mark.parametrize("tokens", [1, 5, 21])
 def test_linear(team, name, tokens):
     rng = np.random.default_rng(tokens)
     columns = 512 if name in K_QUANTS else 96

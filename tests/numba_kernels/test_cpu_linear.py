@@ -157,14 +157,14 @@ def test_groups_of_experts(team, single, name):
         values.append(v)
     bias = rng.normal(size=(5, 40)).astype(np.float32)
     given, x = records(team, rng.normal(size=(6, columns)).astype(np.float32))
-    groups = expert_groups(10, 1, 5)
-    sizes = {0: 1, 2: 1, 4: 1} if single else {0: 3, 2: 1, 4: 6}
+    groups = expert_groups(36, 1, 5)
+    sizes = {0: 1, 2: 1, 4: 1} if single else {0: 3, 2: 14, 4: 19}
     n = sum(sizes.values())
     groups.count[0] = len(sizes)
     groups.matrix[:3] = list(sizes)
     groups.start[:4] = np.cumsum([0, *sizes.values()])
     groups.index[:n] = rng.integers(0, 6, n)
-    out = np.full((10, 40), np.nan, np.float32)
+    out = np.full((36, 40), np.nan, np.float32)
     program = Program()
     add_linear(program, packed, groups, given, out, bias=bias, single=single, threads=team.threads)
     team.run(program)

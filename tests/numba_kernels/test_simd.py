@@ -15,7 +15,9 @@ from numba.core import types
 from numba_kernels import simd
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd import values
-from numba_kernels.simd.path import ACTIVE
+from numba_kernels.simd.amx import Amx
+from numba_kernels.simd.instructions import Avx512Bf16
+from numba_kernels.simd.path import ACTIVE, PATHS
 from numba_kernels.simd.values import LANES, Address, Bytes, Void, Words, operation
 
 njit = numba.njit(error_model="numpy")
@@ -274,6 +276,21 @@ def test_a_path_can_be_forced_to_a_lower_one():
     for name in simd.executable_paths():
         done = run_python("from numba_kernels import simd; print(simd.path())", OSS_TOOLS_SIMD=name)
         assert done.stdout.strip() == name, done.stderr
+
+
+@pytest.mark.parametrize("permitted", [False, True])
+def test_matrix_registers_need_the_systems_permission(monkeypatch, permitted):
+    """Without it their instructions end the process. And vdpbf16ps is slow on the processors that have them."""
+    path_module = sys.modules["numba_kernels.simd.path"]
+    everything = frozenset().union(*(path.features for path in PATHS.values() if path.architecture == "x86"))
+    monkeypatch.setattr(path_module, "permitted", lambda: permitted)
+    monkeypatch.setattr(path_module, "_target_features", lambda: everything)
+    monkeypatch.setattr(path_module, "_architecture", lambda: "x86")
+    found = path_module._possible()
+    assert found[:2] == (["amx", "avx512"] if permitted else ["avx512", "avx512bf16"])
+    assert "avx512bf16" in found
+    monkeypatch.setattr(path_module, "_target_features", lambda: everything - Amx.features | Avx512Bf16.features)
+    assert path_module._possible()[0] == "avx512bf16"
 
 
 @pytest.mark.parametrize("wish", ["neon", "sse9"])

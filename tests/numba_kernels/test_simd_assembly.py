@@ -14,6 +14,7 @@ import pytest
 from llvmlite import ir
 
 from numba_kernels import simd
+from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, I64, Avx512, Avx512Bf16, AvxVnni
 
@@ -77,6 +78,21 @@ def test_products_of_bfloat16_take_their_second_factor_from_memory():
 
     text = assembly(body, "cooperlake")
     assert len(re.findall(r"vdpbf16ps\s+\(%\w+\)\{1to16\}, %zmm", text)) == 1
+
+
+def test_matrix_registers_are_given_their_shapes_and_taken_back():
+    def body(b, sums, codes, x):
+        amx.configure(b, [(16, 64)] * 4 + [(16, 32)] * 2 + [(8, 64)] * 2)
+        amx.load(b, 4, x, 64)
+        amx.load(b, 6, codes, 64)
+        amx.zero(b, 0)
+        amx.multiply_bytes(b, 0, 4, 6)
+        amx.store(b, 0, sums)
+        amx.release(b)
+
+    text = assembly(body, "sapphirerapids")
+    found = re.findall(r"ldtilecfg|tdpbssd\s+%tmm6, %tmm4, %tmm0|tilestored\s+%tmm0|tilerelease", text)
+    assert [word.split()[0] for word in found] == ["ldtilecfg", "tdpbssd", "tilestored", "tilerelease"]
 
 
 def whole_kernels(path, tmp_path, *what):
