@@ -110,7 +110,11 @@ multiply_b: Any = multiply_panels
 multiply_c: Any = multiply_panels
 multiply_d: Any = multiply_panels
 multiply_e: Any = multiply_panels
-FROM, ROWS, MULTIPLE = 1 << 62, 1, 1  # so many rows are met in blocks of up to ROWS, and fewer than FROM of them not beside MULTIPLE
+FROM, ROWS, MULTIPLE = (
+    1 << 62,
+    1,
+    1,
+)  # so many rows are met in blocks of up to ROWS, and fewer than FROM of them not beside MULTIPLE
 multiply_block: Any = multiply_panels
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import MissingPackage, NoRoom, OssToolsError, Unsupported
 from oss_tools.machine.description import machine, versions
+from oss_tools.measure.worker import how_it_ended
 
 SCHEMA = 1
 DONE, WRONG, FAILED, SKIPPED = "done", "wrong", "failed", "skipped"
@@ -136,7 +137,7 @@ def outcome_of(status: int | None, printed: str, complaints: str) -> dict[str, A
     elif status is None:
         outcome |= {"status": FAILED, "error": "the time ran out"}
     elif status != 0:
-        outcome |= {"status": FAILED, "error": f"the process ended with status {status}", "printed": complaints[-TAIL:]}
+        outcome |= {"status": FAILED, "error": how_it_ended(status), "printed": complaints[-TAIL:]}
     elif not result.get("passed", True):
         outcome["status"] = WRONG
     return outcome

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -78,6 +79,16 @@ class ContenderFailed(OssToolsError):
     """A contender's process ended, or answered with an error."""
 
 
+def how_it_ended(status: int) -> str:
+    """A sentence about a process that should not have ended, by its exit status, as subprocess gives it."""
+    if status >= 0:
+        return f"the process ended with status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    if name == "SIGILL":
+        return f"the process was ended by {name}: its library has an instruction that this processor refused; build it anew here"
+    return f"the process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
 class Child:
     """The parent's end of a contender."""
 
@@ -104,7 +115,7 @@ class Child:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise ContenderFailed(f"{self.kind}: the process ended with status {self._ended()}")
+            raise ContenderFailed(f"{self.kind}: {how_it_ended(self._ended())}")
         answer = json.loads(line)
         if "error" in answer:
             self._ended()
