@@ -35,19 +35,10 @@ from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.parallel import cores
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd import path
+from numba_kernels.simd.memory import load_floats, set_f32
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    Address,
-    Bytes,
-    Tile,
-    Words,
-    load_floats,
-    set_f32,
-    spill,
-    sum_lanes,
-    zero_tile,
-)
+from numba_kernels.simd.tiles import Tile, spill, zero_tile
+from numba_kernels.simd.values import LANES, Address, Bytes, Words, sum_lanes
 
 HIDDEN, INNER, EXPERTS, TOP = 2880, 2880, 32, 4
 HEADS, KV_HEADS, HEAD_DIM = 64, 8, 64

@@ -17,20 +17,9 @@ from numba_kernels.codec.search import VECTORS, minimum_errors, scale_errors
 from numba_kernels.codec.tables import FLOAT32_MAX, HALF_MAX, HALF_OVERFLOW, K_REFINED, SURE
 from numba_kernels.cpu.op import inner
 from numba_kernels.simd.kinds import Address, Float, Floats, Int
+from numba_kernels.simd.memory import get_f32, load_floats, set_f32, stack, store_floats
 from numba_kernels.simd.numbers import least_lane, min_lanes, reciprocal, round_even, where_more
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    get_f32,
-    load_floats,
-    max_lanes,
-    maximum,
-    minimum,
-    set_f32,
-    splat,
-    stack,
-    store_floats,
-)
+from numba_kernels.simd.values import LANES, absolute, max_lanes, maximum, minimum, splat
 
 HUGE = np.float32(3e38)
 

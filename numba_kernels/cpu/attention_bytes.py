@@ -26,32 +26,33 @@ from numba_kernels.cpu.op import inner, specialize
 from numba_kernels.cpu.rows import load_part
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I16, I32, I64, Builder, Value
+from numba_kernels.simd.memory import (
+    get_i32,
+    get_i64,
+    load_floats,
+    prefetch,
+    set_f32,
+    set_i32,
+    set_i64,
+    stack,
+    store_as_shorts,
+    store_floats,
+)
 from numba_kernels.simd.path import ACTIVE
+from numba_kernels.simd.tiles import Tile, zero_tile
 from numba_kernels.simd.values import (
     LANES,
     Address,
     Floats,
     Int,
-    Tile,
     Words,
     absolute,
-    get_i32,
-    get_i64,
     keep_between,
-    load_floats,
     max_lanes,
     maximum,
-    prefetch,
     round_to_words,
-    set_f32,
-    set_i32,
-    set_i64,
     splat,
-    stack,
-    store_as_shorts,
-    store_floats,
     sum_lanes,
-    zero_tile,
 )
 
 LARGEST = 32767  # of the int16 that queries and shares become

@@ -26,7 +26,8 @@ from numba_kernels.cpu.k_scales import group_scales
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, I64, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places, Tile, Words
+from numba_kernels.simd.tiles import Places, Tile
+from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Words
 
 BLOCK = 32  # columns that share an activation scale
 HEAD = 8  # blocks of a k-quant whose scales stand together

@@ -9,17 +9,8 @@ from numba_kernels.cpu.kv_bytes import SCALE_BYTES, key_at, value_at
 from numba_kernels.cpu.kv_pages import page_of
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.cpu.team import take
-from numba_kernels.simd.values import (
-    LANES,
-    get_i32,
-    get_u8,
-    get_u16,
-    load_floats,
-    set_i32,
-    set_u8,
-    set_u16,
-    store_floats,
-)
+from numba_kernels.simd.memory import get_i32, get_u8, get_u16, load_floats, set_i32, set_u8, set_u16, store_floats
+from numba_kernels.simd.values import LANES
 
 PIECE = 64  # positions
 TO_ROWS = 1

@@ -43,7 +43,8 @@ from numba_kernels.cpu.blocks import (
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I32, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places, Tile, Words
+from numba_kernels.simd.tiles import Places, Tile
+from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Words
 
 PANELS = 2  # that a tile of tokens meets at a time, so that each activation is loaded for two
 WIDE_RECORD = 72  # bytes of a block of int16 activations: codes, two scales

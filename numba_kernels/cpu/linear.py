@@ -30,17 +30,10 @@ from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packing import Packed, kernel_format
 from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
 from numba_kernels.cpu.team import Program, take
+from numba_kernels.simd.memory import get_i32, prefetch
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    TILES,
-    get_i32,
-    panel_addresses,
-    prefetch,
-    row_addresses,
-    spill,
-    zero_tile,
-)
+from numba_kernels.simd.tiles import TILES, panel_addresses, row_addresses, spill, zero_tile
+from numba_kernels.simd.values import LANES
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
 LEAST = 1  # rows that there are of a tile's; the others, up to TOKENS, may be missing

@@ -17,20 +17,10 @@ from numba.extending import intrinsic
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, Layout, scales_of, tile_of
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, Builder, Value, same
+from numba_kernels.simd.memory import prefetch, stack
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    Address,
-    Floats,
-    Int,
-    Tile,
-    Words,
-    prefetch,
-    row_addresses,
-    spill,
-    stack,
-    zero_tile,
-)
+from numba_kernels.simd.tiles import Tile, row_addresses, spill, zero_tile
+from numba_kernels.simd.values import LANES, Address, Floats, Int, Words
 
 LAID = 1024  # blocks of a row that are laid in pairs at a time: 32,768 columns
 HALF = LANES // 2  # rows whose sums with two tokens fill a vector

@@ -12,6 +12,19 @@ from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, S
 from numba_kernels.cpu.op import Op, inner, maker, op
 from numba_kernels.cpu.packing import kernel_format
 from numba_kernels.cpu.team import take, thread_count
+from numba_kernels.simd.memory import (
+    get_f32,
+    get_i32,
+    load_first,
+    load_floats,
+    set_f32,
+    set_i32,
+    stack,
+    store_as_bytes,
+    store_bf16,
+    store_first,
+    store_floats,
+)
 from numba_kernels.simd.numbers import splat_words
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import (
@@ -21,23 +34,12 @@ from numba_kernels.simd.values import (
     exp,
     first_pairs,
     fma,
-    get_f32,
-    get_i32,
-    load_first,
-    load_floats,
     max_lanes,
     maximum,
     minimum,
     odds,
     round_to_words,
-    set_f32,
-    set_i32,
     splat,
-    stack,
-    store_as_bytes,
-    store_bf16,
-    store_first,
-    store_floats,
     sum_lanes,
     sum_words,
 )

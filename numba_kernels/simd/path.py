@@ -11,8 +11,10 @@ import os
 import llvmlite.binding as llvm
 from numba.core import config
 
+from numba_kernels.simd.arm import Neon, NeonI8mm
 from numba_kernels.simd.arm_features import arm_features
-from numba_kernels.simd.instructions import Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, NeonI8mm, Portable
+from numba_kernels.simd.portable import Portable
+from numba_kernels.simd.x86 import Avx2, Avx512, Avx512Bf16, AvxVnni
 
 PATHS = {path.name: path for path in (Avx512Bf16, Avx512, AvxVnni, Avx2, NeonI8mm, Neon, Portable)}
 VARIABLE = "OSS_TOOLS_SIMD"
