@@ -9,8 +9,8 @@ path sums products best:
 - dot: bytes for a dot product of bytes in 32 bits.
 - floats: float32.
 
-Each sum of a row and a token is the same chain of additions as in `blocks.accumulate`: results do not depend on the tokens that
-are computed together.
+Each sum of a row and a token is the same chain of additions as in `int8_products` and `float_products`: results do not depend on
+the tokens that are computed together.
 """
 
 from __future__ import annotations
@@ -24,22 +24,18 @@ from numba.extending import intrinsic
 from numba_kernels.cpu.blocks import (
     BLOCK,
     LAYOUTS,
-    OFFSETS,
-    RECORDS,
     UNIT,
     Shorts,
-    add_products,
-    add_scaled,
     code_values,
     float_weights,
-    four_bytes,
     has_signed_codes,
     is_narrow,
     raised_by,
     scales_of,
-    starts_of,
-    widened,
 )
+from numba_kernels.cpu.float_products import add_products
+from numba_kernels.cpu.int8_products import add_scaled, four_bytes, starts_of, widened
+from numba_kernels.cpu.records import OFFSETS, RECORDS
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I32, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE

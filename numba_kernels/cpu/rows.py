@@ -1,6 +1,6 @@
 """Operations on rows of activations: normalize, quantize, gate, look up, with the passes fused that read the same row.
 
-Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; their records (see `blocks`) of
+Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; their records (see `records`) of
 int8 take 44 bytes for every 32 columns. Where an operation has both outputs, either may be 0.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, SCALE, START, SUM, UNIT, decode_row
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, UNIT
+from numba_kernels.cpu.embedding import decode_row
 from numba_kernels.cpu.op import Op, inner, maker, op
 from numba_kernels.cpu.packing import kernel_format
+from numba_kernels.cpu.records import OFFSETS, RECORD, RECORDS, SCALE, START, SUM
 from numba_kernels.cpu.team import take, thread_count
 from numba_kernels.simd.memory import (
     get_f32,

@@ -176,3 +176,8 @@ def stack(typing_context: Any, size: Any) -> Any:
         return b.ptrtoint(place, I64)
 
     return Address(size), lower
+
+
+def splat_at(b: Builder, address: Value, kind: ir.Type) -> Value:
+    """All lanes set to a number in memory, for other intrinsics."""
+    return emit.splat(b, emit.load(b, address, kind, 4), LANES)

@@ -174,3 +174,11 @@ def panel_addresses(typing_context: Any, count: Any, base: Any, stride: Any, las
 
 def _at_most(b: Builder, x: Value, limit: Value) -> Value:
     return b.select(b.icmp_signed("<", x, limit), x, limit)
+
+
+def tile_of(b: Builder, tile: Tile, values: list[Value]) -> Value:
+    """A tile of its accumulators, for other intrinsics."""
+    result = ir.Constant(tile.llvm, ir.Undefined)
+    for t, value in enumerate(values):
+        result = b.insert_value(result, value, t)
+    return result

@@ -356,9 +356,9 @@ def shape_cases(arena: Arena, seed: int) -> list[tuple[str, Any, dict[str, Any],
     from problems import FORMATS, K_QUANTS, weights
 
     from numba_kernels.cpu import rows
-    from numba_kernels.cpu.blocks import OFFSETS, RECORDS
     from numba_kernels.cpu.linear import linear_op
     from numba_kernels.cpu.packing import INT8_GROUPS, Packed, pack
+    from numba_kernels.cpu.records import OFFSETS, RECORDS
 
     rng = np.random.default_rng(seed)
     result: list[tuple[str, Any, dict[str, Any], Any]] = []

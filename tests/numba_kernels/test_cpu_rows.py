@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from problems import FORMATS, weights
 
 from numba_kernels.cpu import experts, rows
-from numba_kernels.cpu.blocks import RECORD, SCALE, START, SUM
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
 from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.records import RECORD, SCALE, START, SUM
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.path import ACTIVE
