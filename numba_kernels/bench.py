@@ -31,6 +31,7 @@ from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_grou
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
 from numba_kernels.cpu.probe import reading
+from numba_kernels.cpu.records import empty_records, quantizing_to
 from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.parallel import cores
 from numba_kernels.simd import instructions as emit
@@ -242,11 +243,9 @@ class Bench:
         x[:, : packed.columns] = self.rng.normal(size=(tokens, packed.columns))
         if (packed.layout.decode is None and kind != "bf16") or kind == "f32":
             return x
-        out = rows.empty_records(tokens, packed.columns, kind)
+        out = empty_records(tokens, packed.columns, kind)
         strides = {"x_stride": x.strides[0], "record_stride": out.strides[0]}
-        self.team.call(
-            rows.quantizing_to(rows.quantize, kind), x=x, records=out, rows=tokens, columns=packed.columns, **strides
-        )
+        self.team.call(quantizing_to(rows.quantize, kind), x=x, records=out, rows=tokens, columns=packed.columns, **strides)
         return out
 
     def linear(self, name: str, tokens: int, packed: Packed, kind: str = "int8") -> Result:
@@ -333,7 +332,7 @@ class Bench:
     def row_operations(self, count: int) -> Iterator[Result]:
         """What reads and writes rows only."""
         x, out = np.ones((count, 2 * INNER), np.float32), np.zeros((count, HIDDEN), np.float32)
-        records = rows.empty_records(count, HIDDEN)
+        records = empty_records(count, HIDDEN)
         common = {
             "x": x, "x_stride": x.strides[0], "records": records, "record_stride": records.strides[0], "rows": count,
             "columns": HIDDEN,

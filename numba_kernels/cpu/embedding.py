@@ -7,10 +7,14 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, float_weights, scales_of
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, UNIT, float_weights, scales_of
+from numba_kernels.cpu.op import Op, maker
+from numba_kernels.cpu.packing import kernel_format
+from numba_kernels.cpu.team import take
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I32, I64, Builder, Value
-from numba_kernels.simd.values import Address, Int, Words
+from numba_kernels.simd.memory import get_i32
+from numba_kernels.simd.values import LANES, Address, Int, Words
 
 
 @intrinsic(prefer_literal=True)
@@ -41,3 +45,31 @@ def decode_row(typing_context: Any, name: Any, codes: Any, scales: Any, block: A
         return context.get_dummy_value()
 
     return types.void(name, Address, Address, Int, Int, Address), lower
+
+
+FORMAT, CODES, SCALES, STEPS = "bf16", 0, 0, 1
+
+
+def embedding(  # type: ignore[no-untyped-def]
+    weights, panel_bytes, scales_at, blocks, shift, tokens, rows, out, out_stride, team, thread
+):
+    """out[i] = row tokens[i] (int32) of a packed matrix, as float32."""
+    i = take(team)
+    while i < rows:
+        token = get_i32(tokens + 4 * i)
+        codes = weights + token // LANES * panel_bytes
+        target = out + i * out_stride
+        for k in range(blocks * STEPS):
+            scales = codes + scales_at + (k >> shift) * SCALES
+            decode_row(FORMAT, codes + k * CODES, scales, k, token % LANES, target + k * (BLOCK // STEPS) * 4)
+        i = take(team)
+
+
+@maker
+def embedding_op(format_name: str) -> Op:
+    """The operation `embedding` for a format."""
+    name = kernel_format(format_name)
+    layout = LAYOUTS[name]
+    steps = BLOCK // UNIT if layout.decode is None else 1
+    codes, scales = layout.block_bytes // steps, layout.scale_step
+    return Op(embedding, FORMAT=name, CODES=codes, SCALES=scales, STEPS=steps)

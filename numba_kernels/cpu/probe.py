@@ -12,7 +12,7 @@ from numba_kernels.cpu.blocks import BLOCK
 from numba_kernels.cpu.linear import Groups, add_linear
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.packing import Packed
-from numba_kernels.cpu.rows import empty_records
+from numba_kernels.cpu.records import empty_records
 from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.simd.memory import load_floats, set_f32
 from numba_kernels.simd.values import LANES, splat, sum_lanes

@@ -269,12 +269,13 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
     from numba_kernels.cpu import rows
     from numba_kernels.cpu.linear import linear_op, one_group
     from numba_kernels.cpu.packing import Packed, pack
+    from numba_kernels.cpu.records import empty_records
     from numba_kernels.reference import ops
 
     rng = np.random.default_rng(0)
     n, columns, tokens = 19, 256, 13
     x = arena.copy(rng.normal(size=(tokens, columns)).astype(np.float32))
-    records = arena.copy(rows.empty_records(tokens, columns))
+    records = arena.copy(empty_records(tokens, columns))
     result: list[tuple[str, Any, dict[str, Any], Any]] = []
     given = {"x": x, "x_stride": x.strides[0], "records": records, "record_stride": records.strides[0], "rows": tokens}
     codes, scales = ops.quantize_rows(x)
@@ -355,10 +356,9 @@ def shape_cases(arena: Arena, seed: int) -> list[tuple[str, Any, dict[str, Any],
     import ml_dtypes
     from problems import FORMATS, K_QUANTS, weights
 
-    from numba_kernels.cpu import rows
     from numba_kernels.cpu.linear import linear_op
     from numba_kernels.cpu.packing import INT8_GROUPS, Packed, pack
-    from numba_kernels.cpu.records import OFFSETS, RECORDS
+    from numba_kernels.cpu.records import OFFSETS, RECORDS, empty_records
 
     rng = np.random.default_rng(seed)
     result: list[tuple[str, Any, dict[str, Any], Any]] = []
@@ -376,7 +376,7 @@ def shape_cases(arena: Arena, seed: int) -> list[tuple[str, Any, dict[str, Any],
             values.append(np.pad(v, ((0, 0), (0, padded - columns))))
         x = np.pad(rng.normal(size=(tokens, columns)).astype(np.float32), ((0, 0), (0, padded - columns)))
         width = RECORDS[kind]
-        records = rows.empty_records(tokens, columns, kind)
+        records = empty_records(tokens, columns, kind)
         blocks = records[:, : padded // 32 * width].reshape(tokens, -1, width)
         if kind == "bf16":
             meant = x.astype(ml_dtypes.bfloat16)

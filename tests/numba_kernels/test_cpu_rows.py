@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from problems import FORMATS, weights
 
 from numba_kernels.cpu import experts, rows
+from numba_kernels.cpu.embedding import embedding_op
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
 from numba_kernels.cpu.packing import Packed, pack
-from numba_kernels.cpu.records import RECORD, SCALE, START, SUM
+from numba_kernels.cpu.records import RECORD, SCALE, START, SUM, empty_records
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.path import ACTIVE
@@ -53,7 +54,7 @@ def test_quantize_equals_reference(team, columns):
     rng = np.random.default_rng(columns)
     x = (rng.normal(size=(3, columns)) * np.exp(rng.normal(size=(3, 1)) * 4)).astype(np.float32)
     x[1, :32] = 0
-    out = rows.empty_records(3, columns)
+    out = empty_records(3, columns)
     out[:] = 0xAA
     team.call(rows.quantize, x=x, x_stride=x.strides[0], records=out, record_stride=out.strides[0], rows=3, columns=columns)
     check_records(out, x)
@@ -67,7 +68,7 @@ def test_rms_norm(team, columns):
     rng = np.random.default_rng(columns)
     x, weight = rng.normal(size=(4, columns)).astype(np.float32), rng.normal(size=columns).astype(np.float32)
     wide = -(-columns // 32) * 32
-    out, quantized = np.full((4, wide), np.nan, np.float32), rows.empty_records(4, columns)
+    out, quantized = np.full((4, wide), np.nan, np.float32), empty_records(4, columns)
     team.call(
         rows.rms_norm, x=x, x_stride=x.strides[0], weight=weight, out=out, out_stride=out.strides[0], records=quantized,
         record_stride=quantized.strides[0], rows=4, columns=columns, eps=1e-5,
@@ -84,7 +85,7 @@ def test_layer_norm(team, columns):
     x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in ((4, columns), columns, columns))
     x += 10  # the mean is most of it
     wide = -(-columns // 32) * 32
-    out, quantized = np.full((4, wide), np.nan, np.float32), rows.empty_records(4, columns)
+    out, quantized = np.full((4, wide), np.nan, np.float32), empty_records(4, columns)
     team.call(
         rows.layer_norm, x=x, x_stride=x.strides[0], weight=weight, bias=bias, out=out, out_stride=out.strides[0],
         records=quantized, record_stride=quantized.strides[0], rows=4, columns=columns, eps=1e-5,
@@ -101,7 +102,7 @@ def test_gelu(team, columns):
     x = (rng.normal(size=(3, columns)) * 5).astype(np.float32)
     x[0, 0], x[1, 0] = -1e4, 1e4
     wide = -(-columns // 32) * 32
-    out, quantized = np.full((3, wide), np.nan, np.float32), rows.empty_records(3, columns)
+    out, quantized = np.full((3, wide), np.nan, np.float32), empty_records(3, columns)
     team.call(
         rows.gelu, x=x, x_stride=x.strides[0], out=out, out_stride=out.strides[0], records=quantized,
         record_stride=quantized.strides[0], rows=3, columns=columns,
@@ -131,7 +132,7 @@ def test_join_heads(team, heads, size):
     x = rng.normal(size=(heads, 4, size + 3)).astype(np.float32)
     columns = heads * size
     out = np.full((4, -(-columns // 32) * 32), np.nan, np.float32)
-    quantized = rows.empty_records(4, columns)
+    quantized = empty_records(4, columns)
     team.call(
         rows.join_heads, x=x, x_stride=x.strides[1], size=size, out=out, out_stride=out.strides[0], records=quantized,
         record_stride=quantized.strides[0], rows=4, columns=columns,
@@ -147,7 +148,7 @@ def test_gated(team, activation, columns):
     rng = np.random.default_rng(columns)
     x = (rng.normal(size=(3, 2 * columns)) * 5).astype(np.float32)
     wide = -(-columns // 32) * 32
-    out, quantized = np.full((3, wide), np.nan, np.float32), rows.empty_records(3, columns)
+    out, quantized = np.full((3, wide), np.nan, np.float32), empty_records(3, columns)
     team.call(
         rows.gated_op(activation), x=x, x_stride=x.strides[0], out=out, out_stride=out.strides[0], records=quantized,
         record_stride=quantized.strides[0], rows=3, columns=columns, limit=7.0, alpha=1.702,
@@ -167,7 +168,7 @@ def test_embedding(team, name):
     tokens = np.array([0, 49, 17, 17, 31], np.int32)
     out = np.full((5, 256), np.nan, np.float32)
     team.call(
-        rows.embedding_op(name), weights=packed.data, panel_bytes=packed.panel_bytes, scales_at=packed.scales_at,
+        embedding_op(name), weights=packed.data, panel_bytes=packed.panel_bytes, scales_at=packed.scales_at,
         blocks=packed.blocks, shift=packed.shift, tokens=tokens, rows=5, out=out, out_stride=out.strides[0],
     )  # fmt: skip
     np.testing.assert_allclose(out, ops.embedding(tokens, values), rtol=3e-7, atol=1e-9)
@@ -309,7 +310,7 @@ def test_expert_layer(team, tokens, count, top, activations):
     )
     both, gated = (np.full((tokens * top, n), np.nan, np.float32) for n in (2 * inner, inner))
     outputs, out = np.full((tokens * top, hidden), np.nan, np.float32), np.full(x.shape, np.nan, np.float32)
-    first, second = rows.empty_records(tokens, hidden), rows.empty_records(tokens * top, inner)
+    first, second = empty_records(tokens, hidden), empty_records(tokens * top, inner)
     program = Program()
     if activations == "int8":
         program.add(
