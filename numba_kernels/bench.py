@@ -26,10 +26,12 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu import attention, experts, kv_pages, rows
 from numba_kernels.cpu.blocks import LAYOUTS, Shorts
+from numba_kernels.cpu.huge_pages import empty_bytes
 from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
 from numba_kernels.cpu.op import op
-from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
+from numba_kernels.cpu.packed import INT8_GROUPS, Packed, all_formats
+from numba_kernels.cpu.packing import GGML_BLOCKS, pack
 from numba_kernels.cpu.probe import reading
 from numba_kernels.cpu.records import empty_records, quantizing_to
 from numba_kernels.cpu.team import Program, Team, take

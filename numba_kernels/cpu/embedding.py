@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, UNIT, float_weights, scales_of
 from numba_kernels.cpu.op import Op, maker
-from numba_kernels.cpu.packing import kernel_format
+from numba_kernels.cpu.packed import kernel_format
 from numba_kernels.cpu.team import take
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I32, I64, Builder, Value

@@ -17,7 +17,7 @@ from numba_kernels.cpu.blocked import ROWS, RUN, block_function, finish
 from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS, UNIT, Layout
 from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
 from numba_kernels.cpu.op import Op, inner, maker, specialize
-from numba_kernels.cpu.packing import Packed, kernel_format
+from numba_kernels.cpu.packed import Packed, kernel_format
 from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
 from numba_kernels.cpu.records import OFFSETS, RECORD, RECORDS
 from numba_kernels.cpu.team import Program, take

@@ -11,7 +11,7 @@ import numpy as np
 from numba_kernels.cpu.blocks import BLOCK
 from numba_kernels.cpu.linear import Groups, add_linear
 from numba_kernels.cpu.op import op
-from numba_kernels.cpu.packing import Packed
+from numba_kernels.cpu.packed import Packed
 from numba_kernels.cpu.records import empty_records
 from numba_kernels.cpu.team import Program, Team, take
 from numba_kernels.simd.memory import load_floats, set_f32

@@ -268,7 +268,8 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
 
     from numba_kernels.cpu import rows
     from numba_kernels.cpu.linear import linear_op, one_group
-    from numba_kernels.cpu.packing import Packed, pack
+    from numba_kernels.cpu.packed import Packed
+    from numba_kernels.cpu.packing import pack
     from numba_kernels.cpu.records import empty_records
     from numba_kernels.reference import ops
 
@@ -357,7 +358,8 @@ def shape_cases(arena: Arena, seed: int) -> list[tuple[str, Any, dict[str, Any],
     from problems import FORMATS, K_QUANTS, weights
 
     from numba_kernels.cpu.linear import linear_op
-    from numba_kernels.cpu.packing import INT8_GROUPS, Packed, pack
+    from numba_kernels.cpu.packed import INT8_GROUPS, Packed
+    from numba_kernels.cpu.packing import pack
     from numba_kernels.cpu.records import OFFSETS, RECORDS, empty_records
 
     rng = np.random.default_rng(seed)

@@ -11,7 +11,8 @@ from problems import padded, weights
 
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.linear import add_linear, expert_groups, linear_op, one_group
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.records import empty_records, quantizing_to
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops

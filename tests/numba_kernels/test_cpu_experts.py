@@ -12,7 +12,8 @@ from problems import weights
 
 from numba_kernels.cpu import experts, rows
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.records import empty_records
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops

@@ -8,7 +8,8 @@ from problems import K_QUANTS, padded, weights
 
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.linear import linear_op
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.records import empty_records, quantizing_to
 from numba_kernels.reference import ops
 

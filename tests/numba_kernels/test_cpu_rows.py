@@ -8,7 +8,8 @@ from problems import FORMATS, weights
 
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.embedding import embedding_op
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.records import RECORD, SCALE, START, SUM, empty_records
 from numba_kernels.reference import ops
 from numba_kernels.simd.path import ACTIVE
