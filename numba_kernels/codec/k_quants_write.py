@@ -12,7 +12,8 @@ import numpy as np
 
 from numba_kernels.codec.bits import float_to_half
 from numba_kernels.codec.error import add_errors, store_errors
-from numba_kernels.codec.k_search import plain_pairs, plain_scales, search_pairs, search_scales_of_either_sign
+from numba_kernels.codec.k_search_minima import plain_pairs, search_pairs
+from numba_kernels.codec.k_search_signed import plain_scales, search_scales_of_either_sign
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.simd.doubles import no_doubles
 from numba_kernels.simd.kinds import Address, Int, Words
