@@ -35,9 +35,8 @@ OPS = [
     latent.store_latents_op("bf16"),
     latent.latent_attention_op("f32", 40),
     *latent.copy_latents_ops("f32"),
-    copies.read_rows,
-    copies.write_rows,
-    copies.copy_pages,
+    *copies.copy_ops("bf16"),
+    *copies.copy_ops("q8"),
 ]
 
 
