@@ -438,6 +438,7 @@ def codec_cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
     from numba_kernels.codec import ggml, iq4_nl, mxfp4, nvfp4, tables
     from numba_kernels.codec.call import bound
     from numba_kernels.reference import formats as twin
+    from numba_kernels.reference import ggml as ggml_twin
 
     rng = np.random.default_rng(0)
     rows, columns = 3, 96
@@ -459,16 +460,16 @@ def codec_cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
         result.append((f"{name} blocks", op, {**given, **planes, **strides, **parameters}, error))
 
     steps = arena.copy(tables.STEPS_8_BITS)
-    add("q8_0", bound(ggml.quantize_q8_0, SEARCH=True), [twin.quantize_q8_0(x, "search", w)], steps=steps)
+    add("q8_0", bound(ggml.quantize_q8_0, SEARCH=True), [ggml_twin.quantize_q8_0(x, "search", w)], steps=steps)
     for bits in (4, 5):
         steps = arena.copy(tables.STEPS_SYMMETRIC[bits])
-        wanted = [twin.quantize_nibbles(x, bits, False, "search", w)]
+        wanted = [ggml_twin.quantize_nibbles(x, bits, False, "search", w)]
         add(f"q{bits}_0", bound(ggml.quantize_symmetric, SEARCH=True, BITS=bits), wanted, steps=steps)
         steps = arena.copy(tables.STEPS_MINIMUM[bits])
-        wanted = [twin.quantize_nibbles(x, bits, True, "search", w)]
+        wanted = [ggml_twin.quantize_nibbles(x, bits, True, "search", w)]
         add(f"q{bits}_1", bound(ggml.quantize_minimum, SEARCH=True, BITS=bits), wanted, steps=steps)
     steps = arena.copy(tables.STEPS_IQ4_NL)
-    add("iq4_nl", bound(iq4_nl.quantize_iq4_nl, SEARCH=True), [twin.quantize_iq4_nl(x, "search", w)], steps=steps)
+    add("iq4_nl", bound(iq4_nl.quantize_iq4_nl, SEARCH=True), [ggml_twin.quantize_iq4_nl(x, "search", w)], steps=steps)
     for rule in ("search", "ceil", "ocp"):
         add(f"mxfp4 {rule}", bound(mxfp4.quantize_mxfp4, RULE=rule), list(twin.quantize_mxfp4(x, rule, w)))
     scale, steps = np.float32(0.01), arena.copy(tables.NVFP4_SEARCH)
