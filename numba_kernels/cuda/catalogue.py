@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel
 from numba_kernels.cuda.attention_tiles import attend_tiles_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape

@@ -7,17 +7,14 @@ import pytest
 from carry_out import poison, run, where
 from cuda_problems import floats, matrix, rest_slow
 
-from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention, partial_size
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import gate_up_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
-from numba_kernels.cuda.latent import (
-    attend_latents_kernel,
-    latent_shape,
-    store_latents_kernel,
-)
+from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
 from numba_kernels.cuda.matmul import GELU, matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import matvec_kernel
 from numba_kernels.cuda.packing import packed_rows

@@ -7,18 +7,13 @@ import pytest
 from carry_out import poison, run, where
 from cuda_problems import as_the_kernel_sees, floats, matrix, rest_slow
 
-from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention, partial_size
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel, reads_ahead
 from numba_kernels.cuda.attention_tiles import attend_tiles_kernel, fits_tiles
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
-from numba_kernels.cuda.experts import (
-    down_kernel,
-    gate_up_coded_kernel,
-    gate_up_kernel,
-    may_choose,
-    takes_codes,
-)
+from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, may_choose, takes_codes
 from numba_kernels.cuda.matvec import ADD, SILU, STORE, matvec_kernel
 from numba_kernels.cuda.routing import route_kernel
 from numba_kernels.cuda.rows import choose_kernel, embed_kernel

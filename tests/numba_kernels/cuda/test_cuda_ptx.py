@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.catalogue import Example, examples
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
