@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numba_kernels.cuda.attend import attend_kernel
 from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel
+from numba_kernels.cuda.attention_many import attend_many_kernel, store_many_kernel
 from numba_kernels.cuda.attention_tiles import attend_tiles_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
@@ -18,7 +19,7 @@ from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store
 from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
 from numba_kernels.cuda.matmul_few import matmul_few_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, SILU, STORE, matvec_kernel
-from numba_kernels.cuda.prefill import attend_many_kernel, combine_kernel, group_kernel, round_kernel, store_many_kernel
+from numba_kernels.cuda.prefill import combine_kernel, group_kernel, round_kernel
 from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.routing import route_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, choose_kernel, embed_kernel, layer_norm_kernel
