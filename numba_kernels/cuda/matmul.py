@@ -271,6 +271,3 @@ def matmul_kernel(
 def matmul_grid(kernel: Kernel, tiles: int, rows: int) -> tuple[int, int]:
     """Blocks for so many tiles of tokens and rows of a matrix."""
     return tiles, -(-rows // int(kernel.constants["ROWS"]))
-
-
-__all__ = ["ADD", "GELU", "SILU", "STORE", "SWIGLU", "float_as_bits", "matmul_grid", "matmul_kernel"]

@@ -217,6 +217,3 @@ def matvec_kernel(shape: Shape, *, norm: bool, bias: bool, finish: int, warps: i
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     rows = row_constants(shape, norm, warps, aligned=aligned)
     return matvec.bind(**names, NORM=int(norm), BIAS=int(bias), FINISH=finish, **rows)
-
-
-__all__ = ["ADD", "GELU", "SILU", "STORE", "gelu", "matvec_kernel", "row_constants", "silu"]

@@ -1,5 +1,5 @@
-"""What many tokens need beside matrix × matrix and attention: norms to bfloat16, tokens sorted by expert, and the experts' outputs
-put together."""
+"""What many tokens need beside matrix × matrix and attention: norms to bfloat16, tokens sorted by expert, and the outputs of
+experts put together."""
 
 from __future__ import annotations
 
