@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda import vectors
+from numba_kernels.cuda.activations import gelu, silu
 from numba_kernels.cuda.blocks import Shape
-from numba_kernels.cuda.intrinsics import (
-    early_scale,
-    early_words,
-    prefetch,
-    prefetch_span,
-    reciprocal,
-    stream_words,
-    warp_sum,
-)
+from numba_kernels.cuda.intrinsics import early_scale, early_words, prefetch, prefetch_span, stream_words, warp_sum
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, WARP, WORDS, Kernel, cuda, device, kernel, types
 
 WARPS = 8
@@ -52,8 +45,6 @@ AHEAD_OF_MANY = 4096  # and if it has
 STORE, ADD, SILU, GELU = 0, 1, 2, 4
 FINISH = STORE
 ONE = np.float32(1)
-GELU_FACTOR, GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
-MOST_EXPONENT = np.float32(80)
 
 
 def chunks_of(codes, scales, row, step):  # type: ignore[no-untyped-def]
@@ -132,18 +123,6 @@ def scale_of_chunk(scales, first, c):  # type: ignore[no-untyped-def]
 
 def no_scale(scales, first, c):  # type: ignore[no-untyped-def]
     return NO_SCALE
-
-
-@device
-def silu(gate: Any, up: Any) -> Any:
-    """gate · σ(gate) · up."""
-    return gate * reciprocal(ONE + np.float32(math.exp(-gate))) * up
-
-
-@device
-def gelu(x: Any) -> Any:
-    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), where (1 + tanh z) / 2 is σ(2 z)."""
-    return x / (ONE + np.float32(math.exp(min(-GELU_FACTOR * (x + GELU_CUBE * x * x * x), MOST_EXPONENT))))
 
 
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, INT, FLOATS)

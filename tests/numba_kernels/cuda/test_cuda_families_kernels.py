@@ -15,13 +15,14 @@ from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import gate_up_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
 from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
-from numba_kernels.cuda.matmul import GELU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul import matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import matvec_kernel
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.routing import route_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import NoKernel
+from numba_kernels.cuda.token_tiles import GELU
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 

@@ -12,10 +12,11 @@ from cuda_problems import floats, matrix, rest_slow
 from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.attention_many import attend_many_kernel, store_many_kernel, tile_tokens
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
-from numba_kernels.cuda.matmul import ADD, SILU, STORE, SWIGLU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul import matmul_grid, matmul_kernel
 from numba_kernels.cuda.matmul_few import matmul_few_kernel
 from numba_kernels.cuda.prefill import combine_kernel, group_kernel, most_tiles, round_kernel
 from numba_kernels.cuda.seam import Kernel
+from numba_kernels.cuda.token_tiles import ADD, SILU, STORE, SWIGLU
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 
