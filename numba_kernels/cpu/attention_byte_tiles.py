@@ -20,13 +20,7 @@ from numba_kernels.simd.instructions import F32, I8, I16, I32, I64, Builder, Val
 from numba_kernels.simd.memory import splat_at
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.tiles import Tile, tile_of
-from numba_kernels.simd.values import (
-    LANES,
-    Address,
-    Floats,
-    Int,
-    Words,
-)
+from numba_kernels.simd.values import LANES, Address, Floats, Int, Words
 
 LARGEST = 32767  # of the int16 that queries and shares become
 TINY = np.float32(1e-30)  # what is smaller throughout counts as zero

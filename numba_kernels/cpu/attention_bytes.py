@@ -43,16 +43,7 @@ from numba_kernels.simd.memory import (
     store_floats,
 )
 from numba_kernels.simd.tiles import zero_tile
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    keep_between,
-    max_lanes,
-    maximum,
-    round_to_words,
-    splat,
-    sum_lanes,
-)
+from numba_kernels.simd.values import LANES, absolute, keep_between, max_lanes, maximum, round_to_words, splat, sum_lanes
 
 MOST_SUMMED = 512  # columns of a key: 512 · 127 · 32767 < 2^31
 ROWS, PLACES, PANELS, GROUP = 8, 8, 2, 2 * LANES  # as in `attention_steps`
