@@ -324,7 +324,7 @@ def expert_matmul(device: Device, sizes: Sizes, format: str) -> Problem:
 # ---- their tests ----------------------------------------------------------------------------------------------------
 
 MOST_WORKERS = 12
-TESTS = ("test_cuda_kernels.py", "test_cuda_prefill.py", "test_cuda_families_kernels.py")
+TESTS = [f"test_cuda_{name}.py" for name in ("kernels", "experts", "attention", "prefill", "families_kernels")]
 
 
 def kernel_tests(folder: Path = Path("tests/numba_kernels/cuda")) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from carry_out import poison, run, where
-from cuda_problems import floats, matrix, rest_slow
+from cuda_problems import bf16, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attend import attend_kernel
 from numba_kernels.cuda.attention import Attention, partial_size
@@ -31,17 +31,8 @@ EPSILON = np.float32(1e-5)
 SLOW = where() == "simulator"
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
 def assert_near(got: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
     assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
-
-
-def bf16(x: np.ndarray) -> np.ndarray:
-    return reference.decode_bfloat16(reference.encode_bfloat16(x))
 
 
 # ---- the choice of experts ------------------------------------------------------------------------------------------
