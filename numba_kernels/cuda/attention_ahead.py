@@ -133,7 +133,7 @@ def eight(w: Any) -> Any:
 
 
 def scores_held(k, base, first, position, queries, weights):  # type: ignore[no-untyped-def]
-    """As `attention.scores`, for keys in registers."""
+    """As `attention_steps.scores`, for keys in registers."""
     slot, part = cuda.threadIdx.x // LANES, cuda.threadIdx.x % LANES
     seen = first <= base + slot <= position
     k0, k1, k2, k3 = EIGHT(k[0]), EIGHT(k[1]), EIGHT(k[2]), EIGHT(k[3])
