@@ -13,22 +13,9 @@ from numba_kernels.codec.call import bound, over_rows
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.simd.kinds import Address, Floats, Int
+from numba_kernels.simd.memory import get_f32, get_i64, load_floats, set_f32, set_i64, set_u8, stack, store_floats
 from numba_kernels.simd.numbers import round_even, where_more
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    get_f32,
-    get_i64,
-    load_floats,
-    maximum,
-    minimum,
-    set_f32,
-    set_i64,
-    set_u8,
-    splat,
-    stack,
-    store_floats,
-)
+from numba_kernels.simd.values import LANES, absolute, maximum, minimum, splat
 
 EVEN = True
 MOST_STEPS = 16  # levels that are not evenly spaced are found by comparing with each midpoint

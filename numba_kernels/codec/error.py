@@ -11,19 +11,19 @@ import numpy as np
 
 from numba_kernels.codec.call import over_rows
 from numba_kernels.cpu.op import inner, op
-from numba_kernels.simd.kinds import Address, Floats
-from numba_kernels.simd.numbers import (
+from numba_kernels.simd.doubles import (
     add_squared_errors,
     add_squares,
-    count_first_outside,
-    count_outside,
     larger_error,
     max_doubles,
     no_doubles,
     set_f64,
     sum_doubles,
 )
-from numba_kernels.simd.values import LANES, get_f32, load_first, load_floats, splat
+from numba_kernels.simd.kinds import Address, Floats
+from numba_kernels.simd.memory import get_f32, load_first, load_floats
+from numba_kernels.simd.numbers import count_first_outside, count_outside
+from numba_kernels.simd.values import LANES, splat
 
 SUMS = 4  # float64 of a row: squared errors, squares, the largest error, how many values lie outside their block's range
 Totals = tuple[Any, Any, Any, int]  # of a row in registers

@@ -17,35 +17,20 @@ from numba_kernels.codec.error import add_errors, store_errors
 from numba_kernels.codec.search import search_scales, search_scales_and_minima
 from numba_kernels.codec.tables import HALF_MAX, HALF_OVERFLOW
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.doubles import no_doubles
 from numba_kernels.simd.kinds import Address, Float
+from numba_kernels.simd.memory import get_f32, load_floats, set_f32, set_i32, set_u16, stack, store_as_bytes, store_floats
 from numba_kernels.simd.numbers import (
     as_half,
     fifth_bits,
     min_lanes,
-    no_doubles,
     reciprocal,
     round_away,
     round_even,
     splat_words,
     truncate,
 )
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    get_f32,
-    load_floats,
-    max_lanes,
-    maximum,
-    minimum,
-    set_f32,
-    set_i32,
-    set_u16,
-    splat,
-    stack,
-    store_as_bytes,
-    store_floats,
-    to_floats,
-)
+from numba_kernels.simd.values import LANES, absolute, max_lanes, maximum, minimum, splat, to_floats
 
 SEARCH = True
 BITS = 4

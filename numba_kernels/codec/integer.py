@@ -9,10 +9,12 @@ from numba_kernels.codec.bits import as_bfloat16, bfloat16_to_float, float_to_bf
 from numba_kernels.codec.search import VECTORS
 from numba_kernels.codec.tables import FLOAT32_MAX, SURE
 from numba_kernels.cpu.op import inner
+from numba_kernels.simd.doubles import add_first, add_last, no_doubles, store_doubles
 from numba_kernels.simd.kinds import Address, Int
-from numba_kernels.simd.numbers import CANDIDATES, add_first, add_last, no_doubles, reciprocal, store_doubles
+from numba_kernels.simd.memory import get_f32, load_floats
+from numba_kernels.simd.numbers import CANDIDATES, reciprocal
 from numba_kernels.simd.numbers import round_even as round_even_lanes
-from numba_kernels.simd.values import LANES, get_f32, load_floats, maximum, minimum, splat
+from numba_kernels.simd.values import LANES, maximum, minimum, splat
 
 TOP = np.float32(127)
 LEAST_POWER = -133  # of two, in bfloat16's denormals

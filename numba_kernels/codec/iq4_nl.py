@@ -13,30 +13,11 @@ from numba_kernels.codec.ggml import TILE, largest, store_codes, within_half
 from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
 from numba_kernels.codec.tables import IQ4_NL, IQ4_NL_LEAST, IQ4_NL_MIDPOINTS, SURE
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.doubles import no_doubles
 from numba_kernels.simd.kinds import Address, Float, Floats, Int
-from numba_kernels.simd.numbers import (
-    as_half,
-    first_lane,
-    least_lane,
-    no_doubles,
-    reciprocal,
-    table_codes,
-    table_values,
-    with_first,
-)
-from numba_kernels.simd.values import (
-    LANES,
-    get_f32,
-    load_floats,
-    maximum,
-    minimum,
-    set_f32,
-    set_u16,
-    splat,
-    stack,
-    store_floats,
-    to_floats,
-)
+from numba_kernels.simd.memory import get_f32, load_floats, set_f32, set_u16, stack, store_floats
+from numba_kernels.simd.numbers import as_half, first_lane, least_lane, reciprocal, table_codes, table_values, with_first
+from numba_kernels.simd.values import LANES, maximum, minimum, splat, to_floats
 
 SEARCH = True
 VECTORS = 32 // LANES

@@ -12,23 +12,14 @@ import numpy as np
 
 from numba_kernels.codec.bits import float_to_half
 from numba_kernels.codec.error import add_errors, store_errors
-from numba_kernels.codec.k_search import plain_pairs, plain_scales, search_pairs, search_scales_of_either_sign
+from numba_kernels.codec.k_search_minima import plain_pairs, search_pairs
+from numba_kernels.codec.k_search_signed import plain_scales, search_scales_of_either_sign
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.doubles import no_doubles
 from numba_kernels.simd.kinds import Address, Int, Words
-from numba_kernels.simd.numbers import no_doubles, reciprocal, round_even, splat_words, truncate
-from numba_kernels.simd.values import (
-    LANES,
-    get_f32,
-    load_floats,
-    maximum,
-    minimum,
-    set_u8,
-    set_u16,
-    splat,
-    stack,
-    store_as_bytes,
-    store_floats,
-)
+from numba_kernels.simd.memory import get_f32, load_floats, set_u8, set_u16, stack, store_as_bytes, store_floats
+from numba_kernels.simd.numbers import reciprocal, round_even, splat_words, truncate
+from numba_kernels.simd.values import LANES, maximum, minimum, splat
 
 SEARCH = True
 BITS, SIZE, MOST, BYTES = 4, 32, 63, 144  # of a code; of a group, of its numbers, of a block

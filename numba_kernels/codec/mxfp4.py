@@ -14,17 +14,18 @@ from numba_kernels.codec.ggml import top_magnitude
 from numba_kernels.codec.nibbles import join_halves, split_halves
 from numba_kernels.codec.tables import LOG2_ROUNDS_UP, MXFP4_PER_UNIT, MXFP4_TOP, MXFP4_UNITS, SURE
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.doubles import no_doubles
 from numba_kernels.simd.kinds import Address, Float, Floats, Int
+from numba_kernels.simd.memory import load_floats, set_u8
 from numba_kernels.simd.numbers import (
     e2m1_rounding,
     e2m1_values,
-    no_doubles,
     round_e2m1,
     store_pairs,
     with_signs,
     with_signs_unless_zero,
 )
-from numba_kernels.simd.values import LANES, absolute, load_floats, set_u8, splat, sum_lanes
+from numba_kernels.simd.values import LANES, absolute, splat, sum_lanes
 
 RULE = "search"
 VECTORS = 32 // LANES  # of a block

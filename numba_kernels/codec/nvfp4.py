@@ -13,7 +13,9 @@ from numba_kernels.codec.mxfp4 import to_even
 from numba_kernels.codec.search import VECTORS as CANDIDATE_VECTORS
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner, op
+from numba_kernels.simd.doubles import no_doubles
 from numba_kernels.simd.kinds import Address, Float, Floats, Int
+from numba_kernels.simd.memory import get_f32, get_i32, get_u8, load_floats, set_u8, stack, store_floats
 from numba_kernels.simd.numbers import (
     as_words,
     e2m1_values,
@@ -21,7 +23,6 @@ from numba_kernels.simd.numbers import (
     larger_words,
     least_lane,
     load_pairs,
-    no_doubles,
     reciprocal,
     round_e2m1,
     smaller_words,
@@ -29,20 +30,7 @@ from numba_kernels.simd.numbers import (
     store_pairs,
     with_signs,
 )
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    get_f32,
-    get_i32,
-    get_u8,
-    load_floats,
-    max_lanes,
-    maximum,
-    set_u8,
-    splat,
-    stack,
-    store_floats,
-)
+from numba_kernels.simd.values import LANES, absolute, max_lanes, maximum, splat
 
 SEARCH = True
 VECTORS = 16 // LANES  # of a block

@@ -12,19 +12,9 @@ import numpy as np
 from numba_kernels.codec.tables import SURE
 from numba_kernels.cpu.op import inner
 from numba_kernels.simd.kinds import Address, Float, Floats, Int
+from numba_kernels.simd.memory import get_f32, load_floats, set_f32, stack, store_floats
 from numba_kernels.simd.numbers import CANDIDATES, as_half, least_lane, reciprocal, round_even
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    get_f32,
-    load_floats,
-    maximum,
-    minimum,
-    set_f32,
-    splat,
-    stack,
-    store_floats,
-)
+from numba_kernels.simd.values import LANES, absolute, maximum, minimum, splat
 
 VECTORS = CANDIDATES // LANES
 

@@ -18,19 +18,11 @@ from numba_kernels.cpu.attention_tiles import places_of
 from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, SCALES
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.team import take, thread_count
+from numba_kernels.simd.memory import get_i32, load_bf16, load_floats, set_i32, set_i64, stack
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    TILES,
-    atomic_add,
-    atomic_store,
-    get_i32,
-    load_bf16,
-    load_floats,
-    set_i32,
-    set_i64,
-    stack,
-)
+from numba_kernels.simd.threads import atomic_add, atomic_store
+from numba_kernels.simd.tiles import TILES
+from numba_kernels.simd.values import LANES
 
 USUAL_HEAD = 256  # values of a head: up to so many share one kernel
 MOST_ROWS, MOST_TILES = 8, 16  # of a tile, and of a block

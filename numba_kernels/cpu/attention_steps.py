@@ -35,25 +35,9 @@ from numba_kernels.cpu.attention_tiles import (
 from numba_kernels.cpu.blocks import PAIR, UNIT
 from numba_kernels.cpu.kv_pages import page_of, store_row_bf16
 from numba_kernels.cpu.rows import store_part
-from numba_kernels.simd.values import (
-    LANES,
-    fma,
-    get_f32,
-    get_i32,
-    get_i64,
-    keep_between,
-    load_floats,
-    load_tile,
-    max_lanes,
-    maximum,
-    prefetch,
-    set_i32,
-    set_i64,
-    splat,
-    stack,
-    store_floats,
-    zero_tile,
-)
+from numba_kernels.simd.memory import get_f32, get_i32, get_i64, load_floats, prefetch, set_i32, set_i64, stack, store_floats
+from numba_kernels.simd.tiles import load_tile, zero_tile
+from numba_kernels.simd.values import LANES, fma, keep_between, max_lanes, maximum, splat
 
 AHEAD = 64  # positions by which rows of latents are asked for before they are met
 SEGMENT = 128  # positions whose scores are held at a time: those from one multiple of it to the next

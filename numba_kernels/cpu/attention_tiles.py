@@ -17,9 +17,11 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd.instructions import F32, I16, I32, I64, Avx2, Builder, Value, same
+from numba_kernels.simd.instructions import F32, I16, I32, I64, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import LANES, Address, Floats, Int, Places, Tile, Words, operation
+from numba_kernels.simd.tiles import Places, Tile
+from numba_kernels.simd.values import LANES, Address, Floats, Int, Words, operation
+from numba_kernels.simd.x86 import Avx2
 
 LOG2E = 1.4426950408889634
 LOWEST = -126.0  # 2^x of less is zero

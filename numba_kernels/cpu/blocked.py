@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORDS, UNIT
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, UNIT
 from numba_kernels.cpu.decoded import (
     PANELS,
     WIDE_RECORD,
@@ -20,20 +20,10 @@ from numba_kernels.cpu.decoded import (
     widen_record,
 )
 from numba_kernels.cpu.op import inner, specialize
-from numba_kernels.simd.values import (
-    LANES,
-    get_i32,
-    load_first,
-    load_floats,
-    load_tile,
-    panel_addresses,
-    row_addresses,
-    stack,
-    store_first,
-    store_floats,
-    store_tile,
-    zero_tile,
-)
+from numba_kernels.cpu.records import RECORDS
+from numba_kernels.simd.memory import get_i32, load_first, load_floats, stack, store_first, store_floats
+from numba_kernels.simd.tiles import load_tile, panel_addresses, row_addresses, store_tile, zero_tile
+from numba_kernels.simd.values import LANES
 
 FORMAT, ACTIVATIONS, WAY = "mxfp4", "int8", "narrow"
 ROWS, RUN = 96, 16

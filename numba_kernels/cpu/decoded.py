@@ -9,8 +9,8 @@ path sums products best:
 - dot: bytes for a dot product of bytes in 32 bits.
 - floats: float32.
 
-Each sum of a row and a token is the same chain of additions as in `blocks.accumulate`: results do not depend on the tokens that
-are computed together.
+Each sum of a row and a token is the same chain of additions as in `int8_products` and `float_products`: results do not depend on
+the tokens that are computed together.
 """
 
 from __future__ import annotations
@@ -24,26 +24,23 @@ from numba.extending import intrinsic
 from numba_kernels.cpu.blocks import (
     BLOCK,
     LAYOUTS,
-    OFFSETS,
-    RECORDS,
     UNIT,
     Shorts,
-    add_products,
-    add_scaled,
     code_values,
     float_weights,
-    four_bytes,
     has_signed_codes,
     is_narrow,
     raised_by,
     scales_of,
-    starts_of,
-    widened,
 )
+from numba_kernels.cpu.float_products import add_products
+from numba_kernels.cpu.int8_products import add_scaled, four_bytes, starts_of, widened
+from numba_kernels.cpu.records import OFFSETS, RECORDS
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I32, Builder, Value, same
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Places, Tile, Words
+from numba_kernels.simd.tiles import Places, Tile
+from numba_kernels.simd.values import LANES, Address, Bytes, Floats, Int, Words
 
 PANELS = 2  # that a tile of tokens meets at a time, so that each activation is loaded for two
 WIDE_RECORD = 72  # bytes of a block of int16 activations: codes, two scales

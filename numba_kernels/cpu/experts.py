@@ -7,20 +7,8 @@ import numpy as np
 from numba_kernels.cpu.op import inner, op
 from numba_kernels.cpu.rows import chunk_for, load_part, sigmoid
 from numba_kernels.cpu.team import take
-from numba_kernels.simd.values import (
-    LANES,
-    exp,
-    fma,
-    get_f32,
-    get_i32,
-    load_floats,
-    max_lanes,
-    set_f32,
-    set_i32,
-    splat,
-    store_first,
-    store_floats,
-)
+from numba_kernels.simd.memory import get_f32, get_i32, load_floats, set_f32, set_i32, store_first, store_floats
+from numba_kernels.simd.values import LANES, exp, fma, max_lanes, splat
 
 
 @inner

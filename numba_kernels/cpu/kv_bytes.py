@@ -15,25 +15,8 @@ import numpy as np
 
 from numba_kernels.cpu.op import inner
 from numba_kernels.cpu.rows import load_part
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    evens,
-    get_f32,
-    get_u8,
-    load_floats,
-    max_lanes,
-    maximum,
-    odds,
-    round_to_words,
-    set_f32,
-    set_u8,
-    splat,
-    stack,
-    store_as_bytes,
-    store_floats,
-    sum_lanes,
-)
+from numba_kernels.simd.memory import get_f32, get_u8, load_floats, set_f32, set_u8, stack, store_as_bytes, store_floats
+from numba_kernels.simd.values import LANES, absolute, evens, max_lanes, maximum, odds, round_to_words, splat, sum_lanes
 
 SCALE_BYTES = 4
 LARGEST = 127

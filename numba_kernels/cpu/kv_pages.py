@@ -14,28 +14,13 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cpu.blocks import PAIR
+from numba_kernels.cpu.huge_pages import empty_bytes
 from numba_kernels.cpu.kv_bytes import SCALE_BYTES, mix, store_key_bytes, store_value_bytes
 from numba_kernels.cpu.op import Op, inner, maker, op, specialize
-from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take, thread_count
-from numba_kernels.simd.values import (
-    LANES,
-    evens,
-    fma,
-    get_f32,
-    get_i32,
-    get_u32,
-    load_floats,
-    lower_pairs,
-    odds,
-    set_f32,
-    set_u16,
-    splat,
-    store_bf16,
-    sum_lanes,
-    upper_pairs,
-)
+from numba_kernels.simd.memory import get_f32, get_i32, get_u32, load_floats, set_f32, set_u16, store_bf16
+from numba_kernels.simd.values import LANES, evens, fma, lower_pairs, odds, splat, sum_lanes, upper_pairs
 
 MAX_HEAD = 1024  # values of a head, at most
 ELEMENTS = {"bf16": 2, "f32": 4, "q8": 1}  # bytes of a cached value

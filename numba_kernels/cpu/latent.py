@@ -17,28 +17,15 @@ from numba_kernels.cpu import attention_steps
 from numba_kernels.cpu.attention import attention_op
 from numba_kernels.cpu.attention_steps import AHEAD, SEGMENT, STRIDE
 from numba_kernels.cpu.attention_tiles import load_places
+from numba_kernels.cpu.huge_pages import empty_bytes
 from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of, rotate, row_storing, store_row
 from numba_kernels.cpu.op import Op, maker, op
-from numba_kernels.cpu.packing import empty_bytes
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
+from numba_kernels.simd.memory import get_i32, get_u16, load_bf16, load_floats, prefetch, set_f32, set_u16, store_floats
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    add_products,
-    get_i32,
-    get_u16,
-    keep_between,
-    load_bf16,
-    load_floats,
-    prefetch,
-    set_f32,
-    set_u16,
-    splat,
-    store_floats,
-    store_sums,
-    zero_tile,
-)
+from numba_kernels.simd.tiles import add_products, store_sums, zero_tile
+from numba_kernels.simd.values import LANES, keep_between, splat
 
 ROWS = attention_steps.ROWS
 WIDTH = 2

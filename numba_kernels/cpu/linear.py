@@ -13,35 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_kernels.cpu import blocked, matrix_tiles
+from numba_kernels.cpu.accumulate import accumulate_first, accumulate_head
 from numba_kernels.cpu.blocked import finish
-from numba_kernels.cpu.blocks import (
-    BLOCK,
-    HEAD,
-    LAYOUTS,
-    OFFSETS,
-    RECORD,
-    RECORDS,
-    UNIT,
-    Layout,
-    accumulate_first,
-    accumulate_head,
-)
+from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS, UNIT, Layout
 from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
 from numba_kernels.cpu.op import Op, inner, maker, specialize
-from numba_kernels.cpu.packing import Packed, kernel_format
+from numba_kernels.cpu.packed import Packed, kernel_format
 from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
+from numba_kernels.cpu.records import OFFSETS, RECORD, RECORDS
 from numba_kernels.cpu.team import Program, take
+from numba_kernels.simd.memory import get_i32, prefetch
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    TILES,
-    get_i32,
-    panel_addresses,
-    prefetch,
-    row_addresses,
-    spill,
-    zero_tile,
-)
+from numba_kernels.simd.tiles import TILES, panel_addresses, row_addresses, spill, zero_tile
+from numba_kernels.simd.values import LANES
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
 LEAST = 1  # rows that there are of a tile's; the others, up to TOKENS, may be missing

@@ -18,30 +18,23 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocked import finish
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, RECORDS, add_scaled, scales_of, starts_of, tile_of
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, scales_of
+from numba_kernels.cpu.int8_products import add_scaled, starts_of
 from numba_kernels.cpu.op import inner, specialize
+from numba_kernels.cpu.records import RECORDS
 from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import Builder, Value
-from numba_kernels.simd.values import (
-    LANES,
-    Address,
-    Floats,
-    Int,
-    Words,
-    get_i32,
-    load_tile,
-    stack,
-    store_tile,
-    zero_tile,
-)
+from numba_kernels.simd.memory import get_i32, stack
+from numba_kernels.simd.tiles import load_tile, store_tile, tile_of, zero_tile
+from numba_kernels.simd.values import LANES, Address, Floats, Int, Words
 
 FORMAT, ACTIVATIONS = "mxfp4", "int8"
 TOKENS = amx.ROWS
 ROWS, RUN = 128, 16  # tokens and panels that share gathered records; a multiple of TOKENS
 FROM = 13  # tokens from which on a register, which computes TOKENS in any case, is faster than a tile of vectors
 NEAR = 1 << 20  # bytes of weights that stay in a core's second cache from ROWS tokens to the next
-CHUNK = 24
+CHUNK = 24  # blocks: with their records and codes they fit 48 KiB
 SLOT = 64  # bytes of a gathered record
 VECTOR = 4 * LANES
 SUMS = TOKENS * VECTOR  # bytes of what a register holds

@@ -20,7 +20,7 @@ import numpy as np
 from numba.core import types
 
 from numba_kernels.simd import path
-from numba_kernels.simd.values import get_f32, get_i64
+from numba_kernels.simd.memory import get_f32, get_i64
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -14,23 +14,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, Layout, scales_of, tile_of
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, Layout, scales_of
+from numba_kernels.cpu.records import OFFSETS, RECORD, RECORDS
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I8, I32, Builder, Value, same
+from numba_kernels.simd.memory import prefetch, stack
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    Address,
-    Floats,
-    Int,
-    Tile,
-    Words,
-    prefetch,
-    row_addresses,
-    spill,
-    stack,
-    zero_tile,
-)
+from numba_kernels.simd.tiles import Tile, row_addresses, spill, tile_of, zero_tile
+from numba_kernels.simd.values import LANES, Address, Floats, Int, Words
 
 LAID = 1024  # blocks of a row that are laid in pairs at a time: 32,768 columns
 HALF = LANES // 2  # rows whose sums with two tokens fill a vector
@@ -201,7 +192,7 @@ def _add_pair(
     b: Builder, layout: Layout, kind: str, rows: list[list[Value]], scale: list[Value], added: list[Value], at: Value,
     total: Value,
 ) -> Value:  # fmt: skip
-    """One accumulator plus the products of half a panel's block and two tokens: the steps of `blocks`' other kernel."""
+    """One accumulator plus the products of half a panel's block and two tokens: the steps of `int8_products`."""
     halves = _halves(layout, kind)
     x = [emit.load(b, emit.advance(b, at, 16 * g), emit.vector(I8, 16), 16) for g in range(4)]
     numbers = emit.advance(b, at, 2 * BLOCK)

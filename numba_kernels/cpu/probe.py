@@ -11,10 +11,11 @@ import numpy as np
 from numba_kernels.cpu.blocks import BLOCK
 from numba_kernels.cpu.linear import Groups, add_linear
 from numba_kernels.cpu.op import op
-from numba_kernels.cpu.packing import Packed
-from numba_kernels.cpu.rows import empty_records
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.records import empty_records
 from numba_kernels.cpu.team import Program, Team, take
-from numba_kernels.simd.values import LANES, load_floats, set_f32, splat, sum_lanes
+from numba_kernels.simd.memory import load_floats, set_f32
+from numba_kernels.simd.values import LANES, splat, sum_lanes
 
 PIECE, STEP = 1 << 20, 16 * LANES  # bytes of a piece of work, and of a step in it
 LEAST = 5  # replays, however long they take

@@ -1,62 +1,22 @@
-"""Operations on rows of activations: normalize, quantize, gate, look up, with the passes fused that read the same row.
+"""Operations on rows of activations: normalize, quantize, gate, join, with the passes fused that read the same row.
 
-Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; their records (see `blocks`) of
-int8 take 44 bytes for every 32 columns. Where an operation has both outputs, either may be 0.
+Rows of float32 lie `stride` bytes apart and are padded with zeros to a multiple of 32 columns; so are their `records`, of int8
+unless `quantizing_to` made the operation. Where an operation has both outputs, either may be 0.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, OFFSETS, RECORD, RECORDS, SCALE, START, SUM, UNIT, decode_row
+from numba_kernels.cpu.blocks import BLOCK
 from numba_kernels.cpu.op import Op, inner, maker, op
-from numba_kernels.cpu.packing import kernel_format
+from numba_kernels.cpu.records import RECORD, write_record
 from numba_kernels.cpu.team import take, thread_count
-from numba_kernels.simd.numbers import splat_words
-from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    absolute,
-    evens,
-    exp,
-    first_pairs,
-    fma,
-    get_f32,
-    get_i32,
-    load_first,
-    load_floats,
-    max_lanes,
-    maximum,
-    minimum,
-    odds,
-    round_to_words,
-    set_f32,
-    set_i32,
-    splat,
-    stack,
-    store_as_bytes,
-    store_bf16,
-    store_first,
-    store_floats,
-    sum_lanes,
-    sum_words,
-)
+from numba_kernels.simd.memory import get_f32, load_first, load_floats, set_f32, stack, store_first, store_floats
+from numba_kernels.simd.values import LANES, evens, exp, fma, maximum, minimum, odds, splat, sum_lanes
 
-OFFSET, NARROW = ACTIVE.offset, ACTIVE.narrow_sums
-FORMAT, CODES, SCALES, STEPS = "bf16", 0, 0, 1
 CHUNK = 8 * BLOCK  # columns of a piece of work where a row is divided
 MANY = 8  # rows for each thread, from which on a piece is a whole row: two threads that take one wait for each other
-
-
-def record_bytes(columns: int, activations: str = "int8") -> int:
-    """Bytes between rows of records; never a multiple of 512, so that equal columns of rows do not share cache sets."""
-    size = -(-columns // BLOCK) * RECORDS[activations]
-    return size + 64 - size % 64 if size % 512 == 0 else -(-size // 4) * 4
-
-
-def empty_records(rows: int, columns: int, activations: str = "int8") -> np.ndarray:
-    """Memory for quantized rows: uint8 [rows, record_bytes(columns)]."""
-    return np.zeros((rows, record_bytes(columns, activations)), np.uint8)
 
 
 @inner
@@ -80,87 +40,6 @@ def store_part(address, value, count):  # type: ignore[no-untyped-def]
         store_floats(address, value)
     else:
         store_first(address, value, max(count, 0))
-
-
-@inner
-def start_of(sums, total):  # type: ignore[no-untyped-def]
-    """The 32 bits that undo the weights' offset: −OFFSET · Σ codes, or, where sums are narrow, two int16 of which each undoes two
-    of every four columns. `sums`: of codes by their column modulo LANES; `total`: their sum."""
-    if NARROW:
-        first = sum_words(first_pairs(sums))
-        return ((-OFFSET * first) & 0xFFFF) | ((-OFFSET * (total - first)) << 16)
-    return -OFFSET * total
-
-
-@inner
-def write_record(record, source):  # type: ignore[no-untyped-def]
-    """Quantizes 32 float32: scale = max |x| / 127 (NaN if any x is not finite), codes rounded to nearest even."""
-    largest = splat(np.float32(0))
-    broken = splat(np.float32(0))
-    for i in range(0, BLOCK, LANES):
-        x = load_floats(source + 4 * i)
-        largest = maximum(absolute(x), largest)
-        broken = broken + x * splat(np.float32(0))
-    top = max_lanes(largest)
-    inverse = np.float32(127) / top if top > np.float32(1e-36) else np.float32(0)
-    scale = top / np.float32(127) if top > np.float32(1e-36) else np.float32(0)
-    scale = scale + sum_lanes(broken)
-    sums = splat_words(0)
-    for i in range(0, BLOCK, LANES):
-        codes = round_to_words(load_floats(source + 4 * i) * splat(inverse))
-        sums = sums + codes
-        store_as_bytes(record + i, codes)
-    total = sum_words(sums)
-    set_f32(record + SCALE, scale)
-    set_i32(record + START, start_of(sums, total))
-    set_f32(record + SUM, scale * np.float32(total))
-
-
-HALF = BLOCK // 2
-SCALES_16, STARTS_16, SUM_16 = OFFSETS["int8_g16"]
-
-
-@inner
-def write_fine_record(record, source):  # type: ignore[no-untyped-def]
-    """Quantizes 32 float32 as `write_record` does, each half with a scale of its own."""
-    both = np.float32(0)
-    for half in range(2):
-        largest = splat(np.float32(0))
-        broken = splat(np.float32(0))
-        for i in range(half * HALF, half * HALF + HALF, LANES):
-            x = load_floats(source + 4 * i)
-            largest = maximum(absolute(x), largest)
-            broken = broken + x * splat(np.float32(0))
-        top = max_lanes(largest)
-        inverse = np.float32(127) / top if top > np.float32(1e-36) else np.float32(0)
-        scale = top / np.float32(127) if top > np.float32(1e-36) else np.float32(0)
-        scale = scale + sum_lanes(broken)
-        sums = splat_words(0)
-        for i in range(half * HALF, half * HALF + HALF, LANES):
-            codes = round_to_words(load_floats(source + 4 * i) * splat(inverse))
-            sums = sums + codes
-            store_as_bytes(record + i, codes)
-        total = sum_words(sums)
-        set_f32(record + SCALES_16 + 4 * half, scale)
-        set_i32(record + STARTS_16 + 4 * half, start_of(sums, total))
-        both += scale * np.float32(total)
-    set_f32(record + SUM_16, both)
-
-
-@inner
-def write_bf16_record(record, source):  # type: ignore[no-untyped-def]
-    """Rounds 32 float32 to bfloat16, ties to even."""
-    for i in range(0, BLOCK, LANES):
-        store_bf16(record + 2 * i, load_floats(source + 4 * i))
-
-
-@maker
-def quantizing_to(op: Op, activations: str) -> Op:
-    """An operation of this file that writes records, with those of another kind."""
-    if activations == "int8":
-        return op
-    write = {"int8_g16": write_fine_record, "bf16": write_bf16_record}[activations]
-    return op.bind(RECORDS_OF=activations, RECORD=RECORDS[activations], write_record=write)
 
 
 @op
@@ -380,28 +259,3 @@ def join_heads(  # type: ignore[no-untyped-def]
             if records:
                 write_record(records + row * record_stride + first // BLOCK * RECORD, scratch)
         item = take(team)
-
-
-def embedding(  # type: ignore[no-untyped-def]
-    weights, panel_bytes, scales_at, blocks, shift, tokens, rows, out, out_stride, team, thread
-):
-    """out[i] = row tokens[i] (int32) of a packed matrix, as float32."""
-    i = take(team)
-    while i < rows:
-        token = get_i32(tokens + 4 * i)
-        codes = weights + token // LANES * panel_bytes
-        target = out + i * out_stride
-        for k in range(blocks * STEPS):
-            scales = codes + scales_at + (k >> shift) * SCALES
-            decode_row(FORMAT, codes + k * CODES, scales, k, token % LANES, target + k * (BLOCK // STEPS) * 4)
-        i = take(team)
-
-
-@maker
-def embedding_op(format_name: str) -> Op:
-    """The operation `embedding` for a format."""
-    name = kernel_format(format_name)
-    layout = LAYOUTS[name]
-    steps = BLOCK // UNIT if layout.decode is None else 1
-    codes, scales = layout.block_bytes // steps, layout.scale_step
-    return Op(embedding, FORMAT=name, CODES=codes, SCALES=scales, STEPS=steps)

@@ -19,16 +19,15 @@ import numpy as np
 from numba.core import types
 
 from numba_kernels.cpu.op import Op, inner, specialize, to_cell
-from numba_kernels.simd.values import (
+from numba_kernels.simd.memory import get_i64, set_i64
+from numba_kernels.simd.threads import (
     atomic_add,
     atomic_load,
     atomic_store,
     call_address,
     compare_exchange,
     current_core,
-    get_i64,
     pause,
-    set_i64,
     yield_core,
 )
 

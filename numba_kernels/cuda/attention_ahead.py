@@ -1,4 +1,4 @@
-"""Attention of one token, as `attention.attend`, whose pages are on their way before they are needed: the first before the launch
+"""Attention of one token, as `attend`, whose pages are on their way before they are needed: the first before the launch
 before has ended, the next while one is worked on. For heads of which a thread can hold its part of a page in registers, in
 bfloat16."""
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_constants
+from numba_kernels.cuda.attention import PAGE, Attention
+from numba_kernels.cuda.attention_steps import attend_constants
 from numba_kernels.cuda.blocks import bf16_pair
 from numba_kernels.cuda.elements import write_bf16
 from numba_kernels.cuda.intrinsics import (
@@ -132,7 +133,7 @@ def eight(w: Any) -> Any:
 
 
 def scores_held(k, base, first, position, queries, weights):  # type: ignore[no-untyped-def]
-    """As `attention.scores`, for keys in registers."""
+    """As `attention_steps.scores`, for keys in registers."""
     slot, part = cuda.threadIdx.x // LANES, cuda.threadIdx.x % LANES
     seen = first <= base + slot <= position
     k0, k1, k2, k3 = EIGHT(k[0]), EIGHT(k[1]), EIGHT(k[2]), EIGHT(k[3])
@@ -152,7 +153,7 @@ EIGHT: Any = None
 
 @kernel(FLOATS, FLOATS, FLOATS, FLOAT, FLOATS, WORDS, INTS, INTS, FLOATS, INTS, FLOATS)
 def attend_ahead(qkv, cos, sin, scale, sinks, cache, table, state, partial, counters, out):  # type: ignore[no-untyped-def]
-    """As `attention.attend`, with the same arguments. The position, the table and what the cache has of earlier positions are of
+    """As `attend`, with the same arguments. The position, the table and what the cache has of earlier positions are of
     launches that have ended when this one begins."""
     queries = cuda.shared.array(HEAD_SIZE, types.float32, 16)
     weights = cuda.shared.array(WEIGHTS, types.float32, 16)

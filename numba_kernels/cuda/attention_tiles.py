@@ -1,4 +1,4 @@
-"""Attention of one token, as `attention.attend`, on the tensor cores: for up to eight query heads of 64 values that share a key,
+"""Attention of one token, as `attend`, on the tensor cores: for up to eight query heads of 64 values that share a key,
 in bfloat16.
 
 A warp has 16 positions of each page, and meets no other before the end. The rows of a tile are the queries, rounded to bfloat16,
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import PAGE, Attention, attend_constants, attend_kernel
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import PAGE, Attention
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel, reads_ahead, store_own
+from numba_kernels.cuda.attention_steps import attend_constants
 from numba_kernels.cuda.blocks import bf16_pair
 from numba_kernels.cuda.intrinsics import (
     byte_permute,

@@ -15,15 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.intrinsics import (
-    as_int,
-    bits_as_float,
-    byte_permute,
-    dp4a,
-    half_as_float,
-    load_floats,
-    load_words,
-)
+from numba_kernels.cuda.intrinsics import as_int, bits_as_float, byte_permute, dp4a, half_as_float, load_floats, load_words
 from numba_kernels.cuda.seam import WARP, cuda, device
 
 CHUNK = 16  # bytes

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention
 from numba_kernels.cuda.attention_ahead import attend_ahead_kernel
+from numba_kernels.cuda.attention_many import attend_many_kernel, store_many_kernel
 from numba_kernels.cuda.attention_tiles import attend_tiles_kernel
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
 from numba_kernels.cuda.choice import Choice
@@ -14,14 +16,15 @@ from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, takes_codes
 from numba_kernels.cuda.heads import turn_heads_kernel
 from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
-from numba_kernels.cuda.matmul import SWIGLU, matmul_kernel
+from numba_kernels.cuda.matmul import matmul_kernel
 from numba_kernels.cuda.matmul_few import matmul_few_kernel
 from numba_kernels.cuda.matvec import ADD, GELU, SILU, STORE, matvec_kernel
-from numba_kernels.cuda.prefill import attend_many_kernel, combine_kernel, group_kernel, round_kernel, store_many_kernel
+from numba_kernels.cuda.prefill import combine_kernel, group_kernel, round_kernel
 from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.routing import route_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, choose_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import Kernel
+from numba_kernels.cuda.token_tiles import SWIGLU
 
 HIDDEN, INNER, QUERIES, KEYS, SIZE, WINDOW, TOP = 2880, 2880, 64, 8, 64, 128, 4  # gpt-oss-20b and 120b
 EARLY = "ld.global.L1::no_allocate.v4.u32"

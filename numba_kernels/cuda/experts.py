@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
+from numba_kernels.cuda.activations import silu, swiglu
 from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.intrinsics import (
     let_next_begin,
     load_floats,
     load_words,
-    reciprocal,
     store_floats,
     store_words,
     wait_for_launch_before,
     warp_sum,
 )  # fmt: skip
-from numba_kernels.cuda.matvec import row_constants, silu
+from numba_kernels.cuda.matvec import row_constants
 from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, SHARED, WARP, WORDS, Kernel, cuda, device, kernel, types
 from numba_kernels.cuda.vectors import RESERVED, code_group, prepare_early
 
@@ -52,15 +51,6 @@ SOURCE: Any = None
 BRING: Any = None
 CODE_GROUP: Any = None
 ONE = np.float32(1)
-
-
-@device
-def swiglu(gate: Any, up: Any, limit: Any, alpha: Any) -> Any:
-    """gpt-oss's clamped gate: gate · σ(alpha · gate) · (up + 1) after gate ≤ limit and −limit ≤ up ≤ limit. NaN stays NaN."""
-    gate = limit if gate > limit else gate
-    up = limit if up > limit else up
-    up = -limit if up < -limit else up
-    return gate * reciprocal(ONE + np.float32(math.exp(-alpha * gate))) * (up + ONE)
 
 
 def slot_of(pair, inner):  # type: ignore[no-untyped-def]

@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda.blocks import NIBBLES, SIXTEEN, Shape, bf16, byte_floats, e8m0, f16_pair
-from numba_kernels.cuda.intrinsics import (
-    bits_as_float,
-    byte_permute,
-    half_as_float,
-    multiply_pairs,
-    pack_bf16,
-    stream_words,
-)
+from numba_kernels.cuda.intrinsics import bits_as_float, byte_permute, half_as_float, multiply_pairs, pack_bf16, stream_words
 from numba_kernels.cuda.seam import device
 
 WORDS_PER_ROW = 0

@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.intrinsics import (
-    let_next_begin,
-    wait_for_launch_before,
-    warp_barrier,
-    warp_sum,
-)
+from numba_kernels.cuda.intrinsics import let_next_begin, wait_for_launch_before, warp_barrier, warp_sum
 from numba_kernels.cuda.seam import FLOAT, FLOATS, INT, INTS, WARP, Kernel, cuda, kernel
 
 WARPS = 4

@@ -12,13 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cuda.attention import (
-    LOWEST,
-    PAGE,
-    Attention,
-    attend_constants,
-    attend_shared,
-)
+from numba_kernels.cuda.attention import PAGE, Attention, attend_shared
+from numba_kernels.cuda.attention_steps import LOWEST, attend_constants
 from numba_kernels.cuda.elements import write_bf16, write_f32
 from numba_kernels.cuda.intrinsics import let_next_begin, wait_for_launch_before
 from numba_kernels.cuda.seam import (

@@ -6,7 +6,7 @@ tokens' values of the same columns. Those come by asynchronous copies, SLAB colu
 next is on its way.
 
 Tokens lie in rows of bfloat16, padded with zeros to 8 columns. Experts: tokens are sorted by expert, and tiles do not cross from
-one to the next; `group` says which tile is whose. A tile with fewer tokens takes a way through the kernel that does less.
+one to the next. A tile with fewer tokens takes a way through the kernel that does less.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from numba_kernels.cuda.activations import gelu
 from numba_kernels.cuda.blocks import Shape
-from numba_kernels.cuda.experts import swiglu
 from numba_kernels.cuda.fragments import decoders
 from numba_kernels.cuda.intrinsics import (
     bits_as_float,
-    float_as_bits,
     load_words,
     pack_bf16,
     prefetch,
     wait_for_launch_before,
     warp_barrier,
 )
-from numba_kernels.cuda.matvec import gelu, silu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
 from numba_kernels.cuda.tiles import anew, commit_copies, copy_words, multiply_unit, store_part, wait_for_copies, zero_tile
+from numba_kernels.cuda.token_tiles import ADD, COUNT, FIRST, GELU, MATRIX, ROW_STRIDE, SILU, STORE, SWIGLU, gate, take_tile
 
 WARPS = 4
 FORMAT = ""  # in the kernel's name
@@ -42,13 +41,10 @@ SLABS = FOURS = UNITS = 1  # slabs of a row; groups of four chunks in a slab; pl
 UNIT_WORDS = THREAD_WORDS = GROUP_WORDS = 4
 AHEAD = 3  # groups of chunks that are brought into the second cache beforehand
 STRIDE = 80  # words from a token to the next in shared memory: neighbours are in different banks
-ROW_STRIDE = 36  # likewise of sums
 BUFFER = X_SIZE = NUMBERS = 0
 PART = 32  # tokens whose sums are in shared memory at once
-MATRIX, FIRST, COUNT = 0, 1, 2  # places of a tile's numbers
 RESIDENT = 3  # blocks that share a multiprocessor
 SIZES = 3  # ways through the kernel
-STORE, ADD, SILU, SWIGLU, GELU = 0, 1, 2, 3, 4
 FINISH = STORE
 GROUPED = INDEXED = BIAS = 0
 ZERO = np.float32(0)
@@ -185,32 +181,6 @@ def write_gated(held, own, bias, starts, done, rows, limit, alpha, out, out_word
             out_words[(first + token) * out_stride + row // 4] = pack_bf16(value, other)
 
 
-def gate(value, up, bias, bias_at, limit, alpha):  # type: ignore[no-untyped-def]
-    """Of the sums of a row and the next one."""
-    if BIAS:
-        value += bias[bias_at]
-        up += bias[bias_at + 1]
-    return swiglu(value, up, limit, alpha) if FINISH == SWIGLU else silu(value, up)
-
-
-def take_tile(x_stride, index, tiles, tile_count, total, starts):  # type: ignore[no-untyped-def]
-    """How many tokens the block has; where they begin in x, and the tile's numbers, are put into `starts`, in shared memory:
-    so they take no registers."""
-    tile = cuda.blockIdx.x
-    matrix, first, count = 0, tile * TOKENS, min(total - tile * TOKENS, TOKENS)
-    if GROUPED:
-        if tile >= tile_count[0]:
-            return 0
-        matrix, first, count = tiles[3 * tile], tiles[3 * tile + 1], tiles[3 * tile + 2]
-    for i in range(cuda.threadIdx.x, TOKENS, WARPS * WARP):
-        token = first + min(i, count - 1)
-        starts[3 + i] = (index[token] if INDEXED else token) * x_stride
-    if cuda.threadIdx.x == 0:
-        starts[MATRIX], starts[FIRST], starts[COUNT] = matrix, first, count
-    cuda.syncthreads()
-    return count
-
-
 @kernel(WORDS, "SCALES", FLOATS, WORDS, INT, INTS, INTS, INTS, INT, INT, FLOAT, FLOAT, FLOATS, WORDS, INT)
 def matmul(  # type: ignore[no-untyped-def]
     codes, scales, bias, x, x_stride, index, tiles, tile_count, total, rows, limit, alpha, out, out_words, out_stride
@@ -271,6 +241,3 @@ def matmul_kernel(
 def matmul_grid(kernel: Kernel, tiles: int, rows: int) -> tuple[int, int]:
     """Blocks for so many tiles of tokens and rows of a matrix."""
     return tiles, -(-rows // int(kernel.constants["ROWS"]))
-
-
-__all__ = ["ADD", "GELU", "SILU", "STORE", "SWIGLU", "float_as_bits", "matmul_grid", "matmul_kernel"]

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from numba_kernels.cuda.activations import gelu
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.fragments import decoders
 from numba_kernels.cuda.intrinsics import pack_bf16, prefetch_span, wait_for_launch_before
-from numba_kernels.cuda.matmul import ADD, COUNT, FIRST, GELU, MATRIX, ROW_STRIDE, SILU, SWIGLU, gate, take_tile
-from numba_kernels.cuda.matvec import gelu
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
 from numba_kernels.cuda.tiles import anew, multiply_far, store_part, zero_tile
+from numba_kernels.cuda.token_tiles import ADD, COUNT, FIRST, GELU, MATRIX, ROW_STRIDE, SILU, SWIGLU, gate, take_tile
 
 WARPS = 8
 FORMAT = ""  # in the kernel's name

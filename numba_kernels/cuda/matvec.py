@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 
 from numba_kernels.cuda import vectors
+from numba_kernels.cuda.activations import gelu, silu
 from numba_kernels.cuda.blocks import Shape
-from numba_kernels.cuda.intrinsics import (
-    early_scale,
-    early_words,
-    prefetch,
-    prefetch_span,
-    reciprocal,
-    stream_words,
-    warp_sum,
-)
+from numba_kernels.cuda.intrinsics import early_scale, early_words, prefetch, prefetch_span, stream_words, warp_sum
 from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, WARP, WORDS, Kernel, cuda, device, kernel, types
 
 WARPS = 8
@@ -52,8 +45,6 @@ AHEAD_OF_MANY = 4096  # and if it has
 STORE, ADD, SILU, GELU = 0, 1, 2, 4
 FINISH = STORE
 ONE = np.float32(1)
-GELU_FACTOR, GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
-MOST_EXPONENT = np.float32(80)
 
 
 def chunks_of(codes, scales, row, step):  # type: ignore[no-untyped-def]
@@ -134,18 +125,6 @@ def no_scale(scales, first, c):  # type: ignore[no-untyped-def]
     return NO_SCALE
 
 
-@device
-def silu(gate: Any, up: Any) -> Any:
-    """gate · σ(gate) · up."""
-    return gate * reciprocal(ONE + np.float32(math.exp(-gate))) * up
-
-
-@device
-def gelu(x: Any) -> Any:
-    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), where (1 + tanh z) / 2 is σ(2 z)."""
-    return x / (ONE + np.float32(math.exp(min(-GELU_FACTOR * (x + GELU_CUBE * x * x * x), MOST_EXPONENT))))
-
-
 @kernel(WORDS, "SCALES", FLOATS, FLOATS, FLOATS, FLOAT, INT, FLOATS)
 def matvec(codes, scales, bias, source, weight, epsilon, rows, out):  # type: ignore[no-untyped-def]
     """out[r] = row r · x + bias[r], its GELU, or added to out (ADD); with SILU rows alternate gate and up, and out is half as
@@ -217,6 +196,3 @@ def matvec_kernel(shape: Shape, *, norm: bool, bias: bool, finish: int, warps: i
     names = {"FORMAT": shape.format, "KIND": shape.activations, "COLUMNS": shape.columns}
     rows = row_constants(shape, norm, warps, aligned=aligned)
     return matvec.bind(**names, NORM=int(norm), BIAS=int(bias), FINISH=finish, **rows)
-
-
-__all__ = ["ADD", "GELU", "SILU", "STORE", "gelu", "matvec_kernel", "row_constants", "silu"]

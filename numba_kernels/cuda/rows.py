@@ -19,21 +19,7 @@ from numba_kernels.cuda.intrinsics import (
     wait_for_launch_before,
     warp_sum,
 )
-from numba_kernels.cuda.seam import (
-    BYTES,
-    FLOAT,
-    FLOATS,
-    HALVES,
-    INT,
-    INTS,
-    WARP,
-    WORDS,
-    Kernel,
-    cuda,
-    device,
-    kernel,
-    types,
-)
+from numba_kernels.cuda.seam import BYTES, FLOAT, FLOATS, HALVES, INT, INTS, WARP, WORDS, Kernel, cuda, device, kernel, types
 
 WARPS = 8
 FORMAT = ""  # in the kernel's name

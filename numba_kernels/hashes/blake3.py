@@ -16,8 +16,9 @@ from numba import njit
 
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import I32, I64, Builder, Value
+from numba_kernels.simd.memory import get_u8
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import Address, Int, Void, get_u8, operation
+from numba_kernels.simd.values import Address, Int, Void, operation
 
 BLOCK, CHUNK = 64, 1024  # bytes
 GROUP = 256  # chunks

@@ -1,5 +1,6 @@
 """Number formats in plain NumPy: what every kernel of `numba_kernels.codec` computes, to the bit.
 
+Here are floats of 16 and 8 bits, integers, and MXFP4 and NVFP4; `ggml` and `k_quants` have ggml's blocks.
 Blocks stand on the second-last axis here: values are float32 [N, block], N blocks of any rows, and so are importances.
 Searches try the same candidates (`codec.tables`) in the same order and add the errors in the same order.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from numba_kernels.codec import tables
-from numba_kernels.codec.tables import E2M1, HALF_MAX, HALF_OVERFLOW, IQ4_NL, IQ4_NL_LEAST, IQ4_NL_MIDPOINTS, SURE
+from numba_kernels.codec.tables import E2M1, HALF_MAX, HALF_OVERFLOW, SURE
 
 F32 = np.float32
 Array = np.ndarray
@@ -43,26 +44,26 @@ def decode_bfloat16(codes: Array) -> Array:
     return (codes.astype(np.uint32) << 16).view(F32)
 
 
-def _as_half(x: Array) -> Array:
+def as_half(x: Array) -> Array:
     return decode_half(encode_half(np.asarray(x, F32)))
 
 
-def _within_half(x: Array) -> Array:
+def within_half(x: Array) -> Array:
     return np.where(np.abs(x) < HALF_OVERFLOW, x, np.copysign(HALF_MAX, x)).astype(F32)
 
 
-def _reciprocal(x: Array) -> Array:
+def reciprocal(x: Array) -> Array:
     with np.errstate(all="ignore"):
         inverse = F32(1) / x
     return np.where(np.abs(inverse) <= F32(3.4e38), inverse, F32(0))
 
 
-def _first_largest(values: Array) -> Array:
+def first_largest(values: Array) -> Array:
     """[N, 1]: the first value of largest magnitude."""
     return np.take_along_axis(values, np.abs(values).argmax(1, keepdims=True), 1)
 
 
-def _least(errors: Array) -> Array:
+def least(errors: Array) -> Array:
     """[N, candidates] -> [N]: the first of least error, but 0 unless that is surely better. NaN is never better."""
     best = np.where(np.isnan(errors), np.inf, errors).argmin(1)
     return np.where(errors[np.arange(len(best)), best] < errors[:, 0] * errors.dtype.type(SURE), best, 0)
@@ -157,10 +158,10 @@ def quantize_nvfp4(values: Array, scale: np.float32, rule: str, importance: Arra
         tried = np.clip(codes[:, None] + tables.NVFP4_STEPS, 1, 126)
         tried[:, 0] = codes
         scales = (decode_e4m3(tried.astype(np.uint8)) * scale)[:, :, None]
-        units = np.abs(values)[:, None] * _reciprocal(scales)
+        units = np.abs(values)[:, None] * reciprocal(scales)
         difference = np.abs(values)[:, None] - _round_e2m1(units) * scales
         errors = (1 if importance is None else importance[:, None]) * (difference * difference)
-        codes = tried[np.arange(len(tried)), _least(np.add.accumulate(errors, 2)[..., -1])]
+        codes = tried[np.arange(len(tried)), least(np.add.accumulate(errors, 2)[..., -1])]
     divisor = (decode_e4m3(codes.astype(np.uint8)) / (F32(1) / scale))[:, None]
     return join_nibbles(encode_e2m1(values / np.where(divisor > 0, divisor, F32(np.inf)))), codes.astype(np.uint8)
 
@@ -229,138 +230,11 @@ def quantize_int8(
     if rule == "search":
         steps = tables.STEPS_INT8_POWER_OF_TWO if power_of_two else tables.STEPS_INT8
         tried = decode_bfloat16(encode_bfloat16(scales[:, None] * steps))
-        codes = np.rint(np.clip(values[:, None] * _reciprocal(tried)[:, :, None], -127, 127))
+        codes = np.rint(np.clip(values[:, None] * reciprocal(tried)[:, :, None], -127, 127))
         difference = values[:, None] - codes * tried[:, :, None]
         errors = (1 if importance is None else importance[:, None]) * (difference * difference)
-        best = _least(np.add.accumulate(errors.astype(np.float64), 2)[..., -1])
+        best = least(np.add.accumulate(errors.astype(np.float64), 2)[..., -1])
         scales = tried[np.arange(len(tried)), best]
     divisor = np.where(scales > 0, scales, F32(np.inf))[:, None]
     limit = np.minimum(F32(127), np.floor(tables.FLOAT32_MAX / divisor))
     return np.rint(np.clip(values / divisor, -limit, limit)).astype(np.int8), encode_bfloat16(scales)
-
-
-# ---- ggml -----------------------------------------------------------------------------------------------------------
-
-
-def _search_half(
-    values: Array,
-    importance: Array | None,
-    scale: Array,
-    minimum: Array | None,
-    steps: Array,
-    low: np.float32,
-    high: np.float32,
-) -> tuple[Array, Array]:
-    """The best half-precision scales (and minima), float32 [N, 1], of those that `steps` reach."""
-    base = np.zeros_like(scale) if minimum is None else minimum
-    weight = np.ones_like(values) if importance is None else importance
-    for factors, shifts in steps:
-        scales = _as_half(scale * factors)
-        minima = _as_half(base + scale * shifts) if minimum is not None else np.zeros_like(scales)
-        inverses = _reciprocal(scales)[:, :, None]
-        codes = np.rint(np.clip((values[:, None] - minima[:, :, None]) * inverses, low, high))
-        difference = values[:, None] - (scales[:, :, None] * codes + minima[:, :, None])
-        e = weight[:, None] * (difference * difference)
-        errors = np.zeros(scales.shape, F32)
-        for i in range(0, 32, 4):  # as the kernel adds them
-            errors += (e[..., i] + e[..., i + 1]) + (e[..., i + 2] + e[..., i + 3])
-        best = _least(errors)[:, None]
-        scale, base = np.take_along_axis(scales, best, 1), np.take_along_axis(minima, best, 1)
-    return scale, base
-
-
-@ignoring_overflow
-def quantize_q8_0(values: Array, rule: str, importance: Array | None = None) -> Array:
-    """float32 [N, 32] -> uint8 [N, 34]; rule: search or plain."""
-    scale = _within_half(np.abs(values).max(1, keepdims=True) / F32(127))
-    if rule == "search":
-        scale, _ = _search_half(values, importance, scale, None, tables.STEPS_8_BITS, F32(-127), F32(127))
-    units = np.clip(values * _reciprocal(scale), F32(-127), F32(127))
-    whole = np.trunc(units)
-    away = whole + np.trunc(2 * (units - whole))  # half away from zero, as C's roundf
-    codes = np.rint(units) if rule == "search" else away
-    return np.concatenate([encode_half(scale).view(np.uint8), codes.astype(np.int8).view(np.uint8)], 1)
-
-
-@ignoring_overflow
-def quantize_nibbles(values: Array, bits: int, has_minimum: bool, rule: str, importance: Array | None = None) -> Array:
-    """q4_0, q4_1, q5_0, q5_1: float32 [N, 32] -> uint8 [N, block bytes]; rule: search or plain."""
-    half, top = F32(1 << (bits - 1)), F32((1 << bits) - 1)
-    with np.errstate(over="ignore"):
-        if has_minimum:
-            low = values.min(1, keepdims=True)
-            scale = _within_half((values.max(1, keepdims=True) - low) / top)
-            minimum, offset, steps = _within_half(low), F32(0), tables.STEPS_MINIMUM[bits]
-        else:
-            scale = _within_half(_first_largest(values) / -half)
-            minimum, offset, steps = np.zeros_like(scale), half, tables.STEPS_SYMMETRIC[bits]
-        if rule == "search":
-            given = minimum if has_minimum else None
-            scale, minimum = _search_half(values, importance, scale, given, steps, -offset, top - offset)
-            units = np.clip((values - minimum) * _reciprocal(scale), -offset, top - offset)
-            codes = np.rint(units) + offset
-        else:
-            codes = np.trunc(np.clip((values - minimum) * _reciprocal(scale) + (offset + F32(0.5)), 0, top))
-    header = [encode_half(scale).view(np.uint8)] + [encode_half(minimum).view(np.uint8)] * has_minimum
-    return np.concatenate([*header, _store_codes(codes.astype(np.uint8), bits)], 1)
-
-
-def _store_codes(codes: Array, bits: int) -> Array:
-    fifth = [np.packbits(codes >> 4, axis=1, bitorder="little")] if bits == 5 else []
-    return np.concatenate([*fifth, codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4], 1)
-
-
-@ignoring_overflow
-def quantize_iq4_nl(values: Array, rule: str, importance: Array | None = None) -> Array:
-    """float32 [N, 32] -> uint8 [N, 18]; rule: search or plain."""
-    top = _first_largest(values)
-    empty = np.abs(top) < IQ4_NL_LEAST
-    start = np.where(empty, F32(1), top) / IQ4_NL[0]
-    codes = _iq4_nl_codes(values * (F32(1) / start))
-    with np.errstate(all="ignore"):
-        weighted = values * values * IQ4_NL[codes]
-        products = np.add.accumulate(weighted * values, 1)[:, -1:]
-        squares = np.add.accumulate(weighted * IQ4_NL[codes], 1)[:, -1:]
-        scale = np.where((squares > 0) & (squares < np.inf), products / squares, start)
-    scale, codes = np.where(empty, F32(0), _within_half(scale)), np.where(empty, 0, codes)
-    if rule == "search":
-        found = _search_iq4_nl(values, importance, scale, _within_half(top / IQ4_NL[0]))
-        codes = np.where(scale == 0, codes, _iq4_nl_codes(values * _reciprocal(found)))
-        scale = np.where(scale == 0, scale, found)
-    return np.concatenate([encode_half(scale).view(np.uint8), _store_codes(codes.astype(np.uint8), 4)], 1)
-
-
-def _iq4_nl_codes(units: Array) -> Array:
-    return (units[..., None] >= IQ4_NL_MIDPOINTS).sum(-1)
-
-
-def _search_iq4_nl(values: Array, importance: Array | None, plain: Array, centre: Array) -> Array:
-    for p, (factors, _) in enumerate(tables.STEPS_IQ4_NL):
-        scales = _as_half(centre * factors)
-        if p == 0:
-            scales[:, :1] = _as_half(plain)
-        rounded = IQ4_NL[_iq4_nl_codes(values[:, None] * _reciprocal(scales)[:, :, None])]
-        difference = values[:, None] - rounded * scales[:, :, None]
-        e = (1 if importance is None else importance[:, None]) * (difference * difference)
-        errors = np.add.accumulate(e, 2)[..., -1]
-        centre = np.take_along_axis(scales, _least(errors)[:, None], 1)
-    return centre
-
-
-def dequantize_ggml(data: Array, bits: int, has_minimum: bool) -> Array:
-    """q4_0, q4_1, q5_0, q5_1 (bits 4 or 5), q8_0 (bits 8): uint8 [N, block bytes] -> float32 [N, 32]."""
-    header = 4 if has_minimum else 2
-    halves = data[:, :header].copy().view(np.float16).astype(F32)
-    scale, minimum = halves[:, :1], halves[:, 1:] if has_minimum else F32(0)
-    if bits == 8:
-        return data[:, header:].copy().view(np.int8) * scale
-    codes = np.concatenate([data[:, -16:] & 15, data[:, -16:] >> 4], 1).astype(int)
-    if bits == 5:
-        codes |= np.unpackbits(data[:, header : header + 4], axis=1, bitorder="little").astype(int) << 4
-    return scale * (codes - (0 if has_minimum else 1 << (bits - 1))).astype(F32) + minimum
-
-
-def dequantize_iq4_nl(data: Array) -> Array:
-    """uint8 [N, 18] -> float32 [N, 32]."""
-    codes = np.concatenate([data[:, 2:] & 15, data[:, 2:] >> 4], 1)
-    return data[:, :2].copy().view(np.float16).astype(F32) * IQ4_NL[codes]

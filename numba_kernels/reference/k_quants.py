@@ -10,7 +10,7 @@ import numpy as np
 
 from numba_kernels.codec import tables
 from numba_kernels.codec.tables import FLOAT32_MAX, SURE
-from numba_kernels.reference.formats import F32, Array, _as_half, _first_largest, _reciprocal, _within_half, encode_half
+from numba_kernels.reference.formats import F32, Array, as_half, encode_half, first_largest, reciprocal, within_half
 
 SIZES = {2: 16, 3: 16, 4: 32, 5: 32, 6: 16}  # values of a group, by bits of a code
 MOST = {2: 15, 3: -32, 4: 63, 5: 63, 6: -128}  # of a group's whole number, whose magnitude is the largest
@@ -25,7 +25,7 @@ def quantize_k(values: Array, bits: int, rule: str, importance: Array | None = N
     w = np.ones_like(x) if importance is None else importance.reshape(x.shape).astype(F32)
     if bits in (3, 6):
         low = F32(-(1 << bits - 1))
-        found = (_first_largest(x.reshape(-1, x.shape[2])).reshape(x.shape[:2]) / low).astype(F32)
+        found = (first_largest(x.reshape(-1, x.shape[2])).reshape(x.shape[:2]) / low).astype(F32)
         d, numbers = _search_signed(x, w, found, bits) if rule == "search" else _whole_signed(found, F32(MOST[bits]))
         codes = _codes(x, d[:, None] * numbers, None, low, -low - F32(1)) - low
         return _signed_block(codes.reshape(len(x), 256).astype(np.uint8), d, numbers.astype(int), bits)
@@ -44,7 +44,7 @@ def _codes(x: Array, scale: Array, lowest: Array | None, low: F32, high: F32) ->
     if scale.ndim == 3:
         x = x[:, :, None]
     moved = x if lowest is None else x - lowest[..., None]
-    return np.rint(np.clip(moved * _reciprocal(scale)[..., None], low, high)).astype(F32)
+    return np.rint(np.clip(moved * reciprocal(scale)[..., None], low, high)).astype(F32)
 
 
 def _sum(terms: Array) -> Array:
@@ -82,14 +82,14 @@ def _doubles(terms: Array) -> Array:
 
 
 def _whole(figures: Array, unit: Array, low: F32, high: F32) -> Array:
-    return np.rint(np.clip(figures * _reciprocal(unit)[:, None], low, high)).astype(F32)
+    return np.rint(np.clip(figures * reciprocal(unit)[:, None], low, high)).astype(F32)
 
 
 # ---- scale and minimum ----------------------------------------------------------------------------------------------
 
 
 def _whole_pairs(found: Array, base: Array, most: F32) -> tuple[Array, Array, Array, Array]:
-    d, dmin = (_as_half(_within_half(np.maximum(f.max(1), 0) / most)) for f in (found, -base))
+    d, dmin = (as_half(within_half(np.maximum(f.max(1), 0) / most)) for f in (found, -base))
     return d, dmin, _whole(found, d, F32(0), most), _whole(F32(0) - base, dmin, F32(0), most)
 
 
@@ -145,7 +145,7 @@ def _fit_pair(x: Array, w: Array, d: Array, dmin: Array, numbers: Array, lowers:
     determinant = saa * sbb - sab * sab
     fitted, base = (sxa * sbb - sxb * sab) / determinant, (sxa * sab - sxb * saa) / determinant
     fits = (determinant > 0) & (fitted > 0) & (base >= 0)
-    fitted, base = (_as_half(_within_half(f.astype(F32))) for f in (fitted, base))
+    fitted, base = (as_half(within_half(f.astype(F32))) for f in (fitted, base))
     return np.where(fits, fitted, d), np.where(fits, base, dmin)
 
 
@@ -153,7 +153,7 @@ def _fit_pair(x: Array, w: Array, d: Array, dmin: Array, numbers: Array, lowers:
 
 
 def _whole_signed(found: Array, least: F32) -> tuple[Array, Array]:
-    d = _as_half(_within_half(_first_largest(found)[:, 0] / least))
+    d = as_half(within_half(first_largest(found)[:, 0] / least))
     return d, _whole(found, d, least, -least - F32(1))
 
 
@@ -180,7 +180,7 @@ def _search_signed(x: Array, w: Array, found: Array, bits: int) -> tuple[Array, 
         if stage > 0:
             a = (tried[..., None] * _codes(x, now[:, None] * tried, None, low, high)).astype(float)
             saa, sxa = _doubles(w * a * a), _doubles(w.astype(float) * x * a)
-            now = np.where(saa > 0, _as_half(_within_half((sxa / saa).astype(F32))), now)
+            now = np.where(saa > 0, as_half(within_half((sxa / saa).astype(F32))), now)
         tried, error = nearby(now, tried)
         better = error < fewest * SURE
         fewest, d = np.where(better, error, fewest), np.where(better, now, d)

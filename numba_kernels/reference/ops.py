@@ -54,29 +54,6 @@ def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
     return theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
-def llama3_frequencies(
-    frequencies: np.ndarray, factor: float, low_freq_factor: float, high_freq_factor: float, original_context: int
-) -> np.ndarray:
-    """Llama 3's scaling: long waves are stretched by `factor`, short ones kept, those between blended."""
-    turns = original_context * frequencies / (2 * np.pi)  # over the original context
-    blend = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    return frequencies * (blend + (1 - blend) / factor)
-
-
-def yarn_frequencies(
-    frequencies: np.ndarray, factor: float, beta_fast: float, beta_slow: float, original_context: int, theta: float
-) -> tuple[np.ndarray, float]:
-    """YaRN (https://arxiv.org/abs/2309.00071) without truncation, as gpt-oss uses it: frequencies and concentration."""
-    pairs = len(frequencies)
-
-    def pair_with(turns: float) -> float:
-        return pairs * np.log(original_context / (turns * 2 * np.pi)) / np.log(theta)
-
-    low, high = max(pair_with(beta_fast), 0), min(pair_with(beta_slow), 2 * pairs - 1)
-    stretched = np.clip((np.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
-    return frequencies * (1 - stretched + stretched / factor), 0.1 * float(np.log(factor)) + 1.0
-
-
 def rope_table(frequencies: np.ndarray, positions: int, concentration: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of every angle times the concentration: float32 [positions, head_dim / 2] each."""
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
@@ -232,11 +209,6 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return x / 2 * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
 
 
-def silu_mlp(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Llama's feed-forward layer: x [n, K]; gate, up [inner, K]; down [K, inner]."""
-    return linear(silu_gate(linear(x, gate), linear(x, up)), down)
-
-
 def route(logits: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """The `top` largest of logits [n, experts], largest first, lower numbers first among equals: their ids and softmax."""
     ids = np.argsort(-logits, -1, kind="stable")[:, :top]
@@ -300,55 +272,3 @@ def expert_mlp(
             both = gate_up[expert] @ x[token] + gate_up_bias[expert]
             out[token] += share * (down[expert] @ clamped_swiglu(both[0::2], both[1::2], limit) + down_bias[expert])
     return out
-
-
-# ---- sampling -------------------------------------------------------------------------------------------------------
-
-
-def repetition_penalty(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Logits [V] with those of the tokens `seen` divided by the penalty where positive, multiplied where negative."""
-    out = logits.copy()
-    tokens = np.unique(seen)
-    out[tokens] = np.where(out[tokens] > 0, out[tokens] / penalty, out[tokens] * penalty)
-    return out
-
-
-def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """All but the k largest logits set to −infinity; equals of the k-th stay. k = 0 keeps all."""
-    if not 0 < k < len(logits):
-        return logits
-    return np.where(logits >= np.partition(logits, -k)[-k], logits, -np.inf)
-
-
-def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """The most probable tokens that together have at least probability p; the others −infinity. p = 1 keeps all."""
-    if p >= 1:
-        return logits
-    order = np.argsort(-logits, kind="stable")
-    shares = softmax(logits[order])
-    kept = order[np.cumsum(shares) - shares < p]  # the first always
-    out = np.full_like(logits, -np.inf)
-    out[kept] = logits[kept]
-    return out
-
-
-def keep_min_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """Tokens at least p times as probable as the most probable one; the others −infinity. p = 0 keeps all."""
-    return np.where(logits >= logits.max() + np.log(p), logits, -np.inf) if p > 0 else logits
-
-
-def sample(
-    logits: np.ndarray,
-    generator: np.random.Generator,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-) -> int:
-    """A token from logits [V]: temperature, then top-k, top-p and min-p; temperature 0 takes the largest logit."""
-    if temperature == 0:
-        return int(np.argmax(logits))
-    kept = keep_min_p(keep_top_p(keep_top_k(logits / np.float32(temperature), top_k), top_p), min_p)
-    cumulated = np.cumsum(softmax(kept.astype(np.float64)))
-    return int(np.searchsorted(cumulated, generator.random() * cumulated[-1], side="right"))

@@ -7,6 +7,5 @@ The best path that the CPU has is chosen at import; OSS_TOOLS_SIMD=avx2 (or anot
 """
 
 from numba_kernels.simd.path import ACTIVE, executable_paths, path
-from numba_kernels.simd.values import *  # noqa: F403
 
 __all__ = ["ACTIVE", "executable_paths", "path"]

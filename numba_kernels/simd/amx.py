@@ -15,7 +15,8 @@ from functools import cache
 from llvmlite import ir
 
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd.instructions import I8, I64, Avx512, Builder, Value, call
+from numba_kernels.simd.instructions import I8, I64, Builder, Value, call
+from numba_kernels.simd.x86 import Avx512
 
 ROWS, ROW = 16, 64  # of a matrix register; bytes of a row
 ARCH_PRCTL, ASK, TILES = 158, 0x1023, 18  # Linux: the system call, ARCH_REQ_XCOMP_PERM, the registers' state component

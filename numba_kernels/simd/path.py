@@ -12,8 +12,10 @@ import llvmlite.binding as llvm
 from numba.core import config
 
 from numba_kernels.simd.amx import Amx, permitted
+from numba_kernels.simd.arm import Neon, NeonI8mm
 from numba_kernels.simd.arm_features import arm_features
-from numba_kernels.simd.instructions import Avx2, Avx512, Avx512Bf16, AvxVnni, Neon, NeonI8mm, Portable
+from numba_kernels.simd.portable import Portable
+from numba_kernels.simd.x86 import Avx2, Avx512, Avx512Bf16, AvxVnni
 
 PATHS = {path.name: path for path in (Amx, Avx512Bf16, Avx512, AvxVnni, Avx2, NeonI8mm, Neon, Portable)}
 VARIABLE = "OSS_TOOLS_SIMD"
@@ -47,9 +49,7 @@ def _possible() -> list[str]:
         and features.issuperset(path.features)
         and (not path.matrix_registers or permitted())
     ]
-    if (
-        "amx-tile" in features and Avx512Bf16.name in found
-    ):  # Intel's: vdpbf16ps has half the products of multiply-adds there
+    if "amx-tile" in features and Avx512Bf16.name in found:  # vdpbf16ps has half the products of multiply-adds there
         found.remove(Avx512Bf16.name)
         found.insert(found.index(Avx512.name) + 1, Avx512Bf16.name)
     return found

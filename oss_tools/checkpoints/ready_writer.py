@@ -138,7 +138,8 @@ class ReadyWriter(Writer):
 
     def _pack(self, place: InPanels, matrix: int, first: int, rows: QTensor) -> None:
         """Puts rows of a tensor's matrix into their panels, some of which other rows share."""
-        from numba_kernels.cpu.packing import Packed, pack
+        from numba_kernels.cpu.packed import Packed
+        from numba_kernels.cpu.packing import pack
 
         shape, lanes = place.stack.shape, self.layout.lanes
         begin = place.first + first * place.step

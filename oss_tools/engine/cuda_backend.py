@@ -20,10 +20,11 @@ from oss_tools.models.operations import Rope
 from oss_tools.sizes import format_size
 
 try:
-    from numba_kernels.cuda.attention import PAGE, attend_kernel
+    from numba_kernels.cuda.attend import attend_kernel
+    from numba_kernels.cuda.attention import PAGE
+    from numba_kernels.cuda.attention_many import attend_many_kernel, tile_tokens
     from numba_kernels.cuda.blocks import Shape
     from numba_kernels.cuda.device import Device, find_gpu
-    from numba_kernels.cuda.prefill import attend_many_kernel, tile_tokens
     from numba_kernels.cuda.rows import choose_kernel
     from numba_kernels.cuda.seam import SIMULATED, CudaMissing, Kernel, NoKernel
     from numba_kernels.cuda.simulated import SimulatedDevice

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from numba_kernels.cuda.attention_many import attend_many_kernel, store_many_kernel
 from numba_kernels.cuda.latent import attend_latents_kernel
-from numba_kernels.cuda.matmul import SILU, STORE, SWIGLU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul import matmul_grid, matmul_kernel
 from numba_kernels.cuda.matmul_few import matmul_few_kernel
-from numba_kernels.cuda.prefill import (
-    attend_many_kernel,
-    combine_kernel,
-    group_kernel,
-    most_tiles,
-    round_kernel,
-    store_many_kernel,
-)
+from numba_kernels.cuda.prefill import combine_kernel, group_kernel, most_tiles, round_kernel
 from numba_kernels.cuda.seam import SIMULATED, Kernel
+from numba_kernels.cuda.token_tiles import SILU, STORE, SWIGLU
 from oss_tools.engine.cuda_attention import AttentionRecorder
 from oss_tools.engine.cuda_values import WARPS, Floats, Launch, Model, Pending, Routing, Value, Words
 from oss_tools.engine.cuda_weights import Stack

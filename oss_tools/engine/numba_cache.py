@@ -9,15 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.copies import (
-    copy_byte_pages,
-    copy_pages,
-    read_byte_rows,
-    read_rows,
-    write_byte_rows,
-    write_rows,
-)
-from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
+from numba_kernels.cpu.copies import copy_ops
+from numba_kernels.cpu.kv_pages import Pages
 from numba_kernels.cpu.latent import LatentPages, copy_latents_ops
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
@@ -178,8 +171,7 @@ class Pool:
         h, page = self.heads[0], {"page_bytes": self.pages.nbytes, "page_positions": POSITIONS}
         if isinstance(h, Latent):
             return {"size": h.size, **page}
-        width = {} if self.pages.element == "q8" else {"width": ELEMENTS[self.pages.element]}
-        return {"kv_heads": h.keys, "head_dim": h.size, **width, **page}
+        return {"kv_heads": h.keys, "head_dim": h.size, **page}
 
 
 class Passing:
@@ -284,11 +276,9 @@ class Cache:
 
 def copies_for(heads: Heads | Latent, element: str) -> tuple[Op, Op, Op]:
     """What reads the rows of positions, what writes them, and what copies positions from page to page."""
-    if isinstance(heads, Latent):
-        return (*copy_latents_ops(element), copy_pages)
-    if element == "q8":
-        return read_byte_rows, write_byte_rows, copy_byte_pages
-    return read_rows, write_rows, copy_pages
+    *rows, pages = copy_ops(element)
+    reading, writing = copy_latents_ops(element) if isinstance(heads, Latent) else rows
+    return reading, writing, pages
 
 
 def pages_for(heads: Heads | Latent, element: str) -> Pages | LatentPages:

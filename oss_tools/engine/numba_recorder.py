@@ -9,22 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from numba_kernels.cpu.attention import attention_op
+from numba_kernels.cpu.embedding import embedding_op
 from numba_kernels.cpu.experts import combine, group_by_expert, route, route_by_score
 from numba_kernels.cpu.kv_pages import store_op
 from numba_kernels.cpu.latent import latent_attention_op, store_latents_op
 from numba_kernels.cpu.linear import linear_op, panels_at_once
 from numba_kernels.cpu.op import Op
-from numba_kernels.cpu.rows import (
-    embedding_op,
-    gated_op,
-    gelu,
-    join_heads,
-    layer_norm,
-    quantize,
-    quantizing_to,
-    rms_norm,
-    scaled_sum,
-)
+from numba_kernels.cpu.records import quantizing_to
+from numba_kernels.cpu.rows import gated_op, gelu, join_heads, layer_norm, quantize, rms_norm, scaled_sum
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Options
 from oss_tools.engine.numba_cache import POSITIONS, Pool

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from numba_kernels.cpu.rows import empty_records
+from numba_kernels.cpu.records import empty_records
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Run
 from oss_tools.engine.numba_cache import SEQUENCES

@@ -9,7 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from numba_kernels.cpu.packing import Packed, fits, pack
+from numba_kernels.cpu.packed import Packed, fits
+from numba_kernels.cpu.packing import pack
 from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
 from oss_tools.formats import Format, get_format

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from numba_kernels.cpu.packing import HUGE, Packed
-from numba_kernels.cpu.rows import record_bytes
+from numba_kernels.cpu.huge_pages import HUGE
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.records import record_bytes
 from numba_kernels.simd.values import LANES
 from oss_tools.checkpoints.ready import ReadyReader
 from oss_tools.engine.engine import PREFIX_SHARE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numba_kernels.cpu.packing import empty_bytes
+from numba_kernels.cpu.huge_pages import empty_bytes
 from numba_kernels.cpu.probe import rate, reading
 from numba_kernels.cpu.team import Team
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from numba_kernels.cache_folder import private_folder, user_cache
-from numba_kernels.cpu.packing import empty_bytes
+from numba_kernels.cpu.huge_pages import empty_bytes
 from oss_tools.errors import OssToolsError
 from oss_tools.machine.direct import DirectFile
 from oss_tools.sizes import format_size

@@ -26,10 +26,11 @@ from numba_kernels.cuda.blocks import GROUP, Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.device import Device
 from numba_kernels.cuda.experts import down_kernel, gate_up_coded_kernel, gate_up_kernel, may_choose, takes_codes
-from numba_kernels.cuda.matmul import SWIGLU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul import matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
 from numba_kernels.cuda.prefill import group_kernel, most_tiles
 from numba_kernels.cuda.seam import WARP, Kernel
+from numba_kernels.cuda.token_tiles import SWIGLU
 from oss_tools.engine import cuda_backend
 from oss_tools.engine.cuda_one_token import splits
 from oss_tools.errors import MissingPackage
@@ -323,7 +324,7 @@ def expert_matmul(device: Device, sizes: Sizes, format: str) -> Problem:
 # ---- their tests ----------------------------------------------------------------------------------------------------
 
 MOST_WORKERS = 12
-TESTS = ("test_cuda_kernels.py", "test_cuda_prefill.py", "test_cuda_families_kernels.py")
+TESTS = [f"test_cuda_{name}.py" for name in ("kernels", "experts", "attention", "prefill", "families_kernels")]
 
 
 def kernel_tests(folder: Path = Path("tests/numba_kernels/cuda")) -> Iterator[dict[str, Any]]:

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from numba_kernels.cpu import attention, copies, kv_pages, latent, linear, rows
+from numba_kernels.cpu.embedding import embedding_op
 from numba_kernels.cpu.op import Op, op
 from numba_kernels.cpu.recipes import op_of, recipe_of
+from numba_kernels.cpu.records import quantizing_to
 from oss_tools.engine import compiling
 from oss_tools.engine.compiling import Crew, compile_all
 from oss_tools.engine.engine import Engine
@@ -21,10 +23,10 @@ from oss_tools.engine.engine import Engine
 ROOT = Path(__file__).parent.parent.parent
 OPS = [
     rows.rms_norm,
-    rows.quantizing_to(rows.rms_norm, "int8"),
-    rows.quantizing_to(rows.rms_norm, "int8_g16"),
-    rows.quantizing_to(rows.gated_op("swiglu"), "int8_g16"),
-    rows.embedding_op("q8_0"),
+    quantizing_to(rows.rms_norm, "int8"),
+    quantizing_to(rows.rms_norm, "int8_g16"),
+    quantizing_to(rows.gated_op("swiglu"), "int8_g16"),
+    embedding_op("q8_0"),
     linear.linear_op("mxfp4", "int8", many=False),
     linear.linear_op("bf16"),
     attention.attention_op(8),
@@ -33,9 +35,8 @@ OPS = [
     latent.store_latents_op("bf16"),
     latent.latent_attention_op("f32", 40),
     *latent.copy_latents_ops("f32"),
-    copies.read_rows,
-    copies.write_rows,
-    copies.copy_pages,
+    *copies.copy_ops("bf16"),
+    *copies.copy_ops("q8"),
 ]
 
 

@@ -6,7 +6,8 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from numba_kernels.cpu.rows import empty_records, quantize
+from numba_kernels.cpu.records import empty_records
+from numba_kernels.cpu.rows import quantize
 from numba_kernels.reference.ops import quantize_rows
 
 GGML = {name: gguf.GGMLQuantizationType[name.upper()] for name in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")}

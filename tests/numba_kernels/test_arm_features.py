@@ -7,7 +7,7 @@ import ctypes
 import pytest
 
 from numba_kernels.simd import arm_features as asked
-from numba_kernels.simd.instructions import Neon, NeonI8mm
+from numba_kernels.simd.arm import Neon, NeonI8mm
 
 
 class Function:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numba_kernels.reference import formats as twin
+from numba_kernels.reference import ggml as ggml_twin
 from numba_kernels.reference import k_quants as k_twin
 from oss_tools.formats import get_format
 from oss_tools.formats.nvfp4 import tensor_scale
@@ -161,18 +162,18 @@ def test_int8(values: np.ndarray, importance: np.ndarray | None, name: str, rule
 def test_ggml(values: np.ndarray, importance: np.ndarray | None, name: str, rule: str) -> None:
     tensor = get_format(name).quantize(values, rule=rule, importance=importance)
     bits, has_minimum, x, w = int(name[1]), name[3] == "1", blocks(values, 32), blocks(importance, 32)
-    packed = twin.quantize_q8_0(x, rule, w) if bits == 8 else twin.quantize_nibbles(x, bits, has_minimum, rule, w)
+    packed = ggml_twin.quantize_q8_0(x, rule, w) if bits == 8 else ggml_twin.quantize_nibbles(x, bits, has_minimum, rule, w)
     assert_same_bytes(tensor.planes["blocks"], packed)
-    np.testing.assert_array_equal(tensor.dequantize().reshape(-1, 32), twin.dequantize_ggml(packed, bits, has_minimum))
+    np.testing.assert_array_equal(tensor.dequantize().reshape(-1, 32), ggml_twin.dequantize_ggml(packed, bits, has_minimum))
 
 
 @many
 @given(arrays(), weights(), st.sampled_from(["search", "plain"]))
 def test_iq4_nl(values: np.ndarray, importance: np.ndarray | None, rule: str) -> None:
     tensor = get_format("iq4_nl").quantize(values, rule=rule, importance=importance)
-    packed = twin.quantize_iq4_nl(blocks(values, 32), rule, blocks(importance, 32))
+    packed = ggml_twin.quantize_iq4_nl(blocks(values, 32), rule, blocks(importance, 32))
     assert_same_bytes(tensor.planes["blocks"], packed)
-    assert_same_values(tensor.dequantize(), twin.dequantize_iq4_nl(packed))
+    assert_same_values(tensor.dequantize(), ggml_twin.dequantize_iq4_nl(packed))
 
 
 @many
@@ -188,6 +189,8 @@ def test_any_ggml_bytes_decode_as_the_twin_says(name: str) -> None:
     data = np.random.default_rng(3).integers(0, 256, (64, format.bytes_per_row(64)), np.uint8)
     decoded = format.unpack_ggml(data, 64).dequantize().reshape(-1, 32)
     packed = data.reshape(-1, format.bytes_per_row(32))
-    decode = {"iq4_nl": twin.dequantize_iq4_nl}.get(name, lambda d: twin.dequantize_ggml(d, int(name[1]), name[3] == "1"))
+    decode = {"iq4_nl": ggml_twin.dequantize_iq4_nl}.get(
+        name, lambda d: ggml_twin.dequantize_ggml(d, int(name[1]), name[3] == "1")
+    )
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(decoded, decode(packed))

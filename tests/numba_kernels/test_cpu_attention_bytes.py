@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from numba_kernels.cpu.attention import PART, attention_op, attention_scratch
 from numba_kernels.cpu.attention_bytes import MOST_SUMMED
-from numba_kernels.cpu.copies import read_byte_rows
+from numba_kernels.cpu.copies import copy_ops
 from numba_kernels.cpu.kv_pages import MAX_HEAD, Pages, store_op
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
@@ -58,7 +58,7 @@ class Case:
         rows = np.zeros((count, self.pages.row_bytes), np.uint8)
         table, k, d = self.tables[sequence], self.kv_heads, self.head_dim
         self.team.call(
-            read_byte_rows, table=table, ring=len(table), rows=rows, row_stride=rows.strides[0], first=first, count=count,
+            copy_ops("q8")[0], table=table, ring=len(table), rows=rows, row_stride=rows.strides[0], first=first, count=count,
             kv_heads=k, head_dim=d, **self.geometry,
         )  # fmt: skip
         codes, scales = rows[:, : 2 * k * d].view(np.int8), rows[:, 2 * k * d :].copy().view(np.float32)

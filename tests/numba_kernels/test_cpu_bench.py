@@ -7,12 +7,13 @@ import json
 import pytest
 from guarded import GuardedTeam
 
-from numba_kernels import bench
+from numba_kernels.bench import speeds
+from numba_kernels.bench.__main__ import main
 from numba_kernels.simd import path
 
 
 def test_record(capsys):
-    bench.main(["--quick", "--json", "--threads", "1", "--only", "overhead"])
+    main(["--quick", "--json", "--threads", "1", "--only", "overhead"])
     record = json.loads(capsys.readouterr().out)
     assert record["path"] == path()
     assert record["threads"] == 1
@@ -23,7 +24,7 @@ def test_record(capsys):
 
 
 def test_table(capsys):
-    bench.main(["--quick", "--threads", "1", "--only", "rows"])
+    main(["--quick", "--threads", "1", "--only", "rows"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("rms_norm and quantize × 512 tokens") for line in lines)
 
@@ -31,10 +32,10 @@ def test_table(capsys):
 @pytest.mark.parametrize("pieces", [1024, 5, 1])
 def test_attention_stays_within_its_scratch(monkeypatch, pieces):
     """More heads share keys than a tile of any path has rows; there is scratch for all pieces of work, or for a few."""
-    make = bench.attention.attention_scratch
-    monkeypatch.setattr(bench.attention, "attention_scratch", lambda wanted, size: make(pieces, size))
-    monkeypatch.setattr(bench, "HEADS", 26 * bench.KV_HEADS)
-    benchmark = bench.Bench(1, quick=True)
+    make = speeds.attention.attention_scratch
+    monkeypatch.setattr(speeds.attention, "attention_scratch", lambda wanted, size: make(pieces, size))
+    monkeypatch.setattr(speeds, "HEADS", 26 * speeds.KV_HEADS)
+    benchmark = speeds.Bench(1, quick=True)
     benchmark.team, plain = GuardedTeam(1), benchmark.team
     plain.close()
     benchmark.ceilings["multiply-add peak"] = 1.0

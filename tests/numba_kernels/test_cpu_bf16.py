@@ -11,7 +11,9 @@ from problems import padded, weights
 
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.linear import add_linear, expert_groups, linear_op, one_group
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
+from numba_kernels.cpu.records import empty_records, quantizing_to
 from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 
@@ -20,8 +22,8 @@ TOLERANCE = 3e-6  # of the largest result, as for float32 activations: products 
 
 def rounded(team, x):  # type: ignore[no-untyped-def]
     """Records of rows, and the values that they hold, by another's rounding."""
-    out = rows.empty_records(*x.shape, "bf16")
-    op = rows.quantizing_to(rows.quantize, "bf16")
+    out = empty_records(*x.shape, "bf16")
+    op = quantizing_to(rows.quantize, "bf16")
     team.call(op, x=x, x_stride=x.strides[0], records=out, record_stride=out.strides[0], rows=len(x), columns=x.shape[1])
     return out, x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
@@ -60,9 +62,9 @@ def test_records_hold_rounded_values_and_zeros(team, columns):
 def test_rms_norm_writes_the_records_that_quantize_writes(team):
     x = np.random.default_rng(0).normal(size=(3, 77)).astype(np.float32)
     weight, out = padded(np.ones((1, 77), np.float32))[0], np.zeros((3, 96), np.float32)
-    records = rows.empty_records(3, 77, "bf16")
+    records = empty_records(3, 77, "bf16")
     team.call(
-        rows.quantizing_to(rows.rms_norm, "bf16"), x=x, x_stride=x.strides[0], weight=weight, out=out,
+        quantizing_to(rows.rms_norm, "bf16"), x=x, x_stride=x.strides[0], weight=weight, out=out,
         out_stride=out.strides[0], records=records, record_stride=records.strides[0], rows=3, columns=77, eps=1e-5,
     )  # fmt: skip
     np.testing.assert_array_equal(records, rounded(team, out[:, :77].copy())[0])

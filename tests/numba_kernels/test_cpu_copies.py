@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from numba_kernels.cpu.copies import (
-    copy_byte_pages,
-    copy_pages,
-    read_byte_rows,
-    read_rows,
-    write_byte_rows,
-    write_rows,
-)
+from numba_kernels.cpu.copies import copy_ops
 from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
 
 HEADS, DIM, POSITIONS = 3, 24, 32
@@ -30,9 +23,7 @@ class Store:
         self.geometry = {
             "kv_heads": HEADS, "head_dim": DIM, "page_bytes": self.pages.nbytes, "page_positions": POSITIONS,
         }  # fmt: skip
-        self.ops = read_byte_rows, write_byte_rows, copy_byte_pages
-        if element != "q8":
-            self.geometry["width"], self.ops = ELEMENTS[element], (read_rows, write_rows, copy_pages)
+        self.ops = copy_ops(element)
 
     def move(self, op, sequence, first, rows):  # type: ignore[no-untyped-def]
         table = self.tables[sequence]

@@ -8,7 +8,9 @@ from problems import K_QUANTS, padded, weights
 
 from numba_kernels.cpu import rows
 from numba_kernels.cpu.linear import linear_op
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
+from numba_kernels.cpu.records import empty_records, quantizing_to
 from numba_kernels.reference import ops
 
 KIND = "int8_g16"
@@ -17,8 +19,8 @@ KIND = "int8_g16"
 def quantized(team, x):  # type: ignore[no-untyped-def]
     """Records of rows, and the values that they stand for."""
     x = padded(x)
-    out = rows.empty_records(*x.shape, KIND)
-    op = rows.quantizing_to(rows.quantize, KIND)
+    out = empty_records(*x.shape, KIND)
+    op = quantizing_to(rows.quantize, KIND)
     team.call(op, x=x, x_stride=x.strides[0], records=out, record_stride=out.strides[0], rows=len(x), columns=x.shape[1])
     codes, scales = ops.quantize_rows(x, 16)
     return out, codes * scales.repeat(16, 1)
@@ -49,9 +51,9 @@ def test_linear(team, name, tokens):
 def test_rms_norm_writes_the_records_that_quantize_writes(team):
     x = np.random.default_rng(0).normal(size=(3, 96)).astype(np.float32)
     weight = np.linspace(0.5, 2, 96, dtype=np.float32)
-    out, records = np.zeros((3, 96), np.float32), rows.empty_records(3, 96, KIND)
+    out, records = np.zeros((3, 96), np.float32), empty_records(3, 96, KIND)
     team.call(
-        rows.quantizing_to(rows.rms_norm, KIND), x=x, x_stride=x.strides[0], weight=weight, out=out, out_stride=out.strides[0],
+        quantizing_to(rows.rms_norm, KIND), x=x, x_stride=x.strides[0], weight=weight, out=out, out_stride=out.strides[0],
         records=records, record_stride=records.strides[0], rows=3, columns=96, eps=1e-5,
     )  # fmt: skip
     np.testing.assert_array_equal(records, quantized(team, out)[0])

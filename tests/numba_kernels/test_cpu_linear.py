@@ -7,7 +7,8 @@ import pytest
 from problems import FORMATS, K_QUANTS, padded, records, weights
 
 from numba_kernels.cpu.linear import add_linear, expert_groups, one_group, panels_at_once
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.team import Program
 
 TOLERANCE = 3e-6  # of the largest result: float32 sums over the blocks of a row

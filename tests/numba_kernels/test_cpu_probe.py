@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from problems import weights
 
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.probe import PIECE, STEP, multiplying, rate, read_memory, reading
 
 

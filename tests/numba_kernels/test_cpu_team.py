@@ -11,7 +11,7 @@ import pytest
 
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.team import Program, Team, take
-from numba_kernels.simd.values import get_i64, set_i64
+from numba_kernels.simd.memory import get_i64, set_i64
 
 
 @op

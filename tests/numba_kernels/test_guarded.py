@@ -10,7 +10,7 @@ from numba_kernels import parallel
 from numba_kernels.codec import call
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.team import take
-from numba_kernels.simd.values import get_f32, set_f32
+from numba_kernels.simd.memory import get_f32, set_f32
 
 
 @op

@@ -14,11 +14,11 @@ from numba.core import types
 
 from numba_kernels import simd
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd import values
+from numba_kernels.simd import memory, tiles, values
 from numba_kernels.simd.amx import Amx
-from numba_kernels.simd.instructions import Avx512Bf16
 from numba_kernels.simd.path import ACTIVE, PATHS
 from numba_kernels.simd.values import LANES, Address, Bytes, Void, Words, operation
+from numba_kernels.simd.x86 import Avx512Bf16
 
 njit = numba.njit(error_model="numpy")
 
@@ -40,7 +40,7 @@ def elementwise(function, *arrays):
 def test_exp():
     @njit
     def body(a, i, out):
-        values.store_floats(out, values.exp(values.load_floats(a[0] + i)))
+        memory.store_floats(out, values.exp(memory.load_floats(a[0] + i)))
 
     x = np.concatenate([np.linspace(-87.2, 88.2, 1 << 15), [0, -np.inf, -200, np.nan, 1e-8, -1e-8, -0.0, -88]])
     x = np.pad(x.astype(np.float32), (0, -len(x) % LANES))
@@ -58,7 +58,7 @@ def test_every_half_precision_value():
     @njit
     def run(x, out):
         for i in range(0, 65536, LANES):
-            values.store_floats(out + 4 * i, values.load_f16(x + 2 * i))
+            memory.store_floats(out + 4 * i, memory.load_f16(x + 2 * i))
 
     run(bits.ctypes.data, out.ctypes.data)
     np.testing.assert_array_equal(out, bits.view(np.float16).astype(np.float32))
@@ -75,8 +75,8 @@ def test_every_bfloat16_value_and_rounding():
     @njit
     def run(bits, out, x, back):
         for i in range(0, 65536, LANES):
-            values.store_floats(out + 4 * i, values.load_bf16(bits + 2 * i))
-            values.store_bf16(back + 2 * i, values.load_floats(x + 4 * i))
+            memory.store_floats(out + 4 * i, memory.load_bf16(bits + 2 * i))
+            memory.store_bf16(back + 2 * i, memory.load_floats(x + 4 * i))
 
     run(bits.ctypes.data, out.ctypes.data, x.ctypes.data, back.ctypes.data)
     np.testing.assert_array_equal(out, bits.view(ml_dtypes.bfloat16).astype(np.float32))
@@ -170,14 +170,14 @@ def test_products_of_bfloat16_pairs():
 def test_arithmetic_and_reductions():
     @njit
     def body(a, i, out):
-        x, y = values.load_floats(a[0] + i), values.load_floats(a[1] + i)
+        x, y = memory.load_floats(a[0] + i), memory.load_floats(a[1] + i)
         larger, smaller = values.maximum(x, y), values.minimum(x, y)
         total = (x + y) * x - y / (x * x + values.splat(np.float32(1)))
-        values.store_floats(out, values.fma(larger, smaller, values.absolute(total)))
+        memory.store_floats(out, values.fma(larger, smaller, values.absolute(total)))
 
     @njit
     def ends(x):
-        v = values.load_floats(x)
+        v = memory.load_floats(x)
         return values.sum_lanes(v), values.max_lanes(v), values.sum_words(values.round_to_words(v))
 
     rng = np.random.default_rng(2)
@@ -197,8 +197,8 @@ def test_partial_loads_and_stores(count):
 
     @njit
     def run(x, out):
-        values.store_first(out, values.load_first(x, count), count)
-        values.store_floats(out + 8 * LANES, values.load_first(x, count))
+        memory.store_first(out, memory.load_first(x, count), count)
+        memory.store_floats(out + 8 * LANES, memory.load_first(x, count))
 
     import mmap
 
@@ -215,7 +215,7 @@ def test_partial_loads_and_stores(count):
 def test_lanes_are_kept_or_hidden():
     @njit
     def run(x, out, first, low, high):
-        values.store_floats(out, values.keep_between(first, low, high, values.load_floats(x)))
+        memory.store_floats(out, values.keep_between(first, low, high, memory.load_floats(x)))
 
     x, out = np.arange(LANES, dtype=np.float32), np.empty(LANES, np.float32)
     run(x.ctypes.data, out.ctypes.data, 100, 102, 105)
@@ -225,9 +225,9 @@ def test_lanes_are_kept_or_hidden():
 def test_interleaved_lanes_come_apart():
     @njit
     def run(x, out):
-        low, high = values.load_floats(x), values.load_floats(x + 4 * LANES)
-        values.store_floats(out, values.evens(low, high))
-        values.store_floats(out + 4 * LANES, values.odds(low, high))
+        low, high = memory.load_floats(x), memory.load_floats(x + 4 * LANES)
+        memory.store_floats(out, values.evens(low, high))
+        memory.store_floats(out + 4 * LANES, values.odds(low, high))
 
     x, out = np.arange(2 * LANES, dtype=np.float32), np.empty(2 * LANES, np.float32)
     run(x.ctypes.data, out.ctypes.data)
@@ -237,9 +237,9 @@ def test_interleaved_lanes_come_apart():
 def test_lanes_interleave():
     @njit
     def run(x, out):
-        left, right = values.load_floats(x), values.load_floats(x + 4 * LANES)
-        values.store_floats(out, values.lower_pairs(left, right))
-        values.store_floats(out + 4 * LANES, values.upper_pairs(left, right))
+        left, right = memory.load_floats(x), memory.load_floats(x + 4 * LANES)
+        memory.store_floats(out, values.lower_pairs(left, right))
+        memory.store_floats(out + 4 * LANES, values.upper_pairs(left, right))
 
     x, out = np.arange(2 * LANES, dtype=np.float32), np.empty(2 * LANES, np.float32)
     run(x.ctypes.data, out.ctypes.data)
@@ -252,11 +252,11 @@ def test_sums_of_tiles_are_those_of_their_vectors(count):
 
     @njit
     def run(x, out, single):
-        first = values.load_tile(count, x, 8 * LANES)
-        second = values.load_tile(count, x + 4 * LANES, 8 * LANES)
-        values.store_sums(out, 16, first, second)
+        first = tiles.load_tile(count, x, 8 * LANES)
+        second = tiles.load_tile(count, x + 4 * LANES, 8 * LANES)
+        tiles.store_sums(out, 16, first, second)
         for i in range(2 * count):
-            values.set_f32(single + 4 * i, values.sum_lanes(values.load_floats(x + i * 4 * LANES)))
+            memory.set_f32(single + 4 * i, values.sum_lanes(memory.load_floats(x + i * 4 * LANES)))
 
     x = np.random.default_rng(4).normal(size=(2 * count, LANES)).astype(np.float32)
     out, single = np.full((count, 4), np.nan, np.float32), np.zeros((count, 2), np.float32)

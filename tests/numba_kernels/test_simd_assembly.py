@@ -16,7 +16,8 @@ from llvmlite import ir
 from numba_kernels import simd
 from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd.instructions import F32, I8, I32, I64, Avx512, Avx512Bf16, AvxVnni
+from numba_kernels.simd.instructions import F32, I8, I32, I64
+from numba_kernels.simd.x86 import Avx512, Avx512Bf16, AvxVnni
 
 ROOT = Path(__file__).parent.parent.parent
 WHOLE = """

@@ -25,7 +25,7 @@ QUICK += " or test_mxfp4 or test_ggml or test_error_sums or published"
 
 def run_tests(path: str, *options: str, guards: bool = False) -> None:
     files = ["test_simd.py", "test_cpu_linear.py", "test_cpu_rows.py", "test_cpu_attention.py", "test_cpu_latent.py"]
-    files += ["test_cpu_attention_bytes.py"]
+    files += ["test_cpu_experts.py", "test_cpu_attention_bytes.py"]
     files += ["test_cpu_bf16.py", "test_codec_twins.py", "test_codec_sums.py", "test_hashes.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "OSS_TOOLS_SIMD": path, "OSS_TOOLS_GUARDS": str(int(guards))}

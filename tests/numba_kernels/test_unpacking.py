@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numba_kernels.cpu.geometry import BYTES, K_QUANTS, Geometry, divides
-from numba_kernels.cpu.packing import Packed, all_formats, fits, pack
+from numba_kernels.cpu.packed import Packed, all_formats, fits
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.unpacking import restore_zero_scales, unpack, zero_scales
 from numba_kernels.simd.path import ACTIVE
 from oss_tools.formats import get_format

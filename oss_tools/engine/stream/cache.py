@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.packing import empty_bytes
+from numba_kernels.cpu.huge_pages import empty_bytes
 from oss_tools.machine.direct import PAGE
 
 READERS = 3  # threads that read: each waits for the disk nearly all of its time

@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from numba_kernels.cpu.packing import Packed, pack
+from numba_kernels.cpu.packed import Packed
+from numba_kernels.cpu.packing import pack
 from numba_kernels.simd.values import LANES
 from oss_tools.engine.numba_weights import CHUNK_BYTES, Stack, kernel_format
 from oss_tools.engine.weights import common_format, converted

@@ -94,3 +94,13 @@ def as_the_kernel_sees(x: np.ndarray, format: str, activations: str) -> np.ndarr
         return x
     codes, scales = ops.quantize_rows(x, 16)
     return (codes.reshape(*scales.shape, 16) * scales[..., None]).reshape(x.shape).astype(np.float32)
+
+
+def assert_near(got: np.ndarray, wanted: np.ndarray, tolerance: float = 3e-6) -> None:
+    """Largest difference beside the largest value."""
+    assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    """Rounded to bfloat16."""
+    return reference.decode_bfloat16(reference.encode_bfloat16(x))

@@ -5,26 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from carry_out import poison, run, where
-from cuda_problems import floats, matrix, rest_slow
+from cuda_problems import bf16, floats, matrix, rest_slow
 
-from numba_kernels.cuda.attention import Attention, attend_kernel, partial_size
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention, partial_size
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.choice import Choice
 from numba_kernels.cuda.experts import SILU as SILU_GATE
 from numba_kernels.cuda.experts import gate_up_kernel
 from numba_kernels.cuda.heads import turn_heads_kernel
-from numba_kernels.cuda.latent import (
-    attend_latents_kernel,
-    latent_shape,
-    store_latents_kernel,
-)
-from numba_kernels.cuda.matmul import GELU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.latent import attend_latents_kernel, latent_shape, store_latents_kernel
+from numba_kernels.cuda.matmul import matmul_grid, matmul_kernel
 from numba_kernels.cuda.matvec import matvec_kernel
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.cuda.products import products_kernel
 from numba_kernels.cuda.routing import route_kernel
 from numba_kernels.cuda.rows import add_rows_kernel, embed_kernel, layer_norm_kernel
 from numba_kernels.cuda.seam import NoKernel
+from numba_kernels.cuda.token_tiles import GELU
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 
@@ -33,17 +31,8 @@ EPSILON = np.float32(1e-5)
 SLOW = where() == "simulator"
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
 def assert_near(got: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
     assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
-
-
-def bf16(x: np.ndarray) -> np.ndarray:
-    return reference.decode_bfloat16(reference.encode_bfloat16(x))
 
 
 # ---- the choice of experts ------------------------------------------------------------------------------------------

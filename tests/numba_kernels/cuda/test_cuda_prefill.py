@@ -7,22 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from carry_out import poison, run, where
-from cuda_problems import floats, matrix, rest_slow
+from cuda_problems import assert_near, bf16, floats, matrix, rest_slow
 
 from numba_kernels.cuda.attention import Attention
+from numba_kernels.cuda.attention_many import attend_many_kernel, store_many_kernel, tile_tokens
 from numba_kernels.cuda.blocks import LAYOUTS, Shape
-from numba_kernels.cuda.matmul import ADD, SILU, STORE, SWIGLU, matmul_grid, matmul_kernel
+from numba_kernels.cuda.matmul import matmul_grid, matmul_kernel
 from numba_kernels.cuda.matmul_few import matmul_few_kernel
-from numba_kernels.cuda.prefill import (
-    attend_many_kernel,
-    combine_kernel,
-    group_kernel,
-    most_tiles,
-    round_kernel,
-    store_many_kernel,
-    tile_tokens,
-)
+from numba_kernels.cuda.prefill import combine_kernel, group_kernel, most_tiles, round_kernel
 from numba_kernels.cuda.seam import Kernel
+from numba_kernels.cuda.token_tiles import ADD, SILU, STORE, SWIGLU
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 
@@ -31,15 +25,6 @@ LIMITS = np.float32(7), np.float32(1.702)
 SLOW = where() == "simulator"
 WARPS = 1 if SLOW else 2
 NO_INTS, NO_WORDS = np.zeros(1, np.int32), np.zeros(1, np.uint32)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
-def bf16(x: np.ndarray) -> np.ndarray:
-    return reference.decode_bfloat16(reference.encode_bfloat16(x))
 
 
 def words(x: np.ndarray) -> np.ndarray:
@@ -52,10 +37,6 @@ def words(x: np.ndarray) -> np.ndarray:
 def values(out: np.ndarray, columns: int) -> np.ndarray:
     """What words of bfloat16 stand for."""
     return reference.decode_bfloat16(out.view(np.uint16))[:, :columns]
-
-
-def assert_near(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
-    assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 CASES = [("mxfp4", 288, 8)] if SLOW else [(f, {"int8_g128": 384}.get(f, 352), n) for f in LAYOUTS for n in (8, 64)]

@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from numba_kernels.cuda.attention import Attention, attend_kernel
+from numba_kernels.cuda.attend import attend_kernel
+from numba_kernels.cuda.attention import Attention
+from numba_kernels.cuda.attention_many import attend_many_kernel
 from numba_kernels.cuda.blocks import Shape
 from numba_kernels.cuda.catalogue import Example, examples
 from numba_kernels.cuda.matvec import STORE, matvec_kernel
-from numba_kernels.cuda.prefill import attend_many_kernel
 from numba_kernels.cuda.ptx import assemble, instructions
 from numba_kernels.cuda.seam import ARCHITECTURES, DEPENDENT, SHARED, SIMULATED, NoKernel
 

@@ -12,7 +12,7 @@ import pytest
 from numba_kernels.cuda.seam import SIMULATED
 
 HERE = Path(__file__).parent
-FILES = [HERE / f"test_cuda_{name}.py" for name in ("kernels", "prefill", "families_kernels")]
+FILES = [HERE / f"test_cuda_{name}.py" for name in ("kernels", "experts", "attention", "prefill", "families_kernels")]
 
 
 @pytest.mark.slow

@@ -1,130 +1,32 @@
-"""Each kernel's speed beside what this machine can do at most, measured in the same run.
-
-    python -m numba_kernels.bench [--threads N] [--only TEXT] [--quick] [--json]
-
-Ceilings: reading memory, the dot products of int8 and of bfloat16 (where there is one) and the fused multiply-add from registers.
-Shapes are gpt-oss-20b's.
-Figures mean something on a quiet machine only; the load average is part of the record.
-"""
+"""The kernels' speeds at gpt-oss-20b's shapes, each held against a ceiling of the same run."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Iterator
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
-from numba.extending import intrinsic
 
+from numba_kernels.bench.ceilings import CHAINS, STEPS, dot_step, fma_step, pairs_step, peak
+from numba_kernels.bench.problems import random_planes, random_weights
+from numba_kernels.bench.timing import Result, Timer
 from numba_kernels.cpu import attention, experts, kv_pages, rows
-from numba_kernels.cpu.blocks import LAYOUTS, Shorts
+from numba_kernels.cpu.huge_pages import empty_bytes
 from numba_kernels.cpu.k_panels import K_BLOCKS
 from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
 from numba_kernels.cpu.op import op
-from numba_kernels.cpu.packing import GGML_BLOCKS, INT8_GROUPS, Packed, all_formats, empty_bytes, pack
+from numba_kernels.cpu.packed import Packed, all_formats
+from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.probe import reading
-from numba_kernels.cpu.team import Program, Team, take
-from numba_kernels.parallel import cores
-from numba_kernels.simd import instructions as emit
-from numba_kernels.simd import path
+from numba_kernels.cpu.records import empty_records, quantizing_to
+from numba_kernels.cpu.team import Program
 from numba_kernels.simd.path import ACTIVE
-from numba_kernels.simd.values import (
-    LANES,
-    Address,
-    Bytes,
-    Tile,
-    Words,
-    load_floats,
-    set_f32,
-    spill,
-    sum_lanes,
-    zero_tile,
-)
+from numba_kernels.simd.values import LANES
 
 HIDDEN, INNER, EXPERTS, TOP = 2880, 2880, 32, 4
 HEADS, KV_HEADS, HEAD_DIM = 64, 8, 64
 BIG = 256 << 20  # bytes that no cache holds
-
-
-@dataclass
-class Result:
-    """One measurement: `value` in `unit`, the ceiling that it is held against, and the spread of the times."""
-
-    name: str
-    value: float
-    unit: str
-    ceiling: str = ""
-    share: float | None = None
-    microseconds: float = 0.0
-    spread: float = 0.0
-
-
-# ---- ceilings -------------------------------------------------------------------------------------------------------
-
-
-CHAINS, STEPS = 12, 20000  # independent accumulators; steps of a piece of work
-
-
-def _step(name: str, body: Callable[..., Any]) -> Any:
-    """An intrinsic (tile, address) -> tile that applies body(builder, lane vector, address) to each accumulator."""
-
-    def typing(typing_context: Any, tile: Any, address: Any) -> Any:
-        def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
-            result = args[0]
-            for t in range(tile.count):
-                result = b.insert_value(result, body(b, b.extract_value(args[0], t), args[1]), t)
-            return result
-
-        return (tile(tile, Address), lower) if isinstance(tile, Tile) else None
-
-    typing.__name__ = name
-    return intrinsic(typing)
-
-
-def _dot(b: Any, total: Any, address: Any) -> Any:
-    """A dot product of bytes; where the path sums in 16 bits, of the total's own bytes, or all accumulators would share one."""
-    codes, x = (emit.load(b, emit.advance(b, address, 4 * LANES * i), Bytes.llvm) for i in range(2))
-    if ACTIVE.narrow_sums:
-        return b.bitcast(ACTIVE.dot_narrow(b, b.bitcast(total, Shorts), codes, b.bitcast(total, Bytes.llvm)), total.type)
-    return b.bitcast(ACTIVE.dot_unsigned(b, b.bitcast(total, Words.llvm), codes, x), total.type)
-
-
-def _fma(b: Any, total: Any, address: Any) -> Any:
-    x, y = (emit.load(b, emit.advance(b, address, 4 * LANES * i), total.type) for i in range(2))
-    return ACTIVE.fma(b, x, y, total)
-
-
-def _pairs(b: Any, total: Any, address: Any) -> Any:
-    pairs = emit.load(b, address, Words.llvm)
-    x = emit.splat(b, emit.load(b, emit.advance(b, address, 4 * LANES), emit.I32), LANES)
-    return ACTIVE.dot_pairs(b, total, pairs, x)
-
-
-dot_step, fma_step, pairs_step = _step("dot_step", _dot), _step("fma_step", _fma), _step("pairs_step", _pairs)
-step: Any = dot_step
-
-
-def peak(x, pieces, out, team, thread):  # type: ignore[no-untyped-def]
-    """CHAINS accumulators in registers, STEPS times in each piece of work."""
-    item = take(team)
-    while item < pieces:
-        tile = zero_tile(CHAINS)
-        for k in range(STEPS):
-            tile = step(tile, x + k % 8 * 8 * LANES)
-        results = spill(tile)
-        total = load_floats(results)
-        for t in range(1, CHAINS):
-            total = total + load_floats(results + t * LANES * 4)
-        set_f32(out + 4 * item, sum_lanes(total))
-        item = take(team)
 
 
 @op
@@ -132,81 +34,16 @@ def nothing(team, thread):  # type: ignore[no-untyped-def]
     """An operation without work: what remains is the barrier."""
 
 
-# ---- problems -------------------------------------------------------------------------------------------------------
-
-
-def random_planes(name: str, count: int, columns: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Planes of a random matrix whose scales are moderate numbers."""
-
-    def any_bytes(width: int) -> np.ndarray:
-        return rng.integers(0, 256, (count, width), dtype=np.uint8)
-
-    if name == "mxfp4":
-        return {"blocks": any_bytes(columns // 2), "scales": any_bytes(columns // 32) % 8 + 118}
-    if name in GGML_BLOCKS:
-        raw = any_bytes(columns // 32 * GGML_BLOCKS[name][0]).reshape(count, columns // 32, -1)
-        for at in range(0, LAYOUTS[name].scale_bytes, 2):
-            raw[..., at], raw[..., at + 1] = 0, 0x1C  # a half-precision 0.004
-        return {"blocks": raw.reshape(count, -1)}
-    if name in K_BLOCKS:
-        block = K_BLOCKS[name]
-        raw = any_bytes(columns // 256 * block.nbytes).reshape(count, columns // 256, -1)
-        for at in block.halves:
-            if at >= 0:
-                raw[..., at], raw[..., at + 1] = 0, 0x08  # a half-precision 0.0001
-        return {"blocks": raw.reshape(count, -1)}
-    if name.startswith("int8"):
-        groups = columns // INT8_GROUPS.get(name, columns)
-        return {"codes": any_bytes(columns).view(np.int8), "scales": np.full((count, groups), 0x3B80, np.uint16)}
-    values = rng.normal(size=(count, columns)).astype(np.float32)
-    if name == "bf16":
-        return {"values": (values.view(np.uint32) >> 16).astype(np.uint16)}
-    return {"values": values.astype(np.float16 if name == "f16" else np.float32)}
-
-
-def random_weights(name: str, matrices: int, height: int, columns: int, rng: np.random.Generator) -> Packed:
-    """A packed matrix, its first panels repeated to its size."""
-    packed = Packed(name, matrices, height, columns)
-    few = Packed(name, 1, min(height, 8 * LANES), columns)
-    pack(few, random_planes(name, few.rows, columns, rng))
-    flat = packed.data.reshape(-1, packed.panel_bytes)
-    for at in range(0, len(flat), few.panels):
-        flat[at : at + few.panels] = few.data[0][: len(flat) - at]
-    return packed
-
-
-class Bench:
-    """Runs programs on a team and holds their speed against the ceilings."""
+class Bench(Timer):
+    """Runs the kernels and holds their speed against the ceilings."""
 
     def __init__(self, threads: int, quick: bool, only: str = "") -> None:
-        self.team, self.quick, self.only = Team(threads), quick, only
+        super().__init__(threads, quick)
+        self.only = only
         self.rng = np.random.default_rng(0)
-        self.ceilings: dict[str, float] = {}
 
     def wants(self, name: str) -> bool:
         return self.only in name
-
-    def seconds(self, program: Program, each: int = 1) -> tuple[float, float]:
-        """Median seconds of a replay (of one of `each` operations), and the interquartile range as a share of it."""
-        times: list[float] = []
-        settle = time.perf_counter() + (0.05 if self.quick else 0.3)  # the threads find their cores
-        self.team.run(program)
-        while time.perf_counter() < settle:
-            self.team.run(program)
-        budget = time.perf_counter() + (0.2 if self.quick else 1.0)
-        while len(times) < 5 or (time.perf_counter() < budget and len(times) < 200):
-            began = time.perf_counter()
-            self.team.run(program)
-            times.append((time.perf_counter() - began) / each)
-        low, middle, high = statistics.quantiles(times, n=4)
-        return middle, (high - low) / middle
-
-    def measure(self, name: str, program: Program, amount: float, unit: str, ceiling: str = "", each: int = 1) -> Result:
-        """The amount (bytes or operations) per second, in billions; microseconds where the unit is µs."""
-        median, spread = self.seconds(program, each)
-        value = median * 1e6 if unit == "µs" else amount / median / 1e9
-        share = value / self.ceilings[ceiling] if ceiling else None
-        return Result(name, value, unit, ceiling, share, median * 1e6, spread)
 
     # ---- ceilings ---------------------------------------------------------------------------------------------------
 
@@ -251,11 +88,9 @@ class Bench:
         x[:, : packed.columns] = self.rng.normal(size=(tokens, packed.columns))
         if (packed.layout.decode is None and kind != "bf16") or kind == "f32":
             return x
-        out = rows.empty_records(tokens, packed.columns, kind)
+        out = empty_records(tokens, packed.columns, kind)
         strides = {"x_stride": x.strides[0], "record_stride": out.strides[0]}
-        self.team.call(
-            rows.quantizing_to(rows.quantize, kind), x=x, records=out, rows=tokens, columns=packed.columns, **strides
-        )
+        self.team.call(quantizing_to(rows.quantize, kind), x=x, records=out, rows=tokens, columns=packed.columns, **strides)
         return out
 
     def linear(self, name: str, tokens: int, packed: Packed, kind: str = "int8") -> Result:
@@ -342,7 +177,7 @@ class Bench:
     def row_operations(self, count: int) -> Iterator[Result]:
         """What reads and writes rows only."""
         x, out = np.ones((count, 2 * INNER), np.float32), np.zeros((count, HIDDEN), np.float32)
-        records = rows.empty_records(count, HIDDEN)
+        records = empty_records(count, HIDDEN)
         common = {
             "x": x, "x_stride": x.strides[0], "records": records, "record_stride": records.strides[0], "rows": count,
             "columns": HIDDEN,
@@ -401,41 +236,3 @@ class Bench:
         if self.wants("pack"):
             for name in ("mxfp4", "q8_0", "bf16"):
                 yield self.packing(name)
-
-
-def line(r: Result) -> str:
-    """One line of the table."""
-    held = f"{r.share:7.0%} of {r.ceiling}" if r.share is not None else ""
-    return f"{r.name:44s} {r.value:9.1f} {r.unit:8s} {r.microseconds:11.1f} µs ±{r.spread:4.0%} {held}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m numba_kernels.bench", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
-    parser.add_argument("--threads", type=int, default=cores(), help="threads of the team; by default all cores")
-    parser.add_argument(
-        "--only", default="", help="kernels whose name holds this text: linear q8_0, experts, attention, rows, …"
-    )
-    parser.add_argument("--quick", action="store_true", help="short runs")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    options = parser.parse_args(arguments)
-    bench = Bench(options.threads, options.quick, options.only)
-    head = {
-        "cpu": llvm.get_host_cpu_name(), "machine": platform.machine(), "path": path(), "threads": options.threads,
-        "numba": version("numba"), "llvmlite": version("llvmlite"), "numpy": np.__version__, "load": os.getloadavg()[0],
-    }  # fmt: skip
-    if not options.json:
-        print(", ".join(f"{k} {v}" for k, v in head.items()))
-    results = []
-    for result in bench.run():
-        results.append(asdict(result))
-        if not options.json:
-            print(line(result), flush=True)
-    bench.team.close()
-    if options.json:
-        print(json.dumps({**head, "load_after": os.getloadavg()[0], "results": results}, indent=1))
-
-
-if __name__ == "__main__":
-    main()
