@@ -13,8 +13,9 @@ from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_c
 from oss_tools.checkpoints.base import Panels, Records
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor, concatenate, get_format
-from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of, is_canonical
+from oss_tools.models.base import Architecture, architecture_of, is_canonical
 from oss_tools.models.strangers import named, sort_out
+from oss_tools.models.tensors import Placement, TensorSpec
 
 CHUNK_BYTES = 4 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
 TRANSPOSED_ROWS = 256  # in one strip

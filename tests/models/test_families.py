@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from oss_tools.checkpoints import StoredTensor
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
-from oss_tools.models.base import ROPE_FREQS, Architecture, Stored, architecture_of
+from oss_tools.models.base import Architecture, architecture_of
 from oss_tools.models.checkpoint import Checkpoint
 from oss_tools.models.decoder import Decoder
 from oss_tools.models.decoder_config import ATTENTION, QKV, ExpertsConfig
@@ -23,6 +23,7 @@ from oss_tools.models.gpt2 import Gpt2
 from oss_tools.models.gpt2_config import Gpt2Config
 from oss_tools.models.latent_config import LatentConfig
 from oss_tools.models.latent_decoder import LatentDecoder
+from oss_tools.models.stored import ROPE_FREQS, Stored
 from tests.models.memory import MemoryContainer
 from tests.models.small_families import CONFIGS, NOT_IN_GGUF
 from tests.models.test_nothing_lost import WITHOUT_SHRINKING, refusal, shapes
