@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.gguf import GgufReader
-from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import O200K, SPLITTERS, Splitter, byte_level, pre_name, splitter_named
 from oss_tools.checkpoints.gguf_tokenizer import check_tokenizer, from_hf, remarks_on_writing, to_hf
+from oss_tools.checkpoints.gguf_values import StringArray
 from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import merges_of_scores
 from oss_tools.errors import BadCheckpoint, OssToolsError

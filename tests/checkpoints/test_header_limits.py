@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf.constants import TokenType
 
-from oss_tools.checkpoints import files, gguf_header, index, safetensors, shards
+from oss_tools.checkpoints import files, gguf_header, gguf_values, index, safetensors, shards
 from oss_tools.checkpoints.files import parse_json, parse_value
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.hf import HfReader
@@ -102,7 +102,7 @@ def texts(name: bytes, count: int) -> bytes:
 
 
 def test_gguf_files_with_millions_of_texts_or_tensors(tmp_path: Path) -> None:
-    half = gguf_header.MAX_STRINGS // 2
+    half = gguf_values.MAX_STRINGS // 2
     with pytest.raises(BadCheckpoint, match="key b and the lists before it hold"):
         GgufReader(gguf(tmp_path / "a.gguf", [texts(b"a", half), texts(b"b", half + 1)]))
     with pytest.raises(BadCheckpoint, match="the header claims 65537 tensors"):
