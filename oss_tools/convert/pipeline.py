@@ -30,7 +30,7 @@ from oss_tools.convert.writing import write_tensors
 from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom, OssToolsError, VerificationFailed
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Checkpoint
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 
 ROUNDED = "rounded"  # what was rounded before the plan was carried out, in the temporary folder
 

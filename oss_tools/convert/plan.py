@@ -17,7 +17,7 @@ from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Checkpoint, Entry, TensorSpec
 from oss_tools.models.base import READY
-from oss_tools.models.checkpoint import chunks, stored_tensors
+from oss_tools.models.entries import chunks, stored_tensors
 
 NARROW_BYTES = 64 << 20  # float32 tensors up to this size are read while planning, to see whether bf16 holds them
 

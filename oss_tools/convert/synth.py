@@ -31,7 +31,8 @@ from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.guesses import none_named
 from oss_tools.models import Architecture, TensorSpec, architecture_of
 from oss_tools.models.base import READY
-from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.models.entries import Entry, chunks, stored_tensors
+from oss_tools.models.rows import write_rows
 from oss_tools.resources import resource
 
 MAX_BYTES = 1 << 20  # of a shape's file

@@ -23,7 +23,8 @@ from oss_tools.convert.rounding import ErrorSums, round_rows, rounded_before, up
 from oss_tools.convert.threads import InTurn, Stop, in_threads
 from oss_tools.convert.updates import KeptSums
 from oss_tools.formats import QTensor, concatenate
-from oss_tools.models.checkpoint import chunks, write_rows
+from oss_tools.models.entries import chunks
+from oss_tools.models.rows import write_rows
 
 ROUNDED_BYTES = 1 << 20  # of float32 values that are rounded at a time, so that they stay in a core's cache
 READERS = 4  # threads beyond those that compute, so that the disk has something to do while these do

@@ -40,7 +40,7 @@ from oss_tools.measure.quality_record import kept_file, record
 from oss_tools.measure.quality_shown import figure, table
 from oss_tools.measure.quality_ways import OURS, TORCHAO, Row, WayFailed, make_llama_cpp, make_ours, rows, torchao_rounding
 from oss_tools.models import Checkpoint, open_checkpoint
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 from oss_tools.resources import resource
 
 TOKENS = 24576  # that GPTQ reads

@@ -11,9 +11,10 @@ import numpy as np
 from oss_tools.checkpoints import Metadata, Writer, writer_for
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models.base import Architecture
-from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.models.entries import Entry, chunks, stored_tensors
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.llama import Llama, LlamaConfig
+from oss_tools.models.rows import write_rows
 
 GPT_OSS = GptOss(
     GptOssConfig(

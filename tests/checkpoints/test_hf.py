@@ -15,7 +15,8 @@ from oss_tools.checkpoints.original import OriginalWriter
 from oss_tools.checkpoints.safetensors import SafetensorsFile
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
-from oss_tools.models.checkpoint import Checkpoint, open_checkpoint, stored_tensors
+from oss_tools.models.checkpoint import Checkpoint, open_checkpoint
+from oss_tools.models.entries import stored_tensors
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from tests.checkpoints.small_models import (
     EXPERTS,
