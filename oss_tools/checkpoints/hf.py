@@ -9,8 +9,8 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled, assemble
 from oss_tools.checkpoints.base import StoredTensor
 from oss_tools.checkpoints.compressed_tensors import QUANTIZED, lay_out, quantization_config
-from oss_tools.checkpoints.files import json_bytes, read_json
 from oss_tools.checkpoints.index import INDEX
+from oss_tools.checkpoints.json_files import json_bytes, read_json
 from oss_tools.checkpoints.layouts import Layout
 from oss_tools.checkpoints.methods import check_method, check_names
 from oss_tools.checkpoints.prefixes import HF

@@ -19,7 +19,8 @@ import numpy as np
 from oss_tools.checkpoints.base import Metadata, Panels, Reader, Records
 from oss_tools.checkpoints.companions import MAX_CONFIG, REFUSED
 from oss_tools.checkpoints.data_file import DataFile
-from oss_tools.checkpoints.files import MAX_JSON, parse_json, read_at
+from oss_tools.checkpoints.files import read_at
+from oss_tools.checkpoints.json_files import MAX_JSON, parse_json
 from oss_tools.checkpoints.mapped_file import MappedFile
 from oss_tools.checkpoints.ready_layout import BadTable, InPanels, Layout, Piece, zero_bytes
 from oss_tools.checkpoints.ready_preamble import HASH_BYTES, MAGIC, PREAMBLE, read_preamble

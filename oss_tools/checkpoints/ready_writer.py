@@ -13,7 +13,8 @@ import numpy as np
 
 from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.base import Metadata, StoredTensor, Writer
-from oss_tools.checkpoints.files import full_disk_is_no_room, json_bytes, read_at, sync_folder, write_at
+from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, sync_folder, write_at
+from oss_tools.checkpoints.json_files import json_bytes
 from oss_tools.checkpoints.ready import FIELDS, SUFFIX, piece_hash
 from oss_tools.checkpoints.ready_layout import PAGE, BadTable, InPanels, lay_out, padded, zero_bytes
 from oss_tools.checkpoints.ready_preamble import HASH_BYTES, PREAMBLE, preamble

@@ -14,8 +14,9 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.data_file import DataFile
-from oss_tools.checkpoints.files import json_bytes, read_json, sync_folder, write_file
+from oss_tools.checkpoints.files import sync_folder, write_file
 from oss_tools.checkpoints.index import INDEX, MAX_SHARDS, MAX_TENSORS, SINGLE, chosen_files
+from oss_tools.checkpoints.json_files import json_bytes, read_json
 from oss_tools.checkpoints.layouts import Layout, Piece, decode
 from oss_tools.checkpoints.prefixes import Naming, unwrapped
 from oss_tools.checkpoints.safetensors import DTYPES, RawTensor, SafetensorsFile, SafetensorsWriter

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints.files import parse_value
+from oss_tools.checkpoints.json_files import parse_value
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
 
