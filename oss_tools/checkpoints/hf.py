@@ -15,7 +15,8 @@ from oss_tools.checkpoints.layouts import Layout
 from oss_tools.checkpoints.methods import check_method, check_names
 from oss_tools.checkpoints.prefixes import HF
 from oss_tools.checkpoints.safetensors import RawTensor, is_sane_name
-from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter, float_dtype_name
+from oss_tools.checkpoints.shards import ShardedReader
+from oss_tools.checkpoints.shards_writer import ShardedWriter, float_dtype_name
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 

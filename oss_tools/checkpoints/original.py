@@ -16,7 +16,8 @@ from oss_tools.checkpoints.json_files import json_bytes
 from oss_tools.checkpoints.layouts import FLOAT_DTYPES, FLOATS, Layout, Piece, mxfp4_layout
 from oss_tools.checkpoints.prefixes import ORIGINAL
 from oss_tools.checkpoints.safetensors import RawTensor
-from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter
+from oss_tools.checkpoints.shards import ShardedReader
+from oss_tools.checkpoints.shards_writer import ShardedWriter
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf.constants import TokenType
 
-from oss_tools.checkpoints import files, gguf_header, gguf_values, index, json_files, safetensors, shards
+from oss_tools.checkpoints import gguf_header, gguf_values, index, json_files, safetensors, shards
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.hf import HfReader
 from oss_tools.checkpoints.json_files import parse_json, parse_value
@@ -45,7 +45,7 @@ def test_a_header_with_millions_of_values_is_not_parsed(name: str, tmp_path: Pat
         pytest.fail("it was parsed")
 
     path = header(tmp_path / "model.safetensors", MANY_VALUES[name])
-    monkeypatch.setattr(files.json, "loads", parsed)
+    monkeypatch.setattr(json_files.json, "loads", parsed)
     with pytest.raises(
         BadCheckpoint, match=rf"model\.safetensors: header: some \d+ values of JSON, more than the {MAX_VALUES}"
     ):
