@@ -22,9 +22,9 @@ from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.convert.drawing import draw, is_router
 from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
-from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
 from oss_tools.convert.routers import ROUTERS
+from oss_tools.convert.steps import choose_format
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, QTensor, get_format

@@ -17,9 +17,10 @@ from oss_tools.checkpoints import Writer
 from oss_tools.convert.journal import Journal
 from oss_tools.convert.manifest import TensorHash, TensorRecord
 from oss_tools.convert.options import Options, Progress
-from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.plan import Plan
 from oss_tools.convert.readback import Piece, ReadBack
 from oss_tools.convert.rounding import ErrorSums, round_rows, rounded_before, updated
+from oss_tools.convert.steps import Step
 from oss_tools.convert.threads import InTurn, Stop, in_threads
 from oss_tools.convert.updates import KeptSums
 from oss_tools.formats import QTensor, concatenate
