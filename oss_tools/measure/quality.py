@@ -92,25 +92,16 @@ class Measurement:
         if not missing:
             return
         if row.way == TORCHAO:
-            rounding, f32 = torchao_rounding(row.format), get_format("f32")
-            wide = [n for n, e in self.checkpoint.entries.items() if e.spec.role.startswith(("attention", "mlp", "experts"))]
-            overlay = Overlay(self.checkpoint, {n: lambda values, _: f32.quantize(rounding(values)) for n in wide})
             facts: dict[str, Any] = {"bits": None, "bytes": None}
-            found = self.measure(overlay, missing)
+            found = self.measure(self.rounded_by_torchao(row.format), missing)
         else:
             made = self.make(row)
             with open_checkpoint(made) as checkpoint:
-                digest = content_hash(checkpoint)
-                facts = {
-                    "bits": 8 * checkpoint.nbytes / self.checkpoint.parameters,
-                    "bytes": checkpoint.nbytes,
-                    "formats": formats_of(checkpoint),
-                    "content": digest,
-                }
-                if known.get("content", digest) != digest:
+                facts = self.facts_of(checkpoint)
+                if known.get("content", facts["content"]) != facts["content"]:
                     known = {"passages": {}}  # the program makes another file now
                     missing = self.order[:count]
-                found = self.same(digest, missing) or self.measure(checkpoint, missing)
+                found = self.same(facts["content"], missing) or self.measure(checkpoint, missing)
             shutil.rmtree(made) if made.is_dir() else made.unlink()
         kept = (
             self.about()
@@ -124,6 +115,21 @@ class Measurement:
         bits = f"{facts['bits']:.2f} bits, " if facts["bits"] else ""
         error = np.std(kld, ddof=1) / len(kld) ** 0.5 if len(kld) > 1 else np.nan
         say(f"{self.name}: {row.name}: {bits}KLD {np.mean(kld):.4f} ± {error:.4f} ({len(kld)} passages)")
+
+    def rounded_by_torchao(self, format: str) -> Overlay:
+        """The base, whose matrices are rounded by torchao where they are read."""
+        rounding, f32 = torchao_rounding(format), get_format("f32")
+        wide = [n for n, e in self.checkpoint.entries.items() if e.spec.role.startswith(("attention", "mlp", "experts"))]
+        return Overlay(self.checkpoint, {n: lambda values, _: f32.quantize(rounding(values)) for n in wide})
+
+    def facts_of(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """How large the file of a row is, and what it holds."""
+        return {
+            "bits": 8 * checkpoint.nbytes / self.checkpoint.parameters,
+            "bytes": checkpoint.nbytes,
+            "formats": formats_of(checkpoint),
+            "content": content_hash(checkpoint),
+        }
 
     def same(self, digest: str, numbers: Sequence[int]) -> dict[str, Any] | None:
         """The passages of a kept row whose tensors are the same."""
