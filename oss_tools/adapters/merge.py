@@ -19,7 +19,7 @@ from oss_tools.convert.plan import Plan, make_plan
 from oss_tools.convert.recipe import Recipe
 from oss_tools.errors import BadCheckpoint, BadRecipe, BadRequest
 from oss_tools.models import Checkpoint
-from oss_tools.models.checkpoint import Entry
+from oss_tools.models.entries import Entry
 
 LARGEST_STRENGTH = 1000.0
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"

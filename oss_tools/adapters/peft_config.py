@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oss_tools.checkpoints.files import parse_json, read_small
+from oss_tools.checkpoints.files import read_small
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.errors import BadCheckpoint
 
 NAME = "adapter_config.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from oss_tools.models import Architecture, TensorSpec
-from oss_tools.models.base import Placement
+from oss_tools.models.tensors import Placement
 
 WRAPPERS = (  # what may stand before a model's names, or, but for the first and the last, anywhere in them
     "base_model.model.",

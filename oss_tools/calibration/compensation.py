@@ -27,8 +27,9 @@ from oss_tools.calibration.texts import Sample
 from oss_tools.calibration.visitor import Visitor
 from oss_tools.convert.manifest import OutputError
 from oss_tools.convert.options import Options, Progress
-from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.plan import Plan
 from oss_tools.convert.rounding import finite_values
+from oss_tools.convert.steps import Step
 from oss_tools.errors import BadRecipe
 from oss_tools.formats import Format, QTensor
 from oss_tools.machine.products import multiplications_per_second

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from oss_tools.chat.messages import Message
-from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
+from oss_tools.checkpoints.json_files import MAX_DEPTH, is_deeper
 
 
 class Problem(StrEnum):

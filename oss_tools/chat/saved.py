@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from oss_tools.chat.messages import Conversation, Effort, Message
-from oss_tools.checkpoints.files import PRIVATE, opener, parse_value, read_small
+from oss_tools.checkpoints.files import PRIVATE, opener, read_small
+from oss_tools.checkpoints.json_files import parse_value
 from oss_tools.errors import BadRequest
 from oss_tools.escapes import json_text
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from oss_tools.chat.chat_template import ChatTemplate
 from oss_tools.chat.messages import Conversation
 from oss_tools.chat.turns import ANSWER, Calls, can_hold_calls, turn
-from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
+from oss_tools.checkpoints.json_files import MAX_DEPTH, is_deeper
 from oss_tools.engine.constraints import Grammars, NewConstraint, Part, expression
 from oss_tools.errors import BadRequest
 

@@ -1,40 +1,25 @@
 """Reads answers of models that speak no harmony: plain text, with reasoning and tool calls between the marks of a dialect.
 
-What stands between the marks is read by `written_calls` (JSON, Python's syntax) and `marked_calls` (marks inside of marks).
+What stands between the marks is read by `tag_contents`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from oss_tools.chat.completion import Completion, Delta, Finding, Parser, Problem, ToolCall, excerpt, read_arguments
-from oss_tools.chat.dialects import (
-    ARG_KEY,
-    DEEPSEEK,
-    FUNCTION,
-    KIMI,
-    PYTHON_TAG,
-    TOOL,
-    TOOL_CALLS,
-    Dialect,
-    dialect,
-)
-from oss_tools.chat.marked_calls import Broken, Open, Part, Schemas, Stray, function_calls, keyed_call, section_calls
+from oss_tools.chat.completion import Completion, Delta, Parser, Problem, excerpt
+from oss_tools.chat.dialects import FUNCTION, PYTHON_TAG, TOOL, Dialect, dialect
+from oss_tools.chat.marked_calls import Schemas
 from oss_tools.chat.messages import Message
-from oss_tools.chat.sections import CODE, PYTHON
-from oss_tools.chat.written_calls import NAMED, Written, calls_in, name_and_arguments, named_calls_in
+from oss_tools.chat.tag_contents import ANSWER, CALL, THOUGHT, Contents
 from oss_tools.engine.text import Text, overlap
 
-ANSWER, THOUGHT, CALL = "final", "analysis", "commentary"
 UNNAMED = "functions"  # the recipient of a call whose name is not known
 BEGINNING = ""  # stands for the mark before an answer
 BEGINS_LIKE_A_CALL = ("{", "[")
 QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
-LOOKS_LIKE_A_CALL = re.compile(r'\[?\s*\{\s*"(name|type|function)"')
 
 
 class TagParser(Parser):
@@ -70,8 +55,6 @@ class TagParser(Parser):
         self._quotes = Quotes()  # since the last mark, up to what is held
         self._began_like_a_call = False
         self._ended = False
-        self._calls: list[ToolCall] = []
-        self._findings: list[Finding] = []
 
     def add(self, token: int) -> list[Delta]:
         if self._ended:
@@ -83,17 +66,19 @@ class TagParser(Parser):
 
     def finish(self) -> tuple[list[Delta], Completion]:
         deltas = self._take(self._stream.flush(), last=True)
+        contents = Contents(self._marks, self._tools, self._schemas, self._ended)
         if not self._ended:
-            self._find(Problem.MISSING_END, excerpt("".join(self._parts[-1][1])[-60:]))
+            contents.find(Problem.MISSING_END, excerpt("".join(self._parts[-1][1])[-60:]))
         messages: list[Message] = []
         for i, (tag, texts) in enumerate(self._parts):
-            found = self._messages(tag, "".join(texts).strip(), last=i == len(self._parts) - 1)
-            if self._channel(tag) == ANSWER and self._withheld("".join(texts)):
+            channel = self._channel(tag)
+            found = contents.messages(tag, channel, "".join(texts).strip(), last=i == len(self._parts) - 1)
+            if channel == ANSWER and self._withheld("".join(texts)):
                 deltas += [Delta(message.content, ANSWER) for message in found if message.channel == ANSWER]
             messages += found
-        if not self._findings and not self._calls and not any(m.channel == ANSWER for m in messages):
-            self._find(Problem.NO_ANSWER, "it ends after its analysis" if messages else "it is empty")
-        return deltas, Completion(tuple(messages), tuple(self._calls), tuple(self._findings))
+        if not contents.findings and not contents.calls and not any(m.channel == ANSWER for m in messages):
+            contents.find(Problem.NO_ANSWER, "it ends after its analysis" if messages else "it is empty")
+        return deltas, Completion(tuple(messages), tuple(contents.calls), tuple(contents.findings))
 
     # ---- cutting at marks -------------------------------------------------------------------------------------------
 
@@ -178,105 +163,6 @@ class TagParser(Parser):
 
     def _withheld(self, text: str) -> bool:
         return bool(self._tools) and text.lstrip().startswith(BEGINS_LIKE_A_CALL)
-
-    # ---- what stands between marks ----------------------------------------------------------------------------------
-
-    def _messages(self, mark: str, text: str, last: bool) -> list[Message]:
-        channel = self._channel(mark)
-        if channel == THOUGHT or not self._tools:
-            return [Message("assistant", text, channel)] if text else []
-        if channel == ANSWER:
-            return self._written(calls_in(text, self._tools), text, certain=False)
-        closes = self._marks.calls[mark]
-        if closes and last and self._ended and not text.endswith(closes) and mark != FUNCTION:
-            self._find(Problem.OPEN_TAG, f"{mark} without {closes}")
-        text = text.removesuffix(closes or "").strip()
-        if mark == FUNCTION:
-            return self._read(function_calls(f"{FUNCTION}{text}{'' if last else closes}", self._schemas))
-        if mark in (DEEPSEEK, KIMI):
-            return self._read(section_calls(mark, text))
-        if mark == TOOL_CALLS:
-            return self._named(text)
-        if text.startswith(FUNCTION):
-            return self._read(function_calls(text, self._schemas))
-        if mark == TOOL:
-            if not text.startswith("{") and (ARG_KEY in text or (self._marks.keyed and text in self._tools)):
-                return self._read([keyed_call(text, self._schemas)])
-            return self._read_certain(text)
-        written = calls_in(text, self._tools if PYTHON in self._tools else None)
-        if not written.calls and PYTHON in self._tools and text:
-            return [self._call(PYTHON, {CODE: text})]
-        return self._written(written, text, certain=True)
-
-    def _read(self, parts: Iterable[Part]) -> list[Message]:
-        """The messages of calls that were read one by one."""
-        messages: list[Message] = []
-        for part in parts:
-            if isinstance(part, Stray):
-                self._find(Problem.STRAY_TEXT, f"beside a call: {excerpt(part.text)}")
-            elif isinstance(part, Open):
-                if self._ended and all(finding.problem != Problem.OPEN_TAG for finding in self._findings):
-                    self._find(Problem.OPEN_TAG, f"a call without {part.mark}")
-            elif isinstance(part, Broken):
-                self._findings.append(part.finding)
-                messages.append(Message("assistant", part.text.strip(), CALL))
-            else:
-                messages.append(self._call(*part))
-        return messages
-
-    def _named(self, text: str) -> list[Message]:
-        """What stands behind Mistral's [TOOL_CALLS]."""
-        written = named_calls_in(text)
-        broken = NAMED.match(written.after)
-        if broken is None:
-            return self._written(written, text, certain=True)
-        fault = read_arguments(written.after[broken.end() :])
-        messages = [self._call(name, arguments) for name, arguments in written.calls]
-        self._findings.append(fault if isinstance(fault, Finding) else Finding(Problem.BROKEN_JSON, excerpt(written.after)))
-        return [*messages, Message("assistant", written.after, CALL)]
-
-    def _read_certain(self, text: str) -> list[Message]:
-        """The one call that stands between tags."""
-        call = read_arguments(text)
-        if isinstance(call, Finding):
-            written = calls_in(text, self._tools)
-            return self._written(written, text, certain=True)
-        found = name_and_arguments(call)
-        if found is None:
-            self._find(Problem.BROKEN_JSON, f"a call without a name or arguments: {excerpt(text)}")
-            return [Message("assistant", text, CALL)]
-        return [self._call(*found)]
-
-    def _written(self, written: Written, text: str, certain: bool) -> list[Message]:
-        """The messages of a text with calls; `certain`: it should be calls and nothing else."""
-        if not written.calls and not certain and not LOOKS_LIKE_A_CALL.match(text):
-            return [Message("assistant", text, ANSWER)] if text else []
-        if not written.calls:
-            fault = read_arguments(text)
-            sound = not isinstance(fault, Finding)
-            if sound and not certain:
-                return [Message("assistant", text, ANSWER)]
-            self._findings.append(Finding(Problem.BROKEN_JSON, excerpt(text)) if sound else fault)  # type: ignore[arg-type]
-            return [Message("assistant", text, CALL)]
-        before = [Message("assistant", written.before, ANSWER)] if written.before else []
-        if written.before:
-            self._find(Problem.STRAY_TEXT, f"before a call: {excerpt(written.before)}")
-        messages = before + [self._call(name, arguments) for name, arguments in written.calls]
-        if LOOKS_LIKE_A_CALL.match(written.after) and isinstance(fault := read_arguments(written.after), Finding):
-            self._findings.append(fault)
-        elif written.after:
-            self._find(Problem.STRAY_TEXT, f"after a call: {excerpt(written.after)}")
-        return messages
-
-    def _call(self, name: str, arguments: Mapping[str, Any]) -> Message:
-        if name not in self._tools:
-            self._find(Problem.UNKNOWN_TOOL, excerpt(name))
-        else:
-            self._calls.append(ToolCall(name, arguments))
-        return Message("assistant", json.dumps(arguments, ensure_ascii=False), CALL, f"functions.{name}", "json")
-
-    def _find(self, problem: Problem, detail: str) -> None:
-        self._findings.append(Finding(problem, detail))
 
 
 @dataclass(frozen=True)

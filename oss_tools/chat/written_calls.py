@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any
 
 from oss_tools.chat.completion import read_arguments, refuse_constant
-from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
+from oss_tools.checkpoints.json_files import MAX_DEPTH, is_deeper
 
 BETWEEN = re.compile(r"[\s;,]*")
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)

@@ -8,7 +8,8 @@ from typing import Any
 
 from oss_tools.checkpoints import templates
 from oss_tools.checkpoints.base import Metadata
-from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, read_small
+from oss_tools.checkpoints.files import is_plain_name, read_small
+from oss_tools.checkpoints.json_files import json_bytes, read_json
 from oss_tools.checkpoints.tokenizers.folder import FOREIGN, read_tokenizer
 from oss_tools.errors import BadCheckpoint
 

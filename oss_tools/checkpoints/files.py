@@ -5,27 +5,21 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import json
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from oss_tools.checkpoints.overlap import read_ahead, write_behind
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
-from oss_tools.escapes import json_text
 
 LEFTOVER = re.compile(r"\.oss-tools-([0-9]{1,10})-[0-9a-f]{8}")  # of replace_file: its process, and a number
 MAX_NAME = 255  # bytes of a file's name
 AT_ONCE = 512 << 10  # bytes of a write; Linux looks for a stretch of free memory as large as a write, which can take long
-MAX_JSON = 128 << 20  # bytes; the largest tokenizer.json in use has some 35 MB
-MAX_VALUES = 1 << 23  # of JSON; the same has some 2 million. A value of two bytes takes up to 80 in memory
-MAX_DEPTH = 64  # of JSON: what is written later, indented, goes less deep than what can be read
 
 
 def is_plain_name(name: str) -> bool:
@@ -117,10 +111,10 @@ def read_small(path: Path, limit: int) -> bytes:
 
 def read_text(path: Path, limit: int) -> str:
     """A UTF-8 file. Raises BadCheckpoint."""
-    return _decoded(read_small(path, limit), str(path))
+    return decoded(read_small(path, limit), str(path))
 
 
-def _decoded(data: bytes, where: str) -> str:
+def decoded(data: bytes, where: str) -> str:
     """UTF-8 as text, without the byte order mark that editors on Windows put before it. Raises BadCheckpoint."""
     try:
         return data.decode("utf-8-sig")
@@ -128,69 +122,6 @@ def _decoded(data: bytes, where: str) -> str:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise BadCheckpoint(f"{where}: is UTF-16, as PowerShell writes text; save it as UTF-8") from None
         raise BadCheckpoint(f"{where}: not UTF-8 at byte {error.start}") from None
-
-
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises BadCheckpoint."""
-    return parse_json(read_small(path, limit), str(path))
-
-
-def parse_json(data: bytes, where: str, most: int = MAX_VALUES) -> dict[str, Any]:
-    """A JSON object without duplicate keys, from UTF-8. Raises BadCheckpoint, its message beginning with `where`.
-
-    `most`: how many values it may hold. They are counted, roughly, before memory is taken for them.
-    """
-    content = parse_value(data, where, most)
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{where}: not a JSON object")
-    return content
-
-
-def parse_value(data: bytes, where: str, most: int = MAX_VALUES) -> Any:
-    """The same of any JSON value."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise BadCheckpoint(f"{where}: the key {twice[:80]!r} occurs twice")
-        return found
-
-    text = _decoded(data, where)
-    check_values(text, where, most)
-    try:
-        content = json.loads(text, object_pairs_hook=unique)
-    except RecursionError:
-        raise BadCheckpoint(f"{where}: JSON nested too deeply") from None
-    except ValueError as error:
-        raise BadCheckpoint(f"{where}: not JSON: {error}") from None
-    if is_deeper(content, MAX_DEPTH):
-        raise BadCheckpoint(f"{where}: JSON nested too deeply")
-    return content
-
-
-def check_values(text: str, where: str, most: int = MAX_VALUES) -> None:
-    """Raises BadCheckpoint if a JSON text may hold more values than that, counted by what comes before each."""
-    values = sum(map(text.count, ",[{"))
-    if values > most:
-        raise BadCheckpoint(f"{where}: some {values} values of JSON, more than the {most} that such a file may hold")
-
-
-def is_deeper(content: Any, most: int) -> bool:
-    """Whether more than so many lists and objects lie within each other."""
-    level = [content]
-    for _ in range(most):
-        level = [value for value in level if isinstance(value, dict | list)]
-        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
-        if not level:
-            return False
-    return any(isinstance(value, dict | list) for value in level)
-
-
-def json_bytes(content: Any) -> bytes:
-    """JSON as Hugging Face writes it: indented by two, UTF-8, a newline at the end; what a terminal would obey as escapes."""
-    return json_text(content, indent=2).encode() + b"\n"
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:

@@ -19,16 +19,8 @@ from gguf.gguf_writer import SHARD_NAME_FORMAT
 from oss_tools.checkpoints import gguf_kinds, gguf_nvfp4, gguf_tokenizer
 from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor
 from oss_tools.checkpoints.data_file import DataFile
-from oss_tools.checkpoints.gguf_header import (
-    FACTS_OF_THE_FILE,
-    MAGIC,
-    MAX_NAME,
-    Header,
-    StringArray,
-    TensorInfo,
-    read_header,
-    row_bytes,
-)
+from oss_tools.checkpoints.gguf_header import FACTS_OF_THE_FILE, MAGIC, MAX_NAME, Header, TensorInfo, read_header, row_bytes
+from oss_tools.checkpoints.gguf_values import StringArray
 from oss_tools.checkpoints.hf import looks_like_safetensors
 from oss_tools.checkpoints.layouts import to_float32
 from oss_tools.errors import BadCheckpoint

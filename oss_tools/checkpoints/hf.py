@@ -9,13 +9,14 @@ from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import Assembled, assemble
 from oss_tools.checkpoints.base import StoredTensor
 from oss_tools.checkpoints.compressed_tensors import QUANTIZED, lay_out, quantization_config
-from oss_tools.checkpoints.files import json_bytes, read_json
 from oss_tools.checkpoints.index import INDEX
+from oss_tools.checkpoints.json_files import json_bytes, read_json
 from oss_tools.checkpoints.layouts import Layout
 from oss_tools.checkpoints.methods import check_method, check_names
 from oss_tools.checkpoints.prefixes import HF
 from oss_tools.checkpoints.safetensors import RawTensor, is_sane_name
-from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter, float_dtype_name
+from oss_tools.checkpoints.shards import ShardedReader
+from oss_tools.checkpoints.shards_writer import ShardedWriter, float_dtype_name
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from oss_tools.checkpoints.files import is_plain_name, read_json
+from oss_tools.checkpoints.files import is_plain_name
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.checkpoints.safetensors import is_sane_name
 from oss_tools.checkpoints.strange import adapter
 from oss_tools.errors import BadCheckpoint

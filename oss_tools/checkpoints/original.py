@@ -11,12 +11,13 @@ from pathlib import Path
 from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.assemble import EMPTY, Assembled, assemble_mxfp4, plain
 from oss_tools.checkpoints.base import StoredTensor
-from oss_tools.checkpoints.files import json_bytes
 from oss_tools.checkpoints.hf import has_original_config, looks_like_safetensors
+from oss_tools.checkpoints.json_files import json_bytes
 from oss_tools.checkpoints.layouts import FLOAT_DTYPES, FLOATS, Layout, Piece, mxfp4_layout
 from oss_tools.checkpoints.prefixes import ORIGINAL
 from oss_tools.checkpoints.safetensors import RawTensor
-from oss_tools.checkpoints.shards import ShardedReader, ShardedWriter
+from oss_tools.checkpoints.shards import ShardedReader
+from oss_tools.checkpoints.shards_writer import ShardedWriter
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format
 

@@ -1,16 +1,14 @@
 """The run-ready container: one file whose weights lie as the kernels take them, to be mapped and not loaded. Reading.
 
-The layout: `ready_layout`, docs/ready.md. Every value can be had in its canonical form too, so the file converts into every other
-container without loss.
+The layout: `ready_preamble`, `ready_table`, `ready_layout`, docs/ready.md. Every value can be had in its canonical form too, so
+the file converts into every other container without loss.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,24 +19,15 @@ import numpy as np
 from oss_tools.checkpoints.base import Metadata, Panels, Reader, Records
 from oss_tools.checkpoints.companions import MAX_CONFIG, REFUSED
 from oss_tools.checkpoints.data_file import DataFile
-from oss_tools.checkpoints.files import MAX_JSON, parse_json, read_at, what_bytes_are
-from oss_tools.checkpoints.ready_layout import (
-    HASH_BYTES,
-    MAGIC,
-    MAX_TABLE,
-    ORDER,
-    PREAMBLE,
-    VERSION,
-    BadTable,
-    InPanels,
-    Layout,
-    Piece,
-    read_table,
-    zero_bytes,
-)
+from oss_tools.checkpoints.files import read_at
+from oss_tools.checkpoints.json_files import MAX_JSON, parse_json
+from oss_tools.checkpoints.mapped_file import MappedFile
+from oss_tools.checkpoints.ready_layout import BadTable, InPanels, Layout, Piece, zero_bytes
+from oss_tools.checkpoints.ready_preamble import HASH_BYTES, MAGIC, PREAMBLE, read_preamble
+from oss_tools.checkpoints.ready_table import read_table
 from oss_tools.checkpoints.safetensors import is_sane_name
 from oss_tools.checkpoints.templates import MAX_TEMPLATE, MAX_TEMPLATES
-from oss_tools.errors import BadCheckpoint, NoRoom
+from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import QTensor
 from oss_tools.machine.direct import DirectFile, read_into
 
@@ -74,7 +63,7 @@ class ReadyReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = next(path.glob(f"*{SUFFIX}")) if path.is_dir() else path
-        self._mapping: Mapping | None = None
+        self._mapping: MappedFile | None = None
         self._direct: DirectFile | None = None
         self._lock = threading.Lock()
         if not self.file.is_file():
@@ -99,36 +88,17 @@ class ReadyReader(Reader):
     # ---- the header -------------------------------------------------------------------------------------------------
 
     def _read_layout(self) -> Layout:
-        size = os.fstat(self._descriptor).st_size
-        if size < PREAMBLE.size:
-            head = read_at(self._descriptor, 0, size, self.file).tobytes()
-            what = "an empty file" if not size else what_bytes_are(head) or f"only {size} bytes long; is the copy complete?"
-            raise BadCheckpoint(f"{self.file}: {what}")
-        head = read_at(self._descriptor, 0, PREAMBLE.size, self.file).tobytes()
-        magic, version, order, file_size, table_size, table_hash, hashes_hash = PREAMBLE.unpack(head)
-        if magic != MAGIC:
-            raise BadCheckpoint(f"{self.file}: {what_bytes_are(head) or 'not a run-ready file'}")
-        if version != VERSION or order != ORDER:
-            raise BadCheckpoint(
-                f"{self.file}: version {version} of the run-ready file (byte order {order:#x}); this program reads {VERSION} "
-                f"({ORDER:#x}); make it anew from the checkpoint that it was made of"
-            )
-        if size != file_size:
-            raise BadCheckpoint(f"{self.file}: {size} bytes long, {file_size} are meant; is the copy complete?")
-        if hashes_hash == bytes(HASH_BYTES):
-            raise BadCheckpoint(f"{self.file}: was never finished; make it anew")
-        if not 0 < table_size <= min(MAX_TABLE, size - PREAMBLE.size):
-            raise BadCheckpoint(f"{self.file}: a table of {table_size} bytes, which does not fit into the file")
-        content = read_at(self._descriptor, PREAMBLE.size, table_size, self.file).tobytes()
-        if hashlib.sha256(content).digest() != table_hash:
+        head = read_preamble(self._descriptor, self.file)
+        content = read_at(self._descriptor, PREAMBLE.size, head.table_size, self.file).tobytes()
+        if hashlib.sha256(content).digest() != head.table_hash:
             raise BadCheckpoint(f"{self.file}: damaged: its table is not the one that was written")
         try:
-            layout = read_table(parse_json(content, f"{self.file}: its table"), table_size, size)
+            layout = read_table(parse_json(content, f"{self.file}: its table"), head.table_size, head.size)
         except BadTable as error:
             raise BadCheckpoint(f"{self.file}: {error}") from None
-        if layout.size != size:
-            raise BadCheckpoint(f"{self.file}: {size} bytes long, its tensors make {layout.size}")
-        self._hashes = self._read_hashes(layout, hashes_hash)
+        if layout.size != head.size:
+            raise BadCheckpoint(f"{self.file}: {head.size} bytes long, its tensors make {layout.size}")
+        self._hashes = self._read_hashes(layout, head.hashes_hash)
         return layout
 
     def _read_hashes(self, layout: Layout, expected: bytes) -> bytes:
@@ -264,11 +234,11 @@ class ReadyReader(Reader):
                 self._direct = DirectFile(self._descriptor, self.file)
             return self._direct
 
-    def mapping(self) -> Mapping:
+    def mapping(self) -> MappedFile:
         """The whole file in memory, mapped once."""
         with self._lock:
             if self._mapping is None:
-                self._mapping = Mapping(self._descriptor, self.file)
+                self._mapping = MappedFile(self._descriptor, self.file)
             return self._mapping
 
     # ---- the end ----------------------------------------------------------------------------------------------------
@@ -297,38 +267,6 @@ class ReadyReader(Reader):
             self._data.close()
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-class Mapping:
-    """A file in memory, read-only, whose pages the system takes back when it needs them.
-
-    What another process writes into the file shows in the map, and a page behind a new end ends the process (SIGBUS). So `check`
-    tells, before what was computed is given out, whether the file is as it was when it was mapped. A file that is replaced or
-    removed under its name stays as it was.
-    """
-
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self._path = path
-        self._descriptor = os.dup(descriptor)
-        weakref.finalize(self, os.close, self._descriptor)
-        self._state = self._now()
-        try:
-            self._memory = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-        except OSError as error:  # a limit of the address space, a file system that maps nothing
-            raise NoRoom(f"{path}: cannot be mapped: {error.strerror}; --load resident reads it into memory") from None
-
-    def _now(self) -> tuple[int, int]:
-        state = os.fstat(self._descriptor)
-        return state.st_size, state.st_mtime_ns
-
-    def check(self) -> None:
-        """Raises BadCheckpoint if the file was written to, or cut short."""
-        if self._now() != self._state:
-            raise BadCheckpoint(f"{self._path}: was changed while it was in use; what follows would be wrong. Start again")
-
-    def view(self, offset: int, shape: tuple[int, int, int], stride: int) -> np.ndarray:
-        """uint8 [matrices, panels, panel_bytes], the matrices `stride` bytes apart; read-only."""
-        return np.ndarray(shape, np.uint8, self._memory, offset, (stride, shape[2], 1))
 
 
 def piece_hash(descriptor: int, piece: Piece, path: Path) -> bytes:

@@ -13,23 +13,12 @@ import numpy as np
 
 from oss_tools.checkpoints import companions
 from oss_tools.checkpoints.base import Metadata, StoredTensor, Writer
-from oss_tools.checkpoints.files import full_disk_is_no_room, json_bytes, read_at, sync_folder, write_at
+from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, sync_folder, write_at
+from oss_tools.checkpoints.json_files import json_bytes
 from oss_tools.checkpoints.ready import FIELDS, SUFFIX, piece_hash
-from oss_tools.checkpoints.ready_layout import (
-    HASH_BYTES,
-    MAX_FILES,
-    PAGE,
-    PREAMBLE,
-    BadTable,
-    InPanels,
-    chosen,
-    lay_out,
-    padded,
-    preamble,
-    table,
-    table_bytes,
-    zero_bytes,
-)
+from oss_tools.checkpoints.ready_layout import PAGE, BadTable, InPanels, lay_out, padded, zero_bytes
+from oss_tools.checkpoints.ready_preamble import HASH_BYTES, PREAMBLE, preamble
+from oss_tools.checkpoints.ready_table import MAX_FILES, chosen, table, table_bytes
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import Format, QTensor
 

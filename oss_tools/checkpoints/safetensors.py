@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from oss_tools.checkpoints.data_file import DataFile
-from oss_tools.checkpoints.files import full_disk_is_no_room, parse_json, read_at, what_bytes_are, write_at
+from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, what_bytes_are, write_at
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.errors import BadCheckpoint
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from oss_tools.checkpoints.files import read_json, what_is
+from oss_tools.checkpoints.files import what_is
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.errors import BadCheckpoint
 
 MAX_MANIFEST = 1 << 20  # bytes

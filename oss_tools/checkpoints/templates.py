@@ -16,7 +16,8 @@ from typing import Any
 from gguf.constants import Keys
 
 from oss_tools.checkpoints.base import Metadata
-from oss_tools.checkpoints.files import is_plain_name, read_json, read_text
+from oss_tools.checkpoints.files import is_plain_name, read_text
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.errors import BadCheckpoint
 
 DEFAULT = "default"

@@ -22,7 +22,7 @@ from oss_tools.cli._output import print_json, print_table, remark, remark_readin
 from oss_tools.escapes import in_a_line
 
 if TYPE_CHECKING:
-    from oss_tools.measure.bench import Settings
+    from oss_tools.measure.bench_cases import Settings
 
 EXAMPLES = """
 oss-tools bench model.gguf
@@ -73,7 +73,8 @@ class TimingOptions:
     def settings(self, how: LoadOptions, trace_experts: Path | None, say: Callable[[str], None]) -> Settings:
         """Raises BadParameter for lists that are none and peers that there are not, and what `backend_for` raises."""
         from oss_tools.engine.backend import backend_for, check_cache
-        from oss_tools.measure.bench import PEERS, Settings
+        from oss_tools.measure.bench_cases import Settings
+        from oss_tools.measure.peer import PEERS
 
         peers = tuple(dict.fromkeys(self.peer or ()))
         if unknown := set(peers).difference(PEERS):

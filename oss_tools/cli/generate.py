@@ -157,7 +157,8 @@ def form_of(json_schema: Path | None, regex: str | None) -> Form | None:
     if json_schema is None and regex is None:
         return None
     from oss_tools.chat.structured import Form
-    from oss_tools.checkpoints.files import parse_value, read_small
+    from oss_tools.checkpoints.files import read_small
+    from oss_tools.checkpoints.json_files import parse_value
     from oss_tools.errors import BadRequest
 
     if regex is not None and json_schema is not None:

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints.files import parse_json, replace_file
+from oss_tools.checkpoints.files import replace_file
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.compare.predictions import Passage
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest

@@ -12,7 +12,7 @@ from oss_tools.errors import BadCheckpoint, BadRequest
 from oss_tools.models import Checkpoint, open_checkpoint
 from oss_tools.report.comparison import Finding, ModelDifference
 from oss_tools.verify import Difference, compare_said
-from oss_tools.verify.tokenizer import another_vocabulary, table_of, with_tokenizer
+from oss_tools.verify.vocabulary import another_vocabulary, table_of, with_tokenizer
 
 
 @dataclass(frozen=True)

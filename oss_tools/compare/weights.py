@@ -13,7 +13,7 @@ import numpy as np
 from oss_tools.compare.usual import Usual, usual, usual_of
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import Checkpoint
-from oss_tools.models.checkpoint import Entry, chunks
+from oss_tools.models.entries import Entry, chunks
 from oss_tools.models.operations import Heads
 from oss_tools.report.comparison import Cell, Finding, WeightError
 

@@ -9,7 +9,7 @@ import numpy as np
 from oss_tools.convert.routers import row_scales
 from oss_tools.formats import Format, QTensor
 from oss_tools.models import Architecture, TensorSpec
-from oss_tools.models.checkpoint import Entry
+from oss_tools.models.entries import Entry
 
 MXFP4_DEVIATION = 68.5**0.5 / 8**0.5  # root mean square of the 16 codes' values, equally likely
 RESIDUAL_WRITERS = ("attention.out", "experts.down", "mlp.down")

@@ -26,7 +26,7 @@ from oss_tools.convert.options import Options, Progress
 from oss_tools.convert.plan import Plan
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 
 VERSION = "the version of oss-tools"  # a fact of unfinished runs only: what is finished may come from an older one
 

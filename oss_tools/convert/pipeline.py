@@ -22,15 +22,16 @@ from oss_tools.convert.manifest import Manifest, TensorHash
 from oss_tools.convert.options import Options as Options
 from oss_tools.convert.options import Progress as Progress
 from oss_tools.convert.output import claimed, clear, existing, give_names, manifest_in, partial_of, said_of
-from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.plan import Plan
 from oss_tools.convert.preflight import check, finished, interrupted, is_complete, left_behind, output_name
 from oss_tools.convert.readback import ReadBack
+from oss_tools.convert.steps import Step
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.convert.writing import write_tensors
 from oss_tools.errors import BadCheckpoint, BadRecipe, NoRoom, OssToolsError, VerificationFailed
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Checkpoint
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 
 ROUNDED = "rounded"  # what was rounded before the plan was carried out, in the temporary folder
 

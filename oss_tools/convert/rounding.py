@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from oss_tools.convert.manifest import TensorError
-from oss_tools.convert.plan import Step
+from oss_tools.convert.steps import Step
 from oss_tools.errors import BadTensor
 from oss_tools.formats import QTensor, get_format
 from oss_tools.formats.base import RoundingError

@@ -22,16 +22,17 @@ from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.convert.drawing import draw, is_router
 from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
-from oss_tools.convert.plan import choose_format
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
 from oss_tools.convert.routers import ROUTERS
+from oss_tools.convert.steps import choose_format
 from oss_tools.convert.threads import Stop, in_threads
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.formats import Format, QTensor, get_format
 from oss_tools.guesses import none_named
 from oss_tools.models import Architecture, TensorSpec, architecture_of
 from oss_tools.models.base import READY
-from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.models.entries import Entry, chunks, stored_tensors
+from oss_tools.models.rows import write_rows
 from oss_tools.resources import resource
 
 MAX_BYTES = 1 << 20  # of a shape's file

@@ -17,13 +17,15 @@ from oss_tools.checkpoints import Writer
 from oss_tools.convert.journal import Journal
 from oss_tools.convert.manifest import TensorHash, TensorRecord
 from oss_tools.convert.options import Options, Progress
-from oss_tools.convert.plan import Plan, Step
+from oss_tools.convert.plan import Plan
 from oss_tools.convert.readback import Piece, ReadBack
 from oss_tools.convert.rounding import ErrorSums, round_rows, rounded_before, updated
+from oss_tools.convert.steps import Step
 from oss_tools.convert.threads import InTurn, Stop, in_threads
 from oss_tools.convert.updates import KeptSums
 from oss_tools.formats import QTensor, concatenate
-from oss_tools.models.checkpoint import chunks, write_rows
+from oss_tools.models.entries import chunks
+from oss_tools.models.rows import write_rows
 
 ROUNDED_BYTES = 1 << 20  # of float32 values that are rounded at a time, so that they stay in a core's cache
 READERS = 4  # threads beyond those that compute, so that the disk has something to do while these do

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from oss_tools.checkpoints.files import is_plain_name, read_json, read_text
-from oss_tools.checkpoints.shards import INDEX, SINGLE
+from oss_tools.checkpoints.files import is_plain_name, read_text
+from oss_tools.checkpoints.index import INDEX, SINGLE
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.download.layout import (
     HIDDEN,
     MANIFEST,

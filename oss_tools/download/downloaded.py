@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from oss_tools.checkpoints.files import read_json
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.download.addresses import shown
 from oss_tools.download.contents import Say, checkpoint_in, checkpoint_of, snapshot
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST, SNAPSHOTS, cache_folder, cached_names, cached_repository

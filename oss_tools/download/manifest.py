@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools import __version__
-from oss_tools.checkpoints.files import is_plain_name, json_bytes, read_json, replace_file
+from oss_tools.checkpoints.files import is_plain_name, replace_file
+from oss_tools.checkpoints.json_files import json_bytes, read_json
 from oss_tools.download.addresses import shown
 from oss_tools.download.layout import MANIFEST, MAX_MANIFEST
 from oss_tools.download.quantizations import PART

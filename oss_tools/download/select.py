@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from oss_tools.checkpoints.files import is_plain_name, parse_json
+from oss_tools.checkpoints.files import is_plain_name
 from oss_tools.checkpoints.index import INDEX, SINGLE
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.checkpoints.templates import FOLDER as TEMPLATES
 from oss_tools.download.layout import ORIGINAL, folded, is_ours
 from oss_tools.download.quantizations import listing, models_among, named, near_misses

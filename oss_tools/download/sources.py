@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from oss_tools.checkpoints.files import is_plain_name, parse_json
-from oss_tools.checkpoints.shards import INDEX, SINGLE
+from oss_tools.checkpoints.files import is_plain_name
+from oss_tools.checkpoints.index import INDEX, SINGLE
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.download.addresses import shown
 from oss_tools.download.failures import Missing, Patience, Transient
 from oss_tools.download.names import Wanted, understand

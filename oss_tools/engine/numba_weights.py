@@ -15,7 +15,7 @@ from oss_tools.engine.backend import Progress
 from oss_tools.engine.weights import Weights, converted, nearest_format
 from oss_tools.formats import Format, get_format
 from oss_tools.models import Architecture, Checkpoint, Entry
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 from oss_tools.models.operations import Latent
 
 TRANSPOSED = "f16"  # in which a matrix is kept that is transposed and comes from a format of blocks

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Plane, QTensor
+from oss_tools.formats.base import Format
+from oss_tools.formats.qtensor import Plane, QTensor
 
 
 class Float32(Format):

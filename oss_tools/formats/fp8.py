@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Plane, QTensor
+from oss_tools.formats.base import Format
+from oss_tools.formats.qtensor import Plane, QTensor
 
 
 class FP8E4M3(Format):

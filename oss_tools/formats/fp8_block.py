@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Plane, QTensor, concatenate
+from oss_tools.formats.base import Format
+from oss_tools.formats.qtensor import Plane, QTensor, concatenate
 
 SIDE = 128  # rows and columns of a block
 BOUND = np.float32(464)  # half a step beyond the largest e4m3 value

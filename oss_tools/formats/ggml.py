@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice
+from oss_tools.formats.qtensor import Plane, QTensor
 
 if TYPE_CHECKING:
     from numba_kernels.cpu.op import Op

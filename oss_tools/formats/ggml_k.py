@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice
+from oss_tools.formats.qtensor import Plane, QTensor
 
 
 class _KQuant(Format):

@@ -17,7 +17,8 @@ from oss_tools.formats import float as _float  # noqa: F401  (these four registe
 from oss_tools.formats import ggml as _ggml  # noqa: F401
 from oss_tools.formats import ggml_k as _ggml_k  # noqa: F401
 from oss_tools.formats import mxfp4 as _mxfp4  # noqa: F401
-from oss_tools.formats.base import _REGISTRY, Format, Plane
+from oss_tools.formats.base import _REGISTRY, Format
+from oss_tools.formats.qtensor import Plane
 
 NAMES = {"NVFP4": "ggml_nvfp4"}
 

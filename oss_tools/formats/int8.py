@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice
+from oss_tools.formats.qtensor import Plane, QTensor
 
 LEVELS = np.arange(-127, 128, dtype=np.float32)
 OTHER_SCALES = (0.98, 0.99, 1.01, 1.02)

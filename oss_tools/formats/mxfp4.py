@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice
+from oss_tools.formats.qtensor import Plane, QTensor
 
 E2M1 = np.array(
     [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32

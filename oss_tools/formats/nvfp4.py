@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from oss_tools.formats.base import Format, Lattice, Plane, QTensor
+from oss_tools.formats.base import Format, Lattice
 from oss_tools.formats.mxfp4 import E2M1, e2m1_blocks
+from oss_tools.formats.qtensor import Plane, QTensor
 
 TOP = np.float32(6 * 448)  # the largest e2m1 value times the largest e4m3 scale
 OTHER_SCALES = (-4, -3, -2, -1, 1, 2, 3, 4, 8)  # steps of e4m3 codes; 8 is a factor of two

@@ -58,17 +58,18 @@ class Part:
         return found
 
 
-MODELS, KERNELS = "oss_tools.measure.cuda_models", "oss_tools.measure.cuda_kernels"
+CORRECTNESS, SPEED = "oss_tools.measure.cuda_correctness", "oss_tools.measure.cuda_speed"
+KERNELS = "oss_tools.measure.cuda_kernels"
 PARTS = {
     "device": Part(f"{KERNELS}:device_facts", {}, 10),
-    "tiny": Part(f"{MODELS}:embedded_model", {}, 30),
-    "shapes": Part(f"{MODELS}:random_shapes", {}, 60),
-    "families": Part(f"{MODELS}:families", {}, 60),
+    "tiny": Part(f"{CORRECTNESS}:embedded_model", {}, 30),
+    "shapes": Part(f"{CORRECTNESS}:random_shapes", {}, 60),
+    "families": Part(f"{CORRECTNESS}:families", {}, 60),
     "kernels": Part(f"{KERNELS}:kernel_speeds", {}, 60),
-    "gpt-oss-20b": Part(f"{MODELS}:speed", {"shape": "gpt-oss-20b"}, 60),
-    "gpt-oss-120b": Part(f"{MODELS}:speed", {"shape": "gpt-oss-120b"}, 90),
+    "gpt-oss-20b": Part(f"{SPEED}:speed", {"shape": "gpt-oss-20b"}, 60),
+    "gpt-oss-120b": Part(f"{SPEED}:speed", {"shape": "gpt-oss-120b"}, 90),
     "transformers-20b": Part("oss_tools.measure.cuda_peer:speed", {"shape": "gpt-oss-20b"}, 60),
-    "gpt-oss-20b-q8": Part(f"{MODELS}:speed", {"shape": "gpt-oss-20b", "recipe": "mxfp4-q8"}, 60),
+    "gpt-oss-20b-q8": Part(f"{SPEED}:speed", {"shape": "gpt-oss-20b", "recipe": "mxfp4-q8"}, 60),
     "tests": Part(f"{KERNELS}:kernel_tests", {}, 60),
 }
 

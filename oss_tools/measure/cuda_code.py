@@ -19,7 +19,7 @@ from numba_kernels.cuda.seam import Kernel
 from oss_tools.convert.synth import load_shape, shape_names
 from oss_tools.engine import cuda_backend
 from oss_tools.errors import BadRequest
-from oss_tools.measure import cuda_kernels, cuda_models
+from oss_tools.measure import cuda_correctness, cuda_kernels, cuda_speed
 from oss_tools.measure.cuda_drawn import drawn_engine
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.models import open_checkpoint
@@ -48,8 +48,8 @@ def kernels_of(parts: Collection[str], architecture: tuple[int, int] = HOPPER) -
 
 
 def _timed(shape: str, recipe: str = "") -> None:
-    engine = drawn_engine(SyntheticCheckpoint(load_shape(shape), recipe), cuda_models.WORK.context)
-    cuda_models.timed_prompt(engine, 2)
+    engine = drawn_engine(SyntheticCheckpoint(load_shape(shape), recipe), cuda_speed.WORK.context)
+    cuda_speed.timed_prompt(engine, 2)
 
 
 def _kernels() -> None:
@@ -60,24 +60,24 @@ def _kernels() -> None:
 def _embedded() -> None:
     with open_checkpoint(resource("tiny/checkpoint")) as checkpoint:
         for activations in ("f32", "int8"):
-            drawn_engine(checkpoint, cuda_models.CONTEXT, activations)
+            drawn_engine(checkpoint, cuda_correctness.CONTEXT, activations)
 
 
 def _shapes() -> None:
-    for changes, recipe in cuda_models.SHAPES.values():
-        _compared(SyntheticCheckpoint(cuda_models.shape_like(changes), recipe), cuda_models.LENGTHS)
+    for changes, recipe in cuda_correctness.SHAPES.values():
+        _compared(SyntheticCheckpoint(cuda_correctness.shape_like(changes), recipe), cuda_correctness.LENGTHS)
 
 
 def _families() -> None:
     for name in shape_names():
         if name.endswith("-tiny"):
-            _compared(SyntheticCheckpoint(load_shape(name)), cuda_models.SHORT)
+            _compared(SyntheticCheckpoint(load_shape(name)), cuda_correctness.SHORT)
 
 
-def _compared(checkpoint: SyntheticCheckpoint, lengths: cuda_models.Lengths) -> None:
+def _compared(checkpoint: SyntheticCheckpoint, lengths: cuda_correctness.Lengths) -> None:
     with suppress(BadRequest):  # the part says so
         for activations in ("f32", "int8"):
-            drawn_engine(checkpoint, cuda_models.context_of(checkpoint, lengths), activations)
+            drawn_engine(checkpoint, cuda_correctness.context_of(checkpoint, lengths), activations)
 
 
 PLANS: dict[str, Callable[[], None]] = {

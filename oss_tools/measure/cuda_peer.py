@@ -9,7 +9,7 @@ from typing import Any
 
 from oss_tools.convert.synth import Shape, load_shape
 from oss_tools.errors import MissingPackage, NoRoom, how_to_install
-from oss_tools.measure.cuda_models import ROUNDS, WORK, Work
+from oss_tools.measure.cuda_speed import ROUNDS, WORK, Work
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.sizes import format_size
 

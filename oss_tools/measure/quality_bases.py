@@ -32,9 +32,10 @@ from oss_tools.engine.text import Text
 from oss_tools.errors import MissingPackage
 from oss_tools.formats import get_format
 from oss_tools.models import Architecture, Checkpoint, open_checkpoint, operations
-from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.models.entries import Entry, chunks, stored_tensors
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.gpt_oss_config import FULL
+from oss_tools.models.rows import write_rows
 from oss_tools.resources import resource
 
 BASES = ("tiny", "smollm2", "smollm2-moe")

@@ -11,7 +11,6 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,143 +19,20 @@ from oss_tools.checkpoints import Reader
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
 from oss_tools.models.operations import Heads, Latent, Operations, Value
-from oss_tools.models.own_keys import PREFIX, own_keys
+from oss_tools.models.own_keys import PREFIX, check_agreement, own_keys
 from oss_tools.models.stacks import stacks_of
+from oss_tools.models.stored import ROPE_FREQS, Stored
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 READY = "ready"  # the run-ready file
-NAMED_BY_OTHERS = (
-    "hf",
-    "original",
-    "gguf",
-)  # containers with names and an order of their own; any other has the canonical ones
+# Containers with names and an order of their own; any other has the canonical ones.
+NAMED_BY_OTHERS = ("hf", "original", "gguf")
+DECIDED_BY_TENSORS = ("tie_word_embeddings", "biases")  # in hf and gguf
 
 
 def is_canonical(container: str) -> bool:
     """Whether a container's names, order and configuration are the canonical ones, which are Hugging Face's."""
     return container not in NAMED_BY_OTHERS
-
-
-ROPE_FREQS = "rope_freqs.weight"  # GGUF: divisors of the rotary frequencies
-DECIDED_BY_TENSORS = ("tie_word_embeddings", "biases")  # in hf and gguf
-
-VECTOR_ROLES = ("norm", "bias", "sinks", "rope")  # last axis is the row axis: see TensorSpec.matrices
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A canonical tensor.
-
-    Attributes:
-        name: Hugging Face parameter name, without format suffixes (`_blocks`, `_packed`, …).
-        shape: [out, in], [experts, out, in], [n] or [experts, n].
-        role: what it is for, as recipes name it: embedding, output, attention.q, attention.k, attention.v,
-            attention.out, router, experts.gate_up (gpt-oss) or experts.gate and experts.up, experts.down, mlp.gate, mlp.up,
-            mlp.down, norm, bias, sinks, rope, positions (a table of learned ones).
-        layer: the decoder layer, or None.
-        optional: whether a checkpoint may lack it (a tied lm_head, a bias).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    role: str
-    layer: int | None = None
-    optional: bool = False
-
-    @property
-    def is_vector(self) -> bool:
-        """Whether it has no input axis: norms, biases, sinks. Such tensors stay plain floats."""
-        return self.role in VECTOR_ROLES
-
-    @property
-    def matrices(self) -> tuple[int, int, int]:
-        """(matrices, rows, columns): how it is read and written, one matrix at a time. A vector is a column: [n, 1]."""
-        shape = (*self.shape, 1) if self.is_vector else self.shape
-        count = 1
-        for axis in shape[:-2]:
-            count *= axis
-        return count, shape[-2], shape[-1]
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        count, rows, columns = self.matrices
-        return count * rows * columns
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where rows of a canonical matrix lie in a stored tensor.
-
-    The canonical rows first, first + step, first + 2 step, … (`count` of them) are the stored matrix's rows
-    offset, offset + 1, …, of `stored_rows` in all. A canonical tensor has one placement or several that together cover it.
-
-    Attributes:
-        stored: the tensor's name in the container.
-        first, step, count: which canonical rows.
-        offset, stored_rows: which rows of each stored matrix.
-        rotary: rows of one attention head if the container interleaves the two halves of each head (GGUF's llama
-            family: stored row 2 t + h of a head is canonical row h · rotary / 2 + t), else 0.
-        transposed: the stored matrices are [in, out].
-        matrix: the only canonical matrix that the stored tensor holds (one expert of a stack); None if it holds all of them.
-        stored_matrix: the stored matrix, where one canonical matrix lies in several (DeepSeek's heads); None for that of the same
-            number, or the only one.
-        stored_shape: the stored tensor's whole shape.
-    """
-
-    stored: str
-    stored_shape: tuple[int, ...]
-    count: int
-    stored_rows: int
-    first: int = 0
-    step: int = 1
-    offset: int = 0
-    rotary: int = 0
-    transposed: bool = False
-    matrix: int | None = None
-    stored_matrix: int | None = None
-
-    def matrix_of(self, matrix: int) -> int:
-        """The stored matrix in which rows of a canonical one lie."""
-        if self.stored_matrix is not None:
-            return self.stored_matrix
-        return matrix if self.matrix is None else 0
-
-    def head_order(self) -> np.ndarray:
-        """For `rotary`: the canonical row, within a head, of each stored row."""
-        return np.arange(self.rotary).reshape(2, self.rotary // 2).T.reshape(-1)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What only a container's tensors tell of a configuration.
-
-    Attributes:
-        names: the names of all stored tensors; None where the configuration stands alone.
-        divisors: the values of `rope_freqs.weight`, float32 [head_dim / 2], or None.
-    """
-
-    names: frozenset[str] | None = None
-    divisors: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, reader: Reader | None) -> Stored:
-        if reader is None:
-            return cls()
-        stored = reader.tensors.get(ROPE_FREQS) if reader.container == "gguf" else None
-        if stored is not None and not (stored.format.is_float and stored.size <= 1 << 16):
-            raise BadCheckpoint(f"{reader.path}: tensor {ROPE_FREQS} is no short list of floats")
-        values = reader.read(stored.name, 0, stored.size, 1).dequantize().reshape(-1) if stored else None
-        return cls(frozenset(reader.tensors), values)
-
-    @property
-    def has_own_head(self) -> bool:
-        """Whether a Hugging Face folder holds an output beside the embedding: transformers does not tie the two then, unless
-        they are equal."""
-        return self.has("lm_head.weight") and self.has("embed_tokens.weight")
-
-    def has(self, ending: str) -> bool:
-        """Whether a tensor's name ends so."""
-        return any(name.endswith(ending) for name in self.names or ())
 
 
 class Architecture(ABC):
@@ -188,7 +64,7 @@ class Architecture(ABC):
         """
         read = cls.from_words("hf" if is_canonical(container) else container, raw, Stored.of(reader))
         if container == "gguf" and any(key.startswith(PREFIX) for key in raw):
-            _check_agreement(read.words(container), raw)
+            check_agreement(read.words(container), raw)
         return read
 
     @classmethod
@@ -340,23 +216,3 @@ def architecture_of(model_type: str, gguf: Mapping[str, Any] | None = None) -> t
     if model_type in known:
         return known[model_type]
     raise BadCheckpoint(f"architecture {model_type!r} is not supported; supported: {', '.join(sorted(known))}")
-
-
-def _check_agreement(said: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
-    """Raises BadCheckpoint where keys of our own in a GGUF file contradict GGUF's: another program changed these."""
-    rope = tuple(f".rope.scaling.{name}" for name in ("type", "factor", "attn_factor") if f"{PREFIX}rope_scaling" in raw)
-    for key in dict.fromkeys([*said, *(key for key in raw if key.endswith(rope))]):
-        value: Any = said.get(key)
-        if key in raw and not np.array_equal(np.asarray(raw[key]), np.asarray(value)):
-            real = isinstance(value, float) and isinstance(raw[key], int | float)
-            if not (real and np.isclose(value, raw[key], rtol=1e-6, atol=0)):
-                raise BadCheckpoint(
-                    f"metadata: {key} is {shown(raw[key])}, but the keys {PREFIX}* of the same file stand for {shown(value)}; "
-                    f"remove those keys if another program changed this one"
-                )
-
-
-def whole(name: str, shape: tuple[int, ...], spec: TensorSpec, **options: Any) -> list[Placement]:
-    """The placement of a tensor that is stored alone and in order."""
-    _, rows, _ = spec.matrices
-    return [Placement(name, shape, count=rows, stored_rows=rows, **options)]

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from oss_tools.checkpoints import Metadata, Reader, StoredTensor, Writer, open_container
+from oss_tools.checkpoints import Metadata, Reader, StoredTensor, open_container
 from oss_tools.checkpoints.base import Panels, Records
 from oss_tools.errors import BadCheckpoint
-from oss_tools.formats import Format, QTensor, concatenate, get_format
-from oss_tools.models.base import Architecture, Placement, TensorSpec, architecture_of, is_canonical
+from oss_tools.formats import QTensor, concatenate, get_format
+from oss_tools.models.base import Architecture, architecture_of, is_canonical
+from oss_tools.models.entries import Entry, chunks
+from oss_tools.models.rows import read_rows
 from oss_tools.models.strangers import named, sort_out
-
-CHUNK_BYTES = 4 << 20  # of float32 values: how much of a tensor is in memory at a time, unless one matrix must be whole
-TRANSPOSED_ROWS = 256  # in one strip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A canonical tensor of a checkpoint: what it is, how it is stored, and where."""
-
-    spec: TensorSpec
-    format: Format
-    placements: tuple[Placement, ...]
-    mixed: tuple[Format, ...] = ()  # its parts' formats where they differ, or have blocks across rows: it is read as float32
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def needs_whole_matrix(self) -> bool:
-        """Whether rows can only be had by reading a matrix whole, because it is stored transposed."""
-        return any(p.transposed for p in self.placements)
-
-    @property
-    def row_unit(self) -> int:
-        """Rows per chunk must be a multiple of this, so that every chunk is one stretch of each stored tensor."""
-        return int(np.lcm.reduce([self.format.row_block, *(max(p.step, p.rotary, 1) for p in self.placements)]))
-
-    @property
-    def nbytes(self) -> int:
-        count, rows, columns = self.spec.matrices
-        return self.format.stored_bytes(rows, columns, count)
-
-
-def chunks(entries: list[Entry], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int, int]]:
-    """Pieces (matrix, start, stop) of a tensor, in order, that suit all given entries of it (source and target)."""
-    count, rows, columns = entries[0].spec.matrices
-    unit = int(np.lcm.reduce([e.row_unit for e in entries]))
-    whole = any(e.needs_whole_matrix for e in entries)
-    step = rows if whole else max(chunk_bytes // (4 * columns) // unit, 1) * unit
-    for matrix in range(count):
-        for start in range(0, rows, step):
-            yield matrix, start, min(start + step, rows)
+from oss_tools.models.tensors import Placement, TensorSpec
 
 
 class Checkpoint:
@@ -163,45 +122,7 @@ class Checkpoint:
 
     def read(self, name: str, matrix: int, start: int, stop: int) -> QTensor:
         """Rows [start, stop) of one matrix of a tensor, in canonical order: [stop - start, columns]."""
-        entry = self.entries[name]
-        _, _, columns = entry.spec.matrices
-        placements = (p for p in entry.placements if p.matrix in (None, matrix))
-        read = ((p, self._read_part(p, matrix, start, stop, columns)) for p in placements)
-        parts = [(p, part) for p, part in read if part is not None]
-        if entry.mixed:
-            f32 = entry.format
-            parts = [(p, QTensor(f32, q.shape, {"values": q.dequantize()})) for p, q in parts]
-        if len(parts) == 1:
-            return parts[0][1]
-        planes = {
-            plane: np.empty((stop - start, array.shape[-1]), array.dtype) for plane, array in parts[0][1].planes.items()
-        }
-        for placement, part in parts:
-            first, _ = _covered(placement, start, stop)
-            for plane, array in part.planes.items():
-                planes[plane][placement.first + first * placement.step - start :: placement.step][: len(array)] = array
-        return QTensor(entry.format, (stop - start, columns), planes)
-
-    def _read_part(self, p: Placement, matrix: int, start: int, stop: int, columns: int) -> QTensor | None:
-        first, last = _covered(p, start, stop)
-        if first >= last:
-            return None
-        matrix = p.matrix_of(matrix)
-        if p.transposed:
-            size = columns * p.stored_rows
-            stored = self.reader.read(p.stored, matrix * columns, (matrix + 1) * columns, p.stored_rows)
-            if not stored.format.is_float:
-                stored = QTensor(get_format("f32"), stored.shape, {"values": stored.dequantize()})
-            values = stored.planes["values"].reshape(columns, size // columns)[:, p.offset + first : p.offset + last]
-            return QTensor(stored.format, (last - first, columns), {"values": _transposed(values)})
-        base = matrix * p.stored_rows + p.offset
-        if not p.rotary:
-            return self.reader.read(p.stored, base + first, base + last, columns)
-        low, high = first // p.rotary * p.rotary, -(-last // p.rotary) * p.rotary
-        heads = self.reader.read(p.stored, base + low, base + high, columns)
-        order = np.argsort(p.head_order())  # stored row of each canonical row
-        index = (np.arange(low, high).reshape(-1, p.rotary)[:, order] - low).reshape(-1)
-        return heads.rows(index[first - low : last - low])
+        return read_rows(self.reader, self.entries[name], matrix, start, stop)
 
     def read_tensor(self, name: str) -> QTensor:
         """A whole tensor, in its canonical shape (a vector's shape is [..., n] as well)."""
@@ -247,21 +168,6 @@ class Checkpoint:
         self.close()
 
 
-def _transposed(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous copy of the transpose, made in strips that stay in the cache: several times as fast as in one piece."""
-    result = np.empty(matrix.shape[::-1], matrix.dtype)
-    for start in range(0, matrix.shape[0], TRANSPOSED_ROWS):
-        result[:, start : start + TRANSPOSED_ROWS] = matrix[start : start + TRANSPOSED_ROWS].T
-    return result
-
-
-def _covered(p: Placement, start: int, stop: int) -> tuple[int, int]:
-    """Which of a placement's rows, counted from its first, lie in the canonical range [start, stop)."""
-    first = max(-(-(start - p.first) // p.step), 0)
-    last = min(-(-(stop - p.first) // p.step), p.count)
-    return first, last
-
-
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens any checkpoint. Headers only. Raises BadCheckpoint."""
     reader = open_container(Path(path))
@@ -270,44 +176,3 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     except BaseException:
         reader.close()
         raise
-
-
-def stored_tensors(entries: list[Entry]) -> list[StoredTensor]:
-    """The container's tensors that the entries make up, in order, each once."""
-    return list({p.stored: StoredTensor(p.stored, e.format, p.stored_shape) for e in entries for p in e.placements}.values())
-
-
-def write_rows(writer: Writer, entry: Entry, matrix: int, start: int, rows: QTensor) -> None:
-    """Writes canonical rows [start, start + n) of one matrix to wherever the entry's placements say.
-
-    `start` and n are multiples of the entry's `row_unit`, except at the matrix's end; a transposed matrix is written whole.
-    """
-    stop = start + rows.shape[0]
-    for p in entry.placements:
-        if p.matrix not in (None, matrix):
-            continue
-        first, last = _covered(p, start, stop)
-        if first >= last:
-            continue
-        stored_matrix = p.matrix_of(matrix)
-        begin = p.first + first * p.step - start
-        part = rows.rows(slice(begin, begin + (last - first - 1) * p.step + 1, p.step))
-        if p.transposed:
-            values = _transposed(part.planes["values"])  # [in, out]
-            _write_columns(writer, p, stored_matrix * part.columns, QTensor(part.format, values.shape, {"values": values}))
-            continue
-        if p.rotary:
-            heads = np.arange(last - first).reshape(-1, p.rotary)
-            part = part.rows(heads[:, p.head_order()].reshape(-1))
-        writer.write(p.stored, stored_matrix * p.stored_rows + p.offset + first, part)
-
-
-def _write_columns(writer: Writer, p: Placement, first: int, values: QTensor) -> None:
-    """Writes a whole matrix [in, out] from a row of the stored tensor on; or, where several share its rows (GPT-2's q, k and v),
-    to its columns of each row."""
-    if p.count == p.stored_rows:
-        writer.write(p.stored, first, values)
-        return
-    share, place = p.stored_rows // p.count, p.offset // p.count
-    for row in range(values.shape[0]):
-        writer.write(p.stored, (first + row) * share + place, values.rows(slice(row, row + 1)))

@@ -10,11 +10,11 @@ import numpy as np
 
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import rope_gguf, rope_hf
-from oss_tools.models.base import Stored
 from oss_tools.models.fields import Limits, field, shown
 from oss_tools.models.keys import one_value
 from oss_tools.models.own_keys import PREFIX
 from oss_tools.models.rope import Scaling
+from oss_tools.models.stored import Stored
 
 
 def head_size(hidden: Any, heads: Any, where: str) -> Any:

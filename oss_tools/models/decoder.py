@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from oss_tools.models.base import ROPE_FREQS, Architecture, Placement, Stored, TensorSpec, whole
+from oss_tools.models.base import Architecture
 from oss_tools.models.decoder_config import DecoderConfig, Family, computation, from_hf, to_hf
 from oss_tools.models.decoder_words import OWN_KEYS, from_gguf, to_gguf
 from oss_tools.models.operations import Heads, Operations, Rope, Value
+from oss_tools.models.stored import ROPE_FREQS, Stored
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 from oss_tools.models.windows import types_of, width
 
 GGUF_NAMES = {  # modules of the model, and of a layer

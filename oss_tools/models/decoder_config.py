@@ -9,11 +9,11 @@ from typing import Any
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
 from oss_tools.models import rope_hf
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import check_heads, head_size, hf_biases
 from oss_tools.models.fields import shown
 from oss_tools.models.keys import NEUTRAL_IN_CONFIG, PASSED_OVER_IN_CONFIG, ROPE_IN_CONFIG, Harmless, Keys, check_keys
 from oss_tools.models.rope import PLAIN, Positions, Scaling
+from oss_tools.models.stored import Stored
 from oss_tools.models.windows import Layers, Windows
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

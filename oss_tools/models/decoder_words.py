@@ -9,7 +9,6 @@ from typing import Any
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
 from oss_tools.models import rope_gguf
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import gguf_numbers, own_remarks, own_rope
 from oss_tools.models.decoder_config import (
     EXPERT_LIMITS,
@@ -22,6 +21,7 @@ from oss_tools.models.decoder_config import (
 )
 from oss_tools.models.keys import NEUTRAL_IN_GGUF, PASSED_OVER_IN_GGUF, ROPE_IN_GGUF, Keys, check_keys
 from oss_tools.models.own_keys import own_keys, own_words
+from oss_tools.models.stored import Stored
 from oss_tools.models.windows import SIZES, layers_of
 
 # GGUF key, after "ARCH." -> ours

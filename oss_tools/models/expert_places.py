@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from oss_tools.models.base import Placement, TensorSpec, whole
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 
 @dataclass(frozen=True)

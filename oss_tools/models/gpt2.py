@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
+from oss_tools.models.base import Architecture
 from oss_tools.models.gpt2_config import Gpt2Config, computation, from_gguf, from_hf, to_gguf, to_hf
 from oss_tools.models.operations import Heads, Operations, Value
+from oss_tools.models.stored import Stored
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # which positions are visible, of older files
 NAMES = {  # canonical module, of the model or a layer -> (transformers', llama.cpp's)

@@ -8,7 +8,6 @@ from typing import Any
 
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import gguf_numbers, head_size, own_remarks
 from oss_tools.models.fields import shown
 from oss_tools.models.keys import (
@@ -20,6 +19,7 @@ from oss_tools.models.keys import (
     check_keys,
 )
 from oss_tools.models.own_keys import own_words
+from oss_tools.models.stored import Stored
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from oss_tools.models import gpt_oss_places
-from oss_tools.models.base import Architecture, Placement, Stored, TensorSpec, whole
+from oss_tools.models.base import Architecture
 from oss_tools.models.gpt_oss_config import GptOssConfig, computation, from_hf, to_hf
 from oss_tools.models.gpt_oss_words import OWN_KEYS, from_gguf, from_original, to_gguf, to_original
 from oss_tools.models.operations import Gate, Heads, Operations, Rope, Router, Value
+from oss_tools.models.stored import Stored
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 __all__ = ["GptOss", "GptOssConfig"]
 

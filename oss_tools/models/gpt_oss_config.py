@@ -9,7 +9,6 @@ from typing import Any
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
 from oss_tools.models import rope_hf
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import check_heads, head_size, hf_biases
 from oss_tools.models.fields import shown
 from oss_tools.models.keys import (
@@ -20,6 +19,7 @@ from oss_tools.models.keys import (
     check_keys,
 )
 from oss_tools.models.rope import Positions, Scaling
+from oss_tools.models.stored import Stored
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 SLIDING, FULL = "sliding_attention", "full_attention"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from oss_tools.models.base import Placement, TensorSpec, whole
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 if TYPE_CHECKING:
     from oss_tools.models.gpt_oss_config import GptOssConfig

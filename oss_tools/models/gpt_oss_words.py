@@ -11,7 +11,6 @@ import numpy as np
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
 from oss_tools.models import rope_gguf, rope_hf
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import gguf_numbers, own_remarks, own_rope
 from oss_tools.models.fields import shown
 from oss_tools.models.gpt_oss_config import (
@@ -30,6 +29,7 @@ from oss_tools.models.gpt_oss_config import (
 from oss_tools.models.keys import NEUTRAL_IN_GGUF, PASSED_OVER_IN_GGUF, ROPE_IN_GGUF, Keys, check_keys, one_value
 from oss_tools.models.own_keys import own_words
 from oss_tools.models.rope import PLAIN, Scaling
+from oss_tools.models.stored import Stored
 
 # ---- OpenAI's config.json -------------------------------------------------------------------------------------------
 

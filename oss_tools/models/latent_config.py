@@ -9,7 +9,6 @@ from typing import Any, Literal
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
 from oss_tools.models import rope_hf
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import hf_biases
 from oss_tools.models.decoder_config import LIMITS, ExpertsConfig, Family, computation, possible
 from oss_tools.models.fields import shown
@@ -21,6 +20,7 @@ from oss_tools.models.keys import (
     check_keys,
 )
 from oss_tools.models.rope import Scaling, magnitude
+from oss_tools.models.stored import Stored
 
 BIASED = ("q_a_proj", "kv_a_proj_with_mqa", "o_proj")  # by attention_bias
 LATENT_EPSILON = 1e-6  # of the latents' norms: transformers' default, whatever rms_norm_eps is

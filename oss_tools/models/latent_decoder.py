@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from oss_tools.models.base import Placement, Stored, TensorSpec, whole
 from oss_tools.models.decoder import Decoder
 from oss_tools.models.latent_config import (
     LATENT_EPSILON,
@@ -23,6 +22,8 @@ from oss_tools.models.latent_config import (
 from oss_tools.models.latent_words import from_gguf, to_gguf
 from oss_tools.models.operations import Latent, Operations, Rope, Router, Value
 from oss_tools.models.sparse_decoder import SparseDecoder
+from oss_tools.models.stored import Stored
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 
 class LatentDecoder(SparseDecoder):

@@ -9,7 +9,6 @@ from typing import Any
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models import fields as check
 from oss_tools.models import rope_gguf, rope_hf
-from oss_tools.models.base import Stored
 from oss_tools.models.configuration import own_remarks
 from oss_tools.models.decoder_words import MODEL_TYPE
 from oss_tools.models.keys import NEUTRAL_IN_GGUF, PASSED_OVER_IN_GGUF, ROPE_IN_GGUF, Keys, check_keys, one_value
@@ -25,6 +24,7 @@ from oss_tools.models.latent_config import (
     to_hf,
 )
 from oss_tools.models.own_keys import PREFIX, own_keys, own_words
+from oss_tools.models.stored import Stored
 
 ARCH = "deepseek2"
 GGUF_FIELDS = {  # key, after "deepseek2." -> of config.json

@@ -9,7 +9,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from oss_tools.checkpoints.files import parse_value
+import numpy as np
+
+from oss_tools.checkpoints.json_files import parse_value
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.fields import shown
 
@@ -35,3 +37,17 @@ def own_words(raw: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
         except BadCheckpoint:
             raise BadCheckpoint(f"metadata: {key} is {shown(value)}, expected JSON") from None
     return words
+
+
+def check_agreement(said: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
+    """Raises BadCheckpoint where keys of our own in a GGUF file contradict GGUF's: another program changed these."""
+    rope = tuple(f".rope.scaling.{name}" for name in ("type", "factor", "attn_factor") if f"{PREFIX}rope_scaling" in raw)
+    for key in dict.fromkeys([*said, *(key for key in raw if key.endswith(rope))]):
+        value: Any = said.get(key)
+        if key in raw and not np.array_equal(np.asarray(raw[key]), np.asarray(value)):
+            real = isinstance(value, float) and isinstance(raw[key], int | float)
+            if not (real and np.isclose(value, raw[key], rtol=1e-6, atol=0)):
+                raise BadCheckpoint(
+                    f"metadata: {key} is {shown(raw[key])}, but the keys {PREFIX}* of the same file stand for {shown(value)}; "
+                    f"remove those keys if another program changed this one"
+                )

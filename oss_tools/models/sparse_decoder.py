@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from oss_tools.models import expert_places
-from oss_tools.models.base import Placement, TensorSpec, whole
 from oss_tools.models.decoder import Decoder
 from oss_tools.models.decoder_config import ExpertsConfig
 from oss_tools.models.operations import SILU, Operations, Router, Value
+from oss_tools.models.tensors import Placement, TensorSpec, whole
 
 
 class SparseDecoder(Decoder):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from oss_tools.checkpoints import templates
-from oss_tools.checkpoints.files import MAX_JSON, check_values, read_json, read_text
+from oss_tools.checkpoints.files import read_text
+from oss_tools.checkpoints.json_files import MAX_JSON, check_values, read_json
 from oss_tools.errors import BadCheckpoint
 from oss_tools.models.base import READY
-from oss_tools.models.checkpoint import Checkpoint, Entry
+from oss_tools.models.checkpoint import Checkpoint
+from oss_tools.models.entries import Entry
 
 HIGHLIGHTS = (
     "num_hidden_layers",

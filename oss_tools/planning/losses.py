@@ -12,7 +12,7 @@ import numpy as np
 
 from oss_tools.formats import Format
 from oss_tools.models import Checkpoint
-from oss_tools.models.checkpoint import Entry
+from oss_tools.models.entries import Entry
 
 ROWS = 256  # of a tensor that are rounded, or a few more
 MATRICES = 4  # experts of which they are taken

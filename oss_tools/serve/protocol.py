@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
+from oss_tools.checkpoints.json_files import MAX_DEPTH, is_deeper
 from oss_tools.errors import BadRequest, Busy, OssToolsError
 from oss_tools.serve.served import UnknownModel
 from oss_tools.serve.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 
 from oss_tools.errors import VerificationFailed
 from oss_tools.models import Checkpoint
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 from oss_tools.verify.differences import PARTS, Difference
 from oss_tools.verify.said import compare_said
 

@@ -210,9 +210,9 @@ def test_an_adapter_that_changes_meanwhile_is_found_out(tmp_path: Path, monkeypa
 def test_bytes_do_not_depend_on_threads_or_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter = big(tmp_path)
     merge(base, adapter, tmp_path / "usual")
-    from oss_tools.models import checkpoint
+    from oss_tools.models import entries
 
-    monkeypatch.setattr(checkpoint.chunks, "__defaults__", (4096,))
+    monkeypatch.setattr(entries.chunks, "__defaults__", (4096,))
     merge(base, adapter, tmp_path / "small", jobs=5)
     assert contents(tmp_path / "usual") == contents(tmp_path / "small")
 
@@ -234,9 +234,9 @@ def test_every_kind_of_change_is_made_piece_by_piece(
 ) -> None:
     base = drawn("llama-tiny")
     merge(base, many_kinds, tmp_path / "usual")
-    from oss_tools.models import checkpoint
+    from oss_tools.models import entries
 
-    monkeypatch.setattr(checkpoint.chunks, "__defaults__", (1024,))
+    monkeypatch.setattr(entries.chunks, "__defaults__", (1024,))
     merge(base, many_kinds, tmp_path / "small")
     for name in (f"{Q}.weight", "model.embed_tokens.weight", "model.norm.weight"):
         assert not np.allclose(values(base, name), values(tmp_path / "usual", name), atol=1e-2)

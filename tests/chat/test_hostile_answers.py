@@ -16,7 +16,7 @@ from oss_tools.chat.completion import Finding, Problem, read_arguments
 from oss_tools.chat.tags import Quotes, TagParser
 from oss_tools.chat.written_calls import calls_in, named_calls_in
 from oss_tools.checkpoints import Metadata
-from oss_tools.checkpoints.files import MAX_DEPTH
+from oss_tools.checkpoints.json_files import MAX_DEPTH
 from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest

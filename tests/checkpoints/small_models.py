@@ -11,9 +11,11 @@ import numpy as np
 from oss_tools.checkpoints import Metadata, Writer, writer_for
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models.base import Architecture
-from oss_tools.models.checkpoint import Entry, chunks, stored_tensors, write_rows
+from oss_tools.models.checkpoint import Checkpoint, open_checkpoint
+from oss_tools.models.entries import Entry, chunks, stored_tensors
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.llama import Llama, LlamaConfig
+from oss_tools.models.rows import write_rows
 
 GPT_OSS = GptOss(
     GptOssConfig(
@@ -121,3 +123,17 @@ def rename_tensors(file: Path, new_name: Callable[[str], str]) -> None:
     header = json.loads(raw[8 : 8 + length])
     text = json.dumps({k if k == "__metadata__" else new_name(k): v for k, v in header.items()}).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+def assert_holds(folder: Path, tensors: dict) -> Checkpoint:
+    """Opens a folder that must hold just these tensors."""
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.container == "hf"
+    assert list(checkpoint.entries) == list(tensors)
+    for name, expected in tensors.items():
+        entry = checkpoint.entries[name]
+        assert entry.format == expected.format, name
+        found = checkpoint.read_tensor(name)
+        for plane, array in expected.planes.items():
+            assert np.array_equal(found.planes[plane].reshape(array.shape), array), (name, plane)
+    return checkpoint

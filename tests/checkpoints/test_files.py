@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from oss_tools.checkpoints.files import check_folder, check_place, clear_leftovers, read_json, read_text, replace_file
+from oss_tools.checkpoints.files import check_folder, check_place, clear_leftovers, read_text, replace_file
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.errors import BadCheckpoint, BadRequest, NoRoom
 
 

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oss_tools.checkpoints.gguf import GgufReader
-from oss_tools.checkpoints.gguf_header import MAX_HEADER, Header, StringArray, read_header
+from oss_tools.checkpoints.gguf_header import Header, read_header
+from oss_tools.checkpoints.gguf_values import MAX_HEADER, StringArray
 from oss_tools.errors import BadCheckpoint, OssToolsError
 
 HUGE = 1 << 60

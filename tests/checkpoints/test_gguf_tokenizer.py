@@ -1,8 +1,7 @@
-"""Tokenizers between tokenizer.json and GGUF's keys: what is kept, what is refused."""
+"""Tokenizers between tokenizer.json and GGUF's keys: what is kept."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,52 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf.constants import TokenType
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from oss_tools.checkpoints import Metadata
 from oss_tools.checkpoints.gguf import GgufReader
-from oss_tools.checkpoints.gguf_header import StringArray
 from oss_tools.checkpoints.gguf_splitters import O200K, SPLITTERS, Splitter, byte_level, pre_name, splitter_named
-from oss_tools.checkpoints.gguf_tokenizer import check_tokenizer, from_hf, remarks_on_writing, to_hf
-from oss_tools.checkpoints.gguf_writer import GgufWriter
+from oss_tools.checkpoints.gguf_tokenizer import check_tokenizer, from_hf, remarks_on_writing
 from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import merges_of_scores
-from oss_tools.errors import BadCheckpoint, OssToolsError
-
-CONFIG = {"general.architecture": "llama", "llama.block_count": 1}
-FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-
-
-def added(number: int, content: str, special: bool = True) -> dict[str, Any]:
-    return {"id": number, "content": content, **FLAGS, "special": special}
-
-
-def byte_level_json(**changes: Any) -> dict[str, Any]:
-    """A tokenizer.json in the manner of GPT-2, small."""
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġa": 4}, "merges": [["a", "b"], ["Ġ", "a"]]}
-    return {
-        "version": "1.0",
-        "added_tokens": [added(5, "<|start|>"), added(6, "<|end|>"), added(7, "<mark>", special=False)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level(use_regex=True),
-        "post_processor": None,
-        "decoder": byte_level(use_regex=True),
-        "model": model,
-        **changes,
-    }
-
-
-def metadata(tokenizer: dict[str, Any] | None = None, size: int = 10, **tokenizer_config: Any) -> Metadata:
-    return Metadata({"vocab_size": size}, tokenizer or byte_level_json(), tokenizer_config)
-
-
-def through_gguf(folder: Path, source: Metadata) -> Metadata:
-    """Written to a GGUF file without tensors, and read back."""
-    writer = GgufWriter(folder, "a", [], source, CONFIG)
-    (path,) = writer.finish()
-    writer.close()
-    with GgufReader(path) as reader:
-        return reader.metadata(dict(source.config))
+from oss_tools.errors import BadCheckpoint
+from tests.checkpoints.small_tokenizers import (
+    added,
+    byte_level_json,
+    metadata,
+    sentencepiece_json,
+    template,
+    through_gguf,
+)
 
 
 def test_keys_of_a_byte_level_tokenizer() -> None:
@@ -141,13 +109,6 @@ def test_unknown_splitter() -> None:
         from_hf(metadata(unknown, gguf_pre="qwen2"), "llama")
 
 
-def template(*ends: str) -> dict[str, Any]:
-    pieces = [
-        {"Sequence": {"id": "A", "type_id": 0}} if e == "A" else {"SpecialToken": {"id": e, "type_id": 0}} for e in ends
-    ]
-    return {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": {}}
-
-
 @pytest.mark.parametrize(
     ("ends", "expected"),
     [(["A"], (False, None)), (["<|start|>", "A"], (True, None)), (["<|start|>", "A", "<|end|>"], (True, True))],
@@ -191,29 +152,6 @@ def test_only_an_unread_vocabulary() -> None:
         from_hf(Metadata({"vocab_size": 7}, files={"qwen.tiktoken": b""}), "llama")
 
 
-def sentencepiece_json(**changes: Any) -> dict[str, Any]:
-    """A tokenizer.json in the manner of Llama 2, small."""
-    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens = [*first, "ab", "▁a", "▁ab", "▁", "a", "b"]
-    prepend = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
-    return {
-        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
-        "normalizer": {"type": "Sequence", "normalizers": prepend},
-        "pre_tokenizer": None,
-        "post_processor": template("<s>", "A"),
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "byte_fallback": True,
-            "fuse_unk": True,
-            "unk_token": "<unk>",
-            "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [["a", "b"], ["▁", "a"], ["▁", "ab"]],
-        },
-        **changes,
-    }
-
-
 def test_keys_of_a_sentencepiece_tokenizer() -> None:
     keys = from_hf(metadata(sentencepiece_json(), 270, bos_token="<s>", eos_token="</s>", unk_token="<unk>"), "llama")
     assert (keys["tokenizer.ggml.model"], keys["tokenizer.ggml.pre"]) == ("llama", "default")
@@ -251,7 +189,7 @@ def test_merges_of_scores() -> None:
     assert merges == [["b", "c"], ["a", "b"], ["ab", "c"], ["a", "bc"]]
 
 
-# ---- what GGUF has no key for, or other programs leave out ------------------------------------------------------------
+# ---- what GGUF has no key for, or other programs leave out ----------------------------------------------------------
 
 
 def test_nothing_is_lost_by_a_usual_tokenizer() -> None:
@@ -330,170 +268,3 @@ def test_the_folder_decides_on_bos() -> None:
 def test_bos_that_only_the_template_names() -> None:
     keys = from_hf(metadata(byte_level_json(post_processor=template("<|start|>", "A"))), "llama")
     assert (keys["tokenizer.ggml.add_bos_token"], keys["tokenizer.ggml.bos_token_id"]) == (True, 5)
-
-
-# ---- files as they are out there -------------------------------------------------------------------------------------
-
-
-def array(strings: list[str]) -> StringArray:
-    data = [text.encode() for text in strings]
-    return StringArray(b"".join(len(text).to_bytes(8, "little") + text for text in data), len(data), "a.gguf")
-
-
-def read_keys(source: Metadata, **changes: Any) -> Metadata:
-    """The keys of a tokenizer, some of them replaced (None: removed), read back."""
-    keys = from_hf(source, "llama")
-    keys = {k: array(v) if isinstance(v, list) else v for k, v in keys.items()}
-    for name, value in changes.items():
-        key = f"tokenizer.ggml.{name}"
-        keys[key] = array(value) if isinstance(value, list) else value
-    return to_hf({k: v for k, v in keys.items() if v is not None}, {}, {}, "a.gguf")
-
-
-@pytest.mark.parametrize("name", [None, ""])
-def test_without_a_name_for_the_splitter(name: str | None) -> None:
-    """llama.cpp's "default", and it is said that this is a guess."""
-    found = read_keys(metadata(), pre=name)
-    default = splitter_named("default")
-    assert default
-    assert (found.tokenizer or {})["pre_tokenizer"] == default.pre_tokenizer()
-    (remark,) = found.remarks
-    assert "a.gguf: key tokenizer.ggml.pre is missing" in remark
-    assert "as llama.cpp does" in remark
-
-
-def test_an_end_of_turn_typed_as_text() -> None:
-    types = np.full(10, TokenType.NORMAL, np.int32)
-    names = ["a", "b", "ab", "Ġ", "Ġa", "<|im_start|>", "<|im_end|>", "<mark>", "x", ","]
-    source = metadata()
-    found = read_keys(source, tokens=names, token_type=types, bos_token_id=5, eos_token_id=9)
-    added_tokens = {t["content"]: t["special"] for t in (found.tokenizer or {})["added_tokens"]}
-    assert added_tokens == {"<|im_start|>": True, "<|im_end|>": True}  # the comma is no mark, whatever the file calls it
-    assert "'<|im_start|>', '<|im_end|>' typed as text" in found.remarks[0]
-
-
-def test_an_end_of_turn_that_users_defined(tmp_path: Path) -> None:
-    """A template's mark is one token already; nothing is changed, nothing is to be said."""
-    tokenizer = byte_level_json()
-    tokenizer["added_tokens"].append(added(8, "<|im_end|>", special=False))
-    back = through_gguf(tmp_path, metadata(tokenizer))
-    assert (back.tokenizer or {})["added_tokens"] == tokenizer["added_tokens"]
-    assert back.remarks == ()
-
-
-def test_special_tokens_that_a_llama_file_does_not_name() -> None:
-    """llama.cpp takes 1, 2 and 0."""
-    source = metadata(sentencepiece_json(), 270, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    found = read_keys(source, bos_token_id=None, eos_token_id=None, unknown_token_id=None)
-    assert [found.tokenizer_config[f"{n}_token"] for n in ("bos", "eos", "unk")] == ["<s>", "</s>", "<unk>"]
-
-
-def test_tokens_without_text_and_tokens_that_are_there_twice() -> None:
-    names = ["a", "b", "ab", "Ġ", "Ġa", "<|start|>", "<|end|>", "<mark>", "", ""]
-    vocab = (read_keys(metadata(), tokens=names).tokenizer or {})["model"]["vocab"]
-    assert (vocab["[EMPTY_8]"], vocab["[EMPTY_9]"]) == (8, 9)  # as llama.cpp names them
-    with pytest.raises(BadCheckpoint, match=r"a\.gguf: two tokens have the same text, 'b': numbers 1 and 9"):
-        read_keys(metadata(), tokens=[*names[:9], "b"])
-
-
-@pytest.mark.parametrize(("kind", "what"), [("t5", "Unigram"), ("bert", "WordPiece"), ("rwkv", "RWKV"), ("plamo2", "PLaMo")])
-def test_other_kinds_are_named(kind: str, what: str) -> None:
-    with pytest.raises(BadCheckpoint, match=rf"of kind '{kind}' \(.*{what}.*\) cannot be read, only gpt2 and llama"):
-        read_keys(metadata(), model=kind)
-
-
-def test_an_unknown_splitter_in_a_file() -> None:
-    with pytest.raises(BadCheckpoint, match="'new-one' splits text is not known to this program; convert the Hugging Face"):
-        read_keys(metadata(), pre="new-one")
-
-
-@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, "7"])
-def test_our_own_key_damaged(text: str) -> None:
-    keys = from_hf(metadata(), "llama")
-    raw = {k: array(v) if isinstance(v, list) else v for k, v in keys.items()} | {"oss_tools.tokenizer": text}
-    with pytest.raises(BadCheckpoint, match=r"oss_tools\.tokenizer: (not|JSON nested)"):
-        to_hf(raw, {}, {}, "a.gguf")
-
-
-def changed(path: str, value: Any, source: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A tokenizer.json with one value replaced; `path` as `model.type`."""
-    found = copy.deepcopy(source or byte_level_json())
-    *way, last = path.split(".")
-    place: Any = found
-    for step in way:
-        place = place[int(step) if step.isdigit() else step]
-    place[last] = value
-    return found
-
-
-REFUSED = {
-    "other model": (changed("model.type", "Unigram"), "'Unigram' cannot be written to GGUF"),
-    "no model": (changed("model", None), "None cannot be written"),
-    "prefix of continuing words": (changed("model.continuing_subword_prefix", "##"), "continuing_subword_prefix"),
-    "normalizer": (changed("normalizer", {"type": "Lowercase"}), r"normalizer \(Lowercase\) has no counterpart"),
-    "vocabulary too large": (changed("model.vocab", {"a": 99}), "token number 99, but config.json has a vocab_size of 10"),
-    "number twice": (changed("model.vocab", {"a": 1, "b": 1}), "'a' and 'b' have the same number, 1"),
-    "text of padding": (changed("model.vocab", {"a": 0, "[PAD8]": 1}), "the token .\\[PAD8\\]. has the same text"),
-    "number no number": (changed("model.vocab", {"a": "0"}), "no whole number"),
-    "negative number": (changed("model.vocab", {"a": -1}), "no whole number"),
-    "vocabulary a list": (changed("model.vocab", ["a"]), "wrong kind"),
-    "merges missing": (changed("model.merges", None), "model.merges is no list"),
-    "merge of three": (changed("model.merges", [["a", "b", "c"]]), "is no pair"),
-    "merge with space": (changed("model.merges", [["a b", "c"]]), "holds a space"),
-    "added token without text": (changed("added_tokens", [{"id": 5}]), "is no token"),
-    "template with more": (changed("post_processor", template("<mark>", "A")), "adds \\['<mark>'\\], not bos and eos"),
-    "template without text": (changed("post_processor", template("<|start|>")), "does more than"),
-    "sentencepiece normalizer": (
-        changed("normalizer", {"type": "NFKC"}, sentencepiece_json()),
-        "are not SentencePiece's",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=lambda name: name.replace(" ", "-"))
-def test_refused(case: str) -> None:
-    """What GGUF cannot say is an error, not a silent loss."""
-    tokenizer, message = REFUSED[case]
-    size = 270 if "byte_fallback" in (tokenizer["model"] or {}) else 10
-    with pytest.raises(BadCheckpoint, match=message):
-        from_hf(metadata(tokenizer, size, bos_token="<|start|>"), "llama")
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 1 << 40) | st.floats(allow_nan=False) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=4,
-)
-
-
-def places(tree: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The ways to all values of a JSON tree."""
-    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [way, *(place for key, value in inner for place in places(value, (*way, key)))]
-
-
-RICH = byte_level_json(
-    pre_tokenizer=splitter_named("llama-bpe").pre_tokenizer(),  # type: ignore[union-attr]
-    post_processor={"type": "Sequence", "processors": [byte_level(True), template("<|start|>", "A", "<|end|>")]},
-)
-SMALL_SENTENCEPIECE = changed("model.vocab", {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "<s>": 4, "▁": 5}, sentencepiece_json())
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_damaged_json(data: st.DataObject) -> None:
-    """Any value of tokenizer.json replaced by any other: converted, or refused by an error of ours."""
-    tokenizer = copy.deepcopy(data.draw(st.sampled_from([RICH, SMALL_SENTENCEPIECE])))
-    for _ in range(data.draw(st.integers(1, 2))):
-        *way, last = data.draw(st.sampled_from(places(tokenizer)[1:]))
-        place: Any = tokenizer
-        for step in way:
-            place = place[step]
-        place[last] = data.draw(JSON)
-    message = ""
-    try:
-        keys = from_hf(metadata(tokenizer, bos_token="<|start|>", eos_token="<|end|>"), "llama")
-        assert len(keys["tokenizer.ggml.tokens"]) == 10
-    except OssToolsError as error:
-        message = str(error)
-    assert "\n" not in message

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from gguf.constants import TokenType
 
-from oss_tools.checkpoints import files, gguf_header, index, safetensors, shards
-from oss_tools.checkpoints.files import parse_json, parse_value
+from oss_tools.checkpoints import gguf_header, gguf_values, index, json_files, safetensors, shards
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.hf import HfReader
+from oss_tools.checkpoints.json_files import parse_json, parse_value
 from oss_tools.checkpoints.safetensors import MAX_VALUES, SafetensorsFile
 from oss_tools.checkpoints.tokenizers.added_tokens import MAX_REMARKS, Companions, with_added_tokens
 from oss_tools.checkpoints.tokenizers.gguf_sentencepiece import merges_of_scores
@@ -45,7 +45,7 @@ def test_a_header_with_millions_of_values_is_not_parsed(name: str, tmp_path: Pat
         pytest.fail("it was parsed")
 
     path = header(tmp_path / "model.safetensors", MANY_VALUES[name])
-    monkeypatch.setattr(files.json, "loads", parsed)
+    monkeypatch.setattr(json_files.json, "loads", parsed)
     with pytest.raises(
         BadCheckpoint, match=rf"model\.safetensors: header: some \d+ values of JSON, more than the {MAX_VALUES}"
     ):
@@ -78,9 +78,9 @@ def test_json_is_no_deeper_than_what_can_be_written_again() -> None:
     def deep(levels: int) -> bytes:
         return b'{"a":' * levels + b"0" + b"}" * levels
 
-    assert parse_json(deep(files.MAX_DEPTH), "x")
+    assert parse_json(deep(json_files.MAX_DEPTH), "x")
     with pytest.raises(BadCheckpoint, match="x: JSON nested too deeply"):
-        parse_json(deep(files.MAX_DEPTH + 1), "x")
+        parse_json(deep(json_files.MAX_DEPTH + 1), "x")
     with pytest.raises(BadCheckpoint, match="x: JSON nested too deeply"):
         parse_value(b"[[1]," * 200 + b"1" + b"]" * 200, "x")
     for levels in (500, 900, 100_000):
@@ -102,7 +102,7 @@ def texts(name: bytes, count: int) -> bytes:
 
 
 def test_gguf_files_with_millions_of_texts_or_tensors(tmp_path: Path) -> None:
-    half = gguf_header.MAX_STRINGS // 2
+    half = gguf_values.MAX_STRINGS // 2
     with pytest.raises(BadCheckpoint, match="key b and the lists before it hold"):
         GgufReader(gguf(tmp_path / "a.gguf", [texts(b"a", half), texts(b"b", half + 1)]))
     with pytest.raises(BadCheckpoint, match="the header claims 65537 tensors"):

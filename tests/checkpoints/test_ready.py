@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from numba_kernels import simd
 from oss_tools.checkpoints import Metadata, StoredTensor, open_container
 from oss_tools.checkpoints.ready import ReadyReader
-from oss_tools.checkpoints.ready_layout import HASH_BYTES, PREAMBLE, lay_out, read_table, table_bytes
+from oss_tools.checkpoints.ready_layout import lay_out
+from oss_tools.checkpoints.ready_preamble import HASH_BYTES, PREAMBLE
+from oss_tools.checkpoints.ready_table import read_table, table_bytes
 from oss_tools.checkpoints.ready_writer import ReadyWriter
 from oss_tools.convert.pipeline import Options, run
 from oss_tools.convert.plan import make_plan

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, serving
 
+from oss_tools.download import failures, library
+from tests.download.hostile_hub import TOKEN
+
 Run = Callable[..., subprocess.CompletedProcess]
 
 
@@ -36,3 +39,16 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
         return subprocess.run(command, capture_output=True, text=True, env=environment | (env or {}), **options)
 
     return run
+
+
+@pytest.fixture
+def with_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has a token for the hub; waits are none."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(failures.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers and documents have 0.9 seconds."""
+    monkeypatch.setattr(library.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.15)

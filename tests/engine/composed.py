@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from oss_tools.checkpoints import Metadata
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models import Architecture, Checkpoint, Entry, Placement, TensorSpec
-from oss_tools.models.base import Stored, whole
 from oss_tools.models.operations import SILU, Gate, Heads, Latent, Operations, Rope, Router, Value
+from oss_tools.models.stored import Stored
+from oss_tools.models.tensors import whole
 
 CONTEXT = 256
 

@@ -22,7 +22,7 @@ from numba_kernels.cuda import device
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
-from oss_tools.measure.cuda_models import nearness
+from oss_tools.measure.cuda_correctness import nearness
 
 device.COPIED = 1 << 16
 tokens = np.random.default_rng(0).integers(0, 768, 80).tolist()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oss_tools.checkpoints.ready import Mapping
+from oss_tools.checkpoints.mapped_file import MappedFile
 from oss_tools.cli import _engine
 from oss_tools.convert.recipe import Recipe, Rule, recipe_of_format
 from oss_tools.convert.synth import Shape, plan_synthesis, synthesize
@@ -118,7 +118,7 @@ def test_a_file_larger_than_memory_is_run_with_a_line(
 
 def test_a_file_that_cannot_be_mapped_is_one_line() -> None:
     with open(os.devnull, "rb") as nothing, pytest.raises(NoRoom, match=r"cannot be mapped: .*--load resident"):
-        Mapping(nothing.fileno(), Path("a.ready"))
+        MappedFile(nothing.fileno(), Path("a.ready"))
 
 
 def test_unknown_ways_to_load_are_refused(tiny_gpt_oss: Path) -> None:

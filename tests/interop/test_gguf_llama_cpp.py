@@ -14,9 +14,10 @@ from oss_tools.checkpoints import Metadata, StoredTensor
 from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.formats import get_format
 from oss_tools.models import Architecture, Entry, TensorSpec, open_checkpoint
-from oss_tools.models.checkpoint import chunks, stored_tensors, write_rows
+from oss_tools.models.entries import chunks, stored_tensors
 from oss_tools.models.gpt_oss import GptOss
 from oss_tools.models.llama import Llama
+from oss_tools.models.rows import write_rows
 from tests.interop.peers import llama_cpp_logits, mean_kld
 
 pytestmark = pytest.mark.peers

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from oss_tools.formats import QTensor, get_format
-from oss_tools.models.checkpoint import Entry, open_checkpoint, stored_tensors
+from oss_tools.models.checkpoint import open_checkpoint
+from oss_tools.models.entries import Entry, stored_tensors
 from tests.checkpoints.small_models import EXPERTS, LINEARS, write_all
 
 torch = pytest.importorskip("torch")

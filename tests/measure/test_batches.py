@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from oss_tools.measure.bench import _add_batches
+from oss_tools.measure.bench_figures import _add_batches
 from oss_tools.measure.worker import tokens_of_step
 
 

@@ -21,11 +21,12 @@ from numba_kernels.cuda.seam import cuda as target
 from oss_tools.convert.synth import load_shape
 from oss_tools.engine import cuda_backend
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom
-from oss_tools.measure import cuda, cuda_kernels, cuda_models
+from oss_tools.measure import cuda, cuda_correctness, cuda_kernels, cuda_speed
+from oss_tools.measure.cuda_problems import Sizes
 from oss_tools.measure.synthetic import SyntheticCheckpoint
 from oss_tools.models import open_checkpoint
 
-TOY = cuda_kernels.Sizes(
+TOY = Sizes(
     bytes=4000, hidden=64, rows=(10,), experts=4, top=2, heads=(4, 2, 16), depths=(70,), tokens=5, formats=("mxfp4", "int8"),
     expert_formats=("mxfp4",),
 )  # fmt: skip
@@ -72,7 +73,7 @@ def test_kernels() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
 def test_embedded_model(tiny_gpt_oss: Path) -> None:
-    found = all_of(cuda_models.embedded_model(tiny_gpt_oss, texts=("ab",), greedy=2))
+    found = all_of(cuda_correctness.embedded_model(tiny_gpt_oss, texts=("ab",), greedy=2))
     assert found["passed"]
     assert found["float32"]["greedy_same"] == found["float32"]["greedy_tokens"] == 2
     assert found["float32"]["largest_difference"] < 1e-4
@@ -82,7 +83,7 @@ def test_embedded_model(tiny_gpt_oss: Path) -> None:
 @pytest.mark.usefixtures("emulated")
 def test_shapes() -> None:
     small = {"hidden_size": 32, "intermediate_size": 32, "num_local_experts": 3, "vocab_size": 300, "num_hidden_layers": 2}
-    found = all_of(cuda_models.random_shapes({"a": (small, "mxfp4")}, cuda_models.Lengths(18, 3, 2)))
+    found = all_of(cuda_correctness.random_shapes({"a": (small, "mxfp4")}, cuda_correctness.Lengths(18, 3, 2)))
     assert found["passed"], found
     assert found["cases"]["a"]["float32"]["largest_difference"] < 1e-4
     assert found["cases"]["a"]["greedy_same"] == 2
@@ -91,7 +92,7 @@ def test_shapes() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
 def test_families() -> None:
-    found = all_of(cuda_models.families(cuda_models.Lengths(5, 3, 2), ["llama-tiny"]))
+    found = all_of(cuda_correctness.families(cuda_correctness.Lengths(5, 3, 2), ["llama-tiny"]))
     assert found["passed"], found
     assert list(found["cases"]) == ["llama-tiny"]
     assert not found["refused"]
@@ -102,25 +103,25 @@ def test_what_the_kernels_refuse_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*arguments: object) -> None:
         raise BadRequest("head_dim is 8")
 
-    monkeypatch.setattr(cuda_models, "compare_shape", refuse)
-    found = all_of(cuda_models.families())
+    monkeypatch.setattr(cuda_correctness, "compare_shape", refuse)
+    found = all_of(cuda_correctness.families())
     assert found["refused"]["llama-tiny"] == "head_dim is 8"
     assert found["passed"]
 
 
 def test_what_is_wrong_is_found() -> None:
     """Limits are limits: NaN and far-off predictions do not pass."""
-    assert cuda_models.is_near({"mean_kld": 0.001, "same_top": 0.95})
-    assert not cuda_models.is_near({"mean_kld": float("nan"), "same_top": 0.95})
-    assert not cuda_models.is_near({"mean_kld": 0.001, "same_top": 0.5})
-    assert cuda_models.same_beginning([1, 2, 3], [1, 5, 3]) == 1
+    assert cuda_correctness.is_near({"mean_kld": 0.001, "same_top": 0.95})
+    assert not cuda_correctness.is_near({"mean_kld": float("nan"), "same_top": 0.95})
+    assert not cuda_correctness.is_near({"mean_kld": 0.001, "same_top": 0.5})
+    assert cuda_correctness.same_beginning([1, 2, 3], [1, 5, 3]) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
 def test_speed() -> None:
-    work = cuda_models.Work(prompts=(3,), depths=(0, 4), generate=2)
-    found = all_of(cuda_models.speed(load_shape("gpt-oss-tiny"), work=work))
+    work = cuda_speed.Work(prompts=(3,), depths=(0, 4), generate=2)
+    found = all_of(cuda_speed.speed(load_shape("gpt-oss-tiny"), work=work))
     assert [g["depth"] for g in found["generation"]] == [0, 4]
     assert found["generation"][0]["tokens_per_second"] == 2  # the emulated second for each round of two tokens
     assert found["generation"][1]["bytes_per_token"] > found["generation"][0]["bytes_per_token"] > 0
@@ -133,7 +134,7 @@ def test_speed() -> None:
 def test_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EmulatedDevice, "memory", lambda self: (20 << 30, 24 << 30))
     with pytest.raises(NoRoom, match=r"needs 6\d\.\d GB"):
-        all_of(cuda_models.speed("gpt-oss-120b"))
+        all_of(cuda_speed.speed("gpt-oss-120b"))
 
 
 def test_bytes_of_the_cache() -> None:
@@ -142,7 +143,7 @@ def test_bytes_of_the_cache() -> None:
     class Engine:
         architecture = SyntheticCheckpoint(load_shape("gpt-oss-20b")).architecture
 
-    assert cuda_models.cache_bytes(Engine(), 4096) == 2048 * 12 * (128 + 4096)  # type: ignore[arg-type]
+    assert cuda_speed.cache_bytes(Engine(), 4096) == 2048 * 12 * (128 + 4096)  # type: ignore[arg-type]
 
 
 @pytest.mark.peers
@@ -150,7 +151,7 @@ def test_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     from oss_tools.measure import cuda_peer
 
-    work = cuda_models.Work(prompts=(3,), depths=(0, 2), generate=2)
+    work = cuda_speed.Work(prompts=(3,), depths=(0, 2), generate=2)
     found = all_of(cuda_peer.speed(load_shape("gpt-oss-tiny"), work, device="cpu"))
     assert [g["depth"] for g in found["generation"]] == [0, 2]
     assert found["prompts"][0]["tokens_per_second"] > 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
-from oss_tools.measure import quality, quality_bases
+from oss_tools.measure import quality, quality_bases, quality_record
 from oss_tools.measure.divergence import Passages, predict
 from oss_tools.measure.quality_bases import as_experts, off_the_grid, write_folder
 from oss_tools.measure.quality_shown import figure, table
@@ -61,7 +61,7 @@ def test_rows_are_kept_gone_on_with_and_compared(tmp_path: Path, monkeypatch: py
     assert {n: three[n] for n in two} == two
     monkeypatch.setattr(quality.Measurement, "measure", None)  # nothing is left to do
     assert quality.main([*arguments, "--passages", "3"]) == 0
-    record = quality.record("tiny", tmp_path)
+    record = quality_record.record("tiny", tmp_path)
     plain, search = record["rows"]["q4_0/plain"], record["rows"]["q4_0/search"]
     assert plain["bits"] == search["bits"] == pytest.approx(5.6, abs=0.1)
     assert 0 < search["kld"]["value"] < plain["kld"]["value"] < 1

@@ -8,7 +8,8 @@ import numpy as np
 from oss_tools.checkpoints import Metadata, Reader, StoredTensor
 from oss_tools.formats import QTensor
 from oss_tools.models.base import Architecture
-from oss_tools.models.checkpoint import Checkpoint, Entry, stored_tensors
+from oss_tools.models.checkpoint import Checkpoint
+from oss_tools.models.entries import Entry, stored_tensors
 
 
 class MemoryContainer(Reader):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from oss_tools.models.base import Architecture, architecture_of
+
 COMMON = {
     "num_hidden_layers": 3,
     "hidden_size": 64,
@@ -160,3 +162,11 @@ OTHERWISE_IN_LLAMA_CPP = {  # what GGUF has no key for
     ("deepseek_v2", "odd"): "llama.cpp ranks groups of experts by their two best",
     ("gpt2", "odd"): "scale_attn_by_inverse_layer_idx",
 }
+
+
+def model_of(config: dict[str, Any]) -> Architecture:
+    return architecture_of(config["model_type"]).from_config("hf", config)
+
+
+def small(model_type: str, **changes: Any) -> Architecture:
+    return model_of(CONFIGS[model_type, "usual"] | changes)

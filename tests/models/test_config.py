@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from oss_tools.errors import BadCheckpoint
-from oss_tools.models.base import Stored, architecture_of, architectures
+from oss_tools.models.base import architecture_of, architectures
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.gpt_oss_words import PATTERN_KEY, WINDOW_KEY
 from oss_tools.models.llama import Llama, LlamaConfig
+from oss_tools.models.stored import Stored
 
 GPT_OSS_20B = GptOss(GptOssConfig())
 GPT_OSS_120B = GptOss(GptOssConfig(num_hidden_layers=36, num_local_experts=128))

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from oss_tools.checkpoints import StoredTensor
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import get_format
-from oss_tools.models.checkpoint import Checkpoint, chunks, open_checkpoint
+from oss_tools.models.checkpoint import Checkpoint, open_checkpoint
+from oss_tools.models.entries import chunks
 from tests.models.memory import MemoryContainer
 from tests.models.test_placements import GPT_OSS, canonical_values
 

@@ -7,11 +7,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from oss_tools.errors import BadCheckpoint
-from oss_tools.models.base import ROPE_FREQS, Architecture, Stored
+from oss_tools.models.base import Architecture
 from oss_tools.models.fields import single
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.llama import Llama, LlamaConfig
 from oss_tools.models.rope import Scaling
+from oss_tools.models.stored import ROPE_FREQS, Stored
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 WITHOUT_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # it takes minutes, and a configuration is short

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from oss_tools.errors import BadCheckpoint
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models.base import Architecture
-from oss_tools.models.checkpoint import Checkpoint, Entry, chunks, write_rows
+from oss_tools.models.checkpoint import Checkpoint
+from oss_tools.models.entries import Entry, chunks
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.llama import Llama, LlamaConfig
+from oss_tools.models.rows import write_rows
 from tests.models.memory import MemoryContainer, container_for, entries_for, open_memory
 
 GPT_OSS = GptOss(

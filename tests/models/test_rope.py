@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oss_tools.errors import BadCheckpoint
-from oss_tools.models.base import ROPE_FREQS, Architecture, Stored
+from oss_tools.models.base import Architecture
 from oss_tools.models.gpt_oss import GptOss, GptOssConfig
 from oss_tools.models.llama import Llama, LlamaConfig
 from oss_tools.models.rope import Positions, Scaling, llama3_divisors
 from oss_tools.models.rope_gguf import as_llama3
 from oss_tools.models.rope_hf import read_rope
+from oss_tools.models.stored import ROPE_FREQS, Stored
 
 LLAMA = LlamaConfig(2, 256, 96, 4, 2, 64, 100, max_position_embeddings=8192, rope_theta=500000.0)
 GPT_OSS = GptOssConfig(

@@ -47,7 +47,8 @@ def test_the_engine_computes_the_model_that_was_trained(content: dict, tmp_path:
 def test_gradients_written_by_hand_are_those_of_autograd() -> None:
     from torch.autograd import gradcheck
 
-    from oss_tools.tiny.model import AttentionWeights, SwiGlu
+    from oss_tools.tiny.experts import SwiGlu
+    from oss_tools.tiny.model import AttentionWeights
 
     torch.manual_seed(0)
     inner = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 
 from oss_tools.chat.tools.base import Tool, ToolError, shortened
 from oss_tools.chat.tools.mcp_settings import McpServer, read_servers
-from oss_tools.checkpoints.files import MAX_DEPTH, is_deeper
+from oss_tools.checkpoints.json_files import MAX_DEPTH, is_deeper
 from oss_tools.errors import BadRequest, MissingPackage, Unreachable, how_to_install
 
 STARTS = 60.0  # seconds until a server has told its tools: it may be fetched first

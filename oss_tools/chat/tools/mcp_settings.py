@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from oss_tools.checkpoints.files import read_json
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.errors import BadCheckpoint, BadRequest
 
 MOST_BYTES = 1 << 20

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from oss_tools.chat.tools.base import ToolError
 from oss_tools.chat.tools.fetching import Answer, Fetcher, shown
 from oss_tools.chat.tools.html_text import Page, page_of_html, page_of_markdown, page_of_text, without_links
-from oss_tools.checkpoints.files import parse_json
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.errors import BadCheckpoint, BadRequest
 
 MOST_FILES, MOST_FILE, MOST_TEXT = 20_000, 2 << 20, 64 << 20  # files, bytes of one, characters of all

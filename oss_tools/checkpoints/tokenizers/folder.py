@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oss_tools.checkpoints.files import read_json, read_small, read_text
+from oss_tools.checkpoints.files import read_small, read_text
 from oss_tools.checkpoints.gguf_splitters import byte_level
+from oss_tools.checkpoints.json_files import read_json
 from oss_tools.checkpoints.tokenizers.added_tokens import Companions, with_added_tokens
 from oss_tools.checkpoints.tokenizers.around_text import adds_of, template_around
 from oss_tools.checkpoints.tokenizers.sentencepiece_model import parse_model, tokenizer_of_model

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from gguf.constants import TokenType
 
-from oss_tools.checkpoints.files import parse_json
-from oss_tools.checkpoints.gguf_header import StringArray
+from oss_tools.checkpoints.gguf_values import StringArray
+from oss_tools.checkpoints.json_files import parse_json
 from oss_tools.checkpoints.tokenizers.gguf_source import OWN_KEY
 from oss_tools.errors import BadCheckpoint
 

@@ -15,7 +15,7 @@ from oss_tools.engine.weights import common_format, converted
 from oss_tools.formats import Format
 from oss_tools.machine.direct import PAGE
 from oss_tools.models import Checkpoint, Entry
-from oss_tools.models.checkpoint import chunks
+from oss_tools.models.entries import chunks
 from oss_tools.models.stacks import ExpertLayer, expert_layers
 
 PIECE_BYTES = 4 << 20  # of a record that is read at a time: large enough for the disk's full speed
