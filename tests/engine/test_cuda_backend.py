@@ -26,7 +26,7 @@ from numba_kernels.cuda.device import find_gpu
 from numba_kernels.cuda.packing import packed_rows
 from numba_kernels.cuda.seam import CudaMissing, cuda
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
-from oss_tools.engine import cuda_backend
+from oss_tools.engine import cuda_backend, cuda_sampling
 from oss_tools.engine.backend import backend_for
 from oss_tools.engine.cuda_cache import PAGE, Pool
 from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
@@ -45,7 +45,7 @@ def emulated() -> Any:
     patch = pytest.MonkeyPatch()
     patch.setattr(cuda_backend, "open_device", EmulatedDevice)
     patch.setattr(cuda_backend, "check_device", lambda: None)
-    patch.setattr(cuda_backend, "CHOOSERS", 2)
+    patch.setattr(cuda_sampling, "CHOOSERS", 2)
     yield
     patch.undo()
 
