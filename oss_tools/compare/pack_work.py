@@ -13,7 +13,9 @@ from oss_tools.compare.predictions import fidelity_of, passages
 from oss_tools.compare.record import add_scores, candidate_of
 from oss_tools.compare.work import Work
 from oss_tools.errors import BadRequest
-from oss_tools.report.comparison import Candidate, Comparison, Fidelity, build
+from oss_tools.report.comparison import Candidate, Comparison
+from oss_tools.report.fidelity import Fidelity
+from oss_tools.report.loading import build
 
 AGAINST_A_PACK = "held against a pack: weights, configuration, tokenizer and template are not compared"
 

@@ -34,7 +34,10 @@ from oss_tools.harness.subjects import EndpointSubject, EngineSubject, Subject
 from oss_tools.harness.suites import SuiteTask
 from oss_tools.harness.tasks import require_lm_eval
 from oss_tools.models import open_checkpoint
-from oss_tools.report.comparison import Candidate, Comparison, Fidelity, Finding, Margins, WeightError, build
+from oss_tools.report.comparison import Candidate, Comparison, Finding
+from oss_tools.report.fidelity import Fidelity, WeightError
+from oss_tools.report.loading import build
+from oss_tools.report.scores import Margins
 
 
 class Work:

@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from oss_tools.report import plots, table
-from oss_tools.report.comparison import Fidelity
 from oss_tools.report.drift import drift_plots
 from oss_tools.report.evidence import FAR, NEAR, harmed
+from oss_tools.report.fidelity import Fidelity
 from oss_tools.report.gates import Verdict
 from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
 from oss_tools.report.sheet import Model, Sheet, mean_figure

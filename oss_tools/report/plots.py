@@ -9,7 +9,7 @@ from itertools import count
 
 from markupsafe import Markup
 
-from oss_tools.report.comparison import Cell
+from oss_tools.report.fidelity import Cell
 from oss_tools.report.metrics import Interval
 from oss_tools.tables import cut_in_the_middle
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from oss_tools.report.comparison import Candidate, Comparison, Divergence, Drift, Fidelity, Margins, TaskScore
+from oss_tools.report.comparison import Candidate, Comparison
+from oss_tools.report.fidelity import Divergence, Drift, Fidelity
 from oss_tools.report.metrics import METRICS, Interval, metric_of
+from oss_tools.report.scores import Margins, TaskScore
 from oss_tools.statistics.figures import Estimate, Ratio, Timing
 
 if TYPE_CHECKING:

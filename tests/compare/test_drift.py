@@ -12,8 +12,9 @@ from oss_tools.cli.main import app
 from oss_tools.compare.drift import KINDS, measure, windows
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
-from oss_tools.report.comparison import Drift, DriftPoint, read
+from oss_tools.report.comparison import read
 from oss_tools.report.drift import written
+from oss_tools.report.fidelity import Drift, DriftPoint
 from oss_tools.report.gates import judge
 from oss_tools.report.lines import Series, lines
 from oss_tools.report.metrics import Interval

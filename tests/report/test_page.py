@@ -13,7 +13,8 @@ import pytest
 from browser import Browser, find_chromium
 
 from oss_tools.errors import BadRequest
-from oss_tools.report.comparison import Cell, from_json
+from oss_tools.report.comparison import from_json
+from oss_tools.report.fidelity import Cell
 from oss_tools.report.gates import judge
 from oss_tools.report.html import page
 from oss_tools.report.junit import junit
