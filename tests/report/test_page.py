@@ -13,16 +13,18 @@ import pytest
 from browser import Browser, find_chromium
 
 from oss_tools.errors import BadRequest
+from oss_tools.report.axes import Axis
 from oss_tools.report.comparison import from_json
 from oss_tools.report.fidelity import Cell
 from oss_tools.report.gates import judge
+from oss_tools.report.heat_map import heat_map, heat_scale
 from oss_tools.report.html import page
 from oss_tools.report.junit import junit
 from oss_tools.report.markdown import escaped, markdown
 from oss_tools.report.metrics import Interval
-from oss_tools.report.plots import Axis, Point, heat_map, heat_scale, scatter
 from oss_tools.report.reading import load_sheets
 from oss_tools.report.rules import load_gate
+from oss_tools.report.scatter import Point, scatter
 from oss_tools.report.sheet import sheet_of
 
 SAMPLE = Path(__file__).with_name("sample-comparison.json")
