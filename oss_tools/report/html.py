@@ -15,12 +15,13 @@ from oss_tools.report.axes import Axis
 from oss_tools.report.drift import drift_plots
 from oss_tools.report.evidence import FAR, NEAR, harmed
 from oss_tools.report.fidelity import Fidelity
+from oss_tools.report.figures import mean_figure
 from oss_tools.report.forest import Change, forest, points_written
 from oss_tools.report.gates import Verdict
 from oss_tools.report.heat_map import heat_map, heat_scale, legend_bar
 from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
 from oss_tools.report.scatter import Point, scatter
-from oss_tools.report.sheet import Model, Sheet, mean_figure
+from oss_tools.report.sheet import Model, Sheet
 from oss_tools.report.side_by_side import STEPS
 from oss_tools.report.verdict import judgements, summary
 from oss_tools.sizes import format_size
