@@ -9,7 +9,7 @@ from numba_kernels.cpu.kv_pages import store_op
 from numba_kernels.cpu.latent import latent_attention_op, store_latents_op
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.rows import join_heads
-from oss_tools.engine.numba_cache import POSITIONS
+from oss_tools.engine.numba_pages import POSITIONS
 from oss_tools.engine.numba_program import ProgramRecorder
 from oss_tools.engine.numba_values import Value
 from oss_tools.models.operations import Heads, Latent, Rope

@@ -25,7 +25,8 @@ from numba_kernels.simd import ACTIVE
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
 from oss_tools.engine.compiling import Crew, compile_all
-from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, pages_for, pages_of, parts
+from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, parts
+from oss_tools.engine.numba_pages import POSITIONS, pages_for, pages_of
 from oss_tools.engine.numba_recorder import Recorder
 from oss_tools.engine.numba_replay import Replay
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS, Buffers, State, Value

@@ -9,23 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.copies import (
-    copy_byte_pages,
-    copy_pages,
-    read_byte_rows,
-    read_rows,
-    write_byte_rows,
-    write_rows,
-)
 from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
-from numba_kernels.cpu.latent import LatentPages, copy_latents_ops
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Run
-from oss_tools.errors import BadRequest
+from oss_tools.engine.numba_pages import POSITIONS, copies_for, pages_for, pages_of
 from oss_tools.models.operations import Heads, Latent
 
-POSITIONS = 64  # of a page
 FIRST_PAGES = 16  # a pool begins with so many pages and doubles
 SEQUENCES = 64  # in one pass
 SERIALS = itertools.count(1)
@@ -280,28 +270,6 @@ class Cache:
     def __del__(self) -> None:
         for window, numbers in self.numbers.items():
             self.pools[window].give(numbers)
-
-
-def copies_for(heads: Heads | Latent, element: str) -> tuple[Op, Op, Op]:
-    """What reads the rows of positions, what writes them, and what copies positions from page to page."""
-    if isinstance(heads, Latent):
-        return (*copy_latents_ops(element), copy_pages)
-    if element == "q8":
-        return read_byte_rows, write_byte_rows, copy_byte_pages
-    return read_rows, write_rows, copy_pages
-
-
-def pages_for(heads: Heads | Latent, element: str) -> Pages | LatentPages:
-    """The geometry of a layer's pages. Raises ValueError for a shape that the kernels lack, BadRequest for latents in 8 bits."""
-    if isinstance(heads, Latent):
-        if element == "q8":
-            raise BadRequest("--kv-cache q8: this model caches latents (MLA), which the kernels keep in bf16 or f32")
-        return LatentPages(heads.rank, heads.rope, POSITIONS, element)
-    return Pages(heads.keys, heads.size, POSITIONS, element)
-
-
-def pages_of(positions: int) -> int:
-    return -(-positions // POSITIONS)
 
 
 def parts(pools: dict[int | None, Pool], rows: np.ndarray) -> Iterator[tuple[Pool, np.ndarray]]:
