@@ -18,6 +18,7 @@ from oss_tools.cluster.nodes import Cluster, Done, Need, Part
 from oss_tools.compare import latency, margins
 from oss_tools.compare.advice import memory_of
 from oss_tools.compare.dependencies import pair_of
+from oss_tools.compare.measuring import Measuring
 from oss_tools.compare.models import Member, member
 from oss_tools.compare.pairing import Pairing
 from oss_tools.compare.predictions import BaseLogits, passages
@@ -185,7 +186,7 @@ def _member(fields: Mapping[str, Any]) -> Member:
     return member(fields["name"], where.here(), fields["recipe"])
 
 
-class _Piece(Work):
+class _Piece(Measuring):
     """Makes one part."""
 
     def weights(self, base: Member, m: Member, order: Mapping[str, Any]) -> dict[str, Any]:
