@@ -32,7 +32,7 @@ from numba_kernels.cuda.seam import (
     kernel,
     require_shared,
     types,
-)  # fmt: skip
+)
 from numba_kernels.cuda.vectors import RESERVED, ask_for_weight, four_at
 
 WARPS = 8

@@ -9,31 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from numba_kernels.parallel import cores
 from oss_tools.calibration.attention import attend
+from oss_tools.calibration.routing import Routing, gated_value, route, sigmoid
 from oss_tools.calibration.visitor import Visitor
+from oss_tools.calibration.weights import OUTPUT_ROWS, VisitedWeights
 from oss_tools.models import Checkpoint
 from oss_tools.models.operations import Gate, Heads, Latent, Operations, Rope, Router
 
 SLICE = 1024  # tokens that a thread works on at a time
 PRODUCT = 4096  # tokens in one product
 OUTPUT = "lm_head"
-OUTPUT_ROWS = 1 << 14  # of the output that are in memory at a time
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The experts of each token, int [N, chosen], and their weights, float32 [N, chosen]."""
-
-    chosen: np.ndarray
-    weights: np.ndarray
 
 
 class BreadthFirst(Operations[Any]):
@@ -56,9 +48,8 @@ class BreadthFirst(Operations[Any]):
         self.checkpoint = checkpoint
         self.tokens = np.concatenate([np.asarray(s, np.int64) for s in sequences])
         self.lengths = [len(s) for s in sequences]
-        self._visitor, self._progress = visitor, progress
+        self._weights, self._progress = VisitedWeights(checkpoint, visitor), progress
         self._positions = np.concatenate([np.arange(length) for length in self.lengths])
-        self._embedding = next(name for name, entry in checkpoint.entries.items() if entry.spec.role == "embedding")
         self._pool = ThreadPoolExecutor(threads or cores())
 
     def forward(self) -> np.ndarray:
@@ -68,17 +59,17 @@ class BreadthFirst(Operations[Any]):
 
     def visit_output(self, hidden: np.ndarray) -> None:
         """Tells the visitor of the output's matrix, whose product with all tokens would fill no memory."""
-        self._weights((OUTPUT,), None, hidden)
+        self._weights.matrices((OUTPUT,), None, hidden)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """The next token's logits from final hidden states: float32 [n, vocabulary]."""
-        name = self._weight_name(OUTPUT)
+        name = self._weights.name_of(OUTPUT)
         _, rows, _ = self.checkpoint.entries[name].spec.matrices
         out = np.empty((len(hidden), rows), np.float32)
         for start in range(0, rows, OUTPUT_ROWS):
             stop = min(start + OUTPUT_ROWS, rows)
             out[:, start:stop] = hidden @ self.checkpoint.read(name, 0, start, stop).dequantize().T
-        bias = self._vector(f"{OUTPUT}.bias")
+        bias = self._weights.vector(f"{OUTPUT}.bias")
         return out if bias is None else out + bias
 
     def close(self) -> None:
@@ -90,40 +81,6 @@ class BreadthFirst(Operations[Any]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # ---- weights ----------------------------------------------------------------------------------------------------
-
-    def _weight_name(self, name: str) -> str:
-        """The tensor of a layer: `NAME.weight`, `NAME` itself (stacked experts), or the embedding for a tied output."""
-        entries = self.checkpoint.entries
-        return next((n for n in (f"{name}.weight", name) if n in entries), self._embedding)
-
-    def _vector(self, name: str, matrix: int | None = None) -> np.ndarray | None:
-        """A tensor of few values, float32, or an expert's row of it; None if there is none of this name."""
-        entry = self.checkpoint.entries.get(name)
-        if entry is None:
-            return None
-        _, rows, _ = entry.spec.matrices
-        if matrix is not None:
-            return self.checkpoint.read(name, matrix, 0, rows).dequantize().reshape(-1)
-        return self.checkpoint.read_tensor(name).dequantize().reshape(entry.spec.shape)
-
-    def _weights(self, names: tuple[str, ...], matrix: int | None, x: np.ndarray) -> list[Callable[[], np.ndarray]]:
-        """What gives the matrices, float32 [out, K], after the visitor has been told of them."""
-        tensors = tuple(self._weight_name(name) for name in names)
-        reads = [self._reader(tensor, matrix or 0) for tensor in tensors]
-        if self._visitor is None:
-            return reads
-        self._visitor.multiplies(tensors, matrix, x)
-        changed = [self._visitor.linear(t, matrix, x, read) for t, read in zip(tensors, reads, strict=True)]
-        return [read if new is None else _given(new) for read, new in zip(reads, changed, strict=True)]
-
-    def _reader(self, tensor: str, matrix: int) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            _, rows, _ = self.checkpoint.entries[tensor].spec.matrices
-            return self.checkpoint.read(tensor, matrix, 0, rows).dequantize()
-
-        return read
 
     # ---- work in slices ---------------------------------------------------------------------------------------------
 
@@ -150,25 +107,13 @@ class BreadthFirst(Operations[Any]):
     # ---- operations -------------------------------------------------------------------------------------------------
 
     def embed(self, name: str) -> np.ndarray:
-        return self._rows(name, self.tokens)
+        return self._weights.rows(name, self.tokens)
 
     def positions(self, name: str) -> np.ndarray:
-        return self._rows(name, self._positions)
-
-    def _rows(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Rows of a table, float32 [len(index), K], which is read once, in pieces."""
-        _, rows, columns = self.checkpoint.entries[name].spec.matrices
-        out = np.empty((len(index), columns), np.float32)
-        order = np.argsort(index, kind="stable")
-        for start in range(0, rows, OUTPUT_ROWS):
-            stop = min(start + OUTPUT_ROWS, rows)
-            here = order[np.searchsorted(index, start, sorter=order) : np.searchsorted(index, stop, sorter=order)]
-            if len(here):
-                out[here] = self.checkpoint.read(name, 0, start, stop).dequantize()[index[here] - start]
-        return out
+        return self._weights.rows(name, self._positions)
 
     def rms_norm(self, x: np.ndarray, name: str, epsilon: float) -> np.ndarray:
-        weight = self._vector(name)
+        weight = self._weights.vector(name)
         assert weight is not None
         out = np.empty_like(x)
 
@@ -179,7 +124,7 @@ class BreadthFirst(Operations[Any]):
         return out
 
     def layer_norm(self, x: np.ndarray, name: str, epsilon: float) -> np.ndarray:
-        weight, bias = self._vector(f"{name}.weight"), self._vector(f"{name}.bias")
+        weight, bias = self._weights.vector(f"{name}.weight"), self._weights.vector(f"{name}.bias")
         out = np.empty_like(x)
 
         def work(rows: slice) -> None:
@@ -191,7 +136,7 @@ class BreadthFirst(Operations[Any]):
         return out
 
     def head_norm(self, x: np.ndarray, heads: int, name: str, epsilon: float) -> np.ndarray:
-        weight = self._vector(name)
+        weight = self._weights.vector(name)
         assert weight is not None
 
         def work(rows: slice) -> None:
@@ -206,8 +151,10 @@ class BreadthFirst(Operations[Any]):
         return product
 
     def linears(self, x: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
-        weights = self._weights(names, None, x)
-        return tuple(self._product(x, w(), self._vector(f"{name}.bias")) for name, w in zip(names, weights, strict=True))
+        weights = self._weights.matrices(names, None, x)
+        return tuple(
+            self._product(x, w(), self._weights.vector(f"{name}.bias")) for name, w in zip(names, weights, strict=True)
+        )
 
     def split(self, x: np.ndarray, widths: tuple[int, ...]) -> tuple[np.ndarray, ...]:
         return tuple(np.ascontiguousarray(part) for part in np.split(x, np.cumsum(widths)[:-1], -1))
@@ -230,7 +177,7 @@ class BreadthFirst(Operations[Any]):
         return x
 
     def attention(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: Heads) -> np.ndarray:
-        sinks = self._vector(heads.sinks) if heads.sinks else None
+        sinks = self._weights.vector(heads.sinks) if heads.sinks else None
         out = np.empty_like(query)
 
         def work(rows: slice) -> None:
@@ -244,7 +191,7 @@ class BreadthFirst(Operations[Any]):
         self, query: np.ndarray, latent: np.ndarray, key: np.ndarray, name: str, heads: Latent
     ) -> np.ndarray:
         """In the expanded form: every head's keys and values are computed from the latents."""
-        (read,) = self._weights((name,), None, latent)
+        (read,) = self._weights.matrices((name,), None, latent)
         weight = read()
         out = np.empty((len(query), heads.queries * heads.value), np.float32)
 
@@ -266,8 +213,8 @@ class BreadthFirst(Operations[Any]):
             pass
 
     def gated(self, x: np.ndarray, gate: str, up: str) -> np.ndarray:
-        reads = self._weights((gate, up), None, x)
-        biases = [self._vector(f"{name}.bias") for name in (gate, up)]
+        reads = self._weights.matrices((gate, up), None, x)
+        biases = [self._weights.vector(f"{name}.bias") for name in (gate, up)]
         return self._gated(x, [read() for read in reads], biases, Gate())
 
     def _gated(
@@ -301,7 +248,7 @@ class BreadthFirst(Operations[Any]):
 
     def route(self, x: np.ndarray, name: str, router: Router) -> Routing:
         logits = self.linear(x, name)
-        correction = self._vector(router.correction) if router.correction else None
+        correction = self._weights.vector(router.correction) if router.correction else None
         parts = [route(logits[at : at + SLICE], router, correction) for at in range(0, len(logits), SLICE)]
         return Routing(*(np.concatenate([getattr(p, field) for p in parts]) for field in ("chosen", "weights")))
 
@@ -309,32 +256,28 @@ class BreadthFirst(Operations[Any]):
         out = np.zeros_like(x)
         parts = ("gate_up",) if f"{name}.gate_up_proj" in self.checkpoint.entries else ("gate", "up")
         first, down = tuple(f"{name}.{part}_proj" for part in parts), f"{name}.down_proj"
-        if self._visitor is not None:
-            self._visitor.multiplies(first, None, x)
+        self._weights.tell(first, x)
         count, _, _ = self.checkpoint.entries[down].spec.matrices
         by_expert = np.argsort(routing.chosen.reshape(-1), kind="stable")
         edges = np.searchsorted(routing.chosen.reshape(-1), np.arange(count + 1), sorter=by_expert)
         for expert in range(count):
             places = by_expert[edges[expert] : edges[expert + 1]]
             tokens = places // routing.chosen.shape[1]
-            if self._visitor is None and not len(tokens):
+            if not self._weights.is_visited and not len(tokens):
                 continue
             met = x[tokens]
             weights = (
-                [read() for read in self._weights(first, expert, met)] if len(tokens) else self._unmet(first, expert, met)
+                [read() for read in self._weights.matrices(first, expert, met)]
+                if len(tokens)
+                else self._weights.unmet(first, expert, met)
             )
-            inner = self._gated(met, weights, [self._vector(f"{n}_bias", expert) for n in first], gate)
-            (read,) = self._weights((down,), expert, inner)
+            inner = self._gated(met, weights, [self._weights.vector(f"{n}_bias", expert) for n in first], gate)
+            (read,) = self._weights.matrices((down,), expert, inner)
             if len(tokens):
-                result = self._product(inner, read(), self._vector(f"{down}_bias", expert))
+                result = self._product(inner, read(), self._weights.vector(f"{down}_bias", expert))
                 result *= routing.weights.reshape(-1)[places][:, None]
                 out[tokens] += result
         return out
-
-    def _unmet(self, names: tuple[str, ...], expert: int, x: np.ndarray) -> list[np.ndarray]:
-        """Tells the visitor of an expert to which no token was routed; of what stands for its matrices only the shape is used."""
-        self._weights(names, expert, x)
-        return [np.empty(self.checkpoint.entries[name].spec.matrices[1:], np.float32) for name in names]
 
     def scaled_by_gate(self, x: np.ndarray, y: np.ndarray, name: str) -> np.ndarray:
         y *= sigmoid(self.linear(x, name))
@@ -348,48 +291,7 @@ class BreadthFirst(Operations[Any]):
         return x
 
 
-# ---- of single rows -------------------------------------------------------------------------------------------------
-
-
-def _given(weight: np.ndarray) -> Callable[[], np.ndarray]:
-    return lambda: weight
-
-
 def _rms(x: np.ndarray, weight: np.ndarray, epsilon: float, out: np.ndarray) -> None:
     scale = np.square(x).mean(-1, keepdims=True) + np.float32(epsilon)
     np.multiply(x, 1 / np.sqrt(scale), out=out)
     out *= weight
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^−x), float32, without overflow."""
-    return np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x))
-
-
-def gated_value(g: np.ndarray, u: np.ndarray, gate: Gate) -> np.ndarray:
-    """What `Gate` says of a gate g and an up projection u."""
-    if gate.form == "silu":
-        return g * sigmoid(g) * u
-    limit = np.float32(gate.limit)
-    g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
-    return g * sigmoid(np.float32(gate.alpha) * g) * (u + 1)
-
-
-def route(logits: np.ndarray, router: Router, correction: np.ndarray | None) -> Routing:
-    """The experts that a `Router` chooses by logits, float32 [n, experts], and their weights."""
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    scores = sigmoid(logits) if router.score == "sigmoid" else exponents / exponents.sum(-1, keepdims=True)
-    corrected = scores if correction is None else scores + correction
-    best = corrected if correction is not None or router.score == "sigmoid" else logits  # the logits' order, without ties
-    if router.is_grouped:
-        groups = np.sort(corrected.reshape(len(logits), router.groups, -1), -1)
-        of_group = groups[..., -2:].sum(-1) if router.group_score == "top2" else groups[..., -1]
-        kept = np.argsort(-of_group, -1, kind="stable")[:, : router.groups_chosen]
-        shut = np.ones(of_group.shape, bool)
-        np.put_along_axis(shut, kept, False, -1)
-        best = np.where(np.repeat(shut, groups.shape[-1], -1), -np.inf, best)
-    chosen = np.argsort(-best, -1, kind="stable")[:, : router.chosen]
-    weights = np.take_along_axis(exponents if router.score == "softmax" and router.renormalized else scores, chosen, -1)
-    if router.renormalized:
-        weights = weights / (weights.sum(-1, keepdims=True) + (router.epsilon if router.score == "sigmoid" else 0))
-    return Routing(chosen, (weights * router.scale).astype(np.float32))

@@ -14,10 +14,11 @@ import numpy as np
 
 from oss_tools import __version__
 from oss_tools.calibration.boundaries import Steps, boundaries
-from oss_tools.calibration.breadth_first import OUTPUT_ROWS, BreadthFirst
+from oss_tools.calibration.breadth_first import BreadthFirst
 from oss_tools.calibration.kept import Kept, Position
 from oss_tools.calibration.squares import Squares
 from oss_tools.calibration.texts import Sample
+from oss_tools.calibration.weights import OUTPUT_ROWS
 from oss_tools.checkpoints.files import check_place, replace_file
 from oss_tools.convert import imatrix
 from oss_tools.convert.importance import stored_names

@@ -133,7 +133,8 @@ def run(
     from oss_tools.download.layout import name_of
     from oss_tools.models import open_checkpoint
     from oss_tools.planning.mixture import choose, recipe_of, recipe_text, to_record
-    from oss_tools.planning.sensitivity import Sensitivities, units_of
+    from oss_tools.planning.sensitivity import Sensitivities
+    from oss_tools.planning.units import units_of
 
     wanted = budget.budget()
     if output:

@@ -126,7 +126,7 @@ def run(
 ) -> None:
     require_packages()
     from oss_tools.engine.backend import Options
-    from oss_tools.engine.scheduling import Turns
+    from oss_tools.engine.turns import Turns
     from oss_tools.serve.running import address_of, listen, serve
     from oss_tools.serve.served import Served
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from oss_tools.fit.estimate import stored_row
 from oss_tools.fit.memory import Use
 from oss_tools.models import open_checkpoint
-from oss_tools.report.comparison import Candidate, Comparison, Divergence
+from oss_tools.report.comparison import Candidate, Comparison
+from oss_tools.report.fidelity import Divergence
 from oss_tools.sizes import format_size
 
 

@@ -12,7 +12,8 @@ from oss_tools.harness.prompts import FIELD
 from oss_tools.harness.run import Settings, evaluate
 from oss_tools.harness.subjects import EndpointSubject, Subject
 from oss_tools.harness.suites import SuiteTask
-from oss_tools.report.comparison import Change, Difference, Finding, TaskScore
+from oss_tools.report.comparison import Finding
+from oss_tools.report.scores import Change, Difference, TaskScore
 from oss_tools.statistics.figures import Estimate
 from oss_tools.statistics.paired import holm, paired_difference
 

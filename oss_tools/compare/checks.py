@@ -21,6 +21,15 @@ from oss_tools.models import open_checkpoint
 GREETING = Conversation(messages=(Message("user", "Hello"),))
 
 
+def scored_tasks(found: Sequence[tuple[str, SuiteTask]], say: Callable[[str], None]) -> list[tuple[str, SuiteTask]]:
+    """(suite, task) of those that this program scores by itself. `say` is told which are left out."""
+    if graded := [task.task for _, task in found if task.needs_grader]:
+        say(f"{', '.join(graded)}: left out, as they are graded by a model; `oss-tools eval` asks one")
+    if played := [task.task for _, task in found if task.needs_user]:
+        say(f"{', '.join(played)}: left out, as a model plays the user in them; `oss-tools eval` asks one")
+    return [(suite, task) for suite, task in found if not (task.needs_grader or task.needs_user)]
+
+
 def made_tasks(
     tasks: Sequence[SuiteTask], data: Path | None, say: Callable[[str], None]
 ) -> tuple[dict[str, int], list[str]]:

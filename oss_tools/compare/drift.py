@@ -30,7 +30,8 @@ from oss_tools.errors import MissingPackage, NoRoom, Unsupported
 from oss_tools.harness.data import read_jsonl
 from oss_tools.measure.fidelity import Positions, clustered_error, in_step, joined, measure_rows
 from oss_tools.models import open_checkpoint
-from oss_tools.report.comparison import Drift, DriftPoint, build
+from oss_tools.report.fidelity import Drift, DriftPoint
+from oss_tools.report.loading import build
 from oss_tools.resources import resource
 from oss_tools.statistics.repeats import estimate
 

@@ -21,7 +21,7 @@ from oss_tools.endpoints.endpoint import Endpoint
 from oss_tools.endpoints.prompt_scores import DISPENSABLE, score
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.text import Text
-from oss_tools.report.comparison import Margins
+from oss_tools.report.scores import Margins
 from oss_tools.statistics.figures import Estimate
 from oss_tools.statistics.paired import holm, paired_difference
 from oss_tools.statistics.repeats import median_ratio, share_interval

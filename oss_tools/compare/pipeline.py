@@ -10,14 +10,16 @@ from typing import Any
 from oss_tools.cluster.nodes import Cluster
 from oss_tools.compare.checks import require_room
 from oss_tools.compare.models import Member, make, member, recipe_called
+from oss_tools.compare.pack_work import PackWork
 from oss_tools.compare.packs import read_pack, vocabulary_hash, write_pack
 from oss_tools.compare.pairing import pair
 from oss_tools.compare.parts import Parts
+from oss_tools.compare.record import RECORD as RECORD
+from oss_tools.compare.record import plain
 from oss_tools.compare.remote import remotes
 from oss_tools.compare.schedule import Now
 from oss_tools.compare.settings import Settings as Settings
-from oss_tools.compare.work import RECORD as RECORD
-from oss_tools.compare.work import Work, plain
+from oss_tools.compare.work import Work
 from oss_tools.download.layout import name_of
 from oss_tools.endpoints.endpoint import Endpoint
 from oss_tools.endpoints.wire import Price
@@ -138,7 +140,7 @@ def make_pack(
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Keeps what a model says on the texts and to the suites' questions in a file; returns its bytes. Raises OssToolsError."""
-    work = Work(settings, [source], output, fresh, report, say)
+    work = PackWork(settings, [source], output, fresh, report, say)
     work.expect(1)
     return write_pack(work.pack(_name(source), member(_name(source), source)), file)
 
@@ -167,7 +169,7 @@ def compare_with_pack(
                 raise BadRequest(
                     f"{path} has another tokenizer than the base of {file}; only quantizations of one model compare"
                 )
-    work = Work(settings, paths, output, fresh, report, say)
+    work = PackWork(settings, paths, output, fresh, report, say)
     work.require_same_questions(pack, file)
     work.expect(len(paths))
     names = [name if name != pack.name else str(path) for name, path in zip(_names(paths), paths, strict=True)]

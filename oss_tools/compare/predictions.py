@@ -20,7 +20,7 @@ from oss_tools.harness.prompts import ChatPrompt, conversation_of
 from oss_tools.harness.speech import Speech
 from oss_tools.harness.suites import SuiteTask, task_files
 from oss_tools.measure.fidelity import CHUNK, Positions, clustered_error, in_step, joined, measure_rows, percentiles
-from oss_tools.report.comparison import DeltaP, Divergence, Fidelity
+from oss_tools.report.fidelity import DeltaP, Divergence, Fidelity
 from oss_tools.resources import resource
 from oss_tools.statistics.figures import Estimate
 from oss_tools.statistics.repeats import estimate

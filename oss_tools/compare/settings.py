@@ -51,6 +51,12 @@ class Settings:
         chosen = {} if timing.cache is None else {"kv_cache": timing.cache}
         return {"backend": timing.backend, "activations": timing.activations, **chosen}
 
+    def loading(self, engines: int = 1) -> dict[str, Any]:
+        """Arguments of `Engine.load`, for one of so many engines that share the memory that was given."""
+        t = self.timing
+        names = ("backend", "threads", "activations", "cache", "load")
+        return {**{name: getattr(t, name) for name in names}, "memory": t.memory and t.memory // engines}
+
     def tasks(self) -> list[tuple[str, SuiteTask]]:
         """(suite, task). Raises BadRecipe for an unknown suite, BadRequest for a tier without tasks."""
         found = [(name, task) for name in self.suites for task in load_suite(name).tiers.get(self.tier, ())]

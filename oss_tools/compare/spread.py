@@ -17,12 +17,15 @@ from typing import Any
 from oss_tools.cluster.nodes import Cluster, Done, Need, Part
 from oss_tools.compare import latency, margins
 from oss_tools.compare.advice import memory_of
+from oss_tools.compare.dependencies import pair_of
+from oss_tools.compare.measuring import Measuring
 from oss_tools.compare.models import Member, member
 from oss_tools.compare.pairing import Pairing
 from oss_tools.compare.predictions import BaseLogits, passages
+from oss_tools.compare.record import plain
 from oss_tools.compare.remote import Remote
 from oss_tools.compare.settings import Settings
-from oss_tools.compare.work import Work, pair_of, plain
+from oss_tools.compare.work import Work
 from oss_tools.engine.engine import DEFAULT_CONTEXT
 from oss_tools.errors import BadRequest
 from oss_tools.harness.answered import AnsweredSubject
@@ -51,14 +54,14 @@ class SpreadWork(Work):
         first, others = members[0], members[1:]
         self._expect_missing(members, remotes)
         made = [("weights", pair_of(first, m), [first, m]) for m in others]
-        made += [("predict", self._predicted(first, m), [first, m]) for m in members]
+        made += [("predict", self.depends.predictions(first, m), [first, m]) for m in members]
         self._elsewhere([self._part(*order) for order in made if not self.parts.has(*order[:2])] + self._shares(members))
         return super().compare(model, members, pairings, remotes, base)
 
     def _before_margins(self, members: list[Member], decided: list[margins.Decision]) -> None:
         first = members[0]
-        missing = [m for m in members if not self.parts.has("margins", self._decided(first, m))]
-        self._elsewhere([self._part("margins", self._decided(first, m), [first, m], decided) for m in missing])
+        missing = [m for m in members if not self.parts.has("margins", self.depends.margins(first, m))]
+        self._elsewhere([self._part("margins", self.depends.margins(first, m), [first, m], decided) for m in missing])
 
     # ---- what is ordered --------------------------------------------------------------------------------------------
 
@@ -82,7 +85,7 @@ class SpreadWork(Work):
         found = []
         for m in members:
             for _, task in self.tasks:
-                if self.parts.has("answer", self._asked(m, task)):
+                if self.parts.has("answer", self.depends.answers(m, task)):
                     continue
                 number = min(self.questions[task.task], self.settings.limit or self.questions[task.task])
                 found += [
@@ -93,7 +96,7 @@ class SpreadWork(Work):
         return found
 
     def _shared(self, m: Member, task: SuiteTask, share: Share) -> dict[str, Any]:
-        return {**self._asked(m, task), "share": asdict(share)}
+        return {**self.depends.answers(m, task), "share": asdict(share)}
 
     def _share(self, m: Member, task: SuiteTask, share: Share) -> Part:
         timing = self.settings.timing
@@ -183,7 +186,7 @@ def _member(fields: Mapping[str, Any]) -> Member:
     return member(fields["name"], where.here(), fields["recipe"])
 
 
-class _Piece(Work):
+class _Piece(Measuring):
     """Makes one part."""
 
     def weights(self, base: Member, m: Member, order: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +198,7 @@ class _Piece(Work):
         with self._load(base, beside=1) as engine:
             texts = passages(engine, [task for _, task in self.tasks], self.settings.chunks, self.settings.seed)
             rows = self._predict(BaseLogits(engine, room=0), texts, m, own=m is base)
-        return {"key": self.parts.key("predict", self._predicted(base, m)), "result": rows}
+        return {"key": self.parts.key("predict", self.depends.predictions(base, m)), "result": rows}
 
     def margins(self, base: Member, m: Member, order: Mapping[str, Any]) -> dict[str, Any]:
         decided = [
@@ -204,7 +207,7 @@ class _Piece(Work):
             )
             for d in order["decided"]
         ]
-        return {"key": self.parts.key("margins", self._decided(base, m)), "result": self._margins_of(m, decided)}
+        return {"key": self.parts.key("margins", self.depends.margins(base, m)), "result": self._margins_of(m, decided)}
 
 
 def _continuations(lists: Sequence[Sequence[int]]) -> margins.Continuations:

@@ -15,7 +15,8 @@ from oss_tools.errors import BadCheckpoint
 from oss_tools.models import Checkpoint
 from oss_tools.models.entries import Entry, chunks
 from oss_tools.models.operations import Heads
-from oss_tools.report.comparison import Cell, Finding, WeightError
+from oss_tools.report.comparison import Finding
+from oss_tools.report.fidelity import Cell, WeightError
 
 FAR = 3.0  # times what the format costs, beyond which rounding does not explain an error
 LEAST = 0.005  # relative error below which nothing is suspicious: bf16 costs 0.002

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,3 +138,27 @@ class Cache:
     def __del__(self) -> None:
         for pool, numbers in zip(self.pools, self.numbers, strict=False):
             pool.give(numbers)
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for `capacity` positions."""
+        for pool, numbers in self._parts():
+            numbers += pool.take(pool.needed(capacity) - len(numbers))
+
+    def copy_to(self, other: Cache, length: int) -> None:
+        """Copies the pages of the first `length` positions."""
+        for (pool, source), target in zip(self._parts(), other.numbers, strict=True):
+            pool.copy_pages(source[: pool.needed(length)], target)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Positions of all pools, [n, widths together]."""
+        return np.concatenate([pool.read(numbers, start, stop) for pool, numbers in self._parts()], 1)
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """Stores what `read` gave as positions start, start + 1, …"""
+        at = 0
+        for pool, numbers in self._parts():
+            pool.write(numbers, start, block[:, at : at + pool.width])
+            at += pool.width
+
+    def _parts(self) -> Iterator[tuple[Pool, list[int]]]:
+        return zip(self.pools, self.numbers, strict=True)

@@ -15,7 +15,7 @@ from oss_tools.engine.sampling import Sampler, log_softmax
 from oss_tools.errors import BadRequest
 
 if TYPE_CHECKING:
-    from oss_tools.engine.engine import Engine
+    from oss_tools.engine.decoding import Decoding
 
 
 class Generation:
@@ -31,7 +31,7 @@ class Generation:
         lookup: what the text so far says of its next tokens.
     """
 
-    def __init__(self, engine: Engine, index: int, request: Request, sequence: Sequence) -> None:
+    def __init__(self, engine: Decoding, index: int, request: Request, sequence: Sequence) -> None:
         self.index, self.request, self.sequence = index, request, sequence
         self.ahead = request.tokens[len(sequence.tokens) :]  # what the next passes are given
         self.sampler = Sampler(request.sampling, set(request.tokens))
@@ -77,13 +77,13 @@ class Generation:
     def draw(self) -> Draw:
         return Draw(self.request.sampling.temperature, self.seed, len(self.sequence.tokens) - 1)
 
-    def suspend(self, engine: Engine) -> None:
+    def suspend(self, engine: Decoding) -> None:
         """Gives the keys and values up, but for what the prefix cache keeps of them, until `resume`."""
         engine.save(self.sequence)
         self.ahead = self.sequence.tokens + self.ahead
         self.sequence = Sequence(None, 0)
 
-    def resume(self, engine: Engine, room: int) -> None:
+    def resume(self, engine: Decoding, room: int) -> None:
         """Goes on after `suspend`: what is no longer known is computed again."""
         tokens = self.ahead
         self.sequence = engine.open(tokens, min(room, self.left))

@@ -7,25 +7,21 @@ the program points to, or in arguments that `Replay` patches.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 import numba_kernels  # noqa: F401  (sets where compiled code is kept, before anything is compiled)
 from numba_kernels.cpu.attention import attention_scratch
-from numba_kernels.cpu.packing import pack_kernel
 from numba_kernels.cpu.probe import multiplying, rate, reading
-from numba_kernels.cpu.recipes import recipe_of
 from numba_kernels.cpu.team import Program, Team
 from numba_kernels.parallel import cores
 from numba_kernels.simd import ACTIVE
 from numba_kernels.simd import path as simd_path
 from oss_tools.engine.backend import Backend, Options, Progress, Run
-from oss_tools.engine.compiling import Crew, compile_all
-from oss_tools.engine.numba_cache import POSITIONS, SEQUENCES, Cache, Passing, Pool, pages_for, pages_of, parts
+from oss_tools.engine.numba_cache import SEQUENCES, Cache, Passing, Pool, parts
+from oss_tools.engine.numba_compiling import compile_kernels
+from oss_tools.engine.numba_pages import POSITIONS, pages_for, pages_of
 from oss_tools.engine.numba_recorder import Recorder
 from oss_tools.engine.numba_replay import Replay
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS, Buffers, State, Value
@@ -40,8 +36,6 @@ from oss_tools.models import Architecture, Checkpoint
 from oss_tools.models.operations import Rope
 from oss_tools.sizes import format_size
 
-LONGEST = ("attention", "linear.*many", "threads|linear|rotate|store")  # what takes longest to compile, for several to share
-HELPER_BYTES = 1 << 30  # that must be free for each process that compiles; it takes some 400 MB
 PIECES = 1024  # of attention whose keys are divided among threads, at most
 MANY, PART = 64, 16  # with so many tokens, a program is replayed in parts of so many operations
 
@@ -84,7 +78,9 @@ class NumbaBackend(Backend):
         self._kept: list[Value] = []
         self._one, self._one_head = self._record(1)
         self._many, self._many_head = self._record(CHUNK)
-        self._compile()
+        programs = (self._one.program, self._one_head, self._many.program, self._many_head)
+        formats = {*self.weights.formats, *(self.streamed.formats if self.streamed else ())}
+        compile_kernels(programs, list(self.pools.values()), sorted(formats), self.threads, options)
         self.weights.load(progress)
         if self.weights.mapped_bytes > (free := memory.available_memory()):
             options.say(
@@ -115,33 +111,6 @@ class NumbaBackend(Backend):
         self._kept += [hidden, logits]
         self.vocabulary = logits.columns
         return Replay(recorder, self.streamed.bases if self.streamed else {}), head.program
-
-    def _compile(self) -> None:
-        """Has all kernels compiled, or taken from the cache, before there is a need for them."""
-        programs = (self._one.program, self._one_head, self._many.program, self._many_head)
-        ops = dict.fromkeys([op for program in programs for op in program.ops])
-        jobs: list[tuple[str, Callable[[], Any]]] = [("threads", Team.functions)]
-        recipes: dict[str, list[Any]] = {"threads": ["threads", None]}
-        for f in sorted({*self.weights.formats, *(self.streamed.formats if self.streamed else ())}):
-            jobs.append((f"pack {f}", partial(pack_kernel, f)))
-            recipes[f"pack {f}"] = ["pack", f]
-        kept = self.options.prefix_bytes != 0  # else nothing is copied to and from a prefix cache
-        copies = [
-            o for p in self.pools.values() for o in (*p.copies[: 2 if kept else 0], *p.copies[2 if p.passing else 3 :])
-        ]
-        for op in dict.fromkeys([*ops, *copies]):
-            jobs.append((op.name, partial(getattr, op, "address")))
-            if recipe := recipe_of(op):
-                recipes[op.name] = ["op", recipe]
-        jobs.sort(key=lambda job: next((n for n, name in enumerate(LONGEST) if re.match(name, job[0])), len(LONGEST)))
-        compile_all(jobs, self.options.on_compile, Crew(recipes, self._helpers()))
-
-    def _helpers(self) -> int:
-        """Processes that may compile beside this one: as many as threads, and as memory has room for."""
-        free = memory.available_memory()
-        if self.options.memory is not None:
-            free = min(free, self.options.memory)
-        return max(min(self.threads, cores(), free // HELPER_BYTES) - 1, 0)
 
     # ---- for the recorder -------------------------------------------------------------------------------------------
 

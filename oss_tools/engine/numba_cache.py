@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.copies import copy_ops
-from numba_kernels.cpu.kv_pages import Pages
-from numba_kernels.cpu.latent import LatentPages, copy_latents_ops
+from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Run
-from oss_tools.errors import BadRequest
+from oss_tools.engine.numba_pages import POSITIONS, copies_for, pages_for, pages_of
 from oss_tools.models.operations import Heads, Latent
 
-POSITIONS = 64  # of a page
 FIRST_PAGES = 16  # a pool begins with so many pages and doubles
 SEQUENCES = 64  # in one pass
 SERIALS = itertools.count(1)
@@ -171,7 +168,8 @@ class Pool:
         h, page = self.heads[0], {"page_bytes": self.pages.nbytes, "page_positions": POSITIONS}
         if isinstance(h, Latent):
             return {"size": h.size, **page}
-        return {"kv_heads": h.keys, "head_dim": h.size, **page}
+        width = {} if self.pages.element == "q8" else {"width": ELEMENTS[self.pages.element]}
+        return {"kv_heads": h.keys, "head_dim": h.size, **width, **page}
 
 
 class Passing:
@@ -272,26 +270,6 @@ class Cache:
     def __del__(self) -> None:
         for window, numbers in self.numbers.items():
             self.pools[window].give(numbers)
-
-
-def copies_for(heads: Heads | Latent, element: str) -> tuple[Op, Op, Op]:
-    """What reads the rows of positions, what writes them, and what copies positions from page to page."""
-    *rows, pages = copy_ops(element)
-    reading, writing = copy_latents_ops(element) if isinstance(heads, Latent) else rows
-    return reading, writing, pages
-
-
-def pages_for(heads: Heads | Latent, element: str) -> Pages | LatentPages:
-    """The geometry of a layer's pages. Raises ValueError for a shape that the kernels lack, BadRequest for latents in 8 bits."""
-    if isinstance(heads, Latent):
-        if element == "q8":
-            raise BadRequest("--kv-cache q8: this model caches latents (MLA), which the kernels keep in bf16 or f32")
-        return LatentPages(heads.rank, heads.rope, POSITIONS, element)
-    return Pages(heads.keys, heads.size, POSITIONS, element)
-
-
-def pages_of(positions: int) -> int:
-    return -(-positions // POSITIONS)
 
 
 def parts(pools: dict[int | None, Pool], rows: np.ndarray) -> Iterator[tuple[Pool, np.ndarray]]:

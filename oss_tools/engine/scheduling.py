@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from oss_tools.engine.engine import Engine
-from oss_tools.engine.generation import Generation
 from oss_tools.engine.requests import Request, Token
+from oss_tools.engine.scheduled_requests import Event, Finished, ScheduledRequest
+from oss_tools.engine.scheduler_stats import Stats
+from oss_tools.engine.turns import Turns
 from oss_tools.errors import Busy
 
 PROMPT = 128  # tokens of prompts in a pass that others generate in, at most: so long do those wait
@@ -29,89 +31,24 @@ PATIENCE = 60  # seconds, the longest that anybody is told to wait before anothe
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """How a request ended.
-
-    Attributes:
-        finish: "stop" or "length".
-        prompt_tokens, cached_tokens, tokens: of the prompt, of it found in the prefix cache, and generated.
-        time_to_first_token, seconds: since it was handed in.
-    """
-
-    finish: str
-    prompt_tokens: int
-    cached_tokens: int
-    tokens: int
-    time_to_first_token: float
-    seconds: float
-
-
-Event = Token | Finished | BaseException
-
-
-@dataclass
-class Stats:
-    """What a scheduler has done. Times are in seconds.
-
-    Attributes:
-        waiting, running: requests now.
-        finished: requests by how they ended: stop, length, cancelled, failed, refused.
-        prompt_tokens, cached_tokens, generated_tokens: of all requests so far.
-        guessed_tokens, right_guesses: tokens that passes took along as guesses, and those that were right (`lookup`).
-        preempted: how often a request went back to the queue for want of room.
-        positions: keys and values that live sequences have room for now.
-        passes, busy: passes over the weights, and their time.
-        first_tokens, first_token_seconds: requests that got a first token, and how long they waited for it in all.
-    """
-
-    waiting: int = 0
-    running: int = 0
-    finished: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    guessed_tokens: int = 0
-    right_guesses: int = 0
-    preempted: int = 0
-    positions: int = 0
-    passes: int = 0
-    busy: float = 0.0
-    first_tokens: int = 0
-    first_token_seconds: float = 0.0
-
-
-@dataclass(eq=False)
-class _Work:
-    """A request from its arrival to its end."""
-
-    request: Request
-    on_event: Callable[[Event], None]
-    began: float = field(default_factory=time.perf_counter)
-    generation: Generation | None = None
-    cached: int = 0
-    tokens: int = 0
-    first: float = 0.0
-    cancelled: bool = False
-
-    def finished(self, finish: str, now: float) -> Finished:
-        first = (self.first or now) - self.began
-        return Finished(finish, len(self.request.tokens), self.cached, self.tokens, first, now - self.began)
-
-    def tell(self, event: Event) -> None:
-        """Tells of an event; who cannot hear it any more is cancelled."""
-        if self.cancelled:
-            return
-        try:
-            self.on_event(event)
-        except Exception:  # whatever it is, others' requests go on
-            self.cancelled = True
+def shares(ahead: list[int], chunk: int) -> list[int]:
+    """How many of each sequence's tokens a pass takes: of those that generate, which come first, their one, of the others an even
+    part of the room that prompts have in it. `ahead`: how many tokens each has to compute."""
+    found = [min(n, 1) for n in ahead]
+    generating = sum(n == 1 for n in ahead)
+    room = chunk - len(ahead) if generating == 0 else min(PROMPT, chunk - len(ahead))
+    open_ = sorted((n - 1, i) for i, n in enumerate(ahead) if n > 1)
+    for count, (left, i) in zip(range(len(open_), 0, -1), open_, strict=True):
+        part = min(left, room // count)
+        found[i] += part
+        room -= part
+    return found
 
 
 class Ticket:
     """A request that was handed in."""
 
-    def __init__(self, scheduler: Scheduler, work: _Work) -> None:
+    def __init__(self, scheduler: Scheduler, work: ScheduledRequest) -> None:
         self._scheduler, self._work = scheduler, work
 
     def cancel(self) -> None:
@@ -121,29 +58,6 @@ class Ticket:
     def so_far(self, finish: str) -> Finished:
         """The figures of the request at this moment, ended by `finish`."""
         return self._work.finished(finish, time.perf_counter())
-
-
-class Turns:
-    """A lock that is given in the order in which it was asked for: several engines share the cores pass by pass."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._line: deque[threading.Lock] = deque()
-
-    def __enter__(self) -> None:
-        own = threading.Lock()
-        own.acquire()
-        with self._lock:
-            self._line.append(own)
-            if len(self._line) == 1:
-                return
-        own.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._line.popleft()
-            if self._line:
-                self._line[0].release()
 
 
 class Scheduler:
@@ -170,8 +84,8 @@ class Scheduler:
         self.positions = max(positions or self.parallel * engine.context, engine.context)
         self._turns = turns or Turns()
         self._changed = threading.Condition()
-        self._waiting: deque[_Work] = deque()
-        self._live: list[_Work] = []
+        self._waiting: deque[ScheduledRequest] = deque()
+        self._live: list[ScheduledRequest] = []
         self._jobs: deque[tuple[Callable[[Engine], Any], Future[Any]]] = deque()
         self._stats = Stats()
         self._closed = False
@@ -184,7 +98,7 @@ class Scheduler:
         """Hands a request in. `on_event` is called in the engine's thread with each token, and last with Finished or with what
         went wrong. Raises BadRequest for what cannot be asked, Busy where the queue is full."""
         self.engine.check(request)
-        work = _Work(request, on_event)
+        work = ScheduledRequest(request, on_event)
         with self._changed:
             self._refuse_if_full()
             self._waiting.append(work)
@@ -230,7 +144,7 @@ class Scheduler:
             self._changed.notify()
         self._thread.join()
 
-    def _cancel(self, work: _Work) -> None:
+    def _cancel(self, work: ScheduledRequest) -> None:
         with self._changed:
             work.cancelled = True
             if work in self._waiting:
@@ -282,7 +196,7 @@ class Scheduler:
             self.engine.save(work.generation.sequence)
             self._leave(work, "cancelled")
 
-    def _leave(self, work: _Work, kind: str) -> None:
+    def _leave(self, work: ScheduledRequest, kind: str) -> None:
         with self._changed:
             self._live.remove(work)
             self._stats.finished[kind] += 1
@@ -305,16 +219,16 @@ class Scheduler:
             except BaseException as error:  # whatever it is, whoever asked is told
                 self._fail(work, error)
 
-    def _is_being_computed(self, work: _Work) -> bool:
+    def _is_being_computed(self, work: ScheduledRequest) -> bool:
         """Whether a prompt begins as one does that is being computed: then it waits, and takes that from the cache."""
-        prompts = [live.request.tokens for live in self._live if live.generation and _prompt_left(live)]
+        prompts = [live.request.tokens for live in self._live if live.generation and live.prompt_left]
         if not prompts or not self.engine.prefixes.budget:
             return False
         more = self.engine.prefixes.longest(work.request.tokens)[0] + SHARED
         begins = work.request.tokens[:more]
         return len(begins) == more and any(prompt[:more] == begins for prompt in prompts)
 
-    def _begin(self, work: _Work) -> None:
+    def _begin(self, work: ScheduledRequest) -> None:
         if work.generation is None:
             generation = self.engine.begin(work.request, room=ROOM)
             work.generation, work.cached = generation, len(generation.sequence.tokens)
@@ -326,7 +240,7 @@ class Scheduler:
         with self._changed:
             self._stats.positions = self._held()
 
-    def _wanted(self, work: _Work) -> int:
+    def _wanted(self, work: ScheduledRequest) -> int:
         """Positions that a request begins with."""
         known = len(work.generation.ahead) if work.generation else len(work.request.tokens)
         return min(known + ROOM, self.engine.context)
@@ -338,7 +252,7 @@ class Scheduler:
         """One pass, and what came of it to whom it belongs."""
         self._make_room()
         began = time.perf_counter()
-        live = sorted(self._live, key=lambda work: _prompt_left(work) > 0)  # those who generate first
+        live = sorted(self._live, key=lambda work: work.prompt_left > 0)  # those who generate first
         generations = [work.generation for work in live if work.generation]
         parts = shares([len(generation.ahead) for generation in generations], self.engine.backend.chunk)
         with self._turns:
@@ -368,14 +282,14 @@ class Scheduler:
                 self._waiting.appendleft(work)
                 self._stats.preempted += 1
 
-    def _growth(self, work: _Work) -> int:
+    def _growth(self, work: ScheduledRequest) -> int:
         """Positions by which a sequence grows if it takes one token more."""
         assert work.generation
         sequence = work.generation.sequence
         full = len(sequence.tokens) + 1 > sequence.capacity
         return min(sequence.capacity, self.engine.context - sequence.capacity) if full else 0
 
-    def _tell(self, work: _Work, token: Token, now: float) -> None:
+    def _tell(self, work: ScheduledRequest, token: Token, now: float) -> None:
         if not work.first:
             work.first = now
             with self._changed:
@@ -387,7 +301,7 @@ class Scheduler:
             self._leave(work, token.finish)
             work.tell(work.finished(token.finish, now))
 
-    def _fail(self, work: _Work, error: BaseException) -> None:
+    def _fail(self, work: ScheduledRequest, error: BaseException) -> None:
         self._leave(work, "failed")
         work.tell(error)
 
@@ -403,23 +317,3 @@ class Scheduler:
             work.tell(ended)
         for _, future in jobs:
             future.set_exception(ended)
-
-
-def _prompt_left(work: _Work) -> int:
-    """Tokens that are still to be computed before a token comes, beyond the one that was chosen last."""
-    assert work.generation
-    return len(work.generation.ahead) - 1 if work.generation.ahead else 0
-
-
-def shares(ahead: list[int], chunk: int) -> list[int]:
-    """How many of each sequence's tokens a pass takes: of those that generate, which come first, their one, of the others an even
-    part of the room that prompts have in it. `ahead`: how many tokens each has to compute."""
-    found = [min(n, 1) for n in ahead]
-    generating = sum(n == 1 for n in ahead)
-    room = chunk - len(ahead) if generating == 0 else min(PROMPT, chunk - len(ahead))
-    open_ = sorted((n - 1, i) for i, n in enumerate(ahead) if n > 1)
-    for count, (left, i) in zip(range(len(open_), 0, -1), open_, strict=True):
-        part = min(left, room // count)
-        found[i] += part
-        room -= part
-    return found

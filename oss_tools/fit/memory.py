@@ -16,7 +16,8 @@ from numba_kernels.cpu.records import record_bytes
 from numba_kernels.simd.values import LANES
 from oss_tools.checkpoints.ready import ReadyReader
 from oss_tools.engine.engine import PREFIX_SHARE
-from oss_tools.engine.numba_cache import Pool, pages_for
+from oss_tools.engine.numba_cache import Pool
+from oss_tools.engine.numba_pages import pages_for
 from oss_tools.engine.numba_values import CHUNK, OUTPUTS
 from oss_tools.engine.numba_weights import CHUNK_BYTES, TRANSPOSED, kept_bytes, kernel_format
 from oss_tools.errors import BadRequest

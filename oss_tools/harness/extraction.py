@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from oss_tools.harness.equivalence import equivalent, tidy
+from oss_tools.harness.equivalence import equivalent
+from oss_tools.harness.normalization import tidy
 
 LONGEST = 20_000  # characters that are looked at, from the end
 MOST_MARKS = 100  # of one kind that are looked at, from the end

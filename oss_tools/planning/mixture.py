@@ -11,7 +11,8 @@ from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import KEEP, Recipe, Rule
 from oss_tools.errors import BadRequest
 from oss_tools.planning.choice import Option, best_under, frontier, least_under
-from oss_tools.planning.sensitivity import Sensitivities, Unit
+from oss_tools.planning.sensitivity import Sensitivities
+from oss_tools.planning.units import Unit
 from oss_tools.sizes import format_size
 
 TRIES = 8  # to meet a budget in bytes of files

@@ -13,8 +13,8 @@ from oss_tools.report.html import scatter_plots
 from oss_tools.report.markdown import escaped
 from oss_tools.report.metrics import formatted, formatted_interval, metric_of
 from oss_tools.report.pictures import picture, placed, size_of
-from oss_tools.report.plots import LETTER, line, text
 from oss_tools.report.sheet import Model, Sheet
+from oss_tools.report.svg import LETTER, line, text
 from oss_tools.report.table import cell, kind_of, visible
 from oss_tools.tables import cut_in_the_middle
 

@@ -8,173 +8,21 @@ are in 0 … 1; intervals are of 95 %. None (null) stands where a figure was not
 
 from __future__ import annotations
 
-import functools
-import math
-import types
-import typing
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from oss_tools.checkpoints.files import replace_file
 from oss_tools.errors import BadRequest
 from oss_tools.escapes import json_text
-from oss_tools.report.loading import load, place, shown
-from oss_tools.statistics.figures import Estimate, Ratio, Timing
+from oss_tools.report.fidelity import Drift, Fidelity, WeightError
+from oss_tools.report.loading import build, load, shown
+from oss_tools.report.scores import Change, Margins, TaskScore
+from oss_tools.statistics.figures import Ratio, Timing
 
 SCHEMA = 1
 KIND = "comparison"
 MAX_LISTED = 300  # characters of names in a message
-SIGNIFICANT = 0.05  # a corrected p value below this is evidence
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The weight error of the tensors of one role in one layer (None: outside the layers).
-
-    Attributes:
-        format: the candidate's; several are joined with "+".
-        relative_error: ‖candidate − base‖ / ‖base‖, over all values of these tensors.
-        values: how many.
-        worst_slice: the largest relative error of one expert's part; of tensors without experts, of the whole.
-        worst_tensor: its tensor's name, with "[expert]" behind where it is an expert's.
-        suspicious: whether it lies far beyond what this format costs elsewhere in the model; see `Finding`.
-    """
-
-    layer: int | None
-    role: str
-    format: str
-    relative_error: float
-    values: int
-    worst_slice: float
-    worst_tensor: str
-    suspicious: bool = False
-
-
-@dataclass(frozen=True)
-class WeightError:
-    """How far a candidate's weights are from the base's: over all values that both have, and by layer and role."""
-
-    relative_error: float
-    cells: list[Cell]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """KL(base ‖ candidate) of the next token's distribution, in nats, over the scored positions."""
-
-    mean: float
-    stderr: float | None
-    low: float | None
-    high: float | None
-    median: float
-    p90: float
-    p95: float
-    p99: float
-    p99_9: float
-    max: float
-
-
-@dataclass(frozen=True)
-class DeltaP:
-    """The change of the probability of the token that came, candidate less base, in −1 … 1.
-
-    Attributes:
-        percentiles: by name ("p1", "p5", … "p99.9").
-    """
-
-    mean: float
-    stderr: float | None
-    rms: float
-    rms_stderr: float | None
-    min: float
-    max: float
-    percentiles: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Predictions over a text, token by token. Of the base: perplexity only.
-
-    Attributes:
-        text: its name; the first of a candidate's list is running text.
-        sha256: of its tokens.
-        tokens, positions, chunks: read, scored, and independent pieces.
-        exact: whether the divergence is over the whole vocabulary at every scored position.
-        log_perplexity_ratio: ln(candidate's perplexity / base's), paired by chunk.
-        same_top: share of positions at which both hold the same token likeliest.
-        kld_bound: where the divergence is from a pack, which keeps a part of what the base said: how far its mean may be from the
-            exact one; None where it is exact.
-    """
-
-    text: str
-    sha256: str
-    tokens: int
-    positions: int
-    chunks: int
-    perplexity: Estimate
-    exact: bool = True
-    log_perplexity_ratio: Estimate | None = None
-    kld: Divergence | None = None
-    same_top: Estimate | None = None
-    delta_p: DeltaP | None = None
-    kld_bound: float | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Candidate's score less the base's, on the same items.
-
-    Attributes:
-        p: two-sided; p_corrected: the same after correction for all task differences in this record (Holm).
-        method: the test and the interval, in words.
-        gained, lost: items that the candidate does better and worse on.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    p_corrected: float
-    method: str
-    gained: int
-    lost: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether this is evidence of a difference, and not only noise."""
-        return self.p_corrected < SIGNIFICANT
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """A task's score.
-
-    Attributes:
-        suite: "" for a task named by hand.
-        metric: the one that stands for the task.
-        items: outcomes in the documents' order (0 or 1 for right or wrong).
-        item_ids: the documents' hashes, in that order.
-        data_sha256: of all documents.
-        difference: to the base; None for the base itself.
-        repeats: answers to each item, of which an outcome is the mean.
-        prompts: whose wording the questions have, where that is somebody else's ("gpt_oss/evals").
-    """
-
-    task: str
-    suite: str
-    metric: str
-    higher_is_better: bool
-    n: int
-    score: Estimate
-    items: list[float]
-    item_ids: list[str]
-    data_sha256: str
-    difference: Difference | None = None
-    repeats: int = 1
-    prompts: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,88 +67,6 @@ class OverTheWire:
     tokens: int
     truncated: int
     dollars: float | None = None
-
-
-@dataclass(frozen=True)
-class Margins:
-    """By how much decisions were taken: the logarithm of the probability of what the base chose less that of the likeliest rival,
-    in nats, after the prompt and what the base had written until then.
-
-    Attributes:
-        kind: "all", "option" (a letter), "call" (a call or a final answer), "function" (which one).
-        n: decisions.
-        base_median, median: margins of the base and of the candidate.
-        ratio: of these medians, the candidate's over the base's.
-        flips: share of decisions that the candidate would take otherwise.
-        base_hanging, hanging: decisions that hang by less than a nat.
-        shift: mean of candidate's margin less base's, paired; p: two-sided, corrected for the number of tests in p_corrected.
-    """
-
-    kind: str
-    n: int
-    base_median: float
-    median: float
-    ratio: Estimate
-    flips: Estimate
-    base_hanging: int
-    hanging: int
-    shift: Estimate
-    p: float
-    p_corrected: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether margins moved, by evidence."""
-        return self.p_corrected < SIGNIFICANT
-
-
-@dataclass(frozen=True)
-class DriftPoint:
-    """The divergence of one run from another where so many tokens stand before what is predicted.
-
-    Attributes:
-        depth: tokens of context; positions: predictions; windows: independent places of the text.
-        kld: mean KL divergence, nats; same_top: share of positions at which both hold the same token likeliest.
-    """
-
-    depth: int
-    positions: int
-    windows: int
-    kld: Estimate
-    same_top: Estimate
-
-
-@dataclass(frozen=True)
-class Drift:
-    """The divergence by depth.
-
-    Attributes:
-        kind: what differs: "depth" (the checkpoint), "cache" (the format of the KV cache), "backends" (the program).
-        reference, subject: the base and the candidate, or how the candidate was run twice.
-    """
-
-    kind: str
-    reference: str
-    subject: str
-    points: list[DriftPoint]
-
-
-@dataclass(frozen=True)
-class Change:
-    """An item whose answer the candidate changed.
-
-    Attributes:
-        prompt: as the model saw it; answer, base_answer: the text that was scored, or the call.
-        score, base_score: of the task's metric.
-    """
-
-    task: str
-    item_id: str
-    prompt: str
-    base_answer: str
-    answer: str
-    base_score: float
-    score: float
 
 
 @dataclass(frozen=True)
@@ -473,45 +239,3 @@ def from_json(raw: Any) -> Comparison:
     if raw.get("schema") != SCHEMA:
         raise BadRequest(f"schema {shown(raw.get('schema'))}; this program reads {SCHEMA}")
     return build(Comparison, {k: v for k, v in raw.items() if k not in ("schema", "kind")}, "record")
-
-
-def build(kind: type[T], raw: Any, where: str) -> T:
-    """A value of a dataclass from JSON values, checked field by field. Raises BadRequest that names the field."""
-    if not isinstance(raw, dict):
-        raise BadRequest(f"{where}: an object is wanted, not {shown(raw)}")
-    hints = _hints(kind)  # type: ignore[arg-type]
-    if unknown := sorted(set(raw) - set(hints)):
-        raise BadRequest(f"{where}: unknown field {shown(unknown[0])}")
-    given = {}
-    for entry in fields(kind):  # type: ignore[arg-type]
-        if entry.name in raw:
-            given[entry.name] = _checked(hints[entry.name], raw[entry.name], place(where, entry.name))
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise BadRequest(f"{where}: the field {entry.name!r} is missing")
-    return kind(**given)
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    """A dataclass's types by field; they are evaluated once, a record has thousands of objects."""
-    return typing.get_type_hints(kind)
-
-
-def _checked(hint: Any, raw: Any, where: str) -> Any:
-    """`raw`, if it is what the type hint says; objects and lists within it are built anew."""
-    if hint is Any:
-        return raw
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if raw is None else _checked(next(a for a in arguments if a is not type(None)), raw, where)
-    if is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, raw, where)
-    if origin is list and isinstance(raw, list):
-        return [_checked(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(raw)]
-    if origin is dict and isinstance(raw, dict):
-        return {str(key): _checked(arguments[1], value, place(where, key)) for key, value in raw.items()}
-    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw):
-        return float(raw)
-    if hint in (int, str, bool) and type(raw) is hint:
-        return raw
-    raise BadRequest(f"{where}: {getattr(hint, '__name__', hint)} is wanted, not {shown(raw)}")

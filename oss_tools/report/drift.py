@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from oss_tools.report.comparison import Drift
+from oss_tools.report.axes import Axis
+from oss_tools.report.fidelity import Drift
 from oss_tools.report.lines import Series, lines
 from oss_tools.report.metrics import Interval
-from oss_tools.report.plots import Axis
 from oss_tools.report.sheet import Sheet
 from oss_tools.report.table import visible
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from oss_tools.report.comparison import Candidate, Fidelity
+from oss_tools.report.comparison import Candidate
+from oss_tools.report.fidelity import Fidelity
 from oss_tools.report.metrics import format_number
 
 NEAR = 0.01  # nats of mean divergence: about twice what 8 bits cost a small model (configs/gates/default.yaml)

@@ -14,9 +14,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from oss_tools.errors import BadRequest
+from oss_tools.report.figures import Figure
 from oss_tools.report.metrics import Interval
 from oss_tools.report.rules import DIFFERENCES, Gate, Rule
-from oss_tools.report.sheet import Figure, Model, Sheet
+from oss_tools.report.sheet import Model, Sheet
 
 Status = Literal["pass", "noise", "fail", "skip"]
 

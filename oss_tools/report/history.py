@@ -11,12 +11,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 from oss_tools.errors import BadRequest
+from oss_tools.report.axes import Axis
 from oss_tools.report.lines import Series, lines
 from oss_tools.report.metrics import METRICS, Interval, formatted, metric_of
 from oss_tools.report.pictures import picture, placed, size_of
-from oss_tools.report.plots import Axis, text
 from oss_tools.report.reading import load_sheets
 from oss_tools.report.sheet import Sheet
+from oss_tools.report.svg import text
 from oss_tools.report.table import visible
 
 MAX_RECORDS = 500

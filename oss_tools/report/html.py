@@ -10,13 +10,18 @@ from typing import Any
 
 from markupsafe import Markup
 
-from oss_tools.report import plots, table
-from oss_tools.report.comparison import Fidelity
+from oss_tools.report import table
+from oss_tools.report.axes import Axis
 from oss_tools.report.drift import drift_plots
 from oss_tools.report.evidence import FAR, NEAR, harmed
+from oss_tools.report.fidelity import Fidelity
+from oss_tools.report.figures import mean_figure
+from oss_tools.report.forest import Change, forest, points_written
 from oss_tools.report.gates import Verdict
+from oss_tools.report.heat_map import heat_map, heat_scale, legend_bar
 from oss_tools.report.metrics import Interval, format_number, formatted, metric_of
-from oss_tools.report.sheet import Model, Sheet, mean_figure
+from oss_tools.report.scatter import Point, scatter
+from oss_tools.report.sheet import Model, Sheet
 from oss_tools.report.side_by_side import STEPS
 from oss_tools.report.verdict import judgements, summary
 from oss_tools.sizes import format_size
@@ -141,16 +146,16 @@ def scatter_plots(sheet: Sheet) -> Iterator[tuple[str, Markup]]:
     """Quality over size and over speed; quality is the divergence and the mean score, as far as they are there."""
     if not sheet.comparison:
         return
-    xs = [("size", plots.Axis("size", format_size, from_zero=True), "Size")]
-    xs += [("tokens_per_second", plots.Axis("tokens per second", "{:,.0f}".format, from_zero=True), "Speed")]
-    ys = [("kld.mean", plots.Axis("KL divergence, nats", tick, log=True), "divergence (less is better)")]
-    ys += [("score", plots.Axis("mean score", lambda v: f"{100 * v:.3g} %"), "mean score (more is better)")]
+    xs = [("size", Axis("size", format_size, from_zero=True), "Size")]
+    xs += [("tokens_per_second", Axis("tokens per second", "{:,.0f}".format, from_zero=True), "Speed")]
+    ys = [("kld.mean", Axis("KL divergence, nats", tick, log=True), "divergence (less is better)")]
+    ys += [("score", Axis("mean score", lambda v: f"{100 * v:.3g} %"), "mean score (more is better)")]
     for x_name, x, x_title in xs:
         for y_name, y, y_title in ys:
             points = [p for model in sheet.models if (p := _point(model, x_name, y_name))]
             if len(points) > 1:
                 title = f"{x_title} and {y_title}"
-                if drawn := plots.scatter(points, x, y, title):
+                if drawn := scatter(points, x, y, title):
                     yield title, drawn
 
 
@@ -159,12 +164,12 @@ def tick(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e−")
 
 
-def _point(model: Model, x: str, y: str) -> plots.Point | None:
+def _point(model: Model, x: str, y: str) -> Point | None:
     horizontal, vertical = _interval(model, x), _interval(model, y)
     if horizontal is None or vertical is None:
         return None
     kind = "base" if model.is_base else "bad" if model.candidate and harmed(model.candidate) else "plain"
-    return plots.Point(table.visible(model.name), horizontal, vertical, kind)
+    return Point(table.visible(model.name), horizontal, vertical, kind)
 
 
 def _interval(model: Model, metric: str) -> Interval | None:
@@ -176,28 +181,27 @@ def _interval(model: Model, metric: str) -> Interval | None:
 
 def forest_plot(sheet: Sheet) -> Markup:
     """Differences of scores to the base, task by task."""
-    groups: dict[str, list[plots.Change]] = {}
+    groups: dict[str, list[Change]] = {}
     for model in sheet.models:
         for task in model.candidate.tasks if model.candidate else []:
             if d := task.difference:
-                low, high = plots.points_written(d.low), plots.points_written(d.high)
-                hint = f"{model.name}: {plots.points_written(d.value)} points (95 %: {low} to {high}), "
+                low, high = points_written(d.low), points_written(d.high)
+                hint = f"{model.name}: {points_written(d.value)} points (95 %: {low} to {high}), "
                 hint += f"{d.gained} gained, {d.lost} lost, corrected p {d.p_corrected:.3g}"
-                change = plots.Change(table.visible(model.name), Interval(d.value, d.low, d.high), not d.significant, hint)
+                change = Change(table.visible(model.name), Interval(d.value, d.low, d.high), not d.significant, hint)
                 groups.setdefault(task.task, []).append(change)
-    return plots.forest(list(groups.items()), "Scores against the base") if groups else Markup()
+    return forest(list(groups.items()), "Scores against the base") if groups else Markup()
 
 
 def heat_maps(sheet: Sheet) -> dict[str, Any]:
     """A map for each candidate, on one scale."""
     found = [(m.name, m.candidate.weight_error) for m in sheet.models if m.candidate and m.candidate.weight_error]
     maps = [(name, error) for name, error in found if error and error.cells]
-    scale = plots.heat_scale([cell for _, error in maps for cell in error.cells])
+    scale = heat_scale([cell for _, error in maps for cell in error.cells])
     drawn = [
-        (name, 100 * error.relative_error, plots.heat_map(error.cells, scale, f"Weight error of {name}"))
-        for name, error in maps
+        (name, 100 * error.relative_error, heat_map(error.cells, scale, f"Weight error of {name}")) for name, error in maps
     ]
-    return {"maps": drawn, "legend": plots.legend_bar(scale) if scale and drawn else Markup()}
+    return {"maps": drawn, "legend": legend_bar(scale) if scale and drawn else Markup()}
 
 
 # --- tables

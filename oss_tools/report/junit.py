@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from oss_tools.report.figures import Figure
 from oss_tools.report.gates import Outcome, Verdict
 from oss_tools.report.metrics import formatted_interval
-from oss_tools.report.sheet import Figure, Sheet
+from oss_tools.report.sheet import Sheet
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # https://www.w3.org/TR/xml/#charsets
 

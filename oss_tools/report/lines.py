@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from oss_tools.report.axes import BOTTOM, HEIGHT, LEFT, TOP, Axis, Scale, scale_of
 from oss_tools.report.metrics import Interval
-from oss_tools.report.plots import BOTTOM, FONT, HEIGHT, LEFT, LETTER, TOP, WIDTH, Axis, Scale, line, scale_of, svg, text
+from oss_tools.report.svg import FONT, LETTER, WIDTH, line, svg, text
 from oss_tools.tables import cut_in_the_middle
 
 LONGEST = 18  # characters of a series' name, which stands at the right

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import types
+import typing
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from oss_tools.errors import BadRequest
 
@@ -13,6 +18,8 @@ MAX_DEPTH = 32  # of objects and lists in each other
 LARGEST = 1e305  # of a number; the perplexity of a broken model is 1e304 at most
 MAX_DIGITS = 18  # of an integer
 MAX_SHOWN = 40  # characters of a field's name in a message
+
+T = TypeVar("T")
 
 
 def load(file: Path) -> Any:
@@ -49,6 +56,48 @@ def check_values(raw: Any, where: str, depth: int) -> None:
                 check_values(name, where, depth - 1)
             if not isinstance(value, int) and value is not None:
                 check_values(value, place(where, name), depth - 1)
+
+
+def build(kind: type[T], raw: Any, where: str) -> T:
+    """A value of a dataclass from JSON values, checked field by field. Raises BadRequest that names the field."""
+    if not isinstance(raw, dict):
+        raise BadRequest(f"{where}: an object is wanted, not {shown(raw)}")
+    hints = _hints(kind)  # type: ignore[arg-type]
+    if unknown := sorted(set(raw) - set(hints)):
+        raise BadRequest(f"{where}: unknown field {shown(unknown[0])}")
+    given = {}
+    for entry in fields(kind):  # type: ignore[arg-type]
+        if entry.name in raw:
+            given[entry.name] = _checked(hints[entry.name], raw[entry.name], place(where, entry.name))
+        elif entry.default is MISSING and entry.default_factory is MISSING:
+            raise BadRequest(f"{where}: the field {entry.name!r} is missing")
+    return kind(**given)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """A dataclass's types by field; they are evaluated once, a record has thousands of objects."""
+    return typing.get_type_hints(kind)
+
+
+def _checked(hint: Any, raw: Any, where: str) -> Any:
+    """`raw`, if it is what the type hint says; objects and lists within it are built anew."""
+    if hint is Any:
+        return raw
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if raw is None else _checked(next(a for a in arguments if a is not type(None)), raw, where)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, raw, where)
+    if origin is list and isinstance(raw, list):
+        return [_checked(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(raw)]
+    if origin is dict and isinstance(raw, dict):
+        return {str(key): _checked(arguments[1], value, place(where, key)) for key, value in raw.items()}
+    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw):
+        return float(raw)
+    if hint in (int, str, bool) and type(raw) is hint:
+        return raw
+    raise BadRequest(f"{where}: {getattr(hint, '__name__', hint)} is wanted, not {shown(raw)}")
 
 
 def place(where: str, name: str | int) -> str:

@@ -32,7 +32,7 @@ def placed(drawn: Markup, x: float, y: float) -> Markup:
     """A plot as a part of a picture, at its own size."""
     width, height = size_of(drawn)
     at = f'<svg x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" class="plot" '
-    return Markup(str(drawn).replace('<svg class="plot" ', at, 1))  # noqa: S704 (made by `plots.svg`, with figures)
+    return Markup(str(drawn).replace('<svg class="plot" ', at, 1))  # noqa: S704 (made by `svg.svg`, with figures)
 
 
 def picture(width: float, height: float, title: str, parts: Sequence[Markup]) -> str:

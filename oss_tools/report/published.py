@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import BadRecipe
+from oss_tools.report.figures import Figure, How
 from oss_tools.report.metrics import Interval, formatted
-from oss_tools.report.sheet import Figure, How, Model, Sheet
+from oss_tools.report.sheet import Model, Sheet
 from oss_tools.resources import resource
 
 MAX_BYTES = 1 << 20  # of a file

@@ -11,10 +11,11 @@ from typing import Any
 from oss_tools.errors import BadRequest
 from oss_tools.report import side_by_side
 from oss_tools.report.comparison import KIND, Candidate, Comparison, from_json
+from oss_tools.report.figures import Figure, How, candidate_figures, task_metric
 from oss_tools.report.loading import load
 from oss_tools.report.metrics import Interval
 from oss_tools.report.shapes import BENCH, EVAL, Node, check
-from oss_tools.report.sheet import Figure, How, Model, Sheet, by_size, candidate_figures, sheet_of, task_metric
+from oss_tools.report.sheet import Model, Sheet, by_size, sheet_of
 
 SCHEMAS = {"bench": 1, "eval": 1, KIND: 1, side_by_side.KIND: side_by_side.SCHEMA}  # what this program reads
 MAX_MODELS = 100  # in one report

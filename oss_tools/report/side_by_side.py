@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from oss_tools.errors import BadRequest
+from oss_tools.report.figures import Figure
 from oss_tools.report.metrics import Interval, format_number
 from oss_tools.report.shapes import Node, Shape, check
-from oss_tools.report.sheet import Figure, Model, Sheet
+from oss_tools.report.sheet import Model, Sheet
 
 KIND = "side-by-side"
 SCHEMA = 1

@@ -15,8 +15,9 @@ from oss_tools.chat.tools.base import Tool
 from oss_tools.engine.constraints import NewConstraint
 from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.sampling import Sampling
-from oss_tools.engine.scheduling import Event as EngineEvent
-from oss_tools.engine.scheduling import Finished, Scheduler
+from oss_tools.engine.scheduled_requests import Event as EngineEvent
+from oss_tools.engine.scheduled_requests import Finished
+from oss_tools.engine.scheduling import Scheduler
 from oss_tools.engine.text import StopStrings, Text
 from oss_tools.serve.own_tools import result
 from oss_tools.serve.served import Served

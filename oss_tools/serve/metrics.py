@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from oss_tools.engine.scheduling import Stats
+from oss_tools.engine.scheduler_stats import Stats
 from oss_tools.serve.served import State
 
 Row = tuple[dict[str, str], float]

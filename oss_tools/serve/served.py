@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from oss_tools.chat.chat_template import ChatTemplate, chat_template, has_chat_template
 from oss_tools.engine.engine import Engine
-from oss_tools.engine.scheduling import Scheduler, Turns
+from oss_tools.engine.scheduling import Scheduler
+from oss_tools.engine.turns import Turns
 from oss_tools.errors import BadRequest
 from oss_tools.guesses import none_named
 from oss_tools.serve.settings import Settings

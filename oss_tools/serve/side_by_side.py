@@ -19,7 +19,7 @@ import numpy as np
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.requests import Sequence as Live
-from oss_tools.engine.scheduling import Finished
+from oss_tools.engine.scheduled_requests import Finished
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from oss_tools.machine.description import machine, versions

@@ -7,7 +7,9 @@ from typer.testing import CliRunner
 
 from oss_tools.cli.main import app
 from oss_tools.compare.advice import advise
-from oss_tools.report.comparison import Candidate, Comparison, Divergence, Environment, Fidelity, Finding, Margins
+from oss_tools.report.comparison import Candidate, Comparison, Environment, Finding
+from oss_tools.report.fidelity import Divergence, Fidelity
+from oss_tools.report.scores import Margins
 from oss_tools.statistics.figures import Estimate
 
 ENVIRONMENT = Environment({"cpu": "x", "cores": 1}, {}, {}, "2026-01-01T00:00:00+00:00", 1.0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from oss_tools.compare.work import _without_home
+from oss_tools.compare.record import without_home
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,6 @@ from oss_tools.compare.work import _without_home
 )
 def test_paths_name_no_user(path: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert _without_home(Path(path)) == said
+    assert without_home(Path(path)) == said
     monkeypatch.setenv("HOME", "/")
-    assert _without_home(Path(path)) == path
+    assert without_home(Path(path)) == path

@@ -12,12 +12,13 @@ from oss_tools.cli.main import app
 from oss_tools.compare.drift import KINDS, measure, windows
 from oss_tools.engine.engine import Engine
 from oss_tools.errors import BadRequest
-from oss_tools.report.comparison import Drift, DriftPoint, read
+from oss_tools.report.axes import Axis
+from oss_tools.report.comparison import read
 from oss_tools.report.drift import written
+from oss_tools.report.fidelity import Drift, DriftPoint
 from oss_tools.report.gates import judge
 from oss_tools.report.lines import Series, lines
 from oss_tools.report.metrics import Interval
-from oss_tools.report.plots import Axis
 from oss_tools.report.rules import parse_gate
 from oss_tools.report.sheet import sheet_of
 from oss_tools.resources import resource

@@ -112,9 +112,9 @@ def test_no_helper_is_started_where_all_is_compiled(tiny_llama: Path, monkeypatc
 
 SCRIPT = """
 import sys
-from oss_tools.engine import numba_backend
+from oss_tools.engine import numba_compiling
 from oss_tools.engine.engine import Engine
-numba_backend.NumbaBackend._helpers = lambda self: int(sys.argv[2])
+numba_compiling.helpers = lambda threads, options: int(sys.argv[2])
 calls = []
 with Engine.load(sys.argv[1], threads=1, on_compile=lambda *call: calls.append(call)) as engine:
     print(len(calls), calls[-1:], engine.logits([1, 2, 3]).sum())

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_families import CONFIGS
 
-from oss_tools.engine import cuda_backend, cuda_one_token
+from oss_tools.engine import cuda_backend, cuda_one_token, cuda_sampling
 from oss_tools.engine.cuda_weights import CudaWeights, device_bytes
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.sampling import log_softmax
@@ -36,7 +36,7 @@ def emulated() -> Any:
     patch = pytest.MonkeyPatch()
     patch.setattr(cuda_backend, "open_device", EmulatedDevice)
     patch.setattr(cuda_backend, "check_device", lambda: None)
-    patch.setattr(cuda_backend, "CHOOSERS", 2)
+    patch.setattr(cuda_sampling, "CHOOSERS", 2)
     yield
     patch.undo()
 

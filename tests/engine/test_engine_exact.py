@@ -17,7 +17,8 @@ from oss_tools.convert.recipe import KEEP_ALL
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.compiling import compile_all
 from oss_tools.engine.engine import Engine
-from oss_tools.engine.numba_cache import POSITIONS, Pool
+from oss_tools.engine.numba_cache import Pool
+from oss_tools.engine.numba_pages import POSITIONS
 from oss_tools.engine.requests import Request, Sequence
 from oss_tools.engine.sampling import Sampling, log_softmax
 from oss_tools.errors import BadRequest

@@ -19,7 +19,8 @@ from oss_tools.engine.generation import Generation
 from oss_tools.engine.lookup import GRANT, MOST, SHARE, SURE, Lookup, Pace
 from oss_tools.engine.requests import Request
 from oss_tools.engine.sampling import Sampling
-from oss_tools.engine.scheduling import Finished, Scheduler
+from oss_tools.engine.scheduled_requests import Finished
+from oss_tools.engine.scheduling import Scheduler
 
 # ---- guesses --------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ import pytest
 from oss_tools.engine.engine import Engine
 from oss_tools.engine.requests import Request, Token
 from oss_tools.engine.sampling import Sampling
-from oss_tools.engine.scheduling import Event, Finished, Scheduler, Turns, shares
+from oss_tools.engine.scheduled_requests import Event, Finished
+from oss_tools.engine.scheduling import Scheduler, shares
+from oss_tools.engine.turns import Turns
 from oss_tools.errors import BadRequest, Busy
 
 

@@ -101,10 +101,10 @@ def test_all_of_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "numba_kernels" / "cuda"))
     from emulated_device import EmulatedDevice
 
-    from oss_tools.engine import cuda_backend
+    from oss_tools.engine import cuda_backend, cuda_sampling
 
     monkeypatch.setattr(cuda_backend, "open_device", EmulatedDevice)
-    monkeypatch.setattr(cuda_backend, "CHOOSERS", 2)
+    monkeypatch.setattr(cuda_sampling, "CHOOSERS", 2)
     with_windows(monkeypatch, [None, 3, 2])
     without_biases(monkeypatch, {"k_proj", "o_proj", "gate_up_proj", "router"})
     config = {

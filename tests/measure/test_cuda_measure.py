@@ -19,7 +19,7 @@ from emulated_device import EmulatedDevice
 
 from numba_kernels.cuda.seam import cuda as target
 from oss_tools.convert.synth import load_shape
-from oss_tools.engine import cuda_backend
+from oss_tools.engine import cuda_backend, cuda_sampling
 from oss_tools.errors import BadRequest, MissingPackage, NoRoom
 from oss_tools.measure import cuda, cuda_correctness, cuda_kernels, cuda_speed
 from oss_tools.measure.cuda_problems import Sizes
@@ -35,7 +35,7 @@ TOY = Sizes(
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_backend, "open_device", EmulatedDevice)
-    monkeypatch.setattr(cuda_backend, "CHOOSERS", 2)
+    monkeypatch.setattr(cuda_sampling, "CHOOSERS", 2)
 
 
 def all_of(findings: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numba_kernels.codec.error import error_sums
-from numba_kernels.codec.finite import FLOAT32_MAX, clamp_nonfinite, nonfinite_count
+from numba_kernels.codec.finite import clamp_nonfinite, nonfinite_count
 from numba_kernels.codec.low_rank import add_low_rank, kept_sums
+from numba_kernels.codec.tables import FLOAT32_MAX
 from numba_kernels.parallel import over_rows
 from oss_tools.formats import all_formats, get_format
 

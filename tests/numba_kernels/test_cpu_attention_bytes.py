@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cpu.attention import PART, attention_op, attention_scratch
+from numba_kernels.cpu.attention import attention_op, attention_scratch
 from numba_kernels.cpu.attention_bytes import MOST_SUMMED
+from numba_kernels.cpu.attention_steps import PART
 from numba_kernels.cpu.copies import copy_ops
 from numba_kernels.cpu.kv_pages import MAX_HEAD, Pages, store_op
 from numba_kernels.cpu.team import Program

@@ -8,13 +8,14 @@ import pytest
 
 from oss_tools.errors import BadRecipe
 from oss_tools.harness.suites import task_files
-from oss_tools.report.comparison import TaskScore, read
+from oss_tools.report.comparison import read
 from oss_tools.report.gates import judge
 from oss_tools.report.html import page
 from oss_tools.report.markdown import markdown
 from oss_tools.report.published import load_published, parse, published_names, with_published
 from oss_tools.report.reading import load_sheets
 from oss_tools.report.rules import parse_gate
+from oss_tools.report.scores import TaskScore
 from oss_tools.report.sheet import sheet_of
 from oss_tools.report.table import text
 from oss_tools.statistics.figures import Estimate

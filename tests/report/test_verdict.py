@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from oss_tools.report.comparison import Finding, Margins, from_json, read
+from oss_tools.report.comparison import Finding, from_json, read
 from oss_tools.report.evidence import FAR, NEAR, judgement
 from oss_tools.report.html import is_wide, page
 from oss_tools.report.reading import load_sheets
+from oss_tools.report.scores import Margins
 from oss_tools.report.sheet import sheet_of
 from oss_tools.report.table import is_best, text
 from oss_tools.report.verdict import summary

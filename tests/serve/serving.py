@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 
 from oss_tools.engine.engine import Engine
-from oss_tools.engine.scheduling import Turns
+from oss_tools.engine.turns import Turns
 from oss_tools.serve.running import Server, address_of, listen
 from oss_tools.serve.served import Served
 from oss_tools.serve.settings import Settings

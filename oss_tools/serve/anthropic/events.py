@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from oss_tools.chat.completion import ToolCall
-from oss_tools.engine.scheduling import Finished
+from oss_tools.engine.scheduled_requests import Finished
 from oss_tools.escapes import json_text
 from oss_tools.serve.answering import Ended, Piece
 from oss_tools.serve.responses.items import new_id

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from oss_tools.chat.completion import Finding, ToolCall
 from oss_tools.engine.requests import Token
-from oss_tools.engine.scheduling import Finished
+from oss_tools.engine.scheduled_requests import Finished
 from oss_tools.engine.text import Text
 from oss_tools.serve.answering import Asked, Ended, Piece, answer, is_answer
 from oss_tools.serve.chat_request import ChatRequest

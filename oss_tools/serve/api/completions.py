@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from oss_tools.engine.requests import Request, Token
-from oss_tools.engine.scheduling import Finished
+from oss_tools.engine.scheduled_requests import Finished
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadRequest
 from oss_tools.serve.answering import Stream
