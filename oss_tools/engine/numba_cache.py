@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu.kv_pages import ELEMENTS, Pages
+from numba_kernels.cpu.kv_pages import Pages
 from numba_kernels.cpu.op import Op
 from numba_kernels.cpu.team import Program
 from oss_tools.engine.backend import Run
@@ -168,8 +168,7 @@ class Pool:
         h, page = self.heads[0], {"page_bytes": self.pages.nbytes, "page_positions": POSITIONS}
         if isinstance(h, Latent):
             return {"size": h.size, **page}
-        width = {} if self.pages.element == "q8" else {"width": ELEMENTS[self.pages.element]}
-        return {"kv_heads": h.keys, "head_dim": h.size, **width, **page}
+        return {"kv_heads": h.keys, "head_dim": h.size, **page}
 
 
 class Passing:
