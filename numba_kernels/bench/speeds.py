@@ -12,9 +12,10 @@ from numba_kernels.bench.ceilings import CHAINS, STEPS, dot_step, fma_step, pair
 from numba_kernels.bench.problems import random_planes, random_weights
 from numba_kernels.bench.timing import Result, Timer
 from numba_kernels.cpu import attention, experts, kv_pages, rows
+from numba_kernels.cpu.groups import Groups, expert_groups, one_group
 from numba_kernels.cpu.huge_pages import empty_bytes
 from numba_kernels.cpu.k_panels import K_BLOCKS
-from numba_kernels.cpu.linear import Groups, add_linear, expert_groups, one_group
+from numba_kernels.cpu.linear import add_linear
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.packed import Packed, all_formats
 from numba_kernels.cpu.packing import pack

@@ -7,7 +7,6 @@ work is a run of panels of one group; inside it, register tiles of up to max(TIL
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numba_kernels.cpu.accumulate import accumulate_first, accumulate_head
 from numba_kernels.cpu.blocked import finish
 from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS, UNIT, Layout
 from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
+from numba_kernels.cpu.groups import Groups
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.packed import Packed, kernel_format
 from numba_kernels.cpu.pairs import in_pairs, multiply_pairs, pair_constants
@@ -110,7 +110,7 @@ def linear(  # type: ignore[no-untyped-def]
 
     weights … height: a Packed and its geometry; panels_at_once: the panels of a piece of work.
     groups: int32, how many; group_matrix: int32 [groups]; group_start: int32 [groups + 1], rows in order of their groups.
-    index: int32, the row of x for each i; x: rows of activations, x_stride bytes apart (records of `blocks` or float32).
+    index: int32, the row of x for each i; x: rows of activations, x_stride bytes apart (records of `records` or float32).
     bias: float32 [matrices, height], bias_stride bytes apart, or 0; residual, out: float32, rows out_stride bytes apart.
     """
     count = get_i32(groups)
@@ -163,7 +163,7 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     """The operation `linear` for a format.
 
     Args:
-        format_name: as `packing.all_formats` names it.
+        format_name: as `packed.all_formats` names it.
         activations: "int8" or "int8_g16" for rows of records, "f32" for rows of float32; float formats take float32 in any
             case, but for bf16, which takes "bf16" too: records that hold bfloat16.
         many: whether groups may have more than one row; without it, less is compiled.
@@ -264,38 +264,6 @@ def panels_at_once(packed: Packed, threads: int, rows: int, groups: int = 1) -> 
     return min(even, max(4, CACHED // packed.panel_bytes), most)
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Which rows of activations meet which matrix: the work list of `linear`.
-
-    Attributes:
-        count: int32 [1], how many groups.
-        matrix: int32, the matrix of each group.
-        start: int32, where each group's rows begin in `index`; one more entry at the end.
-        index: int32, the row of activations for each row of the result.
-        rows: rows of the result; for experts, tokens times experts per token.
-    """
-
-    count: np.ndarray
-    matrix: np.ndarray
-    start: np.ndarray
-    index: np.ndarray
-    rows: int
-
-
-def one_group(rows: int) -> Groups:
-    """All rows with the first matrix: a dense layer."""
-    whole = np.array([0, rows], np.int32)
-    return Groups(np.ones(1, np.int32), np.zeros(1, np.int32), whole, np.arange(rows, dtype=np.int32), rows)
-
-
-def expert_groups(tokens: int, top: int, experts: int) -> Groups:
-    """Memory for the groups that `group_by_expert` writes."""
-    sizes = (1, experts, experts + 1, tokens * top)
-    count, matrix, start, index = (np.zeros(size, np.int32) for size in sizes)
-    return Groups(count, matrix, start, index, tokens * top)
-
-
 def add_linear(
     program: Program,
     packed: Packed,
@@ -316,7 +284,7 @@ def add_linear(
         program: to which it is added.
         packed: the weights.
         groups: which rows meet which matrix.
-        x: rows of activations: float32 [n, columns padded to 32] or records (`rows.empty_records`), as `activations` says;
+        x: rows of activations: float32 [n, columns padded to 32] or records (`records.empty_records`), as `activations` says;
             float formats take float32, unless it says bf16.
         out: float32 [groups.rows, packed.rows] or wider.
         activations: "int8" or "f32"; "bf16" for weights in bf16.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from numba_kernels.cpu.blocks import BLOCK
-from numba_kernels.cpu.linear import Groups, add_linear
+from numba_kernels.cpu.groups import Groups
+from numba_kernels.cpu.linear import add_linear
 from numba_kernels.cpu.op import op
 from numba_kernels.cpu.packed import Packed
 from numba_kernels.cpu.records import empty_records

@@ -15,7 +15,8 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
     from problems import FORMATS, weights
 
     from numba_kernels.cpu import rows
-    from numba_kernels.cpu.linear import linear_op, one_group
+    from numba_kernels.cpu.groups import one_group
+    from numba_kernels.cpu.linear import linear_op
     from numba_kernels.cpu.packed import Packed
     from numba_kernels.cpu.packing import pack
     from numba_kernels.cpu.records import empty_records

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from problems import padded, weights
 
 from numba_kernels.cpu import rows
-from numba_kernels.cpu.linear import add_linear, expert_groups, linear_op, one_group
+from numba_kernels.cpu.groups import expert_groups, one_group
+from numba_kernels.cpu.linear import add_linear, linear_op
 from numba_kernels.cpu.packed import Packed
 from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.records import empty_records, quantizing_to

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from problems import weights
 
 from numba_kernels.cpu import experts, rows
-from numba_kernels.cpu.linear import add_linear, expert_groups, one_group
+from numba_kernels.cpu.groups import expert_groups, one_group
+from numba_kernels.cpu.linear import add_linear
 from numba_kernels.cpu.packed import Packed
 from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.records import empty_records

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from problems import FORMATS, K_QUANTS, padded, records, weights
 
-from numba_kernels.cpu.linear import add_linear, expert_groups, one_group, panels_at_once
+from numba_kernels.cpu.groups import expert_groups, one_group
+from numba_kernels.cpu.linear import add_linear, panels_at_once
 from numba_kernels.cpu.packed import Packed
 from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.team import Program
