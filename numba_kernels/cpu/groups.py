@@ -1,5 +1,5 @@
-"""Work lists of `linear`: which rows of activations meet which matrix. A dense layer is one group, an expert layer has one for each
-expert that was chosen."""
+"""Work lists of `linear`: which rows of activations meet which matrix. A dense layer is one group; an expert layer has one for
+each expert that was chosen."""
 
 from __future__ import annotations
 
