@@ -134,8 +134,16 @@ class Case:
             assert (np.abs(out[mine] - exact) <= 1.01 * 2.0**-7 * sizes + 2e-5).all()
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (4, 4), (9, 3)])
-@pytest.mark.parametrize("head_dim", [64, 24, 128])
+SHAPES = [(8, 1), (6, 2), (4, 4), (9, 3)]  # heads, of which keys have so many
+USUAL = [(64, 8, 1), (64, 6, 2), (24, 9, 3)]  # head size, heads, key heads
+ALL_SHAPES = [
+    pytest.param(size, *heads, marks=() if (size, *heads) in USUAL else pytest.mark.slow)
+    for size in (64, 24, 128)
+    for heads in SHAPES
+]
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), ALL_SHAPES)
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_prefill_then_decode(team, heads, kv_heads, head_dim, products):
     case = Case(team, heads, kv_heads, head_dim, products=products)
@@ -159,7 +167,7 @@ def test_window_sinks_and_divided_work(team, window, divided, products):
         case.step([count])
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (3, 3)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), pytest.param(3, 3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("window", [0, 100])
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_a_row_does_not_depend_on_its_company(team, heads, kv_heads, window, products):
@@ -257,7 +265,9 @@ def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, h
         case.step([count])
 
 
-@pytest.mark.parametrize("head_dim", [80, 96, 256, 512, MAX_HEAD])
+@pytest.mark.parametrize(
+    "head_dim", [80, MAX_HEAD, *(pytest.param(size, marks=pytest.mark.slow) for size in (96, 256, 512))]
+)
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_larger_heads(team, head_dim, products):
     case = Case(team, 2, 1, head_dim, products=products)

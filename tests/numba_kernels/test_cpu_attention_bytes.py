@@ -123,8 +123,16 @@ class Case:
         return out
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (4, 4), (9, 3)])
-@pytest.mark.parametrize("head_dim", [64, 24, 128])
+SHAPES = [(8, 1), (6, 2), (4, 4), (9, 3)]  # heads, of which keys have so many
+USUAL = [(64, 8, 1), (64, 6, 2), (24, 9, 3)]  # head size, heads, key heads
+ALL_SHAPES = [
+    pytest.param(size, *heads, marks=() if (size, *heads) in USUAL else pytest.mark.slow)
+    for size in (64, 24, 128)
+    for heads in SHAPES
+]
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), ALL_SHAPES)
 @pytest.mark.parametrize("products", ["i16", "f32"])
 def test_prefill_then_decode(team: Any, heads: int, kv_heads: int, head_dim: int, products: str) -> None:
     case = Case(team, heads, kv_heads, head_dim, products=products)
@@ -141,7 +149,7 @@ def test_window_sinks_and_divided_work(team: Any, window: int, divided: bool) ->
 
 
 @pytest.mark.parametrize("products", ["i16", "f32"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), (3, 3)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), pytest.param(3, 3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("window", [0, 100])
 def test_a_row_does_not_depend_on_its_company(team: Any, heads: int, kv_heads: int, window: int, products: str) -> None:
     """Bit for bit: token by token, in chunks, divided or not, in tiles of any size."""
@@ -209,7 +217,15 @@ def test_head_sizes_that_fill_no_vector_in_divided_work(team: Any, heads: int, k
         case.step([count])
 
 
-@pytest.mark.parametrize("head_dim", [300, MOST_SUMMED, MOST_SUMMED + 2, MAX_HEAD])
+@pytest.mark.parametrize(
+    "head_dim",
+    [
+        pytest.param(300, marks=pytest.mark.slow),
+        MOST_SUMMED,
+        MOST_SUMMED + 2,
+        pytest.param(MAX_HEAD, marks=pytest.mark.slow),
+    ],
+)
 def test_large_heads(team: Any, head_dim: int) -> None:
     case = Case(team, 2, 1, head_dim)
     for count in (1, 40, 1):
