@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.chat.tools.choice import open_tools
@@ -19,6 +20,7 @@ from oss_tools.cli import generate
 from oss_tools.cli._chat import Figures, Screen, Speaker
 from oss_tools.cli._commands import Chat
 from oss_tools.cli._options import model_path
+from oss_tools.cli.main import app
 from oss_tools.engine.sampling import Sampling
 from oss_tools.errors import BadRequest, BadSource
 from oss_tools.escapes import visible
@@ -32,10 +34,9 @@ CALL = '<|channel|>commentary to=functions.calculator <|constrain|>json<|message
 ANSWER = "<|channel|>final<|message|>It is 85.<|return|>"
 
 
-def oss_tools(*arguments: object, status: int = 0, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=600)
-    assert done.returncode == status, done.stderr
+def oss_tools(*arguments: object, status: int = 0, given: str = "") -> Any:
+    done = CliRunner().invoke(app, [*map(str, arguments)], input=given)
+    assert done.exit_code == status, (done.stderr, done.exception)
     return done
 
 
@@ -63,7 +64,9 @@ def chat(*completions: str, tools: str = "", rounds: int = 8) -> tuple[Chat, Par
 
 
 def test_the_embedded_model_adds() -> None:
-    done = oss_tools("generate", "tiny", "What is 47 + 38?", "-q")
+    command = [sys.executable, "-m", "oss_tools", "generate", "tiny", "What is 47 + 38?", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0
     assert done.stdout == "85\n"
     assert done.stderr == ""
     record = json.loads(oss_tools("generate", "tiny", "What is 47 + 38?", "-q", "--json").stdout)

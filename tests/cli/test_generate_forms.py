@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("llguidance")
+
+from oss_tools.cli.main import app
 
 SCHEMA = {
     "type": "object",
@@ -19,15 +23,14 @@ SCHEMA = {
 }
 
 
-def generate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "oss_tools", "generate", "tiny", *map(str, arguments), "-t", "1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def generate(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["generate", "tiny", *map(str, arguments), "-t", "1"])
 
 
 def test_an_answer_of_a_schema_is_on_stdout(tmp_path: Path) -> None:
     (tmp_path / "sum.json").write_text(json.dumps(SCHEMA))
     done = generate("What is 47 + 38?", "--json-schema", tmp_path / "sum.json")
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"sum": 85})
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"sum": 85})
     record = json.loads(generate("x = ", "--raw", "--regex", "[0-9]{3}", "--json").stdout)
     assert len(record["text"]) == 3
 
@@ -35,7 +38,7 @@ def test_an_answer_of_a_schema_is_on_stdout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("raw", [[], ["--raw"]])
 def test_an_answer_that_is_cut_off_is_none(raw: list[str]) -> None:
     done = generate("What is 47 + 38?", "--regex", "a{400}", "-n", "90", *raw)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "the tokens ran out before the answer had its form" in done.stderr
 
 
@@ -51,14 +54,14 @@ def test_an_answer_that_is_cut_off_is_none(raw: list[str]) -> None:
 def test_a_schema_that_cannot_be_kept_is_one_line(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(content)
     done = generate("?", "--json-schema", tmp_path / "schema.json", "-q")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
     assert said in done.stderr
 
 
 def test_one_form_only(tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text("{}")
     done = generate("?", "--json-schema", tmp_path / "schema.json", "--regex", "a", "-q")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_chat_has_a_browser_of_a_folder_s_texts(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval")
 
+from oss_tools.cli.main import app
+
 
 def oss_tools(*arguments: object) -> dict:
-    command = [sys.executable, "-m", "oss_tools", *map(str, arguments), "--json", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json", "-q"])
+    assert done.exit_code == 0, (done.stderr, done.exception)
     return json.loads(done.stdout)
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from oss_tools.cli._prompt_cache import KeptPrompt
+from oss_tools.cli.main import app
 from oss_tools.errors import BadRequest
 
 QUESTION = "What is 47 + 38?"
 
 
-def oss_tools(*arguments: object, status: int = 0, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=600)
-    assert done.returncode == status, done.stderr
+def oss_tools(*arguments: object, status: int = 0, given: str = "") -> Any:
+    done = CliRunner().invoke(app, [*map(str, arguments)], input=given)
+    assert done.exit_code == status, (done.stderr, done.exception)
     return done
 
 

@@ -6,17 +6,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from oss_tools.cli.main import app
 from oss_tools.machine.description import machine
 from oss_tools.measure.identity import model_sha256
 
 
-def oss_tools(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stderr
+def oss_tools(*arguments: object, status: int = 0) -> Any:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == status, (done.stderr, done.exception)
     return done
 
 
@@ -109,7 +111,9 @@ def cpu() -> str:
 
 
 def test_an_unknown_peer_is_refused(tiny_llama: Path) -> None:
-    done = oss_tools("bench", tiny_llama, "--peer", "abacus", status=2)
+    command = [sys.executable, "-m", "oss_tools", "bench", str(tiny_llama), "--peer", "abacus"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
     assert "'abacus' is not one of llama.cpp, ik_llama.cpp" in " ".join(done.stderr.split())
 
 

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,9 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from typer.testing import CliRunner
+
+from oss_tools.cli.main import app
 from oss_tools.endpoints.endpoint import Endpoint
 from oss_tools.endpoints.wire import Price
 from oss_tools.errors import BadRecipe, BadSource, OssToolsError, Unreachable
@@ -316,9 +317,8 @@ def test_a_run_has_scores_and_what_was_measured_over_the_wire() -> None:
     assert record["settings"]["backend"] == "endpoint"
 
 
-def oss_tools(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "oss_tools", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def oss_tools(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def test_the_verb_takes_an_address(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_the_verb_takes_an_address(tmp_path: Path) -> None:
         assert not server.requests, "a plan asks nothing"
         run = oss_tools(*asked, "-o", tmp_path / "run")
         refused = oss_tools("eval", f"{server.url}#m", "--base", "tiny")
-    assert (planned.returncode, run.returncode, refused.returncode) == (0, 0, 2), run.stderr + planned.stderr
+    assert (planned.exit_code, run.exit_code, refused.exit_code) == (0, 0, 2), run.stderr + planned.stderr
     assert "3 calls" in planned.stdout
     assert "3 requests, median" in run.stdout
     assert "dollars" in run.stdout
@@ -337,5 +337,5 @@ def test_the_verb_takes_an_address(tmp_path: Path) -> None:
 
 def test_an_address_without_a_model_is_refused() -> None:
     refused = oss_tools("eval", "http://127.0.0.1:9/v1")
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "which model of this server?" in refused.stderr

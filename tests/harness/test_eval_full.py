@@ -18,7 +18,9 @@ from full_data import SETS, write_sets
 from healthbench_examples import example, write_examples
 from scripted_grader import ScriptedGrader, serving
 from test_bfcl import write as write_bfcl
+from typer.testing import CliRunner
 
+from oss_tools.cli.main import app
 from oss_tools.harness.bfcl import CATEGORIES
 from oss_tools.harness.healthbench import FILES
 
@@ -128,19 +130,7 @@ def test_refusals_are_one_line(talker: Path, tmp_path: Path) -> None:
         (["--grader-url", server.url, "--grader-model", "x", "--grader-key", "NOT_SET"], "NOT_SET"),
         ([], "--grader-url"),
     ):
-        line = [
-            sys.executable,
-            "-m",
-            "oss_tools",
-            "eval",
-            str(talker),
-            "--task",
-            "healthbench",
-            "--data",
-            str(tmp_path),
-            *words,
-        ]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 2
+        done = CliRunner().invoke(app, ["eval", str(talker), "--task", "healthbench", "--data", str(tmp_path), *words])
+        assert done.exit_code == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from oss_tools.cli.main import app
 from oss_tools.endpoints.endpoint import Endpoint
 from oss_tools.errors import BadRecipe, BadSource, MissingPackage, Unreachable
 from oss_tools.harness.run import Settings, evaluate
@@ -330,6 +332,6 @@ def test_the_command_plays_and_says_what_the_user_cost(tmp_path, python):
     ],
 )
 def test_what_goes_together_is_said(arguments, said):
-    done = run("tiny", *arguments)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["eval", "tiny", *arguments])
+    assert done.exit_code == 2
     assert said in done.stderr

@@ -13,6 +13,12 @@ from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.team import Program
 
 TOLERANCE = 3e-6  # of the largest result: float32 sums over the blocks of a row
+WITH_FLOATS = ("mxfp4", "q8_0", "q4_k", "int8_g32", "bf16")  # one of each layout; compiling for the others takes its time
+KINDS = [
+    pytest.param(name, activations, marks=() if activations == "int8" or name in WITH_FLOATS else pytest.mark.slow)
+    for name in FORMATS
+    for activations in ("int8", "f32")
+]
 
 
 def packed_of(name, rows, columns, rng, threads=1):
@@ -36,8 +42,7 @@ def close(out, expected, tolerance=TOLERANCE):
     return np.abs(out - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("activations", ["int8", "f32"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("name", "activations"), KINDS)
 def test_vector(team, name, activations):
     rng = np.random.default_rng(1)
     for rows, columns in ((77, 256), (16, 512), (5, 768)) if name in K_QUANTS else ((77, 256), (16, 128), (5, 384)):
@@ -46,8 +51,7 @@ def test_vector(team, name, activations):
         assert close(out, x.astype(np.float64) @ values.T)
 
 
-@pytest.mark.parametrize("activations", ["int8", "f32"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("name", "activations"), KINDS)
 def test_matrix(team, name, activations):
     rng = np.random.default_rng(2)
     packed, values = packed_of(name, 83, 256, rng, threads=2)
@@ -56,8 +60,7 @@ def test_matrix(team, name, activations):
         assert close(out, x.astype(np.float64) @ values.T), tokens
 
 
-@pytest.mark.parametrize("activations", ["int8", "f32"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("name", "activations"), KINDS)
 def test_a_row_does_not_depend_on_its_company(team, name, activations):
     """Bit for bit: alone, in tiles of every size, and at every place in them."""
     rng = np.random.default_rng(9)
