@@ -114,6 +114,7 @@ def findings(base: Path, other: Path) -> list[str]:
         return [finding.message for finding in compare_weights(one, two)[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(READ_ONLY))
 def test_the_usual_cost_of_a_format_that_is_only_read_is_ggmls(name: str, ggml: ctypes.CDLL) -> None:
     format = get_format(name)
@@ -152,7 +153,9 @@ SCALED = {
 
 
 @pytest.mark.parametrize("where", SCALED)
-@pytest.mark.parametrize("name", FOUR_BITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if n else ()) for n, name in enumerate(FOUR_BITS)]
+)
 def test_what_was_scaled_before_rounding_is_found_where_it_is(
     name: str, where: str, base: Path, ggml: ctypes.CDLL, tmp_path: Path
 ) -> None:
