@@ -26,7 +26,11 @@ def quantized(team, x):  # type: ignore[no-untyped-def]
     return out, codes * scales.repeat(16, 1)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "int8", *K_QUANTS])
+USUAL = ("mxfp4", "q8_0", "q4_0", "q2_k", "q4_k", "q6_k")
+OTHERS = ("q4_1", "q5_0", "q5_1", "iq4_nl", "int8", "q3_k", "q5_k")
+
+
+@pytest.mark.parametrize("name", [*USUAL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 @pytest.mark.parametrize("tokens", [1, 5, 21])
 def test_linear(team, name, tokens):
     rng = np.random.default_rng(tokens)
