@@ -53,7 +53,12 @@ def model(template: str) -> Metadata:
     return Metadata({}, tokenizer=given.tokenizer, chat_template=template, tokenizer_config=given.tokenizer_config)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda file: file.stem)
+TEMPLATES = [
+    pytest.param(file, marks=() if file.stem in ("llama_json", "hermes") else pytest.mark.slow) for file in FAMILIES
+]
+
+
+@pytest.mark.parametrize("family", TEMPLATES, ids=lambda file: file.stem)
 @settings(deadline=None, max_examples=60)
 @given(st.lists(ARGUMENTS, min_size=1, max_size=3))
 def test_what_a_template_writes_for_calls_is_read_back_as_these_calls(family: Path, calls: list[dict[str, Any]]) -> None:

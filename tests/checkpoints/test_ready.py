@@ -180,10 +180,10 @@ def test_folders_of_other_formats_come_back_byte_for_byte(tiny_llama: Path, form
 
 
 OTHERS = [path for path in simd.executable_paths() if path != simd.path()]
-ONE = "avx2" if "avx2" in OTHERS else OTHERS[-1]  # of another width, where there is one
 
 
-@pytest.mark.parametrize("path", [pytest.param(p, marks=() if p == ONE else pytest.mark.slow) for p in OTHERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OTHERS)
 def test_a_file_made_for_another_processor_is_the_same_model(tiny_gpt_oss: Path, path: str, tmp_path: Path) -> None:
     """Kernels with other panels take its weights as from any other file."""
     source = tmp_path / "q8.gguf"

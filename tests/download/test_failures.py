@@ -18,6 +18,8 @@ from oss_tools.download.web import Web, retry_after
 from oss_tools.errors import BadRequest, BadSource, Unreachable
 from tests.download.conftest import Run
 
+pytestmark = pytest.mark.slow
+
 REPO = "someone/model"
 
 

@@ -9,6 +9,8 @@ from hub_server import Hub
 from tests.download.conftest import Run
 from tests.download.small_repository import REPO, files
 
+pytestmark = pytest.mark.slow
+
 STRANGE = [
     "../evil.json",
     "/etc/evil.json",

@@ -219,7 +219,11 @@ def plain(engine: Engine, request: Request, monkeypatch: pytest.MonkeyPatch) -> 
         return list(engine.generate(request))
 
 
-@pytest.mark.parametrize("rule", RULES, ids=["likeliest", "drawn", "all rules"])
+@pytest.mark.parametrize(
+    "rule",
+    [*(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES[:2]), RULES[2]],
+    ids=["likeliest", "drawn", "all rules"],
+)
 @pytest.mark.parametrize("length", [61, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 130, 400))])
 def test_a_text_is_the_same_with_any_guesses(
     engine: Engine, rule: Sampling, length: int, monkeypatch: pytest.MonkeyPatch

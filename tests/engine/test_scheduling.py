@@ -41,7 +41,7 @@ class Heard:
         return tokens, event
 
 
-@pytest.fixture(params=["gpt_oss", "llama"])
+@pytest.fixture(params=["gpt_oss", pytest.param("llama", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest, tiny_gpt_oss: Path, tiny_llama: Path) -> Iterator[Engine]:
     path = tiny_gpt_oss if request.param == "gpt_oss" else tiny_llama
     with Engine.load(path, context=1024, threads=2) as found:

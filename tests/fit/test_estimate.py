@@ -33,7 +33,9 @@ def large() -> Estimate:
     return of_shape(load_shape("gpt-oss-120b"), USE)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "gpt-oss-20b" else pytest.mark.slow) for name in PUBLISHED]
+)
 def test_a_shape_has_the_published_size_to_the_byte(name: str) -> None:
     (row,) = [r for r in of_shape(load_shape(name), USE).rows if r.published]
     assert row.file_bytes == PUBLISHED[name]
@@ -104,6 +106,7 @@ def test_two_sequences_take_two_caches() -> None:
 # ---- the choice -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_published_weights_are_chosen_where_they_fit(large: Estimate) -> None:
     choice = choose(large, machine(ram=128))
     assert choice.row

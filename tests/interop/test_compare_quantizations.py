@@ -130,6 +130,7 @@ def test_every_format_has_a_usual_cost() -> None:
         assert format.name in ("f32", "tq1_0", "tq2_0") or 0 < usual(format).error < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_ggml_makes_of_an_honest_model_is_not_suspicious(
     name: str, base: Path, ggml: ctypes.CDLL, tmp_path: Path

@@ -43,7 +43,9 @@ def ggml() -> ctypes.CDLL:
     return library
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "heavy tails", "language"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("heavy tails", "language"))]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_error_is_less_than_ggmls(name: str, weighted: bool, kind: str, ggml: ctypes.CDLL) -> None:

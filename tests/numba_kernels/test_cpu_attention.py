@@ -223,6 +223,7 @@ def test_pages_can_be_shared(team):
         case.step(counts)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(team, data):
@@ -266,7 +267,7 @@ def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, h
 
 
 @pytest.mark.parametrize(
-    "head_dim", [80, MAX_HEAD, *(pytest.param(size, marks=pytest.mark.slow) for size in (96, 256, 512))]
+    "head_dim", [80, *(pytest.param(size, marks=pytest.mark.slow) for size in (96, 256, 512, MAX_HEAD))]
 )
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_larger_heads(team, head_dim, products):

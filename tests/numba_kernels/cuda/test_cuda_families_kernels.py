@@ -26,6 +26,8 @@ from numba_kernels.cuda.token_tiles import GELU
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 
+pytestmark = pytest.mark.slow
+
 WARPS = 2
 EPSILON = np.float32(1e-5)
 SLOW = where() == "simulator"

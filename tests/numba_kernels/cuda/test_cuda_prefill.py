@@ -20,6 +20,8 @@ from numba_kernels.cuda.token_tiles import ADD, SILU, STORE, SWIGLU
 from numba_kernels.reference import formats as reference
 from numba_kernels.reference import ops
 
+pytestmark = pytest.mark.slow
+
 EPSILON = np.float32(1e-5)
 LIMITS = np.float32(7), np.float32(1.702)
 SLOW = where() == "simulator"
