@@ -53,9 +53,8 @@ def model(template: str) -> Metadata:
     return Metadata({}, tokenizer=given.tokenizer, chat_template=template, tokenizer_config=given.tokenizer_config)
 
 
-TEMPLATES = [
-    pytest.param(file, marks=() if file.stem in ("llama_json", "hermes") else pytest.mark.slow) for file in FAMILIES
-]
+LONG = ("qwen_coder", "deepseek_r1", "deepseek_v31", "glm")  # whose calls take long to render
+TEMPLATES = [pytest.param(file, marks=pytest.mark.slow if file.stem in LONG else ()) for file in FAMILIES]
 
 
 @pytest.mark.parametrize("family", TEMPLATES, ids=lambda file: file.stem)
