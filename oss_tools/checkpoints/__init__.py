@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +19,16 @@ __all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "o
 Class = TypeVar("Class", type[Reader], type[Writer])
 
 
-def _subclasses(base: Class) -> dict[str, Class]:
-    """The containers' classes by container name; each module of this package may define a Reader and a Writer."""
+@cache
+def _import_modules() -> None:
+    """Each module of this package may define a Reader and a Writer."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+
+
+def _subclasses(base: Class) -> dict[str, Class]:
+    """The containers' classes by container name."""
+    _import_modules()
     found: dict[str, Class] = {}
     pending = [base]
     while pending:

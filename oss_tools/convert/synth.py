@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Synthesis:
         container: the container's name.
         entries: tensors with their formats and places in the container.
         notes: (tensor, why it does not get the format that the recipe asked for).
-        metadata: config, tokenizer and companions.
+        shape: what it is a model of.
         seed: of all random numbers.
         router: of `ROUTERS`: whether all experts are chosen equally often.
     """
@@ -74,9 +75,14 @@ class Synthesis:
     container: str
     entries: tuple[Entry, ...]
     notes: tuple[tuple[str, str], ...]
-    metadata: Metadata
+    shape: Shape
     seed: int
     router: str = "even"
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """Configuration, tokenizer and companions."""
+        return _metadata(self.shape, self.architecture)
 
     @property
     def derived(self) -> dict[str, np.ndarray]:
@@ -142,13 +148,14 @@ def plan_synthesis(
     entries, notes = [], []
     specs = [spec for spec in architecture.tensors() if not (spec.optional and spec.role == "output")]  # else tied
     recipe = recipe.for_model(specs)
+    writer = writer_for(container)
     for spec in specs:
-        format, note = _format(spec, recipe, writer_for(container), architecture.model_type)
+        format, note = _format(spec, recipe, writer, architecture.model_type)
         placements = architecture.places(container, spec, format.is_float)
         entries.append(Entry(spec, format, tuple(placements)))
         if note:
             notes.append((spec.name, note))
-    return Synthesis(architecture, container, tuple(entries), tuple(notes), _metadata(shape, architecture), seed, router)
+    return Synthesis(architecture, container, tuple(entries), tuple(notes), shape, seed, router)
 
 
 def check_experts(name: str, architecture: Architecture) -> None:

@@ -86,7 +86,8 @@ class Tokenizer:
 
 def memory(architecture: Architecture, entries: Sequence[Entry], tokenizer: Tokenizer, use: Use) -> Memory:
     """The engine's memory for a model whose tensors are stored as `entries` say."""
-    weights = sum(panel_bytes(entry, latent_of(architecture)) for entry in entries)
+    latent = latent_of(architecture)
+    weights = sum(panel_bytes(entry, latent) for entry in entries)
     pools = _pools(architecture, use)
     cache = sum(use.batch * _pool_bytes(pool, use.context) for pool in pools)
     position = sum(pool.width * pool.dtype.itemsize for pool in pools)
