@@ -207,6 +207,7 @@ def test_measurements(engine: Engine) -> None:
     assert backend.stopwatch()() > 0
 
 
+@pytest.mark.slow
 def test_llama(tiny_llama: Path, prompt: list[int]) -> None:
     tokens = [t % 512 for t in prompt[:20]]
     wanted = Engine.load(tiny_llama, activations="f32", context=CONTEXT, threads=1).logits(tokens)

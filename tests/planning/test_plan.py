@@ -67,6 +67,7 @@ def test_a_larger_budget_never_loses_more_and_kld_is_one(measured: Path) -> None
     assert by_kld["bytes"] <= records[1]["bytes"] * 1.003
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, real = tmp_path / "measured.json", Sensitivities.divergence
     calls: list[Any] = []
@@ -87,6 +88,7 @@ def test_an_interrupted_run_goes_on(measured: Path, tmp_path: Path, monkeypatch:
     assert len(calls) == 7 + len(whole["measured"]) - 6 + len(whole["whole"])
 
 
+@pytest.mark.slow
 def test_every_other_layer_is_enough_to_begin_with(tmp_path: Path) -> None:
     """Of the embedded model's four layers all are first or last: none is left out; the option changes nothing."""
     file = tmp_path / "measured.json"

@@ -86,6 +86,7 @@ def check(example: Example, architecture: tuple[int, int]) -> None:
     assert resources.registers * example.kernel.threads <= 65536 // max(resident, 2)  # so many blocks share a multiprocessor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", HOPPER)
 def test_hopper(example: Example) -> None:
     check(example, (9, 0))
