@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from oss_tools.checkpoints.safetensors import SafetensorsFile
+from oss_tools.convert import synth
 from oss_tools.convert.recipe import load_recipe, recipe_names, recipe_of_format
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.engine.backend import Options
@@ -104,6 +105,16 @@ def test_two_sequences_take_two_caches() -> None:
 
 
 # ---- the choice -----------------------------------------------------------------------------------------------------
+
+
+def test_no_tokenizer_is_made_for_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 200,000 names for each format would take most of the time."""
+
+    def refuse(*_: object) -> None:
+        pytest.fail("a tokenizer was made")
+
+    monkeypatch.setattr(synth, "byte_tokenizer", refuse)
+    assert of_shape(load_shape("gpt-oss-20b"), USE).rows
 
 
 @pytest.mark.slow
