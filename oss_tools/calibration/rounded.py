@@ -1,7 +1,10 @@
 """Matrices that were rounded in a pass over a text, as they wait on the disk until the files are written.
 
-A folder with a folder for each matrix: `PLANE.npy` for each plane of the format, and `facts.json`. A matrix's folder gets its
-name when it is complete.
+A folder with a folder for each matrix: `PLANE.bin`, the rows of a plane of the format, one behind the other, and `facts.json`. A
+matrix's folder gets its name when it is complete.
+
+Not NumPy's own files: their headers are parsed as Python, which before CPython 3.13 fails now and then where several threads do
+so ("AST constructor recursion depth mismatch", https://github.com/python/cpython/issues/106905). Rows are read in threads.
 """
 
 from __future__ import annotations
@@ -71,28 +74,39 @@ class Rounded:
         with full_disk_is_no_room(self.folder):
             made.mkdir()
             for name, plane in tensor.planes.items():
-                np.save(made / f"{name}.npy", plane, allow_pickle=False)
-            (made / FACTS).write_text(json.dumps(asdict(facts)))
+                plane.tofile(made / f"{name}.bin")
+            (made / FACTS).write_text(json.dumps({"rows": tensor.shape[0], **asdict(facts)}))
             made.rename(place)
 
     def read(self, number: int, matrix: int, format: Format, columns: int, start: int, stop: int | None) -> QTensor:
         """Rows of a matrix. Raises BadCheckpoint if the folder is damaged."""
         place, planes = self._place(number, matrix), {}
+        rows, _ = self._read_facts(place)
+        start, stop, _ = slice(start, stop).indices(rows)
         try:
             for name, plane in format.planes(columns).items():
-                stored = np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                if stored.dtype != plane.dtype or stored.ndim != 2 or stored.shape[1] != plane.columns:
-                    raise ValueError("of another shape")
-                planes[name] = np.array(stored[start:stop])
-        except (OSError, ValueError, EOFError) as error:
-            raise BadCheckpoint(f"{place}: damaged ({error}); --overwrite starts anew") from None
-        rows = next(iter(planes.values())).shape[0]
-        return QTensor(format, (rows, columns), planes)
+                file, width = place / f"{name}.bin", plane.columns * np.dtype(plane.dtype).itemsize
+                if file.stat().st_size != rows * width:
+                    raise ValueError("of another size")
+                stored = np.fromfile(file, plane.dtype, (stop - start) * plane.columns, offset=start * width)
+                planes[name] = stored.reshape(stop - start, plane.columns)
+        except (OSError, ValueError) as error:
+            raise _damaged(place, error) from None
+        return QTensor(format, (stop - start, columns), planes)
 
     def facts(self, number: int, matrix: int) -> Facts:
         """Raises BadCheckpoint if the folder is damaged."""
-        place = self._place(number, matrix)
+        return self._read_facts(self._place(number, matrix))[1]
+
+    @staticmethod
+    def _read_facts(place: Path) -> tuple[int, Facts]:
+        """How many rows the matrix has, and what is known of it."""
         try:
-            return Facts(**json.loads((place / FACTS).read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise BadCheckpoint(f"{place}: damaged ({error}); --overwrite starts anew") from None
+            stored = json.loads((place / FACTS).read_bytes())
+            return int(stored.pop("rows")), Facts(**stored)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _damaged(place, error) from None
+
+
+def _damaged(place: Path, error: Exception) -> BadCheckpoint:
+    return BadCheckpoint(f"{place}: damaged ({error}); --overwrite starts anew")

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from oss_tools.chat.completion import read_arguments, refuse_constant
@@ -28,6 +29,7 @@ BETWEEN = re.compile(r"[\s;,]*")
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 NAMED = re.compile(r"\s*([\w.-]{1,128})\s*(?:\[CALL_ID\]\s*\w{0,64}\s*)?(?:\[ARGS\])?\s*(?=\{)")
 LINE = re.compile(r"^(?=\{)", re.MULTILINE)
+_PARSING = Lock()
 LONGEST = 100_000  # characters of calls in Python's syntax
 MOST_LINES = 100  # at whose beginnings calls are looked for
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
@@ -122,8 +124,12 @@ def _python_calls(text: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
 
 def syntax_of(text: str) -> ast.expr:
     """An expression in Python's syntax. What Python warns of in it (odd escapes, `1if`) is nobody's business. Raises what
-    `ast.parse` raises."""
-    with warnings.catch_warnings():
+    `ast.parse` raises.
+
+    One thread at a time: before CPython 3.13 `ast.parse` counts its depth for all threads together, and a garbage collection within
+    it lets others in ("AST constructor recursion depth mismatch"); filters of warnings are the process's too.
+    """
+    with _PARSING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(text, mode="eval").body
 

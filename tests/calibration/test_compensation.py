@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,8 @@ from oss_tools.convert.pipeline import Options, run
 from oss_tools.convert.plan import make_plan
 from oss_tools.convert.recipe import Recipe, Rule, load_recipe
 from oss_tools.convert.synth import load_shape, plan_synthesis, shape_names, synthesize
-from oss_tools.errors import BadRecipe
+from oss_tools.errors import BadCheckpoint, BadRecipe
+from oss_tools.formats import get_format
 from oss_tools.models import open_checkpoint
 from oss_tools.resources import resource
 from oss_tools.tiny import data
@@ -207,10 +207,38 @@ def test_a_source_that_changed_since_is_refused(tiny_llama: Path, tmp_path: Path
         ours.prepare(plan, tmp_path / "rounded", (), Options(jobs=1), lambda *_: None)
         number = next(i for i, step in enumerate(plan.steps) if step.name.endswith("q_proj.weight"))
         store = Rounded(tmp_path / "rounded")
-        facts = store.facts(number, 0)
-        (tmp_path / "rounded" / f"{number}-0" / "facts.json").write_text(json.dumps(vars(replace(facts, source="0" * 64))))
+        file = store.folder / f"{number}-0" / "facts.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "0" * 64}))
         with pytest.raises(BadRecipe, match=r"has changed since: model.layers.0.self_attn.q_proj.weight"):
             Compensation(drawn()).prepare(plan, tmp_path / "rounded", (), Options(jobs=1), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("facts.json", b"[]"),
+        ("facts.json", b"{}"),
+        ("facts.json", b'{"rows": "x"}'),
+        ("codes.bin", b"\x01"),
+        ("scales.bin", None),
+    ],
+)
+def test_what_was_rounded_and_is_damaged_is_said_in_a_line(file: str, content: bytes | None, tmp_path: Path) -> None:
+    from oss_tools.calibration.rounded import Facts, Rounded
+
+    tensor = get_format("q4_0").quantize(np.ones((4, 64), np.float32))
+    store = Rounded(tmp_path)
+    store.write(7, 0, tensor, Facts("0" * 64, 0.0, 0.0, 0.0, 1, False))
+    part = store.read(7, 0, tensor.format, 64, 1, 3)
+    assert part.shape == (2, 64)
+    assert {name: plane.tolist() for name, plane in part.planes.items()} == {
+        name: plane[1:3].tolist() for name, plane in tensor.planes.items()
+    }
+    damaged = tmp_path / "7-0" / file
+    assert damaged.exists()
+    damaged.write_bytes(content) if content is not None else damaged.unlink()
+    with pytest.raises(BadCheckpoint, match=r"7-0: damaged \(.*\); --overwrite starts anew"):
+        store.read(7, 0, tensor.format, 64, 1, 3)
 
 
 def test_experts_that_no_token_reached_are_rounded_too(tiny_gpt_oss: Path, tmp_path: Path) -> None:

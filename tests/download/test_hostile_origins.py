@@ -12,6 +12,7 @@ from hub_server import COMMIT, Handler, Hub
 from oss_tools.download import library, web
 from oss_tools.download.web import Web
 from oss_tools.errors import BadSource, OssToolsError
+from oss_tools.harness.hub import token_stays
 from tests.download.conftest import Run
 from tests.download.hostile_hub import FILES, REPO, TOKEN, instead, listed, tokens
 
@@ -150,10 +151,10 @@ def test_a_token_that_travels_in_clear_is_remarked() -> None:
 OTHERS = """
 import sys
 from huggingface_hub import HfApi
-from oss_tools.harness.hub import _hold_token
-_hold_token()
+from oss_tools.harness.hub import token_stays
 try:
-    list(HfApi().list_repo_tree("someone/model", recursive=True))
+    with token_stays():
+        list(HfApi().list_repo_tree("someone/model", recursive=True))
 except Exception as error:
     print(type(error).__name__)
 """
@@ -165,3 +166,11 @@ def test_the_token_stays_when_data_sets_are_fetched_by_other_libraries(hub: Hub,
     subprocess.run([sys.executable, "-c", OTHERS], env=environment | {"HF_TOKEN": TOKEN}, check=True, timeout=100)
     assert tokens(hub.requests, "cdn") == {None}
     assert f"Bearer {TOKEN}" in tokens(hub.requests, "hub")
+
+
+def test_afterwards_other_hubs_get_their_token_again(hub: Hub) -> None:
+    with token_stays():
+        pass
+    hub.add(REPO, FILES)
+    listed(hub)  # which is not the hub of the environment
+    assert tokens(hub.requests, "hub") == {f"Bearer {TOKEN}"}
