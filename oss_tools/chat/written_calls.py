@@ -126,8 +126,8 @@ def syntax_of(text: str) -> ast.expr:
     """An expression in Python's syntax. What Python warns of in it (odd escapes, `1if`) is nobody's business. Raises what
     `ast.parse` raises.
 
-    One thread at a time: before CPython 3.13 `ast.parse` counts its depth for all threads together, and a garbage collection within
-    it lets others in ("AST constructor recursion depth mismatch"); filters of warnings are the process's too.
+    One thread at a time: before CPython 3.13 `ast.parse` counts its depth for all threads together, and a garbage collection
+    within it lets others in ("AST constructor recursion depth mismatch"); filters of warnings are the process's too.
     """
     with _PARSING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
