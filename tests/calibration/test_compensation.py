@@ -219,14 +219,14 @@ def test_a_source_that_changed_since_is_refused(tiny_llama: Path, tmp_path: Path
         ("facts.json", b"[]"),
         ("facts.json", b"{}"),
         ("facts.json", b'{"rows": "x"}'),
-        ("codes.bin", b"\x01"),
+        ("blocks.bin", b"\x01"),
         ("scales.bin", None),
     ],
 )
 def test_what_was_rounded_and_is_damaged_is_said_in_a_line(file: str, content: bytes | None, tmp_path: Path) -> None:
     from oss_tools.calibration.rounded import Facts, Rounded
 
-    tensor = get_format("q4_0").quantize(np.ones((4, 64), np.float32))
+    tensor = get_format("mxfp4").quantize(np.ones((4, 64), np.float32))
     store = Rounded(tmp_path)
     store.write(7, 0, tensor, Facts("0" * 64, 0.0, 0.0, 0.0, 1, False))
     part = store.read(7, 0, tensor.format, 64, 1, 3)
