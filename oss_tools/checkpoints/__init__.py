@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,22 +10,16 @@ from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.strange import explain
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.guesses import none_named
+from oss_tools.rooms import modules_of
 
 __all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
 
 Class = TypeVar("Class", type[Reader], type[Writer])
 
 
-@cache
-def _import_modules() -> None:
-    """Each module of this package may define a Reader and a Writer."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-
-
 def _subclasses(base: Class) -> dict[str, Class]:
     """The containers' classes by container name."""
-    _import_modules()
+    modules_of(__name__)  # each may define a Reader and a Writer
     found: dict[str, Class] = {}
     pending = [base]
     while pending:

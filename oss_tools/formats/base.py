@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +11,7 @@ import numpy as np
 from oss_tools.errors import BadRecipe, BadTensor
 from oss_tools.formats.qtensor import Plane, QTensor
 from oss_tools.guesses import none_named
+from oss_tools.rooms import modules_of
 
 
 @dataclass(frozen=True)
@@ -240,24 +238,16 @@ class Format(ABC):
 _REGISTRY: dict[str, Format] = {}
 
 
-@cache
-def _load_all() -> None:
-    package = importlib.import_module("oss_tools.formats")
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.name.startswith("_"):
-            importlib.import_module(f"oss_tools.formats.{module.name}")
-
-
 def all_formats() -> dict[str, Format]:
     """Every format by name."""
-    _load_all()
+    modules_of("oss_tools.formats")
     return dict(_REGISTRY)
 
 
 def get_format(name: str) -> Format:
     """The format of this name. Raises BadRecipe with the names there are."""
     if name not in _REGISTRY:
-        _load_all()
+        modules_of("oss_tools.formats")
     try:
         return _REGISTRY[name]
     except KeyError:
@@ -266,5 +256,5 @@ def get_format(name: str) -> Format:
 
 def format_of_ggml(ggml_type: int) -> Format | None:
     """The format with this GGUF type number, or None."""
-    _load_all()
+    modules_of("oss_tools.formats")
     return next((f for f in _REGISTRY.values() if f.ggml_type == ggml_type), None)

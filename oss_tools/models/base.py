@@ -7,8 +7,6 @@ weights are stacked [experts, out, in].
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -23,6 +21,7 @@ from oss_tools.models.own_keys import PREFIX, check_agreement, own_keys
 from oss_tools.models.stacks import stacks_of
 from oss_tools.models.stored import ROPE_FREQS, Stored
 from oss_tools.models.tensors import Placement, TensorSpec, whole
+from oss_tools.rooms import modules_of
 
 READY = "ready"  # the run-ready file
 # Containers with names and an order of their own; any other has the canonical ones.
@@ -198,9 +197,7 @@ _REGISTRY: dict[str, type[Architecture]] = {}
 
 def architectures() -> dict[str, type[Architecture]]:
     """Every architecture by model_type."""
-    package = importlib.import_module("oss_tools.models")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"oss_tools.models.{module.name}")
+    modules_of("oss_tools.models")
     return dict(_REGISTRY)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterator
 
 from starlette.applications import Starlette
@@ -15,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from oss_tools.errors import OssToolsError
+from oss_tools.rooms import modules_of
 from oss_tools.serve import api
 from oss_tools.serve.guard import Guard
 from oss_tools.serve.protocol import GONE, ApiError, error_response, shape_for
@@ -35,8 +34,8 @@ def create_app(models: dict[str, Served], settings: Settings) -> Starlette:
 
 def _routes(state: State) -> Iterator[BaseRoute]:
     """Of every module in `api/`."""
-    for module in sorted(found.name for found in pkgutil.iter_modules(api.__path__)):
-        yield from importlib.import_module(f"{api.__name__}.{module}").routes(state)
+    for module in modules_of(api.__name__):
+        yield from module.routes(state)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
