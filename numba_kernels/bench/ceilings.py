@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from numba.core import types
 from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocks import Shorts
+from numba_kernels.cpu.matrix_tiles import release_registers
 from numba_kernels.cpu.team import take
+from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.memory import load_floats, set_f32
 from numba_kernels.simd.path import ACTIVE
@@ -16,6 +19,9 @@ from numba_kernels.simd.tiles import Tile, spill, zero_tile
 from numba_kernels.simd.values import LANES, Address, Bytes, Words, sum_lanes
 
 CHAINS, STEPS = 12, 20000  # independent accumulators; steps of a piece of work
+REGISTERS = 4  # of sums, where there are matrix registers
+# Of 32-bit lanes in a step; each is of four bytes or two bfloat16.
+REGISTER_PRODUCTS = REGISTERS * amx.ROWS * amx.ROWS * amx.ROW // 4
 
 
 def _step(name: str, body: Callable[..., Any]) -> Any:
@@ -69,4 +75,44 @@ def peak(x, pieces, out, team, thread):  # type: ignore[no-untyped-def]
         for t in range(1, CHAINS):
             total = total + load_floats(results + t * LANES * 4)
         set_f32(out + 4 * item, sum_lanes(total))
+        item = take(team)
+
+
+@intrinsic(prefer_literal=True)
+def begin_registers(typing_context: Any, x: Any) -> Any:
+    """Matrix registers for sums, and two with factors from memory."""
+
+    def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        amx.configure(b, [(amx.ROWS, amx.ROW)] * 8)
+        for number in (REGISTERS, REGISTERS + 1):
+            amx.load(b, number, args[0], amx.ROW)
+        return context.get_dummy_value()
+
+    return types.void(Address), lower
+
+
+@intrinsic(prefer_literal=True)
+def multiply_registers(typing_context: Any, of_bytes: Any) -> Any:
+    """A product into each of the sums, of bytes or of bfloat16."""
+
+    def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        multiply = amx.multiply_bytes if of_bytes.literal_value else amx.multiply_floats
+        for number in range(REGISTERS):
+            multiply(b, number, REGISTERS, REGISTERS + 1)
+        return context.get_dummy_value()
+
+    return types.void(of_bytes), lower
+
+
+OF_BYTES = 1
+
+
+def register_peak(x, pieces, out, team, thread):  # type: ignore[no-untyped-def]
+    """`peak` of matrix registers: REGISTERS sums, STEPS times in each piece of work."""
+    item = take(team)
+    while item < pieces:
+        begin_registers(x)
+        for _ in range(STEPS):
+            multiply_registers(OF_BYTES)
+        release_registers()
         item = take(team)

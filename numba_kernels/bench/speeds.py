@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.bench.ceilings import CHAINS, STEPS, dot_step, fma_step, pairs_step, peak
+from numba_kernels.bench.ceilings import (
+    CHAINS,
+    REGISTER_PRODUCTS,
+    STEPS,
+    dot_step,
+    fma_step,
+    pairs_step,
+    peak,
+    register_peak,
+)
 from numba_kernels.bench.problems import random_planes, random_weights
 from numba_kernels.bench.timing import Result, Timer
 from numba_kernels.cpu import attention, experts, kv_pages, rows
@@ -66,6 +75,11 @@ class Bench(Timer):
             program.add(kernel, x=small, pieces=pieces, out=np.zeros(pieces, np.float32))
             unit = "GOP/s" if which is dot_step else "GFLOP/s"
             yield self._ceiling(name, program, pieces * STEPS * CHAINS * operations, unit)
+        if ACTIVE.matrix_registers:
+            for name, of_bytes, operations, unit in (("byte", 1, 8, "GOP/s"), ("bfloat16", 0, 4, "GFLOP/s")):
+                program = Program()
+                program.add(op(register_peak).bind(OF_BYTES=of_bytes), x=small, pieces=pieces, out=np.zeros(1, np.float32))
+                yield self._ceiling(f"matrix {name} peak", program, pieces * STEPS * REGISTER_PRODUCTS * operations, unit)
 
     def _ceiling(self, name: str, program: Program, amount: float, unit: str) -> Result:
         result = self.measure(name, program, amount, unit)
@@ -105,8 +119,8 @@ class Bench(Timer):
             return self.measure(label, program, packed.nbytes, "GB/s", "memory read")
         is_float = packed.layout.decode is None or kind == "f32"
         ceiling, unit = ("multiply-add peak", "GFLOP/s") if is_float else ("dot-product peak", "GOP/s")
-        if kind == "bf16" and ACTIVE.bf16_products:
-            ceiling = "bfloat16 peak"
+        if kind == "bf16" and ACTIVE.multiplies_bf16:
+            ceiling = "matrix bfloat16 peak" if ACTIVE.matrix_registers else "bfloat16 peak"
         return self.measure(label, program, 2.0 * packed.rows * packed.columns * tokens, unit, ceiling)
 
     def linears(self) -> Iterator[Result]:

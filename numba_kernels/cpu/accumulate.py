@@ -7,10 +7,11 @@ from typing import Any
 from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS
-from numba_kernels.cpu.float_products import times_bf16, times_float, times_unit
+from numba_kernels.cpu.float_products import times_bf16, times_block, times_float, times_unit
 from numba_kernels.cpu.int8_products import Leaving, times_int8
 from numba_kernels.cpu.records import OFFSETS, RECORDS
 from numba_kernels.simd.instructions import I64, Builder, Value
+from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.tiles import Places, Tile, tile_of
 from numba_kernels.simd.values import Int
 
@@ -82,6 +83,8 @@ def _times(
     totals: list[Value], leaving: Leaving | None = None,
 ) -> list[Value]:  # fmt: skip
     """The accumulators plus the products of one block; see `accumulate_first`."""
+    if kind == "bf16" and ACTIVE.matrix_registers:
+        return times_block(b, codes, places, totals)
     if kind == "bf16":
         return times_bf16(b, codes, places, totals)
     if LAYOUTS[name].decode is None:

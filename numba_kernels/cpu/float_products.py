@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from numba_kernels.cpu.blocks import LAYOUTS, UNIT, code_values, float_weights, pair_of_columns, scales_of
+from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, UNIT, code_values, float_weights, pair_of_columns, scales_of
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import F32, I32, Builder, Value, same
 from numba_kernels.simd.memory import splat_at
@@ -49,6 +49,20 @@ def times_bf16(b: Builder, codes: list[Value], rows: list[Value], totals: list[V
         x = [splat_at(b, emit.advance(b, row, 4 * k), I32) for row in rows]
         totals = [ACTIVE.dot_pairs(b, total, weights[n % len(codes)], x[n // len(codes)]) for n, total in enumerate(totals)]
     return totals
+
+
+def times_block(b: Builder, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:
+    """A block of bf16 weights and bf16 activations as matrix registers multiply it: chains of even and of odd columns that begin
+    at zero, whose sum is added to the totals. See `matrix_floats`."""
+    chains = []
+    for odd in (0, 1):
+        sums = [same(Floats.llvm, 0.0)] * len(totals)
+        for k in range(BLOCK // 2):
+            weights = [emit.bf16_halves(b, pair_of_columns(b, c, k))[odd] for c in codes]
+            x = [emit.bf16_halves(b, splat_at(b, emit.advance(b, row, 4 * k), I32))[odd] for row in rows]
+            sums = add_products(b, weights, x, sums)
+        chains.append(sums)
+    return [b.fadd(total, b.fadd(even, odd)) for total, even, odd in zip(totals, *chains, strict=True)]
 
 
 def times_unit(b: Builder, name: str, codes: list[Value], rows: list[Value], totals: list[Value]) -> list[Value]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_kernels.cpu import blocked, matrix_tiles
+from numba_kernels.cpu import blocked, matrix_floats, matrix_tiles
 from numba_kernels.cpu.accumulate import accumulate_first, accumulate_head
 from numba_kernels.cpu.blocked import finish
 from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS, UNIT, Layout
@@ -172,7 +172,8 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     layout = LAYOUTS[name]
     if layout.decode is None:
         activations = "bf16" if (name, activations) == ("bf16", "bf16") else "f32"
-        step, steps = UNIT * (2 if activations == "bf16" else 4), BLOCK // UNIT
+        columns = BLOCK if activations == "bf16" and ACTIVE.matrix_registers else UNIT
+        step, steps = columns * (2 if activations == "bf16" else 4), BLOCK // columns
     elif activations == "bf16":
         raise ValueError(f"{format_name} weights meet no bf16 activations")
     else:
@@ -194,6 +195,12 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     elif many and ACTIVE.matrix_registers and activations in OFFSETS:
         constants |= {"multiply_block": matrix_tiles.block_function(name, activations)}
         constants |= {"FROM": matrix_tiles.FROM, "ROWS": matrix_tiles.ROWS, "MULTIPLE": matrix_tiles.TOKENS}
+    elif many and ACTIVE.matrix_registers and activations == "bf16":
+        constants |= {
+            "multiply_block": matrix_floats.block_function(),
+            "FROM": matrix_floats.FROM,
+            "ROWS": matrix_tiles.ROWS,
+        }
     return Op(linear, **constants)
 
 

@@ -83,7 +83,7 @@ def gather_record(typing_context: Any, kind: Any, record: Any, out: Any) -> Any:
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
         _, record, out = args
         at = 0
-        for part in (32, 16, 8, 4):
+        for part in (64, 32, 16, 8, 4):
             if size - at >= part:
                 piece = emit.load(b, emit.advance(b, record, at), emit.vector(emit.I8, part))
                 emit.store(b, piece, emit.advance(b, out, at))

@@ -2,7 +2,7 @@
 
 A right operand has four columns of a row of weights in each 32-bit lane, as the vectors of codes of a panel have. The shapes of
 the registers are a thread's own state: `configure` gives all eight theirs, `release` takes them back.
-Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume 2 (TDPBSSD).
+Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume 2 (TDPBSSD, TDPBF16PS).
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def permitted() -> bool:
 
 
 class Amx(Avx512):
-    """Besides AVX-512: tdpbssd, which multiplies 16 rows by 16 tokens over 64 columns of bytes in 16 cycles.
+    """Besides AVX-512: tdpbssd and tdpbf16ps, which multiply 16 rows by 16 tokens over 64 columns of bytes, or 32 of bfloat16, in
+    16 cycles.
 
     `vdpbf16ps` is left alone: a core of these processors executes half as many of its products as multiply-adds of float32.
     """
 
     name = "amx"
-    features = Avx512.features | {"amx-tile", "amx-int8"}
+    features = Avx512.features | {"amx-tile", "amx-int8", "amx-bf16"}
     matrix_registers = True
 
 
@@ -78,3 +79,9 @@ def store(b: Builder, register: int, address: Value) -> None:
 def multiply_bytes(b: Builder, sums: int, x: int, codes: int) -> None:
     """sums[t, r] += Σ x[t, 4j + i] · codes[j, 4r + i] of signed bytes in registers of these numbers, in 32 bits."""
     call(b, "llvm.x86.tdpbssd", VOID, [I8(sums), I8(x), I8(codes)])
+
+
+def multiply_floats(b: Builder, sums: int, x: int, weights: int) -> None:
+    """sums[t, r] += (Σ x[t, 2j] · weights[j, 2r]) + (Σ x[t, 2j + 1] · weights[j, 2r + 1]) of bfloat16, each Σ a chain of
+    multiply-adds in float32, subnormal numbers taken for zero."""
+    call(b, "llvm.x86.tdpbf16ps", VOID, [I8(sums), I8(x), I8(weights)])

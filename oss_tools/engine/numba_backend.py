@@ -64,7 +64,7 @@ class NumbaBackend(Backend):
         self.dense_kind = "f32" if options.activations == "f32" else "int8_g16"
         self.threads = options.threads or cores()
         self.buffers = Buffers()
-        if options.activations == "bf16" and not ACTIVE.bf16_products:
+        if options.activations == "bf16" and not ACTIVE.multiplies_bf16:
             options.say(f"{simd_path()} has no products of bf16: activations are rounded to it, which saves no time here")
         transposed = {"f32": "f32", "bf16": "bf16"}.get(options.activations, TRANSPOSED)
         plan, mapped = options.streaming, options.load == "mapped" and not options.streaming

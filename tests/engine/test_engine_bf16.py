@@ -72,6 +72,6 @@ def test_float16_is_converted(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_a_processor_without_the_instruction_is_told(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(type(ACTIVE), "bf16_products", False)
+    monkeypatch.setattr(type(ACTIVE), "multiplies_bf16", False)
     with Engine.load(tiny_llama, threads=1, context=128, activations="bf16", say=said.append):
         assert any("no products of bf16" in line for line in said)

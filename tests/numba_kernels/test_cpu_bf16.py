@@ -85,11 +85,12 @@ def test_any_shape(team, height, columns, tokens, seed):
 
 
 def test_a_row_does_not_depend_on_its_company(team):
+    """Nor on how columns and tokens fall into blocks: 520 columns, 150 tokens."""
     rng = np.random.default_rng(9)
-    packed, _ = matrix(115, 250, rng)
-    x = rng.normal(size=(31, 250)).astype(np.float32)
+    packed, _ = matrix(275, 520, rng)
+    x = (rng.normal(size=(150, 520)) * np.exp(4 * rng.normal(size=(150, 520)))).astype(np.float32)
     alone = np.concatenate([multiply(team, packed, row[None])[0] for row in x])
-    for count in (2, 3, 4, 5, 7, 9, 12, 31):
+    for count in (2, 3, 4, 5, 7, 9, 12, 16, 17, 31, 33, 48, 150):
         np.testing.assert_array_equal(multiply(team, packed, x[:count])[0], alone[:count])
 
 

@@ -88,12 +88,13 @@ def test_matrix_registers_are_given_their_shapes_and_taken_back():
         amx.load(b, 6, codes, 64)
         amx.zero(b, 0)
         amx.multiply_bytes(b, 0, 4, 6)
+        amx.multiply_floats(b, 0, 4, 6)
         amx.store(b, 0, sums)
         amx.release(b)
 
     text = assembly(body, "sapphirerapids")
-    found = re.findall(r"ldtilecfg|tdpbssd\s+%tmm6, %tmm4, %tmm0|tilestored\s+%tmm0|tilerelease", text)
-    assert [word.split()[0] for word in found] == ["ldtilecfg", "tdpbssd", "tilestored", "tilerelease"]
+    found = re.findall(r"ldtilecfg|tdpb(?:ssd|f16ps)\s+%tmm6, %tmm4, %tmm0|tilestored\s+%tmm0|tilerelease", text)
+    assert [word.split()[0] for word in found] == ["ldtilecfg", "tdpbssd", "tdpbf16ps", "tilestored", "tilerelease"]
 
 
 def whole_kernels(path, tmp_path, *what):
