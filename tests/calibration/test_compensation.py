@@ -117,7 +117,7 @@ def test_every_family(shape: str, tmp_path: Path) -> None:
     assert all(error.after <= error.before for error in known.values())
 
 
-@pytest.mark.parametrize("container", ["hf", "ready"])
+@pytest.mark.parametrize("container", ["hf", pytest.param("ready", marks=pytest.mark.slow)])
 def test_experts_share_the_scale_of_their_tensor(container: str, tmp_path: Path) -> None:
     """NVFP4 has one scale for all experts of a tensor, whose largest values differ: each comes back as it was rounded."""
     out = tmp_path / ("out.ready" if container == "ready" else "out")
@@ -165,6 +165,7 @@ made(Path(source), Path(target), container, load_recipe("mxfp4"), Compensation(d
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["hf", "gguf"])
 def test_killed_it_goes_on_to_the_same_bytes(container: str, tmp_path: Path) -> None:
     source = synthesize(plan_synthesis(load_shape("gpt-oss-tiny"), "hf", load_recipe("bf16")), tmp_path / "model")

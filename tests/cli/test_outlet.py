@@ -245,6 +245,7 @@ def test_words_of_the_command_line_and_of_the_environment() -> None:
     harmless("download", f"https://localhost:1/{HOSTILE}.gguf", status=2, lines=1)
 
 
+@pytest.mark.slow
 def test_recipes_and_tools(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     hostile = json.dumps(HOSTILE)
@@ -299,6 +300,7 @@ class RudeGrader(ScriptedGrader):
         self._send(handler, 403, {"error": {"message": f"{HOSTILE}\noss-tools: all is well"}}, {"X-Error-Message": TITLE})
 
 
+@pytest.mark.slow
 def test_what_a_grader_says(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     write_examples(tmp_path, [example(0, [("polite", 2, ["axis:accuracy"])])])
@@ -364,6 +366,7 @@ def test_what_a_plain_model_says(tmp_path: Path) -> None:
     harmless("chat", folder, "-q", "-n", 30, given=f"{QUESTION}\n")
 
 
+@pytest.mark.slow
 def test_a_file_gets_the_model_s_very_text(tmp_path: Path) -> None:
     text = "\x1b[1m7\r\n👨‍👩‍👧\u200f\x07"
     folder = copied(tmp_path / "model", change=says(text))
@@ -402,6 +405,7 @@ def test_pages_show_what_a_record_holds(tmp_path: Path) -> None:
         harmless("report", record, option, "-", says="TAKEN")
 
 
+@pytest.mark.slow
 def test_records_of_a_model_with_a_hostile_name_that_says_hostile_words(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     folder = copied(tmp_path / f"x{HOSTILE}", change=says(HOSTILE))

@@ -99,6 +99,7 @@ def test_eval(ready: Path) -> None:
     assert json.dumps(found[0], sort_keys=True) == json.dumps(found[1], sort_keys=True)
 
 
+@pytest.mark.slow
 def test_bench(ready: Path) -> None:
     found = record("bench", ready, "-p", 16, "-n", 4, "-r", 1, "-t", 1, "-q")
     (entry,) = found["models"]

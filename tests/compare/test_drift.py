@@ -98,6 +98,7 @@ def compare(output: Path, *more: str):
     return CliRunner().invoke(app, [*arguments, "-o", str(output), *more])
 
 
+@pytest.mark.slow
 def test_drift_is_a_part_of_a_comparison(tmp_path: Path) -> None:
     options = ("--drift", "depth,cache,cache-q8", "--depths", "0,64,32k", "--chunks", "4")  # intervals need places
     done = compare(tmp_path, *options)

@@ -93,6 +93,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_three_formats_within_the_bound_without_the_base(packs: Path, tmp_path: Path) -> None:
     names = ("q8_0", "mxfp4", "q4_0")
     candidates = [next(path for path in packs.glob(f"{name}*") if "manifest" not in path.name) for name in names]

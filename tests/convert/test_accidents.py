@@ -58,7 +58,7 @@ with open_checkpoint(source) as checkpoint:
 """
 
 
-@pytest.mark.parametrize("container", ["hf", "gguf", "ready"])
+@pytest.mark.parametrize("container", ["gguf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hf", "ready"))])
 def test_killed_at_any_moment_it_leaves_nothing_half_done_and_resumes_to_the_same_bytes(
     synthetic, tmp_path: Path, container: str
 ) -> None:

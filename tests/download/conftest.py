@@ -19,16 +19,21 @@ def hub() -> Iterator[Hub]:
         yield running
 
 
-@pytest.fixture
-def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
-    """Of a command that knows no other hub than the one on loopback, and no user's token."""
+def environment_for(hub: Hub, folder: Path) -> dict[str, str]:
+    """Of a command that knows no other hub than the one on loopback, no user's token, and keeps its cache in a folder."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     return kept | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HOME": str(folder / "hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """See `environment_for`."""
+    return environment_for(hub, tmp_path)
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def quantized(run: Run, tiny_llama: Path, tmp_path: Path) -> dict[str, bytes]:
     return {f"{'Q4_0' if 'q4_0' in p.name else 'Q8_0'}/{p.name}": p.read_bytes() for p in made} | {"README.md": b"two"}
 
 
+@pytest.mark.slow
 def test_quantizations_in_folders(hub: Hub, run: Run, quantized: dict[str, bytes], tmp_path: Path) -> None:
     hub.add("u/r", quantized)
     refused = run("download", "u/r", "--dry-run")

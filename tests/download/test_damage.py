@@ -48,6 +48,7 @@ def test_a_body_that_never_comes_whole(hub: Hub, run: Run, monkeypatch: pytest.M
     assert "tokenizer.json: the server has 50000 bytes, 50001 were announced" in done.stderr
 
 
+@pytest.mark.slow
 def test_checksums_are_verified_at_any_time(hub: Hub, run: Run, tmp_path: Path) -> None:
     hub.add(REPO, files())
     for to, folder in (("here", tmp_path / "here"), (None, None)):

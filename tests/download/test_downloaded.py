@@ -50,6 +50,7 @@ def test_a_name_means_what_huggingface_hub_downloaded(name: str, fetch, hub: Hub
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_every_verb_takes_the_name(fetch, run: Run, tmp_path: Path, tiny_llama: Path) -> None:
     fetch()
     offline = {"HF_HUB_OFFLINE": "1"}
@@ -67,6 +68,7 @@ def test_every_verb_takes_the_name(fetch, run: Run, tmp_path: Path, tiny_llama: 
         assert done.returncode == 0, (arguments, done.stderr)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_downloaded_and_merged_by_its_name(fetch, hub: Hub, run: Run, tmp_path: Path) -> None:
     fetch()
     pair = lora("model.layers.0.self_attn.q_proj", *random_pair(64, 64, size=0.5))
@@ -122,6 +124,7 @@ def test_a_path_of_that_name_wins(fetch, run: Run, tiny_gpt_oss: Path, tmp_path:
     assert json.loads(run("inspect", REPO, "--json").stdout)["model_type"] == "gpt_oss"
 
 
+@pytest.mark.slow
 def test_what_download_to_put_beside(hub: Hub, run: Run, tiny_llama: Path) -> None:
     hub.add_folder(REPO, tiny_llama)
     assert run("download", REPO, "--to", "mine").returncode == 0
@@ -206,6 +209,7 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_checksums_are_of_the_whole_download_complete_or_not(fetch, run: Run) -> None:
     folder = fetch()
     missing = folder / "snapshots" / COMMIT / "model.safetensors"
@@ -251,6 +255,7 @@ def test_where_main_is_not_complete_the_only_complete_revision_is_taken_and_told
     assert "not complete" in said(run("inspect", f"{REPO}@main"))  # where it is named, no other will do
 
 
+@pytest.mark.slow
 def test_shards_that_are_missing_are_named(
     hub: Hub, run: Run, environment: dict[str, str], tmp_path: Path, tiny_llama
 ) -> None:

@@ -26,6 +26,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_resumes_after_sigkill_at_twenty_random_points(hub: Hub, environment: dict, tmp_path: Path) -> None:
     content = files()
     hub.add(REPO, content)

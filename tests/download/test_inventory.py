@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, Hub
+from hub_server import COMMIT, serving
 from huggingface_hub import scan_cache_dir
 
-from tests.download.conftest import Run
+from oss_tools.convert import pipeline
+from oss_tools.convert.pipeline import Options
+from oss_tools.convert.plan import make_plan
+from oss_tools.convert.recipe import load_recipe
+from oss_tools.models import open_checkpoint
+from tests.download.conftest import Run, environment_for
 
 REPO, QUANTS = "someone/tiny-llama", "someone/tiny-llama-GGUF"
 FETCH = "import sys; from huggingface_hub import snapshot_download as s; s(sys.argv[1])"
 
 
+@pytest.fixture(scope="module")
+def made(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of huggingface_hub's with a repository of safetensors and one of two GGUF models. Not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    for recipe in ("bf16", "q8_0"):
+        with open_checkpoint(tiny_llama) as checkpoint:
+            pipeline.run(
+                make_plan(checkpoint, "gguf", load_recipe(recipe)), folder / f"model-{recipe.upper()}.gguf", Options(jobs=1)
+            )
+    with serving() as hub:
+        hub.add_folder(REPO, tiny_llama)
+        hub.add(QUANTS, {path.name: path.read_bytes() for path in folder.glob("*.gguf")})
+        for repo in (REPO, QUANTS):
+            environment = environment_for(hub, folder)
+            subprocess.run([sys.executable, "-c", FETCH, repo], env=environment, capture_output=True, check=True)
+    return folder / "hf" / "hub"
+
+
 @pytest.fixture
-def cache(hub: Hub, environment: dict[str, str], tiny_llama: Path, run: Run, tmp_path: Path) -> Path:
-    """A cache with a repository of safetensors and one of two GGUF models."""
-    made = tmp_path / "made"
-    made.mkdir()
-    assert run("convert", tiny_llama, made / "model-BF16.gguf", "-q").returncode == 0
-    assert run("requantize", tiny_llama, made / "model-Q8_0.gguf", "--recipe", "q8_0", "-q").returncode == 0
-    hub.add_folder(REPO, tiny_llama)
-    hub.add(QUANTS, {path.name: path.read_bytes() for path in made.iterdir() if path.suffix == ".gguf"})
-    for repo in (REPO, QUANTS):
-        subprocess.run([sys.executable, "-c", FETCH, repo], env=environment, capture_output=True, check=True)
-    return Path(environment["HF_HOME"], "hub")
+def cache(made: Path, environment: dict[str, str]) -> Path:
+    """A copy of `made` where the commands look for it."""
+    return shutil.copytree(made, Path(environment["HF_HOME"], "hub"), symlinks=True)
 
 
 def listed(run: Run) -> dict[str, dict]:

@@ -75,7 +75,7 @@ KINDS = {
 }
 
 
-QUICK = [("qwen3", "usual"), ("deepseek_v3", "usual")]
+QUICK = [("qwen3", "usual")]
 EVERY = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow, id="-".join(kind)) for kind in KINDS]
 
 
@@ -137,6 +137,7 @@ def test_launches_of_a_step(kind: tuple[str, str]) -> None:
         assert backend.device.launches == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["f32", "bf16", "q8_0"])
 def test_rows_too_long_for_shared_memory(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a float format, without a norm: the vector stays in the device's memory, with biases, added and stored. Other formats

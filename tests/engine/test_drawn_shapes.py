@@ -63,6 +63,7 @@ def test_gpt_osses(config: dict[str, Any], lengths: list[int]) -> None:
     assert_equal_logits(config, lengths)
 
 
+@pytest.mark.slow
 @FEW
 @given(st.one_of(llamas(), gpt_osses()), parts(), st.sampled_from(["int8", "f32"]), st.data())
 def test_the_same_bits_in_any_pieces(

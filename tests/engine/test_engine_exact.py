@@ -29,7 +29,12 @@ LONG = 760  # more than a chunk and a window
 NEVER: frozenset[int] = frozenset()
 
 
-@pytest.fixture(scope="module", params=[(128, "int8"), (128, "f32"), (16, "int8"), (None, "int8"), (None, "bf16")], ids=str)
+SLOW = [
+    pytest.param(kind, marks=pytest.mark.slow, id=str(kind)) for kind in ((128, "f32"), (None, "bf16"))
+]  # much to compile
+
+
+@pytest.fixture(scope="module", params=[(128, "int8"), (16, "int8"), (None, "int8"), *SLOW], ids=str)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Engine:
     """A gpt-oss of three layers with a sliding window, or a llama."""
     window, activations = request.param

@@ -173,6 +173,7 @@ def test_other_backends_say_that_they_have_no_choice() -> None:
     assert "--kv-cache is for the kernels on the CPU (--backend numba), not for torch" in said
 
 
+@pytest.mark.slow
 def test_fit_counts_it() -> None:
     found = {}
     for cache in ("bf16", "q8"):

@@ -50,6 +50,7 @@ def assert_same_logits(source: Path, ready: Path) -> None:
             np.testing.assert_array_equal(logits(ready, load, activations), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format", ["", "q4_0", *(pytest.param(f, marks=SLOW) for f in ("q8_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "f16", "f32"))]
 )

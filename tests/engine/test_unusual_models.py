@@ -86,6 +86,7 @@ def test_biases_on_some_projections(monkeypatch: pytest.MonkeyPatch, config: dic
         assert_backends_agree(config | {"attention_bias": True, "mlp_bias": True}, 40)
 
 
+@pytest.mark.slow
 @FEW
 @given(config=llamas(), scale=st.floats(0.5, 2))
 def test_a_rope_that_scales(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], scale: float) -> None:

@@ -80,6 +80,7 @@ def test_all_that_is_not_cache_is_counted() -> None:
     assert not plan(EXPERTS, 10**9, 10**8, streaming.least - 1).works
 
 
+@pytest.mark.slow
 def test_published_shapes_have_the_experts_that_are_known_of_them() -> None:
     row = streamed_row(of_shape(load_shape("gpt-oss-120b"), Use(4096)))
     assert row is not None
@@ -111,6 +112,7 @@ def test_sentences_name_sizes_hits_and_rates() -> None:
     assert "tokens/s" not in "\n".join(sentences(Streaming(3 * 10**9, 10**9, 12 * 10**8, EXPERTS, 160), None))
 
 
+@pytest.mark.slow
 def test_fit_says_how_a_shape_would_stream() -> None:
     shown = cli("fit", "gpt-oss-120b", "--memory", "20GB", "--disk", "3.5GB/s", "--ram", "24GB", "--bandwidth", "50GB")
     assert "mxfp4 with --memory 20GB" in shown.output

@@ -62,6 +62,7 @@ def test_a_dry_run_asks_nobody(talker: Path, tmp_path: Path) -> None:
     assert row["grader_tokens"] > GRADES
 
 
+@pytest.mark.slow
 def test_going_on_after_a_kill(talker: Path, tmp_path: Path) -> None:
     """Killed in the middle of grading, the same command with --resume asks for the missing grades only."""
     write_examples(tmp_path / "data", EXAMPLES)

@@ -104,6 +104,7 @@ def test_more_questions_can_be_added_to_a_run(engine: Engine, first: tuple[Path,
     assert seen == [("math_smoke", 2, 3), ("math_smoke", 3, 3)]
 
 
+@pytest.mark.slow
 def test_lm_eval_takes_the_model_by_name(tiny_llama: Path) -> None:
     import lm_eval
 
@@ -188,6 +189,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_llama: Path, tmp_path:
     assert f"{tmp_path}/file/x: {tmp_path}/file is a file, not a folder" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_part_of_a_set_is_told_and_a_missing_one_left_out(tiny_llama: Path, tmp_path: Path) -> None:
     for name in ("gsm8k", "math500", "aime24", "aime25"):
         (tmp_path / name).mkdir()

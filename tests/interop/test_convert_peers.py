@@ -40,6 +40,7 @@ def smollm2_logits(smollm2_hf: Path, smollm2_tokens: list[int]) -> np.ndarray:
     return transformers_logits(smollm2_hf, smollm2_tokens)
 
 
+@pytest.mark.slow
 def test_smollm2_from_gguf_has_the_logits_that_transformers_gets_from_the_gguf(
     smollm2_tokens: list[int], smollm2_logits: np.ndarray
 ) -> None:
@@ -47,7 +48,13 @@ def test_smollm2_from_gguf_has_the_logits_that_transformers_gets_from_the_gguf(
     np.testing.assert_allclose(smollm2_logits, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize(("recipe", "limit"), [("q8_0", 5e-3), ("mxfp4", 2.0), ("mxfp4-q8", 1.0), ("int8", 5e-3)])
+RECIPES = [
+    ("q8_0", 5e-3),
+    *(pytest.param(*r, marks=pytest.mark.slow) for r in (("mxfp4", 2.0), ("mxfp4-q8", 1.0), ("int8", 5e-3))),
+]
+
+
+@pytest.mark.parametrize(("recipe", "limit"), RECIPES)
 def test_smollm2_requantized_runs_in_llama_cpp(
     smollm2_hf: Path, smollm2_tokens: list[int], smollm2_logits: np.ndarray, tmp_path: Path, recipe: str, limit: float
 ) -> None:

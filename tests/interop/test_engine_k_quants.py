@@ -43,7 +43,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made("llama-tiny", tmp_path_factory.mktemp("k") / "plain.gguf")
 
 
-@pytest.mark.parametrize("name", FILE_TYPES)
+@pytest.mark.parametrize("name", ["q4_k", *(pytest.param(n, marks=pytest.mark.slow) for n in FILE_TYPES if n != "q4_k")])
 def test_k_quants_run_as_they_are(plain: Path, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.gguf"
     subprocess.run([sys.executable, "-c", LLAMA_QUANTIZE, plain, path, str(FILE_TYPES[name]), "1"], check=True)

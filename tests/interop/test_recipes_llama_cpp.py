@@ -42,8 +42,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek": ("deepseek-v3-tiny", {}),
 }
 
+SMALL = [model for model, (_, changes) in MODELS.items() if changes.get("num_hidden_layers", 1) < 8]
 
-@pytest.mark.parametrize("model", MODELS)
+
+@pytest.mark.parametrize("model", [pytest.param(m, marks=() if m in SMALL else pytest.mark.slow) for m in MODELS])
 def test_types_are_llama_quantizes(model: str, tmp_path: Path) -> None:
     name, changes = MODELS[model]
     shape = load_shape(name)

@@ -49,6 +49,7 @@ def test_the_bases_are_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (router[0] == -router[4]).all()
 
 
+@pytest.mark.slow
 def test_rows_are_kept_gone_on_with_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["tiny", "--folder", str(tmp_path), "--only", "q4_0/plain", "--only", "q4_0/search"]
     assert quality.main([*arguments, "--passages", "2"]) == 0

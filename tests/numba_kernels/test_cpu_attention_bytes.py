@@ -133,7 +133,7 @@ ALL_SHAPES = [
 
 
 @pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), ALL_SHAPES)
-@pytest.mark.parametrize("products", ["i16", "f32"])
+@pytest.mark.parametrize("products", ["i16", pytest.param("f32", marks=pytest.mark.slow)])
 def test_prefill_then_decode(team: Any, heads: int, kv_heads: int, head_dim: int, products: str) -> None:
     case = Case(team, heads, kv_heads, head_dim, products=products)
     for count in (1, 1, 30, 1, 65, 1, 200, 1):
@@ -148,7 +148,7 @@ def test_window_sinks_and_divided_work(team: Any, window: int, divided: bool) ->
         case.step([count])
 
 
-@pytest.mark.parametrize("products", ["i16", "f32"])
+@pytest.mark.parametrize("products", ["i16", pytest.param("f32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 2), pytest.param(3, 3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("window", [0, 100])
 def test_a_row_does_not_depend_on_its_company(team: Any, heads: int, kv_heads: int, window: int, products: str) -> None:
@@ -222,7 +222,7 @@ def test_head_sizes_that_fill_no_vector_in_divided_work(team: Any, heads: int, k
     [
         pytest.param(300, marks=pytest.mark.slow),
         MOST_SUMMED,
-        MOST_SUMMED + 2,
+        pytest.param(MOST_SUMMED + 2, marks=pytest.mark.slow),
         pytest.param(MAX_HEAD, marks=pytest.mark.slow),
     ],
 )
@@ -243,7 +243,7 @@ def test_the_largest_sums_fit(team: Any) -> None:
     np.testing.assert_allclose(case.step([1], opposite), 199 / 201, rtol=1e-3)
 
 
-@pytest.mark.parametrize("products", ["i16", "f32"])
+@pytest.mark.parametrize("products", ["i16", pytest.param("f32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1e3, 1e15])
 def test_keys_and_values_of_any_size(team: Any, size: float, products: str) -> None:
     """What is zero stays zero; very small and very large values come out as they went in."""

@@ -26,8 +26,8 @@ def quantized(team, x):  # type: ignore[no-untyped-def]
     return out, codes * scales.repeat(16, 1)
 
 
-USUAL = ("mxfp4", "q8_0", "q4_0", "q2_k", "q4_k", "q6_k")
-OTHERS = ("q4_1", "q5_0", "q5_1", "iq4_nl", "int8", "q3_k", "q5_k")
+USUAL = ("mxfp4", "q8_0", "q4_k")
+OTHERS = ("q4_0", "q2_k", "q6_k", "q4_1", "q5_0", "q5_1", "iq4_nl", "int8", "q3_k", "q5_k")
 
 
 @pytest.mark.parametrize("name", [*USUAL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

@@ -118,6 +118,7 @@ class Case:
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divided", [False, True])
 def test_the_published_shape(team, divided):
     case = Case(team, 16, 128, 64, 128, 512, interleaved=True, divided=divided, ring=24)

@@ -13,12 +13,21 @@ from numba_kernels.cpu.packing import pack
 from numba_kernels.cpu.team import Program
 
 TOLERANCE = 3e-6  # of the largest result: float32 sums over the blocks of a row
-WITH_FLOATS = ("mxfp4", "q8_0", "q4_k", "int8_g32", "bf16")  # one of each layout; compiling for the others takes its time
+# One of each layout; compiling for the others takes its time.
+USUAL = ("mxfp4", "q4_0", "q8_0", "q4_k", "q6_k", "int8_g32", "bf16", "f16")
+WITH_FLOATS = ("mxfp4", "q4_k")
 KINDS = [
-    pytest.param(name, activations, marks=() if activations == "int8" or name in WITH_FLOATS else pytest.mark.slow)
+    pytest.param(
+        name, activations, marks=() if name in (USUAL if activations == "int8" else WITH_FLOATS) else pytest.mark.slow
+    )
     for name in FORMATS
     for activations in ("int8", "f32")
 ]
+
+
+def some(*names):
+    """Of these formats, those that are tested in any case; the others are slow."""
+    return [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def packed_of(name, rows, columns, rng, threads=1):
@@ -122,7 +131,7 @@ class Filled:
         return self.rng.integers(low, high, shape, dtype) if low > 0 else np.full(shape, self.byte, np.uint8).view(dtype)
 
 
-@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("bf16", "f16", "f32")])
+@pytest.mark.parametrize("name", some(*(n for n in FORMATS if n not in ("bf16", "f16", "f32"))))
 def test_extreme_codes_against_extreme_activations(team, name):
     """The least and the greatest code in all columns, and activations of which each is 127 or −127: sums have room for both."""
     parts = [weights(name, 5, 256, Filled(byte)) for byte in (0x00, 0x77, 0x80, 0x88, 0xFF, 0x7F, 0x0F)]
@@ -148,7 +157,7 @@ def test_more_rows_and_columns_than_a_block_holds(team, name):
     np.testing.assert_array_equal(again[-1:], last)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", *K_QUANTS])
+@pytest.mark.parametrize("name", some("mxfp4", *K_QUANTS))
 @pytest.mark.parametrize("single", [False, True])
 def test_groups_of_experts(team, single, name):
     """Each row meets its group's matrix, rows are gathered by the index, and matrices without rows are not touched."""

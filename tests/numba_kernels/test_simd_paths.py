@@ -35,6 +35,7 @@ def run_tests(path: str, *options: str, guards: bool = False) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ANOTHER)
 def test_some_kernels_on_path(path):
     run_tests(path, "-k", QUICK)
@@ -104,6 +105,7 @@ def same_bits(one: dict[str, dict], other: dict[str, dict]) -> None:
             assert case.get("result") == other[name].get("result"), name
 
 
+@pytest.mark.slow
 def test_some_arm_kernels():
     report = arm_report(
         "neon", "quantize", "rms_norm", "linear mxfp4 int8", "attention 20", "latent .* 40", "q8_0 blocks",
@@ -112,6 +114,7 @@ def test_some_arm_kernels():
     check_arm("neon", report)
 
 
+@pytest.mark.slow
 def test_some_arm_kernels_with_matrix_instructions():
     report = arm_report("i8mm", "shapes mxfp4 int8$", "shapes bf16")
     assert len(report) == 2

@@ -33,7 +33,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("bits", [4.8, 5.4, 6.5])
+@pytest.mark.parametrize("bits", [5.4, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (4.8, 6.5))])
 def test_predicted_is_measured_and_better_than_any_format_alone(measured: Path, bits: float) -> None:
     record = planned("--bits", str(bits), "--measured", str(measured), "--check")
     check = record["check"]
@@ -58,6 +58,7 @@ def test_a_recipe_is_written_and_followed(measured: Path, tmp_path: Path) -> Non
                 assert checkpoint.entries[name].format.name == wanted
 
 
+@pytest.mark.slow
 def test_a_larger_budget_never_loses_more_and_kld_is_one(measured: Path) -> None:
     records = [planned("--bits", str(bits), "--measured", str(measured)) for bits in (4.6, 5.0, 6.0, 8.0)]
     predicted = [record["predicted_kld"] for record in records]

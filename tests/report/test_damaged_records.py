@@ -83,6 +83,7 @@ def shown(file: Path) -> None:
         assert made.encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES))
 def test_a_value_of_another_type_is_shown_or_refused_by_file_and_field(

@@ -143,6 +143,7 @@ def test_nobody_is_mentioned_and_nothing_is_a_link() -> None:
     assert len(escaped("x" * 2_000_000)) < 2000
 
 
+@pytest.mark.slow
 def test_every_name_of_a_record_is_escaped() -> None:
     """Each text of a record, one at a time: what GitHub would make a picture, a mention or a row of is nowhere in the summary."""
     hostile = "x | y\n\n![p](https://example.org/p.png) <img src=x> @octocat #1"

@@ -82,6 +82,7 @@ def run(steps: int = 24) -> train.Run:
     return train.Run(seed=3, steps=steps, tokens_per_step=512, learning_rate=0.004)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_loss_also_across_an_interruption(quick: None, tmp_path: Path) -> None:
     whole = train.train(tmp_path / "a", run(), report=lambda line: None)
     assert whole.loss[-1][1] < whole.loss[0][1] < 9
@@ -95,6 +96,7 @@ def test_one_seed_gives_one_loss_also_across_an_interruption(quick: None, tmp_pa
     assert len(record["commit"]) >= 40
 
 
+@pytest.mark.slow
 def test_weights_are_trained_further(quick: None, tmp_path: Path) -> None:
     first = train.train(tmp_path / "a", run(), report=lambda line: None)
     begun, kept = TinyModel(), TinyModel()
@@ -113,6 +115,7 @@ def test_further_from_what_is_no_such_checkpoint(tmp_path: Path) -> None:
         train.train(tmp_path / "b", run(), begin=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_cannot_change_once_the_rate_falls(quick: None, tmp_path: Path) -> None:
     train.train(tmp_path / "m", run(8), stop_after=6, report=lambda line: None)
     with pytest.raises(BadRequest, match="learning rate falls"):

@@ -120,7 +120,7 @@ def test_experts(format: str, activations: str, top: int, rng: np.random.Generat
         assert_near(out, wanted, 1e-3)  # a code may be another where the value is halfway between two
 
 
-@pytest.mark.parametrize(("experts", "top"), [(5, 2), (32, 4), (100, 3)])
+@pytest.mark.parametrize(("experts", "top"), rest_slow([(5, 2), (32, 4), (100, 3)], (32, 4)))
 def test_experts_that_blocks_choose_for_themselves(experts: int, top: int, rng: np.random.Generator) -> None:
     """A router that leaves its logits, and projections that normalize and choose: against the plain definitions."""
     hidden, inner = 64, 32
