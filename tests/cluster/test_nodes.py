@@ -75,7 +75,7 @@ def test_without_ray_a_line_says_what_to_install(monkeypatch):
         Cluster.connect("local")
 
 
-@pytest.mark.parametrize("verb", ["eval", "compare"])
+@pytest.mark.parametrize("verb", ["eval", pytest.param("compare", marks=pytest.mark.slow)])
 def test_without_the_option_nothing_of_ray_is_imported(tmp_path, verb):
     few = ["--suite", "tool_use", "--limit", "2", "--max-tokens", "8", "--threads", "1", "-q"]
     more = ["--formats", "bf16,q4_0", "--chunks", "1", "--repeat", "0"] if verb == "compare" else []

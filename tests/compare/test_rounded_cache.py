@@ -1,7 +1,9 @@
 """The rules by which the study of rounded caches rounds keys and values."""
 
 import numpy as np
+import pytest
 
+pytest.importorskip("torch", reason="needs the extra `torch`")
 from oss_tools.compare.rounded_cache import OUTLIER, rules, to_bytes, with_outlier
 
 RNG = np.random.default_rng(5)

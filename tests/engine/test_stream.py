@@ -126,6 +126,7 @@ def test_the_same_logits_of_every_family_with_experts(kind: tuple[str, str], con
             assert_same(engine, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -338,6 +339,7 @@ def test_more_than_is_free_is_refused(ready: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_backends_refuse_it(ready: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the extra `torch`")
     for option in ({"memory": 10**9}, {"trace_experts": tmp_path / "trace"}):
         with pytest.raises(BadRequest, match="for the kernels on the CPU"):
             Engine.load(ready, backend="torch", context=64, **option)  # type: ignore[arg-type]

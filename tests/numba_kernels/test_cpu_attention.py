@@ -151,6 +151,7 @@ def test_prefill_then_decode(team, heads, kv_heads, head_dim, products):
         case.step([count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 24])
 def test_float32_pages(team, head_dim):
     case = Case(team, 8, 2, head_dim, window=90, sinks=True, element="f32")
@@ -258,7 +259,7 @@ def test_any_shape(team, data):
             case.step(counts, spare=data.draw(st.integers(0, 40), "room behind a row"))
 
 
-@pytest.mark.parametrize("element", ["bf16", "f32"])
+@pytest.mark.parametrize("element", ["bf16", pytest.param("f32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(5, 1, 20), (3, 3, 6), (13, 1, 100), (6, 2, 72)])
 def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, head_dim, element):
     case = Case(team, heads, kv_heads, head_dim, sinks=True, divided=True, ring=40, element=element)

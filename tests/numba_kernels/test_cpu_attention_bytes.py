@@ -180,6 +180,7 @@ def test_several_sequences(team: Any, divided: bool) -> None:
         case.step(counts)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(team: Any, data: st.DataObject) -> None:
@@ -232,6 +233,7 @@ def test_large_heads(team: Any, head_dim: int) -> None:
         case.step([count])
 
 
+@pytest.mark.slow
 def test_the_largest_sums_fit(team: Any) -> None:
     """Every product is as large as it can be, and all have one sign."""
     case = Case(team, 1, 1, MOST_SUMMED)
@@ -244,6 +246,7 @@ def test_the_largest_sums_fit(team: Any) -> None:
 
 
 @pytest.mark.parametrize("products", ["i16", pytest.param("f32", marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1e3, 1e15])
 def test_keys_and_values_of_any_size(team: Any, size: float, products: str) -> None:
     """What is zero stays zero; very small and very large values come out as they went in."""
