@@ -4,7 +4,8 @@ A panel's block of 32 columns lies in memory as a matrix register wants it, and 
 nothing is decoded. Four registers hold the sums of two panels and twice TOKENS tokens over CHUNK blocks.
 
 `tdpbf16ps` adds a block's products of even columns, and those of odd ones, in a chain of float32 each, then both to the sum.
-`float_products.times_block` has the same chains for few tokens: a token's result does not depend on its company.
+`float_products.times_block` has the same chains for few tokens: a token's result does not depend on its company,
+unless numbers below 1.2e-38 are met, which `tdpbf16ps` takes for zero.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ class Rounded:
         """Rows of a matrix. Raises BadCheckpoint if the folder is damaged."""
         place, planes = self._place(number, matrix), {}
         rows, _ = self._read_facts(place)
-        start, stop, _ = slice(start, stop).indices(rows)
         try:
+            start, stop, _ = slice(start, stop).indices(rows)
             for name, plane in format.planes(columns).items():
                 file, width = place / f"{name}.bin", plane.columns * np.dtype(plane.dtype).itemsize
                 if file.stat().st_size != rows * width:

@@ -220,6 +220,7 @@ def test_a_source_that_changed_since_is_refused(tiny_llama: Path, tmp_path: Path
         ("facts.json", b"[]"),
         ("facts.json", b"{}"),
         ("facts.json", b'{"rows": "x"}'),
+        ("facts.json", b'{"rows": -1, "source": "", "before": 0, "after": 0, "outputs": 0, "tokens": 1, "alone": false}'),
         ("blocks.bin", b"\x01"),
         ("scales.bin", None),
     ],
