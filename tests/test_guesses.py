@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from oss_tools.guesses import near_names, none_named
+from tests.commands import oss_tools
 
 
 def test_near_names_are_the_likeliest_first_whatever_their_case() -> None:
@@ -42,7 +40,7 @@ def test_a_name_of_any_length_stays_short() -> None:
     ],
 )
 def test_every_kind_of_name_is_guessed(line: str, meant: str, tmp_path) -> None:
-    done = subprocess.run([sys.executable, "-m", "oss_tools", *line.split()], capture_output=True, text=True, cwd=tmp_path)
+    done = oss_tools(*line.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert "did you mean" in done.stderr.lower()
     assert meant in done.stderr.lower().split("did you mean")[1].split("?")[0]

@@ -18,16 +18,11 @@ from oss_tools.cli.main import app
 from oss_tools.convert import pipeline
 from oss_tools.convert.synth import load_shape, plan_synthesis
 from tests.checkpoints.small_models import rename_tensors
-
-
-def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "oss_tools", *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
+from tests.commands import oss_tools
 
 
 def record(*args: object) -> dict:
-    done = run(*args, "--json")
+    done = oss_tools(*args, "--json")
     assert done.stderr == ""
     return json.loads(done.stdout)
 
@@ -35,7 +30,7 @@ def record(*args: object) -> dict:
 @pytest.fixture(scope="module")
 def tiny_gguf(tiny_gpt_oss: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    done = run("convert", tiny_gpt_oss, path)
+    done = oss_tools("convert", tiny_gpt_oss, path)
     assert done.returncode == 0, done.stderr
     assert "rounded" in done.stdout
     return path
@@ -67,23 +62,23 @@ def test_what_a_user_should_know_of_the_files_is_said_by_every_verb_that_reads_t
     (said,) = record("inspect", folder)["remarks"]
     assert "'module.'" in said
     assert record("inspect", tiny_llama)["remarks"] == []
-    assert f"- {said}" in run("inspect", folder).stdout
+    assert f"- {said}" in oss_tools("inspect", folder).stdout
     for verb in (
         ("verify", tiny_llama, folder),
         ("fit", folder, "--bandwidth", "10GB"),
         ("convert", folder, tmp_path / "x.gguf"),
     ):
-        done = run(*verb)
+        done = oss_tools(*verb)
         assert done.returncode == 0
         assert f"oss-tools: {said}" in done.stderr.splitlines()
-    assert said not in run("verify", tiny_llama, folder, "--quiet").stderr
+    assert said not in oss_tools("verify", tiny_llama, folder, "--quiet").stderr
 
 
 def test_inspect_lists_tensors(tiny_gpt_oss: Path) -> None:
     found = record("inspect", tiny_gpt_oss, "--tensors")
     assert len(found["tensors"]) == 37
     assert sum(tensor["bytes"] for tensor in found["tensors"]) == found["bytes"]
-    table = run("inspect", tiny_gpt_oss, "--tensors").stdout
+    table = oss_tools("inspect", tiny_gpt_oss, "--tensors").stdout
     assert "model.layers.1.mlp.experts.down_proj  " in table
     assert "4×64×64" in table
 
@@ -123,7 +118,7 @@ def test_inspect_reads_headers_only_of_a_65_gb_checkpoint(tmp_path: Path) -> Non
 def test_inspect_of_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for path, reason in ((tmp_path / "nothing", "no such file or folder"), (tmp_path, "not a checkpoint")):
-        done = run("inspect", path)
+        done = oss_tools("inspect", path)
         assert done.returncode == 2
         assert done.stdout == ""
         assert len(done.stderr.splitlines()) == 1
@@ -134,7 +129,7 @@ def test_inspect_of_what_is_no_checkpoint(tmp_path: Path) -> None:
 def test_inspect_of_a_broken_tokenizer(tokenizer: str, tiny_llama: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     (folder / "tokenizer.json").write_text(tokenizer)
-    done = run("inspect", folder)
+    done = oss_tools("inspect", folder)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "tokenizer.json: " in done.stderr
@@ -163,7 +158,7 @@ def test_synth(tmp_path: Path) -> None:
     ],
 )
 def test_synth_refuses_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run("synth", *arguments, cwd=tmp_path)
+    done = oss_tools("synth", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
@@ -175,7 +170,7 @@ def test_synth_refuses_in_one_line(arguments: list[str], message: str, tmp_path:
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_gpt_oss: Path, tmp_path: Path) -> None:
     target = tmp_path / "new.gguf"
-    table = run("convert", tiny_gpt_oss, target, "--recipe", "mxfp4-q8", "--dry-run").stdout
+    table = oss_tools("convert", tiny_gpt_oss, target, "--recipe", "mxfp4-q8", "--dry-run").stdout
     assert "experts.down" in table
     plan = record("convert", tiny_gpt_oss, target, "--recipe", "mxfp4-q8", "--dry-run")
     assert plan["target"]["container"] == "gguf"
@@ -190,32 +185,32 @@ def test_verify_proves_a_conversion(tiny_gpt_oss: Path, tiny_gguf: Path) -> None
     found = record("verify", tiny_gpt_oss, tiny_gguf)
     assert found["equal"]
     assert found["tensors_identical"] == found["tensors_compared"] == 37
-    assert "verdict  equal" in run("verify", tiny_gpt_oss, tiny_gguf).stdout
+    assert "verdict  equal" in oss_tools("verify", tiny_gpt_oss, tiny_gguf).stdout
 
 
 def test_verify_names_what_differs_with_status_1(tiny_gpt_oss: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    assert run("synth", "gpt-oss-tiny", other, "--seed", 1).returncode == 0
-    done = run("verify", tiny_gpt_oss, other, "--json")
+    assert oss_tools("synth", "gpt-oss-tiny", other, "--seed", 1).returncode == 0
+    done = oss_tools("verify", tiny_gpt_oss, other, "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert not found["equal"]
     assert len(found["differences"]) == 37
-    done = run("verify", tiny_gpt_oss, other)
+    done = oss_tools("verify", tiny_gpt_oss, other)
     assert done.returncode == 1
     assert "NOT equal" in done.stdout
     assert "… and 27 more" in done.stdout
 
 
 def test_verify_of_different_architectures(tiny_gpt_oss: Path, tiny_llama: Path) -> None:
-    done = run("verify", tiny_gpt_oss, tiny_llama)
+    done = oss_tools("verify", tiny_gpt_oss, tiny_llama)
     assert done.returncode == 1
     assert "model_type" in done.stdout
 
 
 def test_requantize_prints_and_reports_what_it_cost(tiny_llama: Path, tmp_path: Path) -> None:
     report = tmp_path / "errors.json"
-    done = run("requantize", tiny_llama, tmp_path / "q8.gguf", "--format", "q8_0", "--report", report, "--show", 3)
+    done = oss_tools("requantize", tiny_llama, tmp_path / "q8.gguf", "--format", "q8_0", "--report", report, "--show", 3)
     assert done.returncode == 0, done.stderr
     assert "… 13 more with smaller errors" in done.stdout
     found = json.loads(report.read_text())
@@ -240,7 +235,7 @@ def test_requantize_prints_and_reports_what_it_cost(tiny_llama: Path, tmp_path: 
     ],
 )
 def test_usage_errors(arguments: list[str], message: str, tiny_llama: Path, tmp_path: Path) -> None:
-    done = run(*(str(tiny_llama) if a == "SRC" else a for a in arguments), cwd=tmp_path)
+    done = oss_tools(*(str(tiny_llama) if a == "SRC" else a for a in arguments), cwd=tmp_path)
     assert done.returncode == 2
     assert "Usage: " in done.stderr
     assert message in done.stderr
@@ -259,7 +254,7 @@ def test_usage_errors(arguments: list[str], message: str, tiny_llama: Path, tmp_
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tiny_llama: Path, tmp_path: Path) -> None:
-    done = run(*(str(tiny_llama) if a == "SRC" else a for a in arguments), cwd=tmp_path)
+    done = oss_tools(*(str(tiny_llama) if a == "SRC" else a for a in arguments), cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert message in done.stderr
@@ -271,7 +266,7 @@ def test_a_file_that_may_not_be_read(tiny_llama: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").chmod(0)
     if os.access(folder / "model.safetensors", os.R_OK):
         pytest.skip("this user may read everything")
-    done = run("inspect", folder)
+    done = oss_tools("inspect", folder)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
@@ -306,10 +301,10 @@ def on_terminal(*args: object) -> str:
 
 
 def test_help_lists_what_there_is() -> None:
-    text = run("convert", "--help").stdout
+    text = oss_tools("convert", "--help").stdout
     for name in ("mxfp4-q8", "iq4_nl", "bf16", "Formats:", "Recipes:", "Examples:"):
         assert name in text
-    text = run("synth", "--help").stdout
+    text = oss_tools("synth", "--help").stdout
     for name in ("gpt-oss-20b", "llama-tiny", "Shapes:"):
         assert name in text
 

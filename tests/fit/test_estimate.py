@@ -1,9 +1,7 @@
 """Sizes, verdicts and choices, from shapes and from checkpoints."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from oss_tools.fit.estimate import Estimate, choose, of_checkpoint, of_shape
 from oss_tools.fit.machine import Machine
 from oss_tools.fit.memory import Tokenizer, Use, bytes_per_token, memory, panel_bytes
 from oss_tools.models import open_checkpoint
+from tests.commands import oss_tools
 
 USE = Use(4096, 1, 2, 16 << 30)
 PUBLISHED = {"gpt-oss-20b": 13_761_264_768, "gpt-oss-120b": 65_248_815_744}
@@ -166,9 +165,7 @@ def test_speed_is_a_range_below_what_memory_allows() -> None:
 
 
 def fit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "oss_tools", "fit", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    return oss_tools("fit", *arguments, cwd=cwd)
 
 
 def test_the_command_prints_a_table_and_json(tiny_gpt_oss: Path) -> None:

@@ -5,7 +5,6 @@ tests/interop/test_tau2_package.py plays the same with tau2 itself.
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from oss_tools.harness.tau2.child import Child
 from oss_tools.harness.tau2.cost import cost
 from oss_tools.harness.tau2.documents import splits
 from oss_tools.harness.tau2.simulation import Simulation, simulating_with
+from tests.commands import oss_tools
 from tests.endpoints.chat_server import call, completion, serving
 from tests.harness.tau2_players import MODEL, USER, players, reference
 
@@ -305,7 +305,7 @@ def test_the_cost_grows_with_the_conversations():
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "oss_tools", "eval", *arguments], capture_output=True, text=True)
+    return oss_tools("eval", *arguments)
 
 
 def test_the_command_plays_and_says_what_the_user_cost(tmp_path, python):
