@@ -30,7 +30,7 @@ def run_tests(path: str, *options: str, guards: bool = False) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "OSS_TOOLS_SIMD": path, "OSS_TOOLS_GUARDS": str(int(guards))}
     done = subprocess.run(
-        [*command, *(str(HERE / f) for f in files)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+        [*command, *(str(HERE / f) for f in files)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3500
     )
     assert done.returncode == 0, done.stdout[-4000:]
 
@@ -42,6 +42,7 @@ def test_some_kernels_on_path(path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", OTHERS)
 def test_all_kernels_on_path(path):
     run_tests(path)
@@ -53,6 +54,7 @@ def test_some_kernels_between_guard_bytes():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("path", simd.executable_paths())
 def test_all_kernels_between_guard_bytes(path):
     run_tests(path, guards=True)
