@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_kernels.cpu import attention_bytes
+from numba_kernels.cpu import attention_bytes, attention_matrix
 from numba_kernels.cpu import attention_steps as steps
 from numba_kernels.cpu.attention_steps import HEAD, PART, SEGMENT, STRIDE
 from numba_kernels.cpu.attention_tiles import places_of
@@ -25,8 +25,9 @@ from numba_kernels.simd.tiles import TILES
 from numba_kernels.simd.values import LANES
 
 USUAL_HEAD = 256  # values of a head: up to so many share one kernel
-MOST_ROWS, MOST_TILES = 8, 16  # of a tile, and of a block
-HAS_PAIRS = ACTIVE.bf16_products and ACTIVE.architecture == "x86"  # products of bfloat16; Arm's were not measured
+MOST_TILES = 16  # of a block
+VECTOR_TILES = tuple(t for t in TILES if t <= 8)  # rows of a tile
+HAS_PAIRS = ACTIVE.multiplies_bf16 and ACTIVE.architecture == "x86"  # products of bfloat16; Arm's were not measured
 ROWS, PLACES, WIDTH, SCALE = steps.ROWS, steps.PLACES, steps.WIDTH, 0
 
 
@@ -65,11 +66,12 @@ def first_of_run(run, total, threads):  # type: ignore[no-untyped-def]
     return min(first, total)
 
 
-LATENT = 0
+LATENT, MATRIX = 0, 0
 AREA, QUERIES, SCORES, SPOTS = 64, 64, 64, 64
 score_keys: Any = None  # the compiled forms of the steps for ROWS rows; set by `attention_op`
 soften_scores: Any = None
 sum_segment: Any = None
+gather: Any = None  # with MATRIX only
 clear_sums: Any = None
 merge_sums: Any = None
 finish: Any = None
@@ -118,6 +120,8 @@ def attention(  # type: ignore[no-untyped-def]
         whole = own + each * area_bytes
         if not LATENT:
             queries = whole + each * area_bytes
+    if MATRIX:
+        attention_matrix.configure_registers(ROWS)
     run = take(team)
     item, after = run, run + 1
     if splits > 1:
@@ -167,6 +171,9 @@ def attention(  # type: ignore[no-untyped-def]
         values = keys if LATENT else keys + page_positions * (head_dim * WIDTH + SCALE)
         segment = low // SEGMENT * SEGMENT
         while segment < high:
+            if MATRIX:
+                gather(scores + ROWS * STRIDE, head_dim, padded, max(segment, low), min(segment + SEGMENT, high),
+                       pages, page_bytes, page_positions, table, ring, values, keys, rows == sequences)  # fmt: skip
             for j in range(count):
                 these, sums = sees + 8 * ROWS * j, found + j * area_bytes
                 last = get_i32(these + 8 * ROWS - 4)
@@ -208,11 +215,13 @@ def attention(  # type: ignore[no-untyped-def]
                     run_from(run, pieces_of_work * splits, threads),
                     run_from(run + 1, pieces_of_work * splits, threads),
                 )
+    if MATRIX:
+        attention_matrix.release_registers()
 
 
-def _tile_rows(rows: int) -> int:
+def _tile_rows(rows: int, tiles: tuple[int, ...]) -> int:
     """The size of tile of which so many rows take the least time: a tile takes that of its rows and of some more."""
-    return min((t for t in TILES if t <= MOST_ROWS), key=lambda t: (-(-rows // t) * (t + 3), -t))
+    return min(tiles, key=lambda t: (-(-rows // t) * (t + 3), -t))
 
 
 @maker
@@ -225,21 +234,25 @@ def attention_op(
     Args:
         latent: what scores keys that lie in rows, of which values are the beginnings, see `latent`.
         products: "bf16" rounds queries and the softmax's shares to bfloat16, where the cache is bfloat16 and the path multiplies
-            pairs of these; "i16" rounds them to 16 bits, where the cache is of 8 bits; "f32" never does.
+            these faster; "i16" rounds them to 16 bits, where the cache is of 8 bits; "f32" never does.
     """
-    size = _tile_rows(rows)
     widest = next(n for n in (USUAL_HEAD, attention_bytes.MOST_SUMMED, MAX_HEAD) if value_dim <= n)
     paired = products == "bf16" and element == "bf16" and HAS_PAIRS and latent is None
+    by_matrix = paired and ACTIVE.matrix_registers
+    size = _tile_rows(rows, attention_matrix.TILES if by_matrix else VECTOR_TILES)
     panels = next(n for n in (4, 2, 1) if size * n <= max(ACTIVE.sums, size))
     constants = {
         "ROWS": size, "PLACES": places_of(size), "PANELS": panels, "GROUP": max(panels, 2) * LANES, "BOTH": size * panels,
         "WIDTH": ELEMENTS[element], "SCALE": SCALES.get(element, 0), "ELEMENT": "f32" if element == "q8" else element,
         "PRODUCTS": "bf16" if paired else "f32",
         "STEP": 2 if paired else 1, "SIZE": 2 if paired else 4, "LATENT": int(latent is not None), "LONGEST": 2 * widest,
-        "AREA": HEAD + size * widest * 4, "QUERIES": places_of(size) * widest * 4, "SCORES": size * STRIDE,
+        "MATRIX": int(by_matrix), "AREA": HEAD + size * widest * 4, "QUERIES": places_of(size) * widest * 4,
+        "SCORES": size * STRIDE + by_matrix * SEGMENT * widest * 2,
         "SPOTS": 8 * MOST_TILES * size,
         "load_value": load_bf16 if element == "bf16" else load_floats,
     }  # fmt: skip
+    if by_matrix:
+        constants |= {"PANELS": 2, "GROUP": attention_matrix.BLOCK}
     suffix = f"{size}_{element}{'_pairs' if paired else ''}"
 
     def compiled(function: Any, **more: Any) -> Any:
@@ -250,6 +263,8 @@ def attention_op(
         kind = "i16" if products == "i16" and widest <= attention_bytes.MOST_SUMMED else "f32"
         chosen = attention_bytes.byte_steps(constants, widest, kind)
         constants |= {"PRODUCTS": kind, "QUERIES": constants["QUERIES"] + 64}
+    elif by_matrix:
+        chosen = attention_matrix.matrix_steps(constants)
     else:
         several, two, one = (compiled(steps.add_columns, VECTORS=n) for n in (panels, 2, 1))
         sums = {"add_several": several, "add_two": two, "add_one": one}
@@ -269,7 +284,7 @@ def attention_scratch(pieces: int, value_dim: int) -> dict[str, Any]:
     """Memory for attention, as the kernels' arguments of these names: an area and a counter for each of so many pieces of
     work. Kernels divide where it is enough, and nowhere else: neither how many rows their tiles have nor how long sequences
     are is to be reckoned by who calls them."""
-    rows = max(places_of(t) for t in TILES if t <= MOST_ROWS)
+    rows = max(attention_matrix.TILES if ACTIVE.matrix_registers else map(places_of, VECTOR_TILES))
     each = HEAD // 4 + rows * -(-value_dim // LANES) * LANES
     areas, counters = np.zeros((pieces, each), np.float32), np.zeros(pieces, np.int64)
     return {"areas": areas, "area_bytes": areas.strides[0], "counters": counters, "pieces": pieces}

@@ -279,7 +279,7 @@ def save_sums(typing_context: Any, vectors: Any, address: Any, stride: Any, tile
     return types.void(vectors, Address, Int, tile), lower
 
 
-def _pairs_of_rows(b: Builder, first: Value, second: Value, vectors: int) -> list[Value]:
+def pairs_of_rows(b: Builder, first: Value, second: Value, vectors: int) -> list[Value]:
     """Pairs of bfloat16 of the same column in two rows, LANES columns in a vector; of two vectors, each has every other four of
     their columns, as instructions interleave within 128 bits."""
     lanes = vectors * LANES
@@ -321,7 +321,7 @@ def add_values(
         for i in range(0, count, together):
             one, other = (emit.advance(b, at, i * LANES * width) for at in args[4:6])
             if kind == "bf16":
-                values += _pairs_of_rows(b, one, other, together)
+                values += pairs_of_rows(b, one, other, together)
             else:
                 values += _value_floats(b, element, one, together)
         for t in range(tile.count // count):

@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import I8, I64, Builder, Value, call
-from numba_kernels.simd.x86 import Avx512
+from numba_kernels.simd.x86 import Avx512, Avx512Bf16
 
 ROWS, ROW = 16, 64  # of a matrix register; bytes of a row
 ARCH_PRCTL, ASK, TILES = 158, 0x1023, 18  # Linux: the system call, ARCH_REQ_XCOMP_PERM, the registers' state component
@@ -35,12 +35,14 @@ class Amx(Avx512):
     """Besides AVX-512: tdpbssd and tdpbf16ps, which multiply 16 rows by 16 tokens over 64 columns of bytes, or 32 of bfloat16, in
     16 cycles.
 
-    `vdpbf16ps` is left alone: a core of these processors executes half as many of its products as multiply-adds of float32.
+    Of AVX-512's instructions for bfloat16 it has the one that rounds. `vdpbf16ps` is left alone: a core of these processors
+    executes half as many of its products as multiply-adds of float32.
     """
 
     name = "amx"
-    features = Avx512.features | {"amx-tile", "amx-int8", "amx-bf16"}
+    features = Avx512Bf16.features | {"amx-tile", "amx-int8", "amx-bf16"}
     matrix_registers = True
+    round_to_bf16 = Avx512Bf16.round_to_bf16
 
 
 def configure(b: Builder, shapes: list[tuple[int, int]]) -> None:
@@ -66,14 +68,18 @@ def zero(b: Builder, register: int) -> None:
     call(b, "llvm.x86.tilezero", VOID, [I8(register)])
 
 
-def load(b: Builder, register: int, address: Value, stride: int) -> None:
+def load(b: Builder, register: int, address: Value, stride: int | Value) -> None:
     """Rows `stride` bytes apart from memory."""
-    call(b, "llvm.x86.tileloadd64", VOID, [I8(register), emit.pointer(b, address, I8), I64(stride)])
+    call(b, "llvm.x86.tileloadd64", VOID, [I8(register), emit.pointer(b, address, I8), _number(stride)])
 
 
-def store(b: Builder, register: int, address: Value) -> None:
-    """Rows to memory, ROW bytes apart."""
-    call(b, "llvm.x86.tilestored64", VOID, [I8(register), emit.pointer(b, address, I8), I64(ROW)])
+def store(b: Builder, register: int, address: Value, stride: int | Value = ROW) -> None:
+    """Rows to memory, `stride` bytes apart."""
+    call(b, "llvm.x86.tilestored64", VOID, [I8(register), emit.pointer(b, address, I8), _number(stride)])
+
+
+def _number(value: int | Value) -> Value:
+    return I64(value) if isinstance(value, int) else value
 
 
 def multiply_bytes(b: Builder, sums: int, x: int, codes: int) -> None:

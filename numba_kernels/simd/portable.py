@@ -94,7 +94,7 @@ class Portable:
         return sums
 
     def round_to_bf16(self, b: Builder, low: Value, high: Value) -> Value:
-        """Two vectors of float32 as the bfloat16 of one, in 32-bit lanes. Only with `bf16_products`."""
+        """Two vectors of float32 as the bfloat16 of one, in 32-bit lanes. Only with `multiplies_bf16`."""
         floats = shuffle(b, low, high, range(2 * low.type.count))
         return b.bitcast(b.fptrunc(floats, vector(BF16, floats.type.count)), vector(I32, low.type.count))
 

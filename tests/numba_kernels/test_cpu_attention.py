@@ -17,7 +17,7 @@ from numba_kernels.cpu.team import Program
 from numba_kernels.reference import ops
 from numba_kernels.simd.values import LANES
 
-PRODUCTS = ["f32", "bf16"] if HAS_PAIRS else ["f32"]
+PRODUCTS = [pytest.param("f32", marks=pytest.mark.slow), "bf16"] if HAS_PAIRS else ["f32"]  # the usual ones are not slow
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
@@ -188,35 +188,39 @@ def test_a_row_does_not_depend_on_its_company(team, heads, kv_heads, window, pro
         np.testing.assert_array_equal(other, results[0])
 
 
-def test_a_ring_needs_only_the_window(team):
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_a_ring_needs_only_the_window(team, products):
     """A window of 32 and chunks of up to 40 positions need 32 + 40 − 1 positions, rounded up to pages and one more."""
-    case = Case(team, 8, 2, 64, window=32, sinks=True, ring=-(-71 // 16) + 1, page=16)
+    case = Case(team, 8, 2, 64, window=32, sinks=True, ring=-(-71 // 16) + 1, page=16, products=products)
     for count in (40, 1, 1, 40, 17, 1, 40, 40, 1, 1, 40):
         case.step([count])
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 20])
-def test_scratch_that_is_too_small_is_left_alone(team, pieces):
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_scratch_that_is_too_small_is_left_alone(team, pieces, products):
     """Keys are divided where there is room for what is found, and not elsewhere; the results are the same bits."""
     given = np.random.default_rng(0).normal(size=(1200, 12, 64)).astype(np.float32)
     found = []
     for divided in (True, False):
-        case = Case(team, 8, 2, 64, divided=divided, ring=40, pieces=pieces)
+        case = Case(team, 8, 2, 64, divided=divided, ring=40, pieces=pieces, products=products)
         found.append([case.step([len(part)], part) for part in np.split(given, [1198, 1199])])
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("divided", [False, True])
-def test_several_sequences(team, divided):
-    case = Case(team, 8, 2, 32, sequences=3, divided=divided)
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_several_sequences(team, divided, products):
+    case = Case(team, 8, 2, 32, sequences=3, divided=divided, products=products)
     for counts in ([3, 50, 1], [1, 1, 1], [20, 1, 0], [1, 0, 1], [1, 1, 1]):
         case.step(counts)
 
 
-def test_pages_can_be_shared(team):
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_pages_can_be_shared(team, products):
     """Two sequences with the same first page read the same memory."""
-    case = Case(team, 4, 1, 16, sequences=2, page=LANES)
+    case = Case(team, 4, 1, 16, sequences=2, page=LANES, products=products)
     case.step([LANES, 0])
     case.tables[1, 0] = case.tables[0, 0]
     case.keys[1], case.values[1] = case.keys[0].copy(), case.values[0].copy()
@@ -259,10 +263,11 @@ def test_any_shape(team, data):
             case.step(counts, spare=data.draw(st.integers(0, 40), "room behind a row"))
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("element", ["bf16", pytest.param("f32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(5, 1, 20), (3, 3, 6), (13, 1, 100), (6, 2, 72)])
-def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, head_dim, element):
-    case = Case(team, heads, kv_heads, head_dim, sinks=True, divided=True, ring=40, element=element)
+def test_head_sizes_that_fill_no_vector_in_divided_work(team, heads, kv_heads, head_dim, element, products):
+    case = Case(team, heads, kv_heads, head_dim, sinks=True, divided=True, ring=40, element=element, products=products)
     for count in (PART + 30, 1, 40, PART, 1):
         case.step([count])
 
