@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The rooms from the ground floor up. A file imports from its own room and from those that stand before it.
 FLOORS = (
     "numba_kernels",
-    *("errors", "guesses", "rooms", "sizes", "escapes", "tables", "resources", "machine", "statistics"),
+    *("errors", "guesses", "rooms", "sizes", "escapes", "tables", "texts", "resources", "machine", "statistics"),
     *("formats", "checkpoints", "models", "convert", "adapters"),
     *("engine", "chat", "calibration", "verify", "tiny", "download", "endpoints", "cluster", "fit", "harness"),
     *("measure", "planning", "report", "compare", "serve", "cli", "__main__"),

@@ -10,30 +10,16 @@ from typing import Any
 from oss_tools.chat.harmony import NAMESPACE
 from oss_tools.chat.messages import Conversation, Message
 from oss_tools.errors import BadRequest
+from oss_tools.texts import read_words
 
 LARGEST = 256 << 20  # bytes of a file
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
-def read_text(path: Path) -> str:
-    """A user's file. Raises BadRequest if it is missing, too large, empty, or no UTF-8 text."""
-    try:
-        if path.stat().st_size > LARGEST:
-            raise BadRequest(f"{path}: larger than {LARGEST >> 20} MiB; give a part of it")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadRequest(f"{path}: no UTF-8 text") from None
-    except OSError as error:
-        raise BadRequest(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    if not text.strip():
-        raise BadRequest(f"{path}: is empty")
-    return text
-
-
 def read_chats(path: Path) -> list[Conversation]:
     """The conversations of a file. Raises BadRequest that names the line which is none."""
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_words(path, LARGEST).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oss_tools.calibration.chats import read_chats, read_text
+from oss_tools.calibration.chats import LARGEST, read_chats
 from oss_tools.chat import harmony
 from oss_tools.chat.chat_template import ChatTemplate, HarmonyTemplate, chat_template, has_chat_template
 from oss_tools.chat.harmony import Special
@@ -18,6 +18,7 @@ from oss_tools.chat.messages import Conversation
 from oss_tools.checkpoints import Metadata
 from oss_tools.engine.text import Text
 from oss_tools.errors import BadCheckpoint, BadRequest, OssToolsError
+from oss_tools.texts import read_words
 
 MIXTURE = Path(__file__).parent / "mixture"
 SHARES = {  # of the mixture's tokens
@@ -89,7 +90,7 @@ def mixture() -> list[Source]:
     return [
         Source(name, share, chats=tuple(read_chats(MIXTURE / name)), ours=True)
         if name.endswith(".jsonl")
-        else Source(name, share, read_text(MIXTURE / name), ours=True)
+        else Source(name, share, read_words(MIXTURE / name, LARGEST), ours=True)
         for name, share in SHARES.items()
     ]
 
@@ -98,7 +99,7 @@ def sources_of(texts: Sequence[Path], chats: Sequence[Path]) -> list[Source]:
     """The user's files; the mixture if there are none. Raises BadRequest."""
     if not texts and not chats:
         return mixture()
-    of_texts = [Source(path.name, text=read_text(path)) for path in texts]
+    of_texts = [Source(path.name, text=read_words(path, LARGEST)) for path in texts]
     return of_texts + [Source(path.name, chats=tuple(read_chats(path))) for path in chats]
 
 

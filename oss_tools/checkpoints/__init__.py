@@ -6,13 +6,13 @@ import inspect
 from pathlib import Path
 from typing import TypeVar
 
-from oss_tools.checkpoints.base import Metadata, Reader, StoredTensor, Writer
+from oss_tools.checkpoints.base import Contents, Metadata, Reader, StoredTensor, Writer
 from oss_tools.checkpoints.strange import explain
 from oss_tools.errors import BadCheckpoint, BadRecipe
 from oss_tools.guesses import none_named
 from oss_tools.rooms import modules_of
 
-__all__ = ["Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
+__all__ = ["Contents", "Metadata", "Reader", "StoredTensor", "Writer", "container_names", "open_container", "writer_for"]
 
 Class = TypeVar("Class", type[Reader], type[Writer])
 

@@ -197,6 +197,25 @@ class Reader(ABC):
         self.close()
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a `Writer` lays out.
+
+    Attributes:
+        name: stem of the file names where the container has a choice (GGUF).
+        tensors: everything that will be written, in order.
+        metadata: config, tokenizer and companions.
+        container_config: what the architecture says in this container's terms (GGUF key-values, original config).
+        shard_size: bytes per file at most, or None for the container's default.
+    """
+
+    name: str
+    tensors: list[StoredTensor]
+    metadata: Metadata
+    container_config: dict[str, Any]
+    shard_size: int | None = None
+
+
 class Writer(ABC):
     """A container being written under a temporary folder; nothing has its final name before `finish`.
 
@@ -224,38 +243,17 @@ class Writer(ABC):
 
     @classmethod
     @abstractmethod
-    def check(
-        cls,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
-        """Raises BadCheckpoint or BadRecipe where a writer with these arguments would (a tokenizer that the container has no
+    def check(cls, contents: Contents) -> None:
+        """Raises BadCheckpoint or BadRecipe where a writer of these contents would (a tokenizer that the container has no
         words for, a companion's bad name, too many shards), before anything is made."""
 
     @abstractmethod
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, contents: Contents) -> None:
         """Lays out the files in `folder`.
 
         Args:
             folder: an existing temporary folder, on the disk of the final path; empty, or left by a killed run.
-            name: stem of the file names where the container has a choice (GGUF).
-            tensors: everything that will be written, in order.
-            metadata: config, tokenizer and companions.
-            container_config: what the architecture says in this container's terms (GGUF key-values, original config).
-            shard_size: bytes per file at most, or None for the container's default.
+            contents: what will be written.
         """
 
     @abstractmethod

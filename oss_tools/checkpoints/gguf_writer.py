@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFWriter, WriterState
 from gguf.utility import size_label
 
 from oss_tools.checkpoints import gguf_tokenizer
-from oss_tools.checkpoints.base import Metadata, StoredTensor, Writer
+from oss_tools.checkpoints.base import Contents, StoredTensor, Writer
 from oss_tools.checkpoints.files import full_disk_is_no_room, sync_folder, write_at
 from oss_tools.checkpoints.gguf_header import FACTS_OF_THE_FILE, row_bytes
 from oss_tools.errors import BadCheckpoint
@@ -87,35 +87,17 @@ class GgufWriter(Writer):
         return sum(_padded(_nbytes(t)) for t in tensors)
 
     @classmethod
-    def check(
-        cls,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
-        _make_headers(tensors, _all_keys(name, tensors, metadata, container_config), shard_size)
+    def check(cls, contents: Contents) -> None:
+        _make_headers(contents)
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
-        keys = _all_keys(name, tensors, metadata, container_config)
+    def __init__(self, folder: Path, contents: Contents) -> None:
         self._folder = folder
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         self._paths: list[Path] = []
         self._writing = threading.Lock()
-        by_name = {t.name: t for t in tensors}
-        headers = _make_headers(tensors, keys, shard_size)
+        name, by_name = contents.name, {t.name: t for t in contents.tensors}
+        headers = _make_headers(contents)
         try:
             for index, (header, names) in enumerate(headers):
                 part = f"{name}.gguf" if len(headers) == 1 else SHARD_NAME_FORMAT.format(name, index + 1, len(headers))
@@ -192,10 +174,9 @@ def _packed(values: list[Any]) -> tuple[GGUFValueType, bytes] | None:
     return None
 
 
-def _make_headers(
-    tensors: list[StoredTensor], keys: dict[str, Any], shard_size: int | None
-) -> list[tuple[bytes, list[str]]]:
+def _make_headers(contents: Contents) -> list[tuple[bytes, list[str]]]:
     """For each part its header, padded to where the data begins, and the names of its tensors."""
+    tensors, keys, shard_size = contents.tensors, _all_keys(contents), contents.shard_size
     splits = shard_size is not None and len(tensors) > 1 and sum(map(_nbytes, tensors)) > shard_size
     writer = _HeaderWriter(None, keys[Keys.General.ARCHITECTURE], split_max_size=shard_size if splits else 0)
     for tensor in tensors:
@@ -234,17 +215,18 @@ def _add_key(writer: GGUFWriter, key: str, value: Any) -> None:
         raise BadCheckpoint(f"key {key}: GGUF has no type for {value!r}")
 
 
-def _all_keys(name: str, tensors: list[StoredTensor], metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+def _all_keys(contents: Contents) -> dict[str, Any]:
     """Every key of the file, in order."""
+    metadata, config = contents.metadata, contents.container_config
     architecture = config[Keys.General.ARCHITECTURE]
     general = {f"general.{key}": value for key, value in metadata.general.items() if key not in FACTS_OF_THE_FILE}
     return {
         Keys.General.ARCHITECTURE: architecture,  # first, as readers expect it
         Keys.General.TYPE: "model",
-        Keys.General.NAME: name,
+        Keys.General.NAME: contents.name,
         **general,
         **config,
-        Keys.General.FILE_TYPE: int(_file_type(tensors)),
+        Keys.General.FILE_TYPE: int(_file_type(contents.tensors)),
         **gguf_tokenizer.from_hf(metadata, architecture),
         Keys.General.QUANTIZATION_VERSION: QUANTIZATION_VERSION,
     }

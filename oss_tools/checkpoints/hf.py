@@ -73,14 +73,14 @@ class HfWriter(ShardedWriter):
         return lay_out(tensor)
 
     def small_files(self) -> dict[str, bytes]:
-        return {"config.json": json_bytes(self._config()), **companions.companion_files(self.metadata)}
+        return {"config.json": json_bytes(self._config()), **companions.companion_files(self.contents.metadata)}
 
     def _config(self) -> dict[str, Any]:
         """The model's config with the dtype and the quantization that these files have."""
-        config = {key: value for key, value in self.metadata.config.items() if key != "quantization_config"}
+        config = {key: value for key, value in self.contents.metadata.config.items() if key != "quantization_config"}
         dtype_key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[dtype_key] = float_dtype_name(self.tensors, TORCH_DTYPES.__getitem__)
-        quantization = quantization_config(self.tensors)
+        config[dtype_key] = float_dtype_name(self.contents.tensors, TORCH_DTYPES.__getitem__)
+        quantization = quantization_config(self.contents.tensors)
         return {**config, "quantization_config": quantization} if quantization else config
 
 

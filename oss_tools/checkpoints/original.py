@@ -76,13 +76,13 @@ class OriginalWriter(ShardedWriter):
 
     def small_files(self) -> dict[str, bytes]:
         dtypes = {}
-        for tensor in self.tensors:
+        for tensor in self.contents.tensors:
             if tensor.format.is_float:
                 dtypes[tensor.name] = FLOAT_DTYPES[tensor.format.name]
             else:
                 dtypes |= {tensor.name + BLOCKS: "FP4", tensor.name + SCALES: "UE8"}
         return {
-            "config.json": json_bytes(self.container_config),
+            "config.json": json_bytes(self.contents.container_config),
             "dtypes.json": json_bytes(dtypes),
-            **companions.companion_files(self.metadata),
+            **companions.companion_files(self.contents.metadata),
         }

@@ -7,12 +7,11 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from oss_tools.checkpoints import companions
-from oss_tools.checkpoints.base import Metadata, StoredTensor, Writer
+from oss_tools.checkpoints.base import Contents, Metadata, StoredTensor, Writer
 from oss_tools.checkpoints.files import full_disk_is_no_room, read_at, sync_folder, write_at
 from oss_tools.checkpoints.json_files import json_bytes
 from oss_tools.checkpoints.ready import FIELDS, SUFFIX, piece_hash
@@ -40,33 +39,16 @@ class ReadyWriter(Writer):
         return 2 * PAGE + sum(padded(tensor.nbytes, PAGE) for tensor in tensors)
 
     @classmethod
-    def check(
-        cls,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
-        _texts(metadata)
+    def check(cls, contents: Contents) -> None:
+        _texts(contents.metadata)
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
-        """container_config: `stacks`, the groups of tensors that kernels would like beside each other."""
+    def __init__(self, folder: Path, contents: Contents) -> None:
+        """`contents.container_config`: `stacks`, the groups of tensors that kernels would like beside each other."""
         from numba_kernels.simd.path import ACTIVE
 
-        self._folder, self._path = folder, folder / f"{name}{SUFFIX}"
-        texts = _texts(metadata)
-        groups = chosen(container_config["stacks"], {tensor.name: tensor for tensor in tensors})
+        self._folder, self._path = folder, folder / f"{contents.name}{SUFFIX}"
+        tensors, texts = contents.tensors, _texts(contents.metadata)
+        groups = chosen(contents.container_config["stacks"], {tensor.name: tensor for tensor in tensors})
         self._table = table_bytes(table(ACTIVE.lanes, ACTIVE.biased_bytes, tensors, groups, texts))
         sizes = [(name, len(content)) for name, content in texts.items()]
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from oss_tools.checkpoints import companions
-from oss_tools.checkpoints.base import Metadata, StoredTensor, Writer
+from oss_tools.checkpoints.base import Contents, StoredTensor, Writer
 from oss_tools.checkpoints.files import sync_folder, write_file
 from oss_tools.checkpoints.index import INDEX, MAX_SHARDS, SINGLE
 from oss_tools.checkpoints.json_files import json_bytes
@@ -43,39 +43,21 @@ class ShardedWriter(Writer):
         return sum(_layout_bytes(cls.lay_out(tensor)) for tensor in tensors)
 
     @classmethod
-    def check(
-        cls,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
-        companions.companion_files(metadata)
-        json_bytes(container_config)
-        shards = _distribute([cls.lay_out(tensor) for tensor in tensors], shard_size or SHARD_SIZE)
+    def check(cls, contents: Contents) -> None:
+        companions.companion_files(contents.metadata)
+        json_bytes(contents.container_config)
+        layouts = [cls.lay_out(tensor) for tensor in contents.tensors]
+        shards = _distribute(layouts, contents.shard_size or SHARD_SIZE)
         if len(shards) > MAX_SHARDS:
             raise BadRecipe(
-                f"--shard-size {shard_size} makes {len(shards)} files, more than {MAX_SHARDS}; choose a larger size"
+                f"--shard-size {contents.shard_size} makes {len(shards)} files, more than {MAX_SHARDS}; choose a larger size"
             )
 
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        tensors: list[StoredTensor],
-        metadata: Metadata,
-        container_config: dict[str, Any],
-        *,
-        shard_size: int | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, contents: Contents) -> None:
         self.folder = folder
-        self.metadata = metadata
-        self.container_config = container_config
-        self.tensors = tensors
-        self._layouts = {tensor.name: self.lay_out(tensor) for tensor in tensors}
-        shards = _distribute(list(self._layouts.values()), shard_size or SHARD_SIZE)
+        self.contents = contents
+        self._layouts = {tensor.name: self.lay_out(tensor) for tensor in contents.tensors}
+        shards = _distribute(list(self._layouts.values()), contents.shard_size or SHARD_SIZE)
         self._file_of: dict[str, SafetensorsWriter] = {}
         self._shards: list[SafetensorsWriter] = []
         self._small: list[str] = []  # names of the small files, when they are written
@@ -128,7 +110,7 @@ class ShardedWriter(Writer):
 
     def _index(self) -> bytes:
         weight_map = {name: shard.path.name for name, shard in sorted(self._file_of.items())}
-        return json_bytes({"metadata": {"total_size": self.total_bytes(self.tensors)}, "weight_map": weight_map})
+        return json_bytes({"metadata": {"total_size": self.total_bytes(self.contents.tensors)}, "weight_map": weight_map})
 
     def close(self) -> None:
         for shard in self._shards:

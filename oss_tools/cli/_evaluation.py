@@ -100,12 +100,13 @@ def described(model: Path) -> dict[str, Any]:
 def divergence(base: Engine, engine: Engine, texts: list[Path], limit: int | None, quiet: bool) -> dict[str, Any]:
     """The statistics of the divergence from `base` on the user's files, or on the text that travels with the program."""
     from oss_tools.harness.data import read_jsonl
-    from oss_tools.harness.texts import read_text
+    from oss_tools.harness.texts import LARGEST
     from oss_tools.measure.fidelity import common_rows, compare_engines, summarize
     from oss_tools.resources import resource
+    from oss_tools.texts import read_words
 
     own = [doc["text"] for doc in read_jsonl(resource("evals/text/smoke.jsonl"))]
-    tokens = engine.text.encode("\n\n".join([read_text(file) for file in texts] or own))
+    tokens = engine.text.encode("\n\n".join([read_words(file, LARGEST) for file in texts] or own))
     both, rows = common_rows(base, engine), max(base.backend.vocabulary, engine.backend.vocabulary)
     if both < rows and not quiet:
         remark(f"one of the models has {rows - both:,} more rows, for padding; the {both:,} rows of both are compared")

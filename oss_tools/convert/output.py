@@ -40,6 +40,11 @@ def check_name(destination: Path, kind: type[Writer]) -> None:
         raise BadRecipe(str(error)) from None
 
 
+def stem_of(destination: Path, kind: type[Writer]) -> str:
+    """What the names of a destination's files begin with, where the container has a choice."""
+    return destination.stem if kind.extension else destination.name
+
+
 def existing(destination: Path, kind: type[Writer]) -> Path | None:
     """What already has the destination's name, or the name of one of its parts; None if nothing has."""
     return next((path for path in (destination, *parts(destination, kind)) if os.path.lexists(path)), None)

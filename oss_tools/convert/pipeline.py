@@ -23,7 +23,7 @@ from oss_tools.convert.options import Options as Options
 from oss_tools.convert.options import Progress as Progress
 from oss_tools.convert.output import claimed, clear, existing, give_names, manifest_in, partial_of, said_of
 from oss_tools.convert.plan import Plan
-from oss_tools.convert.preflight import check, finished, interrupted, is_complete, left_behind, output_name
+from oss_tools.convert.preflight import check, contents_of, finished, interrupted, is_complete, left_behind
 from oss_tools.convert.readback import ReadBack
 from oss_tools.convert.steps import Step
 from oss_tools.convert.threads import Stop, in_threads
@@ -129,14 +129,7 @@ def _write_files(
     are as they were meant."""
     kind, back = writer_for(plan.container), None
     before = _states(plan)
-    writer = kind(
-        partial,
-        output_name(destination, kind),
-        plan.stored,
-        plan.metadata,
-        plan.container_config,
-        shard_size=options.shard_size,
-    )
+    writer = kind(partial, contents_of(plan, destination, options))
     try:
         _write_derived(plan, writer)
         back = ReadBack.of(plan, writer.readable(), progress) if options.verify else None

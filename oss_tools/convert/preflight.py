@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from oss_tools.checkpoints import Writer, open_container, writer_for
+from oss_tools.checkpoints import Contents, Writer, open_container, writer_for
 from oss_tools.convert.journal import JOURNAL, check_journal, check_sources, difference, facts
 from oss_tools.convert.manifest import Manifest, manifest_path
 from oss_tools.convert.options import Options, Progress
@@ -23,6 +23,7 @@ from oss_tools.convert.output import (
     partial_of,
     parts,
     replaced,
+    stem_of,
     taken_by_another,
 )
 from oss_tools.convert.plan import Plan
@@ -36,9 +37,7 @@ def check(plan: Plan, destination: Path, options: Options) -> None:
     check_name(destination, kind)
     _check_source(plan, destination, kind)
     check_shard_size(options.shard_size)
-    kind.check(
-        output_name(destination, kind), plan.stored, plan.metadata, plan.container_config, shard_size=options.shard_size
-    )
+    kind.check(contents_of(plan, destination, options))
     partial = partial_of(destination)
     if in_use(partial):
         raise taken_by_another(destination)
@@ -49,9 +48,10 @@ def check(plan: Plan, destination: Path, options: Options) -> None:
     check_room(destination, plan.target_bytes + scratch - done)
 
 
-def output_name(destination: Path, kind: type[Writer]) -> str:
-    """The stem of the file names where the container has a choice."""
-    return destination.stem if kind.extension else destination.name
+def contents_of(plan: Plan, destination: Path, options: Options) -> Contents:
+    """What is laid out for a plan."""
+    name = stem_of(destination, writer_for(plan.container))
+    return Contents(name, plan.stored, plan.metadata, plan.container_config, options.shard_size)
 
 
 def _check_source(plan: Plan, destination: Path, kind: type[Writer]) -> None:

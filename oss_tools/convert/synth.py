@@ -17,12 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from oss_tools.checkpoints import Metadata, StoredTensor, Writer, writer_for
+from oss_tools.checkpoints import Contents, Metadata, StoredTensor, Writer, writer_for
 from oss_tools.checkpoints.files import read_text
 from oss_tools.checkpoints.tokenizers.byte_tokenizer import byte_tokenizer
 from oss_tools.checkpoints.yaml_files import read_yaml
 from oss_tools.convert.drawing import draw, is_router
-from oss_tools.convert.output import check_name, check_room, check_shard_size, claimed, clear, existing, give_names, said_of
+from oss_tools.convert.output import (
+    check_name,
+    check_room,
+    check_shard_size,
+    claimed,
+    clear,
+    existing,
+    give_names,
+    said_of,
+    stem_of,
+)
 from oss_tools.convert.recipe import KEEP, Recipe, load_recipe
 from oss_tools.convert.routers import ROUTERS
 from oss_tools.convert.steps import choose_format
@@ -220,9 +230,9 @@ def synthesize(
     if taken := existing(destination, kind):
         raise BadRecipe(f"{taken} exists; choose another name, or remove it first")
     check_room(destination, kind.total_bytes(synthesis.stored))
-    name = destination.stem if kind.extension else destination.name
     config = synthesis.architecture.container_config(synthesis.container)
-    kind.check(name, synthesis.stored, synthesis.metadata, config, shard_size=shard_size)
+    contents = Contents(stem_of(destination, kind), synthesis.stored, synthesis.metadata, config, shard_size)
+    kind.check(contents)
     partial = destination.with_name(f".{destination.name}.synth.partial")
     with claimed(partial, destination):
         clear(partial)  # of what a killed run left
@@ -231,7 +241,7 @@ def synthesize(
             raise BadRecipe(f"{taken} exists; choose another name, or remove it first")
         try:
             with said_of(destination, partial):
-                writer = kind(partial, name, synthesis.stored, synthesis.metadata, config, shard_size=shard_size)
+                writer = kind(partial, contents)
                 try:
                     _write_all(synthesis, writer, threads, advance)
                     writer.finish()

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oss_tools.errors import BadSource
 from oss_tools.harness.data import Documents
+from oss_tools.texts import read_words
 
 PASSAGE = 4000  # characters of one document of a user's file, to the end of its paragraph
 LARGEST = 64 << 20  # bytes of a file
@@ -46,21 +46,6 @@ def _scores(text: str, logprob: float) -> dict[str, tuple[float, int]]:
     return scores
 
 
-def read_text(file: Path) -> str:
-    """A user's file. Raises BadSource if it is missing, too large, empty, or no text."""
-    try:
-        if file.stat().st_size > LARGEST:
-            raise BadSource(f"{file}: larger than {LARGEST >> 20} MiB; give a part of it")
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadSource(f"{file}: no UTF-8 text") from None
-    except OSError as error:
-        raise BadSource(f"{file}: {error.strerror or error}") from None
-    if not text.strip():
-        raise BadSource(f"{file} is empty")
-    return text
-
-
 def passages(text: str) -> Documents:
     """A text in documents of whole paragraphs, some `PASSAGE` characters each."""
     found: list[str] = []
@@ -73,12 +58,12 @@ def passages(text: str) -> Documents:
 
 
 def file_documents(*, file: str, **_: Any) -> dict[str, Documents]:
-    return {"test": passages(read_text(Path(file)))}
+    return {"test": passages(read_words(Path(file), LARGEST))}
 
 
 def file_task(file: Path) -> dict[str, Any]:
-    """A task for a user's file, in all but its documents like `text_smoke`. Raises BadSource if it cannot be read."""
-    read_text(file)
+    """A task for a user's file, in all but its documents like `text_smoke`. Raises BadRequest if it cannot be read."""
+    read_words(file, LARGEST)
     rules = [*((f"{unit}_perplexity", "weighted_perplexity") for unit in ("word", "byte", "token")), ("bits_per_byte",) * 2]
     return {
         "task": f"text:{file}",

@@ -11,16 +11,15 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from numba_kernels.cache_folder import private_folder, user_cache
 from numba_kernels.cpu.huge_pages import empty_bytes
 from oss_tools.errors import OssToolsError
+from oss_tools.machine import remembered
 from oss_tools.machine.direct import DirectFile
 from oss_tools.sizes import format_size
 
@@ -29,7 +28,7 @@ BLOCK = 4 << 20  # about an expert
 LEAST_BLOCKS = 8  # that a file must have, or nothing is measured on it
 SECONDS = 1.0
 KEPT_SECONDS = 7 * 24 * 3600  # after which a disk is measured again
-MAX_BYTES = 1 << 16  # of the file that remembers speeds
+FILE, MAX_BYTES = "disks.json", 1 << 16  # that remembers speeds
 
 
 def read_speed(file: Path, seconds: float = SECONDS, block: int = BLOCK, threads: int = THREADS) -> float | None:
@@ -68,52 +67,24 @@ def known_speed(file: Path) -> float | None:
     be had."""
     try:
         device = str(file.stat().st_dev)
-        known = _read()
+        known = _remembered()
         if device in known and 0 <= time.time() - known[device][0] < KEPT_SECONDS:
             return known[device][1]
         speed = read_speed(file)
     except (OssToolsError, OSError):
         return None
     if speed:
-        _write(known | {device: (time.time(), speed)})
+        remembered.write(FILE, known | {device: (time.time(), speed)})
     return speed
 
 
-def _place() -> Path | None:
-    root = user_cache()
-    folder = private_folder(root, "oss-tools") if root else None
-    return folder / "disks.json" if folder else None
-
-
-def _read() -> dict[str, tuple[float, float]]:
-    """What is remembered: device → when, and bytes per second. Nothing, if that cannot be read or is damaged."""
-    place = _place()
-    try:
-        if place is None or place.stat().st_size > MAX_BYTES:
-            return {}
-        raw = json.loads(place.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(raw, dict):
-        return {}
+def _remembered() -> dict[str, tuple[float, float]]:
+    """Device → when it was measured, and bytes per second."""
     return {
         device: (float(pair[0]), float(pair[1]))
-        for device, pair in raw.items()
+        for device, pair in remembered.read(FILE, MAX_BYTES).items()
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, float) for n in pair) and pair[1] > 0
     }
-
-
-def _write(known: dict[str, tuple[float, float]]) -> None:
-    """Keeps it; where the cache folder cannot be written, the next run measures again."""
-    place = _place()
-    try:
-        if place is None:
-            return
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as file:
-            json.dump(known, file)
-        os.replace(file.name, place)
-    except OSError:
-        return
 
 
 def main() -> None:

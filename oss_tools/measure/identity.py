@@ -7,16 +7,13 @@ size, times and place on the disk are the same.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from numba_kernels.cache_folder import private_folder, user_cache
+from oss_tools.machine import remembered
 
 MAX_REMEMBERED = 1000  # files
-MAX_BYTES = 4 << 20  # of the file that remembers them
+FILE, MAX_BYTES = "hashes.json", 4 << 20
 
 
 def model_sha256(files: Sequence[Path], *, remember: bool = True, say: Callable[[str], None] = lambda line: None) -> str:
@@ -37,7 +34,7 @@ def model_sha256(files: Sequence[Path], *, remember: bool = True, say: Callable[
 def file_sha256(file: Path, *, remember: bool = True, say: Callable[[str], None] = lambda line: None) -> str:
     """Sha256 of a file's bytes, in hexadecimal."""
     file = file.resolve()
-    known = _read() if remember else {}
+    known = _remembered() if remember else {}
     state = _state(file)
     if known.get(str(file), [None])[:-1] == state:
         return str(known[str(file)][-1])
@@ -46,10 +43,10 @@ def file_sha256(file: Path, *, remember: bool = True, say: Callable[[str], None]
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if remember and _state(file) == state:  # else it was written to meanwhile
-        known = _read()
+        known = _remembered()
         known.pop(str(file), None)
         known[str(file)] = [*state, found]
-        _write(dict(list(known.items())[-MAX_REMEMBERED:]))
+        remembered.write(FILE, dict(list(known.items())[-MAX_REMEMBERED:]))
     return found
 
 
@@ -59,39 +56,11 @@ def _state(file: Path) -> list[int]:
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]
 
 
-def _place() -> Path | None:
-    """The file that remembers; None where somebody else could write in it, who could say then what a model's bytes are."""
-    root = user_cache()
-    folder = private_folder(root, "oss-tools") if root else None
-    return folder / "hashes.json" if folder else None
-
-
-def _read() -> dict[str, list]:
-    """What is remembered: path -> state and hash. Nothing, if that cannot be read or is damaged."""
-    place = _place()
-    try:
-        if place is None or place.stat().st_size > MAX_BYTES:
-            return {}
-        raw = json.loads(place.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(raw, dict):
-        return {}
-    return {k: v for k, v in raw.items() if isinstance(v, list) and len(v) == 6 and _is_hash(v[-1])}
+def _remembered() -> dict[str, list]:
+    """Path → state and hash."""
+    known = remembered.read(FILE, MAX_BYTES).items()
+    return {path: kept for path, kept in known if isinstance(kept, list) and len(kept) == 6 and _is_hash(kept[-1])}
 
 
 def _is_hash(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _write(known: dict[str, list]) -> None:
-    """Keeps it; where the cache folder cannot be written, the next run hashes again."""
-    place = _place()
-    try:
-        if place is None:
-            return
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as file:
-            json.dump(known, file)
-        os.replace(file.name, place)
-    except OSError:
-        return

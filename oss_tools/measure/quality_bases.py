@@ -27,7 +27,7 @@ import numpy as np
 
 from oss_tools.calibration.breadth_first import BreadthFirst
 from oss_tools.calibration.visitor import Visitor
-from oss_tools.checkpoints import Metadata, writer_for
+from oss_tools.checkpoints import Contents, Metadata, writer_for
 from oss_tools.engine.text import Text
 from oss_tools.errors import MissingPackage
 from oss_tools.formats import get_format
@@ -84,7 +84,7 @@ def write_folder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     config = architecture.container_config("hf")
-    writer = writer_of(partial, destination.name, stored_tensors(entries), metadata, config)
+    writer = writer_of(partial, Contents(destination.name, stored_tensors(entries), metadata, config))
     try:
         for entry in entries:
             whole = np.ascontiguousarray(values(entry.name), np.float32).reshape(entry.spec.matrices)

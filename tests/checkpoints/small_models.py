@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oss_tools.checkpoints import Metadata, Writer, writer_for
+from oss_tools.checkpoints import Contents, Metadata, Writer, writer_for
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models.base import Architecture
 from oss_tools.models.checkpoint import Checkpoint, open_checkpoint
@@ -79,14 +79,8 @@ def open_writer(
     shard_size: int | None = None,
 ) -> Writer:
     folder.mkdir(exist_ok=True)
-    return writer_for(container)(
-        folder,
-        "model",
-        stored_tensors(entries),
-        metadata or Metadata(architecture.hf_config()),
-        architecture.container_config(container),
-        shard_size=shard_size,
-    )
+    metadata, config = metadata or Metadata(architecture.hf_config()), architecture.container_config(container)
+    return writer_for(container)(folder, Contents("model", stored_tensors(entries), metadata, config, shard_size))
 
 
 def write_all(writer: Writer, entries: list[Entry], tensors: dict[str, QTensor], chunk_bytes: int = 1 << 20) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints import Contents, Metadata
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.gguf_splitters import byte_level
 from oss_tools.checkpoints.gguf_writer import GgufWriter
@@ -41,7 +41,7 @@ def metadata(tokenizer: dict[str, Any] | None = None, size: int = 10, **tokenize
 
 def through_gguf(folder: Path, source: Metadata) -> Metadata:
     """Written to a GGUF file without tensors, and read back."""
-    writer = GgufWriter(folder, "a", [], source, CONFIG)
+    writer = GgufWriter(folder, Contents("a", [], source, CONFIG))
     (path,) = writer.finish()
     writer.close()
     with GgufReader(path) as reader:

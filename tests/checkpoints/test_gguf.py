@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf.constants import GGUFValueType
 
-from oss_tools.checkpoints import Metadata, StoredTensor, open_container
+from oss_tools.checkpoints import Contents, Metadata, StoredTensor, open_container
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.errors import BadCheckpoint
@@ -48,7 +48,7 @@ def metadata(**general: Any) -> Metadata:
 
 
 def writer(folder: Path, shard_size: int | None = None, config: dict[str, Any] = CONFIG) -> GgufWriter:
-    return GgufWriter(folder, "small", [t for t, _ in TENSORS.values()], metadata(), config, shard_size=shard_size)
+    return GgufWriter(folder, Contents("small", [t for t, _ in TENSORS.values()], metadata(), config, shard_size=shard_size))
 
 
 def pieces() -> list[tuple[str, int, QTensor]]:
@@ -227,7 +227,7 @@ def test_split(tmp_path: Path) -> None:
 
 def test_one_large_tensor_is_not_split(tmp_path: Path) -> None:
     tensor = StoredTensor("a", get_format("f32"), (100,))
-    target = GgufWriter(tmp_path, "one", [tensor], metadata(), CONFIG, shard_size=16)
+    target = GgufWriter(tmp_path, Contents("one", [tensor], metadata(), CONFIG, shard_size=16))
     assert [p.name for p in target.finish()] == ["one.gguf"]
     target.close()
 
@@ -325,7 +325,7 @@ def test_key_without_a_type(tmp_path: Path) -> None:
 
 def test_lone_surrogate(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="not Unicode"):
-        GgufWriter(tmp_path, "a", [], metadata(description="\ud800"), CONFIG)
+        GgufWriter(tmp_path, Contents("a", [], metadata(description="\ud800"), CONFIG))
 
 
 def test_truncated_while_open(tmp_path: Path) -> None:

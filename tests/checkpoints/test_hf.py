@@ -88,7 +88,7 @@ def test_shards_are_those_of_the_index(tmp_path: Path) -> None:
 def test_total_bytes_are_those_of_the_files(tmp_path: Path) -> None:
     entries = placed(LLAMA, "hf", dict.fromkeys(LINEARS, "int8_g32"))
     writer = open_writer(LLAMA, "hf", tmp_path, entries)
-    announced = HfWriter.total_bytes(writer.tensors)  # type: ignore[attr-defined]
+    announced = HfWriter.total_bytes(writer.contents.tensors)  # type: ignore[attr-defined]
     writer.finish()
     writer.close()
     header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")

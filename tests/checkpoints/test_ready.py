@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numba_kernels import simd
-from oss_tools.checkpoints import Metadata, StoredTensor, open_container
+from oss_tools.checkpoints import Contents, Metadata, StoredTensor, open_container
 from oss_tools.checkpoints.ready import ReadyReader
 from oss_tools.checkpoints.ready_layout import lay_out
 from oss_tools.checkpoints.ready_preamble import HASH_BYTES, PREAMBLE
@@ -55,7 +55,7 @@ def random_rows(name: str, rows: int, columns: int, seed: int) -> QTensor:
 def written(folder: Path, tensors: list[StoredTensor], stacks: list, rows: dict[str, QTensor], step: int = 7) -> Path:
     """A file of these tensors, written in pieces of so many rows, last ones first."""
     folder.mkdir(exist_ok=True)
-    writer = ReadyWriter(folder, "a", tensors, Metadata(CONFIG, files={"LICENSE": b"free"}), {"stacks": stacks})
+    writer = ReadyWriter(folder, Contents("a", tensors, Metadata(CONFIG, files={"LICENSE": b"free"}), {"stacks": stacks}))
     try:
         for name, tensor in rows.items():
             for start in reversed(range(0, tensor.shape[0], step)):
@@ -408,7 +408,7 @@ def test_a_second_writer_takes_up_only_its_own(tiny_llama: Path, tmp_path: Path)
     first = path.read_bytes()
     assert written(tmp_path, tensors, [[(["a"], False)]], rows).read_bytes() == first
     with pytest.raises(BadCheckpoint, match="left by another conversion"):
-        ReadyWriter(tmp_path, "a", tensors, Metadata({"model_type": "b"}), {"stacks": []})
+        ReadyWriter(tmp_path, Contents("a", tensors, Metadata({"model_type": "b"}), {"stacks": []}))
 
 
 def test_a_dry_run_and_shapes_take_it(tiny_llama: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from oss_tools.checkpoints import writer_for
+from oss_tools.checkpoints import Contents, writer_for
 from oss_tools.cli.main import app
 from oss_tools.convert import pipeline
 from oss_tools.convert.synth import load_shape, plan_synthesis
@@ -101,7 +101,7 @@ print(count("io", "rchar") - before, count("status", "VmHWM") * 1024, file=sys.s
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="this system does not count what a process reads")
 def test_inspect_reads_headers_only_of_a_65_gb_checkpoint(tmp_path: Path) -> None:
     synthesis = plan_synthesis(load_shape("gpt-oss-120b"), "hf")
-    writer = writer_for("hf")(tmp_path, "sparse", synthesis.stored, synthesis.metadata, {})
+    writer = writer_for("hf")(tmp_path, Contents("sparse", synthesis.stored, synthesis.metadata, {}))
     writer.finish()
     writer.close()
     if sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) > 1 << 30:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "download"))
 
 from hub_server import Content, Fault, Hub, serving
 
-from oss_tools.checkpoints import writer_for
+from oss_tools.checkpoints import Contents, writer_for
 from oss_tools.cli.main import app
 from oss_tools.convert.synth import load_shape, plan_synthesis, synthesize
 from oss_tools.download import sources
@@ -38,7 +38,7 @@ def publish(hub: Hub, repo: str, shape: str, container: str, folder: Path) -> No
     where = folder / "original" if container == "original" else folder
     where.mkdir(parents=True)
     config = synthesis.architecture.container_config(container)
-    writer = writer_for(container)(where, shape, synthesis.stored, synthesis.metadata, config)
+    writer = writer_for(container)(where, Contents(shape, synthesis.stored, synthesis.metadata, config))
     writer.finish()
     writer.close()
     hub.repos[repo] = {}

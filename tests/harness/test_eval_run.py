@@ -166,7 +166,7 @@ def test_the_list_needs_no_model() -> None:
         (["--tier", "huge"], "no tasks in the tier"),
         (["--resume"], "needs --output"),
         (["--reasoning", "deep"], "not one of low, medium, high"),
-        (["--text", "missing.txt"], "missing.txt: No such file"),
+        (["--text", "missing.txt"], "missing.txt: no such file"),
         (["--task", "math_smoke", "--data", "missing", "--task", "missing.yaml"], "missing.yaml"),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from oss_tools.checkpoints import StoredTensor
+from oss_tools.checkpoints import Contents, StoredTensor
 from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.compare.usual import PROBE, READ_ONLY, measured, usual
 from oss_tools.compare.weights import compare_weights
@@ -95,7 +95,7 @@ def written(source: Path, folder: Path, format: Format, edit=lambda name, values
             StoredTensor(t.name, format if len(t.shape) > 1 else get_format("f32"), t.shape) for t in reader.tensors.values()
         ]
         metadata, config = checkpoint.metadata(), checkpoint.architecture.container_config("gguf")
-        writer = GgufWriter(folder, "model", tensors, metadata, config)
+        writer = GgufWriter(folder, Contents("model", tensors, metadata, config))
         for tensor in tensors:
             values = reader.read(tensor.name, 0, tensor.rows, tensor.shape[-1]).dequantize()
             values = edit(tensor.name, values.reshape(tensor.shape)).reshape(tensor.rows, -1)

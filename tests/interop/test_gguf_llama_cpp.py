@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oss_tools.checkpoints import Metadata, StoredTensor
+from oss_tools.checkpoints import Contents, Metadata, StoredTensor
 from oss_tools.checkpoints.gguf_writer import GgufWriter
 from oss_tools.formats import get_format
 from oss_tools.models import Architecture, Entry, TensorSpec, open_checkpoint
@@ -40,7 +40,7 @@ def write_gguf(
     f32, derived = get_format("f32"), architecture.derived_tensors("gguf")
     stored = stored_tensors(entries) + [StoredTensor(name, f32, array.shape) for name, array in derived.items()]
     config = architecture.container_config("gguf")
-    writer = GgufWriter(folder, "model", stored, Metadata(architecture.hf_config()), config, shard_size=shard_size)
+    writer = GgufWriter(folder, Contents("model", stored, Metadata(architecture.hf_config()), config, shard_size=shard_size))
     for name, array in derived.items():
         writer.write(name, 0, f32.quantize(array.reshape(-1, 1)))
     for entry in entries:
@@ -190,7 +190,7 @@ def test_smollm2_copied(tmp_path: Path) -> None:
     with open_checkpoint(source) as checkpoint:
         entries, architecture = list(checkpoint.entries.values()), checkpoint.architecture
         config = architecture.container_config("gguf")
-        writer = GgufWriter(tmp_path, "copy", stored_tensors(entries), checkpoint.metadata(), config)
+        writer = GgufWriter(tmp_path, Contents("copy", stored_tensors(entries), checkpoint.metadata(), config))
         for entry in entries:
             for matrix, start, stop in chunks([entry]):
                 write_rows(writer, entry, matrix, start, checkpoint.read(entry.name, matrix, start, stop))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints import Contents, Metadata
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.gguf_splitters import SPLITTERS, Splitter, splitter_named
 from oss_tools.checkpoints.gguf_writer import GgufWriter
@@ -83,7 +83,7 @@ def metadata_of(path: Path) -> Metadata:
 def write_vocabulary(folder: Path, metadata: Metadata) -> Path:
     """A GGUF file without tensors."""
     folder.mkdir(exist_ok=True)
-    writer = GgufWriter(folder, "vocabulary", [], metadata, ARCHITECTURE)
+    writer = GgufWriter(folder, Contents("vocabulary", [], metadata, ARCHITECTURE))
     (path,) = writer.finish()
     writer.close()
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oss_tools.checkpoints import Contents
 from oss_tools.formats import QTensor, get_format
 from oss_tools.models.checkpoint import open_checkpoint
 from oss_tools.models.entries import Entry, stored_tensors
@@ -94,14 +95,9 @@ def rewrite(source: Path, target: Path, container: str, formats: dict[str, str],
             entries.append(Entry(entry.spec, form, placements))
             values[name] = as_transformers_holds_it(entry, tensor.dequantize())
             tensors[name] = flat(tensor, entry)
-        writer = writer_for(container)(
-            target,
-            "model",
-            stored_tensors(entries),
-            checkpoint.metadata(),
-            model.container_config(container),
-            shard_size=shard_size,
-        )
+        config = model.container_config(container)
+        contents = Contents("model", stored_tensors(entries), checkpoint.metadata(), config, shard_size)
+        writer = writer_for(container)(target, contents)
         write_all(writer, entries, tensors)
         writer.finish()
         writer.close()

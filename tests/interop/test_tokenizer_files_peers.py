@@ -22,7 +22,7 @@ from test_gguf_tokenizer_peers import (
 )
 
 import oss_tools
-from oss_tools.checkpoints import Metadata
+from oss_tools.checkpoints import Contents, Metadata
 from oss_tools.checkpoints.companions import read_metadata
 from oss_tools.checkpoints.gguf import GgufReader
 from oss_tools.checkpoints.gguf_splitters import splitter_named
@@ -279,7 +279,8 @@ def test_a_sentencepiece_model_as_transformers_reads_it(tmp_path: Path, models: 
 def test_without_a_name_for_the_splitter(tmp_path: Path, name: str) -> None:
     splitter = splitter_named(name)
     assert splitter
-    writer = GgufWriter(tmp_path, "old", [], Metadata({"vocab_size": 1600}, tokenizer=trained(splitter, [])), ARCHITECTURE)
+    metadata = Metadata({"vocab_size": 1600}, tokenizer=trained(splitter, []))
+    writer = GgufWriter(tmp_path, Contents("old", [], metadata, ARCHITECTURE))
     (path,) = writer.finish()
     writer.close()
     path.write_bytes(path.read_bytes().replace(b"tokenizer.ggml.pre", b"tokenizer.ggml.prx"))

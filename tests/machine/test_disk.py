@@ -12,8 +12,9 @@ from oss_tools.machine import disk
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "disks.json"
-    monkeypatch.setattr(disk, "_place", lambda: place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "cache" / "oss-tools" / "disks.json"
+    place.parent.mkdir(0o700, parents=True)
     return place
 
 
