@@ -99,14 +99,14 @@ def attention(
     """
     n, heads, _ = queries.shape
     m, kv_heads, _ = keys.shape
-    keys, values = (np.repeat(a, heads // kv_heads, 1) for a in (keys, values))
-    scores = np.einsum("nhd,mhd->hnm", queries, keys) * np.float32(scale)
+    keys, values = (np.repeat(a, heads // kv_heads, 1).swapaxes(0, 1) for a in (keys, values))  # [heads, m, …]
+    scores = queries.swapaxes(0, 1) @ keys.swapaxes(1, 2) * np.float32(scale)
     distance = (first + np.arange(n))[:, None] - np.arange(m)
     seen = (distance >= 0) & ((distance < window) if window else True)
     scores = np.where(seen, scores, -np.inf)
     if sinks is not None:
         scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (heads, n, 1))], -1)
-    return np.einsum("hnm,mhd->nhd", softmax(scores)[..., :m], values)
+    return (softmax(scores)[..., :m] @ values).swapaxes(0, 1)
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
@@ -133,6 +133,9 @@ def _bfloat16(x: np.ndarray) -> np.ndarray:
     return decode_bfloat16(encode_bfloat16(x.astype(np.float32)))
 
 
+ORDER = 16  # of the norm that stands for a maximum
+
+
 def attention_of_bfloat16(
     queries: np.ndarray,
     keys: np.ndarray,
@@ -146,12 +149,13 @@ def attention_of_bfloat16(
     the softmax, from the largest score's nearest power of two. What they are divided by is the sum of what was rounded.
 
     Returns:
-        [n, heads, head_dim], and the largest share · |value| of each of these numbers.
+        [n, heads, head_dim], and about the largest share · |value| of each of these numbers, which a norm of high order stands for:
+        it is larger by the sixteenth root of how many are as large.
     """
     n, heads, _ = queries.shape
     m, kv_heads, _ = keys.shape
-    keys, values = (np.repeat(a, heads // kv_heads, 1) for a in (keys, values))
-    scores = np.einsum("nhd,mhd->hnm", _bfloat16(queries).astype(np.float64), keys.astype(np.float64)) * np.log2(np.e)
+    keys, values = (np.repeat(a, heads // kv_heads, 1).swapaxes(0, 1).astype(np.float64) for a in (keys, values))
+    scores = _bfloat16(queries).swapaxes(0, 1).astype(np.float64) @ keys.swapaxes(1, 2) * np.log2(np.e)
     distance = (first + np.arange(n))[:, None] - np.arange(m)
     scores = np.where((distance >= 0) & ((distance < window) if window else True), scores, -np.inf)
     reference = np.rint(scores.max(-1, keepdims=True))
@@ -160,8 +164,8 @@ def attention_of_bfloat16(
     if sinks is not None:
         total = total + np.exp2(sinks[:, None, None] * np.log2(np.e) - reference)
     shares /= total
-    largest = np.stack([(shares[:, row, :, None] * np.abs(values).transpose(1, 0, 2)).max(1) for row in range(n)])
-    return np.einsum("hnm,mhd->nhd", shares, values), largest
+    largest = (shares**ORDER @ np.abs(values) ** ORDER) ** (1 / ORDER)
+    return (shares @ values).swapaxes(0, 1), largest.swapaxes(0, 1)
 
 
 def latent_attention(
