@@ -110,10 +110,10 @@ def test_any_history(engine: Engine, tokens: list[int], one_by_one: np.ndarray, 
             together = [s for s in live if data.draw(st.booleans())] or [live[index]]
             parts, room = [], engine.backend.chunk
             for sequence in together:
-                begin = len(sequence.tokens)
-                most = min(room, LONG - begin, data.draw(st.sampled_from([1, 1, 60, 130, 400])))
-                if most > 0:
-                    part = tokens[begin : begin + data.draw(st.integers(1, most))]
+                wanted = data.draw(st.integers(1, data.draw(st.sampled_from([1, 1, 60, 130, 400]))))
+                begin = len(sequence.tokens)  # by what earlier examples stored: nothing that is drawn may depend on it
+                if (most := min(room, LONG - begin, wanted)) > 0:
+                    part = tokens[begin : begin + most]
                     parts.append((sequence, part))
                     room -= len(part)
             if parts:
