@@ -6,9 +6,12 @@
 #
 # Each makes .venv first, with the versions of constraints.txt.
 
+# Programs start hundreds of times here: compiled modules are kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DEMO := build/demo
 GATE := build/gate
 OSS_TOOLS := $(BIN)/oss-tools
