@@ -32,7 +32,7 @@ def decode_half(codes: Array) -> Array:
 
 def encode_bfloat16(values: Array) -> Array:
     """float32 -> bfloat16 bits, uint16; ties to even; finite values beyond the range become the largest."""
-    bits = values.astype(F32).view(np.uint32).astype(np.int64)
+    bits = values.astype(F32).view(np.uint32)
     sign, magnitude = bits & 0x80000000, bits & 0x7FFFFFFF
     rounded = np.minimum((magnitude + 0x7FFF + (magnitude >> 16 & 1)) >> 16, 0x7F7F)
     special = np.where(magnitude > 0x7F800000, 0x7FC0, 0x7F80)

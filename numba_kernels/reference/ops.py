@@ -133,7 +133,10 @@ def _bfloat16(x: np.ndarray) -> np.ndarray:
     return decode_bfloat16(encode_bfloat16(x.astype(np.float32)))
 
 
-ORDER = 16  # of the norm that stands for a maximum
+def _power_16(x: np.ndarray) -> np.ndarray:
+    for _ in range(4):
+        x = x * x
+    return x
 
 
 def attention_of_bfloat16(
@@ -149,8 +152,8 @@ def attention_of_bfloat16(
     the softmax, from the largest score's nearest power of two. What they are divided by is the sum of what was rounded.
 
     Returns:
-        [n, heads, head_dim], and about the largest share · |value| of each of these numbers, which a norm of high order stands for:
-        it is larger by the sixteenth root of how many are as large.
+        [n, heads, head_dim], and about the largest share · |value| of each of these numbers: a norm of high order stands
+        for it, which is larger by the sixteenth root of how many are as large.
     """
     n, heads, _ = queries.shape
     m, kv_heads, _ = keys.shape
@@ -164,7 +167,7 @@ def attention_of_bfloat16(
     if sinks is not None:
         total = total + np.exp2(sinks[:, None, None] * np.log2(np.e) - reference)
     shares /= total
-    largest = (shares**ORDER @ np.abs(values) ** ORDER) ** (1 / ORDER)
+    largest = (_power_16(shares) @ _power_16(values)) ** (1 / 16)
     return (shares @ values).swapaxes(0, 1), largest.swapaxes(0, 1)
 
 

@@ -132,7 +132,9 @@ class Case:
             assert (error <= 2e-5 + 1e-4 * np.abs(expected) + 2 * 2.0**-7 * largest).all(), error.max()
             # and nothing is further from the exact result of the same queries than rounded shares can bring it
             both = np.concatenate([self.values[s], np.abs(self.values[s])], -1)
-            exact, sizes = np.split(ops.attention(bf16(queries[mine]), self.keys[s], both, first, scale=1.0, **options), 2, -1)
+            exact, sizes = np.split(
+                ops.attention(bf16(queries[mine]), self.keys[s], both, first, scale=1.0, **options), 2, -1
+            )
             assert (np.abs(out[mine] - exact) <= 1.01 * 2.0**-7 * sizes + 2e-5).all()
 
 
