@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 DEMO := build/demo
 GATE := build/gate
 OSS_TOOLS := $(BIN)/oss-tools
+# One thread for NumPy's products, as there is a process for each core: OpenBLAS's threads wait by spinning.
+test slow: export OPENBLAS_NUM_THREADS := 1
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile# a process for each core, a file of tests in one of them
 
 .PHONY: demo gate test slow lint clean
