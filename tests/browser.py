@@ -1,13 +1,19 @@
-"""A headless Chromium, spoken to over a pipe in its DevTools protocol (https://chromedevtools.github.io/devtools-protocol/)."""
+"""A headless Chromium, spoken to over a pipe in its DevTools protocol (https://chromedevtools.github.io/devtools-protocol/).
+
+python tests/browser.py PAGE PICTURE [--width 1280] [--height 900] makes a picture of the upper part of a page.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,10 +150,29 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def screenshot(self, file: Path) -> Path:
-        """The whole page as PNG."""
+    def screenshot(self, file: Path, height: int | None = None) -> Path:
+        """The whole page as PNG, or so many pixels of it from above."""
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
         data = self.ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)["data"]
         file.write_bytes(base64.b64decode(data))
         return file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--height", type=int, default=900)
+    given = parser.parse_args()
+    program = find_chromium(Path(__file__).parents[1] / "build" / "chromium")
+    if program is None:
+        sys.exit("no Chromium: install one, or node and npm, which fetch it")
+    with tempfile.TemporaryDirectory() as profile, Browser(program, Path(profile)) as browser:
+        browser.open(given.page.resolve().as_uri(), given.width, given.height)
+        browser.screenshot(given.picture, given.height)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,8 @@ What stands in for what, so that a guide that names a model of 14 GB can be run 
 - `--limit N` asks 2 questions, `--context N` is 4,096 at most, which the embedded model was made for.
 - Port 8000 is a free one. A command that ends with `&` runs until the guide ends; the next waits until it serves.
 - `LAID` says which folders lie there before the first command.
+
+python tests/guides/guide.py [NAME …] walks through all guides, or these, and prints how long every command took.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -39,11 +42,12 @@ SECONDS = 900  # of one command, on a machine that does other things as well
 
 @dataclass(frozen=True)
 class Done:
-    """A command as the guide has it, and what came of it."""
+    """A command as the guide has it, what came of it, and after how many seconds."""
 
     command: str
     status: int
     said: str
+    seconds: float
 
 
 def tiny(at: Path) -> None:
@@ -91,18 +95,19 @@ def run_guide(name: str, folder: Path) -> list[Done]:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_text(part["text"].replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
                 continue
-            command = part["command"]
+            command, began = part["command"], time.monotonic()
             words = shlex.split(command.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), comments=True)
             if words[-1] == "&":
                 _begin([*_substituted(words[:-1]), "--port", str(port)], folder, stack)
+                done.append(Done(command, 0, "", time.monotonic() - began))
             elif words[0] == "curl":
                 with urllib.request.urlopen(words[-1], timeout=SECONDS) as answer:
-                    done.append(Done(command, 0, answer.read().decode()))
+                    done.append(Done(command, 0, answer.read().decode(), time.monotonic() - began))
             elif words[:2] == ["oss-tools", "download"]:
                 tiny(folder / words[words.index("--to") + 1])
             elif words[0] != "pip":
                 found = subprocess.run(_substituted(words), **_surroundings(folder), capture_output=True, timeout=SECONDS)
-                done.append(Done(command, found.returncode, found.stdout + found.stderr))
+                done.append(Done(command, found.returncode, found.stdout + found.stderr, time.monotonic() - began))
     return done
 
 
@@ -133,3 +138,17 @@ def _begin(words: list[str], folder: Path, stack: ExitStack) -> None:
         assert server.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.1)
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    for name in sys.argv[1:] or sorted(file.stem for file in GUIDES.glob("*.md") if file.stem != "README"):
+        with tempfile.TemporaryDirectory() as folder:
+            done = run_guide(name, Path(folder))
+        print(f"{sum(one.seconds for one in done):6.1f} s  {name}")
+        for one in done:
+            print(f"    {one.seconds:6.1f} s  status {one.status}  {one.command}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

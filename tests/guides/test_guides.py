@@ -45,7 +45,7 @@ def test_agents_work_as_the_guide_configures_them(tmp_path: Path) -> None:
     done = run_guide("agents", tmp_path)
     assert [one.status for one in done] == [0] * len(done), done
     assert done[-1].said.strip().splitlines()[-1] == "43"
-    model = json.loads(done[0].said)["data"][0]["id"]
+    model = json.loads(done[1].said)["data"][0]["id"]
     codex = tomllib.loads((tmp_path / "config.toml").read_text())
     provider = codex["model_providers"][codex["model_provider"]]
     claude = json.loads((tmp_path / "settings.json").read_text())["env"]

@@ -200,7 +200,7 @@ def test_a_ring_needs_only_the_window(team, products):
         case.step([count])
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 20])
+@pytest.mark.parametrize("pieces", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 20))])
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_scratch_that_is_too_small_is_left_alone(team, pieces, products):
     """Keys are divided where there is room for what is found, and not elsewhere; the results are the same bits."""

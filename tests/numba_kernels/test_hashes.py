@@ -39,7 +39,7 @@ def test_published_vectors(size: int) -> None:
 
 
 @pytest.mark.parametrize("beyond", [-CHUNK - 1, -CHUNK, -1, 0, 1, CHUNK, 3 * CHUNK + 7])
-@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_hashes_around_whole_groups_are_the_definitions_in_whatever_pieces_they_come(groups: int, beyond: int) -> None:
     size = groups * GROUP_BYTES + beyond
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
@@ -48,6 +48,7 @@ def test_hashes_around_whole_groups_are_the_definitions_in_whatever_pieces_they_
         assert hashed(data, piece) == expected, piece
 
 
+@pytest.mark.slow  # the definition in plain Python takes its time
 def test_many_groups_are_joined_as_the_tree_says() -> None:
     """Of every number of groups up to 9: a wrong order of joining shows in one of them."""
     data = np.random.default_rng(5).integers(0, 256, 9 * GROUP_BYTES, np.uint8)
