@@ -9,7 +9,7 @@ import yaml
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 
-from oss_tools.errors import BadRecipe, BadSource
+from oss_tools.errors import BadRecipe, BadRequest, BadSource
 from oss_tools.harness import data, hub, suites
 from oss_tools.harness.tasks import load_tasks
 from oss_tools.resources import resource
@@ -142,8 +142,11 @@ def test_a_text_file_becomes_a_task(tmp_path: Path) -> None:
     assert len(texts) > 2
     assert "\n\n".join(texts).split() == file.read_text().split()
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadSource, match="no UTF-8"):
+    with pytest.raises(BadRequest, match="no UTF-8"):
         load_tasks([], texts=[file])
+    file.write_bytes(b"\xef\xbb\xbfWords")  # as editors on Windows save it
+    marked = load_tasks([], texts=[file])["tasks"][f"text:{file}"]
+    assert [doc["text"] for doc in marked.eval_docs] == ["Words"]
 
 
 def test_every_suite_file_has_all_fields() -> None:
