@@ -113,11 +113,13 @@ def embedded_model(model: Path | None = None, texts: Sequence[str] = TEXTS, gree
     }
 
 
-def random_shapes(shapes: dict[str, tuple[dict[str, Any], str]] = SHAPES, lengths: Lengths = LENGTHS) -> Findings:
+def random_shapes(
+    shapes: dict[str, tuple[dict[str, Any], str]] = SHAPES, lengths: Lengths = LENGTHS, seed: int | None = None
+) -> Findings:
     """Random gpt-oss models of several shapes and formats, on both devices."""
     cases: dict[str, Any] = {}
     for name, (changes, recipe) in shapes.items():
-        cases[name] = compare_shape(shape_like(changes), recipe, lengths)
+        cases[name] = compare_shape(shape_like(changes), recipe, lengths, seed)
         yield {"cases": cases}
     wrong = [name for name, case in cases.items() if not case["passed"]]
     worst = np.max([case["float32"]["largest_difference"] for case in cases.values()])
@@ -129,7 +131,7 @@ def random_shapes(shapes: dict[str, tuple[dict[str, Any], str]] = SHAPES, length
     }
 
 
-def families(lengths: Lengths = SHORT, names: Sequence[str] = ()) -> Findings:
+def families(lengths: Lengths = SHORT, names: Sequence[str] = (), seed: int | None = None) -> Findings:
     """The smallest published-like model of every family (`configs/models/*-tiny.yaml`), on both devices. One that the kernels
     refuse is named with the reason."""
     cases: dict[str, Any] = {}
@@ -137,7 +139,7 @@ def families(lengths: Lengths = SHORT, names: Sequence[str] = ()) -> Findings:
     for name in names or [name for name in shape_names() if name.endswith("-tiny")]:
         shape = load_shape(name)
         try:
-            cases[name] = compare_shape(shape, shape.recipe, lengths)
+            cases[name] = compare_shape(shape, shape.recipe, lengths, seed)
         except BadRequest as error:
             refused[name] = str(error)
         yield {"cases": cases, "refused": refused}
@@ -148,9 +150,10 @@ def families(lengths: Lengths = SHORT, names: Sequence[str] = ()) -> Findings:
     }
 
 
-def compare_shape(shape: Shape, recipe: str, lengths: Lengths) -> dict[str, Any]:
-    """One random model: float32 token by token, a prompt through the tensor cores, and steps after it."""
-    seed = time.time_ns() % (1 << 31)
+def compare_shape(shape: Shape, recipe: str, lengths: Lengths, seed: int | None = None) -> dict[str, Any]:
+    """One random model, another at each call without a `seed`: float32 token by token, a prompt through the tensor cores, and
+    steps after it."""
+    seed = time.time_ns() % (1 << 31) if seed is None else seed
     checkpoint, rng = SyntheticCheckpoint(shape, recipe, seed), np.random.default_rng(seed)
     context = context_of(checkpoint, lengths)
     exact = load(checkpoint, "numba", context, "f32")

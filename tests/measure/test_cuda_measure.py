@@ -83,7 +83,7 @@ def test_embedded_model(tiny_gpt_oss: Path) -> None:
 @pytest.mark.usefixtures("emulated")
 def test_shapes() -> None:
     small = {"hidden_size": 32, "intermediate_size": 32, "num_local_experts": 3, "vocab_size": 300, "num_hidden_layers": 2}
-    found = all_of(cuda_correctness.random_shapes({"a": (small, "mxfp4")}, cuda_correctness.Lengths(18, 3, 2)))
+    found = all_of(cuda_correctness.random_shapes({"a": (small, "mxfp4")}, cuda_correctness.Lengths(18, 3, 2), seed=1))
     assert found["passed"], found
     assert found["cases"]["a"]["float32"]["largest_difference"] < 1e-4
     assert found["cases"]["a"]["greedy_same"] == 2
@@ -92,7 +92,7 @@ def test_shapes() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
 def test_families() -> None:
-    found = all_of(cuda_correctness.families(cuda_correctness.Lengths(5, 3, 2), ["llama-tiny"]))
+    found = all_of(cuda_correctness.families(cuda_correctness.Lengths(5, 3, 2), ["llama-tiny"], seed=1))
     assert found["passed"], found
     assert list(found["cases"]) == ["llama-tiny"]
     assert not found["refused"]
