@@ -1,5 +1,5 @@
 # make demo    the embedded model answers, five of its quantizations are compared; a table, and build/demo/report.html
-# make test    the tests that are not marked as slow, some 13 minutes in all; the first run compiles kernels
+# make test    the tests that are not marked as slow, 12 to 15 minutes in all; the first run compiles kernels
 # make slow    the others
 # make gate    the embedded model's quantizations against results/baselines, exit status 1 if one has become worse
 # make lint    ruff and mypy
