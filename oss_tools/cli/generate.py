@@ -137,16 +137,13 @@ def run(
 
 def prompt_of(prompt: str | None, file: Path | None) -> str:
     """The text to continue: PROMPT itself, a file's, or what stdin has. Raises BadRequest, BadCheckpoint."""
-    from oss_tools.checkpoints.files import read_small
+    from oss_tools.checkpoints.files import read_text
     from oss_tools.errors import BadRequest
 
     if prompt is not None and file is not None:
         raise BadRequest("PROMPT and --file: one of them is the text; leave the other out")
     if file is not None:
-        try:
-            return read_small(file, MOST_PROMPT).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadRequest(f"{file}: not text in UTF-8 (byte {error.start})") from None
+        return read_text(file, MOST_PROMPT)
     if prompt is None and sys.stdin.isatty():
         raise BadRequest("PROMPT is missing: give a text, --file FILE, or a pipe")
     return sys.stdin.read() if prompt in (None, "-") else str(prompt)

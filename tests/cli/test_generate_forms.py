@@ -35,6 +35,17 @@ def test_an_answer_of_a_schema_is_on_stdout(tmp_path: Path) -> None:
     assert len(record["text"]) == 3
 
 
+def test_a_file_s_prompt_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "plain.txt").write_text("What is 47 + 38?")
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfWhat is 47 + 38?")
+    plain, marked = (json.loads(generate("-f", tmp_path / f"{name}.txt", "--json").stdout) for name in ("plain", "marked"))
+    assert marked["prompt_tokens"] == plain["prompt_tokens"]
+    (tmp_path / "wide.txt").write_bytes("What is 47 + 38?".encode("utf-16"))
+    refused = generate("-f", tmp_path / "wide.txt")
+    assert refused.exit_code == 2
+    assert "UTF-16" in refused.stderr
+
+
 @pytest.mark.parametrize("raw", [[], ["--raw"]])
 def test_an_answer_that_is_cut_off_is_none(raw: list[str]) -> None:
     done = generate("What is 47 + 38?", "--regex", "a{400}", "-n", "90", *raw)
