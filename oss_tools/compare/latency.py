@@ -20,6 +20,7 @@ REFERENCE = "tanh(a · b + c) over 4,096 float32 values by NumPy, 25 times; the 
 REFERENCE_RUNS, REFERENCE_LOOPS = 20, 25
 FASTEST = 0.1  # the share of a round's steps that nothing is taken to have disturbed
 ROUNDS = ("first", "step", "fast_step", "reference")  # what each round gives
+MEMORY = ("peak_bytes", "library_bytes")
 PROCESS_BYTES = 300 << 20  # of a process beside its weights
 TURNS_APART = 3  # loads of each model where not all fit into memory at once
 
@@ -69,7 +70,8 @@ def contest(
         models: (name, path, bytes).
 
     Returns by name: `first`, `step` and `fast_step` (seconds by round: to the first token; of a step, the mean and the tenth
-    percentile), `reference` (around this turn), `load_seconds`, `peak_bytes`, `weight_bytes`. Raises ContenderFailed.
+    percentile), `reference` (around this turn), `load_seconds`, `peak_bytes`, `library_bytes`, `weight_bytes`.
+    Raises ContenderFailed.
     """
     together = sum(size * 1.3 + PROCESS_BYTES for _, _, size in models) < 0.8 * available_memory()
     if together:
@@ -88,7 +90,8 @@ def _join(into: dict[str, Any], part: dict[str, Any], new: bool) -> None:
     if new:
         for name in (*ROUNDS, "load_seconds"):
             into[name] = into[name] + part[name]
-        into["peak_bytes"] = max(into["peak_bytes"], part["peak_bytes"])
+        for name in MEMORY:
+            into[name] = max(into[name], part[name])
 
 
 def _contest(
@@ -115,7 +118,7 @@ def _contest(
             progress(number + 1, rounds)
         for name, child in children.items():
             child.close()
-            found[name]["peak_bytes"] = child.peak_bytes
+            found[name].update({key: getattr(child, key) for key in MEMORY})
     except BaseException as error:
         for child in children.values():
             child.__exit__(type(error))

@@ -62,6 +62,7 @@ def add_times(found: dict[str, Candidate], times: Mapping[str, dict[str, Any]], 
             latency=latency.latency(own, None if name == base else rounds["base"], how),
             load_seconds=timing(own["load_seconds"]),
             peak_bytes=own["peak_bytes"],
+            library_bytes=own["library_bytes"],
             weight_bytes=own["weight_bytes"],
         )
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from oss_tools.errors import OssToolsError
+from oss_tools.machine.memory import library_bytes
 from oss_tools.measure.counters import between, counters
 from oss_tools.measure.memory_group import MemoryGroup, join
 
@@ -101,7 +102,7 @@ class Child:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace")
         self._complaints = threading.Thread(target=self._pass_on, daemon=True)
         self._complaints.start()
-        self.peak_bytes = 0
+        self.peak_bytes = self.library_bytes = 0
         self.ready: dict[str, Any] = self._reply()
 
     def ask(self, what: str, **arguments: Any) -> Any:
@@ -135,9 +136,9 @@ class Child:
         return status
 
     def close(self) -> None:
-        """Ends the process; `peak_bytes` is then the largest resident size it had."""
+        """Ends the process; `peak_bytes` is then the largest resident size it had, `library_bytes` what of it were libraries."""
         if self._process.poll() is None:
-            self.peak_bytes = self.ask("peak")
+            self.peak_bytes, self.library_bytes = self.ask("memory")
             assert self._process.stdin
             self._process.stdin.close()
             self._ended()
@@ -180,7 +181,7 @@ def serve(kind: str, arguments: dict[str, Any]) -> None:
         for line in sys.stdin:
             request = json.loads(line)
             what = request.pop("do")
-            reply(result=peak_bytes() if what == "peak" else getattr(contender, what)(**request))
+            reply(result=(peak_bytes(), library_bytes()) if what == "memory" else getattr(contender, what)(**request))
         contender.close()
     except (OssToolsError, MemoryError, OSError) as error:
         reply(error=str(error) or type(error).__name__)

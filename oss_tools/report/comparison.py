@@ -128,7 +128,8 @@ class Candidate:
         path: where it lay; sha256: of its files; size: of its files, in bytes.
         parameters: values of all its tensors.
         bits_per_weight: 8 × tensor bytes / parameters.
-        load_seconds, peak_bytes: of a process that loads it and answers; peak_bytes is resident memory.
+        load_seconds, peak_bytes, library_bytes: of a process that loads it and answers; peak_bytes is resident memory,
+            library_bytes what of it are files of programs and shared libraries.
         weight_bytes: of the weights in memory.
         weight_error: to the base; None for the base.
         differences: from the base, of configuration, tokenizer and chat template; None for the base, and in records of
@@ -154,6 +155,7 @@ class Candidate:
     latency: Latency | None = None
     load_seconds: Timing | None = None
     peak_bytes: int | None = None
+    library_bytes: int | None = None
     weight_bytes: int | None = None
     changes: list[Change] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)

@@ -86,6 +86,8 @@ def candidate_figures(c: Candidate, machine: str, kernel: str) -> Iterator[tuple
         yield "load_seconds", _timing(c.load_seconds, machine)
     if c.peak_bytes is not None:
         yield "peak_memory", _exact(c.peak_bytes)
+        if c.library_bytes is not None:
+            yield "own_memory", _exact(c.peak_bytes - c.library_bytes)
     if c.weight_bytes is not None:
         yield "weight_memory", _exact(c.weight_bytes)
     if c.differences is not None:

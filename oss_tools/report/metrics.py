@@ -96,6 +96,13 @@ METRICS: dict[str, Metric] = {
     "peak_memory": Metric(
         "peak memory", "resident memory of a process that loads the model and answers", unit="bytes", exact=True
     ),
+    "own_memory": Metric(
+        "own memory",
+        "the same without the files of programs and shared libraries, which depends less on the system",
+        unit="bytes",
+        shown=False,
+        exact=True,
+    ),
     "weight_memory": Metric("weights", "bytes of the weights in memory", unit="bytes", shown=False),
     "differences": Metric(
         "differences",

@@ -168,7 +168,8 @@ def test_what_may_be_noise_passes_the_default_gate(rule: str, change) -> None:
         ("predictions are as near as they were", scaled("fidelity.0.kld.mean", 1.2)),
         ("the likeliest token stays as often", scaled("fidelity.0.same_top.value", 0.98)),
         ("scores stay", two_more_wrong),
-        ("a token takes no longer", scaled("latency.per_reference", 1.3)),
+        ("a format of fewer bits is faster", scaled("latency.ratio_time_per_token", 1.8)),
+        ("a token takes no longer", scaled("latency.per_reference", 4)),
     ],
 )
 def test_every_rule_of_the_embedded_models_gate_refuses(rule: str, change) -> None:

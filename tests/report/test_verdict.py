@@ -57,11 +57,11 @@ def test_a_divergence_counts_by_its_whole_interval(mean: float, spread: float, b
 
 
 def test_scores_alone_prove_no_nearness_and_the_sentence_says_what_they_would_miss() -> None:
-    found = judgement(candidate(fidelity=[], weight_error=None))
+    found = judgement(candidate(fidelity=[], weight_error=None, margins=[]))
     assert found.level == "open"
     assert "could be up to 3.7 points lower without being seen" in found.sure  # Tango's interval of 0 of 100
     assert "Predictions were not compared" in found.sure
-    assert judgement(candidate(fidelity=[], tasks=[])).sure == "Nothing was compared that could tell."
+    assert judgement(candidate(fidelity=[], tasks=[], margins=[])).sure == "Nothing was compared that could tell."
 
 
 def test_margins_that_shrink_by_evidence_are_harm_and_others_are_not() -> None:
@@ -88,8 +88,8 @@ def test_a_format_whose_divergence_is_forty_times_another_s_is_not_recommended()
         "smaller, at a price": "mxfp4",
         "fastest": "q4_0",
     }
-    assert "q4_0: far from the base." in " ".join(text(sheet).split())
-    assert "far from the base" in page([sheet])
+    assert "q4_0: worse than the base." in " ".join(text(sheet).split())  # its margins have shrunk
+    assert "worse than the base" in page([sheet])
 
 
 def test_where_none_is_near_the_nearest_is_named_as_that() -> None:
