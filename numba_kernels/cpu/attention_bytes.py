@@ -85,7 +85,8 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
     """`attention_steps.scores_of` for keys of 8 bits."""
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
     lowest, highest = low // LANES * LANES, (high - 1) // LANES * LANES  # panels: others may be anywhere
-    places, scales, values = stack(64), stack(64), stack(64)
+    places, scales = stack(64), stack(64)
+    wanted = np.int64(0)
     numbers = queries + 4 * PLACES
     for first in range(low // GROUP * GROUP, (high + GROUP - 1) // GROUP * GROUP, LANES * PANELS):
         for i in range(PANELS):
@@ -94,14 +95,14 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
             slot = p % page_positions
             set_i64(places + 8 * i, page + slot * head_dim)
             set_i64(scales + 8 * i, page + page_positions * head_dim + slot * SCALE_BYTES)
-            set_i64(values + 8 * i, page + page_positions * (head_dim + SCALE_BYTES) + slot * across)
+            if i == 0:
+                wanted = page + page_positions * (head_dim + SCALE_BYTES) + slot * across
         panels = load_places(PANELS, places)
         tile = zero_tile(BOTH)
         for k in range(0, head_dim // UNIT * UNIT, UNIT):
             if is_ahead:
-                for i in range(PANELS):
-                    for line in range(0, UNIT * LANES, 64):
-                        prefetch(get_i64(values + 8 * i) + k * LANES + line)
+                for line in range(0, PANELS * UNIT * LANES, 64):
+                    prefetch(wanted + k * PANELS * LANES + line)
             tile = add_byte_scores(PRODUCTS, UNIT, tile, panels, k * LANES, numbers + k * PLACES * SIZE)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = add_byte_scores(PRODUCTS, PAIR, tile, panels, k * LANES, numbers + k * PLACES * SIZE)
@@ -145,13 +146,13 @@ def add_byte_columns(  # type: ignore[no-untyped-def]
             slot = p % page_positions
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d + slot * across
-            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys + 2 * d
-            wanted += (p + SEGMENT) % page_positions * across
+            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys
+            wanted += (p + SEGMENT) % page_positions * across + (stop - p) * d
             shares = scores + p % SEGMENT * SIZE
             for q in range(0, stop - p, 2):
                 if is_ahead:
                     for line in range(0, 2 * LANES * VECTORS, 64):
-                        prefetch(wanted + q * across + line)
+                        prefetch(wanted + q * LANES * VECTORS + line)
                 tile = add_byte_values(PRODUCTS, VECTORS, tile, values + q * across, shares + q * SIZE, STRIDE)
             p = stop
         add_to_sums(PRODUCTS, VECTORS, sums + 4 * d, stride, tile, factors)

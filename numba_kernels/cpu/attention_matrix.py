@@ -184,13 +184,13 @@ def scores_of(  # type: ignore[no-untyped-def]
         next_panel = panel + (second - first) * head_dim * WIDTH
         if slot + second - first >= page_positions:
             next_panel = page_of(second, pages, page_bytes, page_positions, table, ring) + offset
-        if is_ahead:
-            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + offset
-            wanted += (page_positions * head_dim + (p + SEGMENT) % page_positions * across) * WIDTH
-            for line in range(0, BLOCK * across * WIDTH, 64):
-                prefetch(wanted + line)
+        wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + offset
+        wanted += (page_positions * head_dim + (p + SEGMENT) % page_positions * across) * WIDTH
         clear_scores()
         for k in range(0, whole, BLOCK):
+            if is_ahead:  # a part for each product, as many lines at once hold up what is computed
+                for line in range(0, BLOCK * BLOCK * WIDTH, 64):
+                    prefetch(wanted + k * BLOCK * WIDTH + line)
             add_scores(queries + k * WIDTH, query_bytes, panel + k * LANES * WIDTH, next_panel + k * LANES * WIDTH)
         if whole < head_dim:
             for k in range(0, (head_dim - whole) * LANES * WIDTH, 4 * LANES):

@@ -76,22 +76,22 @@ def scores_of(  # type: ignore[no-untyped-def]
     """
     all_from, all_to = get_i32(sees + 8 * ROWS - 8), get_i32(sees + 4)  # what the last and the first row see: all rows do
     lowest, highest = low // LANES * LANES, (high - 1) // LANES * LANES  # panels: others may be anywhere
-    places, values = stack(64), stack(64)
+    places = stack(64)
+    wanted = np.int64(0)
     for first in range(low // GROUP * GROUP, (high + GROUP - 1) // GROUP * GROUP, LANES * PANELS):
         for i in range(PANELS):
             p = min(max(first + LANES * i, lowest), highest)
             page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
             slot = p % page_positions
             set_i64(places + 8 * i, page + slot * head_dim * WIDTH)
-            set_i64(values + 8 * i, page + (page_positions * head_dim + slot * across) * WIDTH)
+            if i == 0:
+                wanted = page + (page_positions * head_dim + slot * across) * WIDTH
         panels = load_places(PANELS, places)
         tile = zero_tile(BOTH)
         for k in range(0, head_dim // UNIT * UNIT, UNIT):
             if is_ahead:
-                for i in range(PANELS):
-                    wanted = get_i64(values + 8 * i) + k * LANES * WIDTH
-                    for line in range(0, UNIT * LANES * WIDTH, 64):
-                        prefetch(wanted + line)
+                for line in range(0, PANELS * UNIT * LANES * WIDTH, 64):
+                    prefetch(wanted + k * PANELS * LANES * WIDTH + line)
             tile = add_scores(PRODUCTS, ELEMENT, UNIT, tile, panels, k * LANES * WIDTH, queries + k * PLACES * SIZE)
         for k in range(head_dim // UNIT * UNIT, head_dim, PAIR):
             tile = add_scores(PRODUCTS, ELEMENT, PAIR, tile, panels, k * LANES * WIDTH, queries + k * PLACES * SIZE)
@@ -149,7 +149,11 @@ def add_columns(  # type: ignore[no-untyped-def]
     keys,
     is_ahead,
 ):
-    """sums[t] += Σ_p shares[t, p] · v[p] for the columns from `begin` to `end`, VECTORS vectors at a time; see `sum_values`."""
+    """sums[t] += Σ_p shares[t, p] · v[p] for the columns from `begin` to `end`, VECTORS vectors at a time; see `sum_values`.
+
+    The keys of the next segment are asked for in the order of their addresses, as many bytes for a position as are read for it:
+    processors load ahead of such a sequence, and lines that are asked for a few at a time do not hold up what is computed.
+    """
     row_bytes = across * WIDTH
     for d in range(begin, end, LANES * VECTORS):
         tile = load_sums(ROWS, VECTORS, sums + 4 * d, stride)
@@ -158,14 +162,13 @@ def add_columns(  # type: ignore[no-untyped-def]
             slot = p % page_positions
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + d * WIDTH - (p - slot) * row_bytes
-            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys + d * WIDTH
-            wanted += ((p + SEGMENT) % page_positions - p) * row_bytes
+            wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys
+            wanted += ((p + SEGMENT) % page_positions * across + (stop - p) * d) * WIDTH
             shares = scores + p % SEGMENT * SIZE
             for q in range(p, stop, STEP):
                 if is_ahead:
-                    for row in range(q, q + STEP):
-                        for line in range(0, LANES * VECTORS * WIDTH, 64):
-                            prefetch(wanted + row * row_bytes + line)
+                    for line in range(0, STEP * LANES * VECTORS * WIDTH, 64):
+                        prefetch(wanted + (q - p) * LANES * VECTORS * WIDTH + line)
                 one = other = values + q * row_bytes
                 if STEP == 2:
                     one, other = values + max(q, low) * row_bytes, values + min(q + 1, stop - 1) * row_bytes

@@ -145,9 +145,9 @@ def _start(path: Path, s: Settings) -> Child:
 def _time(child: Child, s: Settings) -> tuple[float, float, float]:
     """Seconds to the first token behind a prompt; of each further one, the mean and the tenth percentile."""
     vocabulary = child.ready["facts"]["vocabulary"]
-    prompt, generated = ([(7919 * i + 13) % min(vocabulary, 20000) for i in range(n)] for n in (s.prompt, s.generate))
-    first = child.ask("prompt", tokens=prompt, depth=0)
-    steps = child.ask("generate", tokens=generated, depth=s.prompt, batch=1)
+    tokens = [(7919 * i + 13) % min(vocabulary, 20000) for i in range(s.prompt + s.generate)]
+    first = child.ask("prompt", tokens=tokens[: s.prompt], depth=0)
+    steps = child.ask("generate", tokens=tokens, depth=s.prompt, batch=1)
     return float(first), float(np.mean(steps)), float(np.quantile(steps, FASTEST))
 
 

@@ -136,7 +136,7 @@ class Contest:
 
     def time(self, child: Child, case: Case) -> list[float]:
         """Seconds of each step of a case."""
-        tokens = self.tokens(case.tokens)
+        tokens = self.tokens(case.depth + case.tokens)
         if case.kind == "prompt":
             return [child.ask("prompt", tokens=tokens, depth=case.depth)]
         return list(child.ask("generate", tokens=tokens, depth=case.depth, batch=case.batch))

@@ -7,29 +7,36 @@ from dataclasses import replace
 from typing import Any
 
 from oss_tools.engine.engine import Engine
-from oss_tools.engine.requests import Request
+from oss_tools.engine.requests import Request, Sequence
 from oss_tools.measure.counters import counters
 from oss_tools.measure.worker import Contender, tokens_of_step
 
 
 class EngineContender(Contender):
-    """Our engine. A step of generation includes the choice of the likeliest token."""
+    """Our engine. A step of generation includes the choice of the likeliest token.
+
+    What comes before is computed once: rounds continue forks of it, one for each sequence of a batch, as sequences that share
+    memory would read less of it. Another depth takes its place.
+    """
 
     def __init__(self, model: str, threads: int, context: int, batch: int, **options: Any) -> None:
         self._engine = Engine.load(model, threads=threads, context=context, prefix_budget=0, **options)
+        self._before: list[Sequence] = []
 
     def facts(self) -> dict[str, Any]:
         return {"program": "oss-tools", **self._engine.backend.facts(), "vocabulary": self._engine.backend.vocabulary}
 
     def prompt(self, tokens: list[int], depth: int) -> float:
-        sequence = self._filled(tokens, depth, len(tokens))
+        (sequence,) = self._behind(tokens[:depth], 1, len(tokens) - depth)
+        tokens = tokens[depth:]
         self.mark()
         passed = self._engine.backend.stopwatch()
         int(self._engine.prefill(sequence, tokens).argmax())
         return passed()
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
-        sequences = [self._filled(tokens, depth, len(tokens)) for _ in range(batch)]
+        sequences = self._behind(tokens[:depth], batch, len(tokens) - depth)
+        tokens = tokens[depth:]
         seconds, self._chosen = [], []
         self.mark()
         for step in range(len(tokens)):
@@ -72,9 +79,14 @@ class EngineContender(Contender):
     def close(self) -> None:
         self._engine.close()
 
-    def _filled(self, tokens: list[int], depth: int, room: int) -> Any:
-        first = (tokens * (depth // len(tokens) + 1))[:depth]
-        sequence = self._engine.open(first or tokens[:1], room=room, reuse=0)
-        if first:
-            self._engine.prefill(sequence, first)
-        return sequence
+    def _behind(self, before: list[int], count: int, room: int) -> list[Sequence]:
+        """So many sequences that have these tokens, and room for more."""
+        if not before:
+            return [self._engine.open([0], room=room, reuse=0) for _ in range(count)]
+        if self._before and self._before[0].tokens != before:
+            self._before = []
+        while len(self._before) < count:
+            sequence = self._engine.open(before, reuse=0)
+            self._engine.prefill(sequence, before)
+            self._before.append(sequence)
+        return [self._engine.fork(sequence, room) for sequence in self._before[:count]]

@@ -78,7 +78,8 @@ class Llama(Contender):
         return {"program": f"{self.package} {metadata.version(self.package)}", "kernels": information().decode().strip()}
 
     def prompt(self, tokens: list[int], depth: int) -> float:
-        self._fill(tokens, depth, 1)
+        self._fill(tokens[:depth], 1)
+        tokens = tokens[depth:]
         self.mark()
         began = time.perf_counter()
         for start in range(0, len(tokens), CHUNK):
@@ -89,7 +90,8 @@ class Llama(Contender):
         return time.perf_counter() - began
 
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
-        self._fill(tokens, depth, batch)
+        self._fill(tokens[:depth], batch)
+        tokens = tokens[depth:]
         self.mark()
         seconds = []
         for step in range(len(tokens)):
@@ -101,13 +103,13 @@ class Llama(Contender):
             seconds.append(time.perf_counter() - began)
         return seconds
 
-    def _fill(self, tokens: list[int], depth: int, sequences: int) -> None:
-        """Starts over with `depth` tokens in each sequence."""
+    def _fill(self, tokens: list[int], sequences: int) -> None:
+        """Starts over with these tokens in each sequence."""
         self.clear()
         for sequence in range(sequences):
-            for start in range(0, depth, CHUNK):
-                stop = min(start + CHUNK, depth)
-                self._decode([(tokens[i % len(tokens)], i, sequence, i == stop - 1) for i in range(start, stop)])
+            for start in range(0, len(tokens), CHUNK):
+                stop = min(start + CHUNK, len(tokens))
+                self._decode([(tokens[i], i, sequence, i == stop - 1) for i in range(start, stop)])
         self._library.llama_synchronize(ctypes.c_void_p(self._context))
 
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> None:

@@ -53,11 +53,13 @@ class Contender(ABC):
 
     @abstractmethod
     def prompt(self, tokens: list[int], depth: int) -> float:
-        """Seconds to process `tokens` and have the logits after the last, behind `depth` others (not timed)."""
+        """Seconds to process `tokens` but for the first `depth`, which come before (not timed), and have the logits after the
+        last."""
 
     @abstractmethod
     def generate(self, tokens: list[int], depth: int, batch: int) -> list[float]:
-        """Seconds of each step that takes one token in each of `batch` sequences, behind `depth` others (not timed)."""
+        """Seconds of each step that takes one of `tokens`, behind the first `depth` of them (not timed), in each of `batch`
+        sequences."""
 
     def counters(self) -> dict[str, float]:
         """What the process has waited for so far, see `measure.counters`."""
