@@ -169,25 +169,37 @@ class Bench(Timer):
 
     def attention(self, tokens: int, depth: int, window: int = 0) -> Result:
         """Attention of the last `tokens` of `depth` positions."""
+        program = Program()
+        self._add_attention(program, tokens, depth, window)
+        seen = sum(min(p + 1, window or p + 1) for p in range(depth - tokens, depth))
+        label = f"attention × {tokens} token{'s' if tokens > 1 else ''} at {depth}{f', window {window}' if window else ''}"
+        return self.measure(label, program, 4.0 * seen * HEADS * HEAD_DIM, "GFLOP/s", "multiply-add peak")
+
+    def attention_from_memory(self, depth: int) -> Result:
+        """Attention of one token in several layers, whose keys and values no cache holds."""
+        program, read = Program(), 0
+        while read < BIG:
+            read += self._add_attention(program, 1, depth)
+        return self.measure(f"attention × 1 token at {depth}, from memory", program, read, "GB/s", "memory read")
+
+    def _add_attention(self, program: Program, tokens: int, depth: int, window: int = 0) -> int:
+        """A layer's attention, over keys and values of its own; their bytes."""
         pages = kv_pages.Pages(KV_HEADS, HEAD_DIM)
         count = depth // pages.positions
         memory = pages.allocate(count)
         memory.view(np.uint16)[:] = self.rng.integers(0x3C00, 0x3F00, (count, pages.nbytes // 2), dtype=np.uint16)
         qkv = self.rng.normal(size=(tokens, HEADS + 2 * KV_HEADS, HEAD_DIM)).astype(np.float32)
         out = np.zeros((tokens, HEADS * HEAD_DIM), np.float32)
-        kernel = attention.attention_op(HEADS // KV_HEADS * tokens, products="bf16")
-        program = Program()
         program.add(
-            kernel, qkv=qkv, stride=qkv.strides[0], rows=tokens, value_dim=HEAD_DIM, out=out, out_stride=out.strides[0],
+            attention.attention_op(HEADS // KV_HEADS * tokens, products="bf16"),
+            qkv=qkv, stride=qkv.strides[0], rows=tokens, value_dim=HEAD_DIM, out=out, out_stride=out.strides[0],
             sequences=1, first_row=np.zeros(1, np.int32), row_count=np.array([tokens], np.int32),
             positions=np.arange(depth - tokens, depth, dtype=np.int32), heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
             window=window, sinks=np.zeros(HEADS, np.float32), pages=memory, page_bytes=pages.nbytes,
             page_positions=pages.positions, tables=np.arange(count, dtype=np.int32), table_stride=4 * count, ring=count,
             divided=tokens == 1, **attention.attention_scratch(1024, HEAD_DIM),
         )  # fmt: skip
-        seen = sum(min(p + 1, window or p + 1) for p in range(depth - tokens, depth))
-        label = f"attention × {tokens} token{'s' if tokens > 1 else ''} at {depth}{f', window {window}' if window else ''}"
-        return self.measure(label, program, 4.0 * seen * HEADS * HEAD_DIM, "GFLOP/s", "multiply-add peak")
+        return int(memory.nbytes)
 
     def row_operations(self, count: int) -> Iterator[Result]:
         """What reads and writes rows only."""
@@ -245,6 +257,7 @@ class Bench(Timer):
         if self.wants("attention"):
             for tokens, depth, window in ((1, 4096, 0), (1, 4096, 128), (512, 512, 0), (512, 4096, 0), (512, 4096, 128)):
                 yield self.attention(tokens, depth, window)
+            yield self.attention_from_memory(32768)
         if self.wants("rows"):
             for count in (1, 512):
                 yield from self.row_operations(count)

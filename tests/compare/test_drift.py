@@ -68,6 +68,7 @@ def test_the_divergence_is_that_of_the_logits(engine: Engine) -> None:
             assert 0 <= point.kld.low <= point.kld.value <= point.kld.high
 
 
+@pytest.mark.slow
 def test_the_caches_format_can_be_chosen(engine: Engine) -> None:
     places = windows(engine.text, 300, 2)
     with Engine.load(TINY, threads=1, cache="bf16") as same, Engine.load(TINY, threads=1, cache="f32") as whole:

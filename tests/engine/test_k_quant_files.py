@@ -32,6 +32,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthesize(plan_synthesis(shape, "gguf", load_recipe("q3_k_m")), path)
 
 
+@pytest.mark.slow
 def test_a_run_ready_file_has_their_panels(mixture: Path, tmp_path: Path) -> None:
     ready, again = tmp_path / "k.ready", tmp_path / "again.gguf"
     with open_checkpoint(mixture) as checkpoint:

@@ -70,6 +70,7 @@ def test_the_same_logits_as_from_folders_of_other_formats(tiny_llama: Path, form
     assert_same_logits(tmp_path / "a", tmp_path / "a.ready")
 
 
+@pytest.mark.slow
 def test_the_same_logits_where_formats_differ_in_a_layer(tiny_llama: Path, tmp_path: Path) -> None:
     convert(tiny_llama, tmp_path / "a.gguf", "gguf", MIXED)
     convert(tmp_path / "a.gguf", tmp_path / "a.ready", "ready")

@@ -68,7 +68,7 @@ def test_a_checkpoint_is_judged_as_the_shape_it_has(tiny_gpt_oss: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["mxfp4", "bf16", "int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("q8_0", "q4_1"))]
+    "recipe", ["mxfp4", "bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "q8_0", "q4_1"))]
 )
 @pytest.mark.parametrize("shape", ["gpt-oss-tiny", "llama-tiny"])
 def test_panels_and_bytes_per_token_are_the_engines(shape: str, recipe: str, tmp_path: Path) -> None:

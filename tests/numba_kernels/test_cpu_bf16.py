@@ -71,6 +71,7 @@ def test_rms_norm_writes_the_records_that_quantize_writes(team):
     np.testing.assert_array_equal(records, rounded(team, out[:, :77].copy())[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(height=st.integers(1, 120), columns=st.integers(1, 300), tokens=st.integers(1, 31), seed=st.integers(0, 99))
 def test_any_shape(team, height, columns, tokens, seed):

@@ -126,6 +126,7 @@ def test_the_published_shape(team, divided):
         case.step([count])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape(team, data):
