@@ -98,7 +98,7 @@ METRICS: dict[str, Metric] = {
     ),
     "own_memory": Metric(
         "own memory",
-        "the same without the files of programs and shared libraries, which depends less on the system",
+        "resident memory of that process without the files of programs and shared libraries",
         unit="bytes",
         shown=False,
         exact=True,
