@@ -8,7 +8,7 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS
 from numba_kernels.cpu.float_products import times_bf16, times_block, times_float, times_unit
-from numba_kernels.cpu.int8_products import Leaving, times_int8
+from numba_kernels.cpu.int8_products import times_int8
 from numba_kernels.cpu.records import OFFSETS, RECORDS
 from numba_kernels.simd.instructions import I64, Builder, Value
 from numba_kernels.simd.path import ACTIVE
@@ -17,34 +17,31 @@ from numba_kernels.simd.values import Int
 
 
 @intrinsic(prefer_literal=True)
-def accumulate_first(
+def accumulate(
     typing_context: Any, name: Any, activations: Any, tile: Any, panels: Any, codes: Any, scales: Any, block: Any, rows: Any,
-    at: Any, least: Any, count: Any,
+    at: Any,
 ) -> Any:  # fmt: skip
-    """The tile plus the products of one block (of UNIT columns for float formats) of some panels and the first `count` rows of
-    activations, which are at least `least`. What is in the tile for the others means nothing. Only with int8 activations are
-    they left out; else they are computed with the others.
+    """The tile plus the products of one block (of UNIT columns for float formats) of some panels and some rows of activations.
 
-    `name` is a format and `activations` a kind of records or "f32", compile-time constants like `least`; `panels` are the panels'
-    addresses, `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
+    `name` is a format and `activations` a kind of records or "f32", compile-time constants; `panels` are the panels' addresses,
+    `codes` and `scales` the offsets of the block's codes and scales in them, and `block` its number; `rows` are the
     rows' addresses and `at` the block's offset in them, all in bytes. The accumulator for row t and panel i is number
     t · panels + i.
     """
     format_name, kind = name.literal_value, activations.literal_value
 
     def lower(context: Any, b: Builder, sig: Any, args: Any) -> Value:
-        _, _, totals, bases, codes, scales, block, addresses, at, _, count = args
-        leaving = Leaving(b, count, least.literal_value)
+        _, _, totals, bases, codes, scales, block, addresses, at = args
         accumulators = [b.extract_value(totals, n) for n in range(tile.count)]
         their_codes, their_scales = _moved(b, panels, bases, codes), _moved(b, panels, bases, scales)
         places = _moved(b, rows, addresses, at)
-        values = _times(b, format_name, kind, their_codes, their_scales, block, places, accumulators, leaving)
+        values = _times(b, format_name, kind, their_codes, their_scales, block, places, accumulators)
         return tile_of(b, tile, values)
 
     if not (isinstance(tile, Tile) and isinstance(rows, Places) and isinstance(panels, Places)):
         return None
     _require_sizes(kind, tile, panels, rows)
-    return tile(name, activations, tile, panels, Int, Int, Int, rows, Int, least, Int), lower
+    return tile(name, activations, tile, panels, Int, Int, Int, rows, Int), lower
 
 
 def _require_sizes(kind: str, tile: Tile, panels: Places, rows: Places) -> None:
@@ -80,9 +77,9 @@ def _moved(b: Builder, places: Any, addresses: Value, offset: Value) -> list[Val
 
 def _times(
     b: Builder, name: str, kind: str, codes: list[Value], scales: list[Value], block: Value, places: list[Value],
-    totals: list[Value], leaving: Leaving | None = None,
+    totals: list[Value],
 ) -> list[Value]:  # fmt: skip
-    """The accumulators plus the products of one block; see `accumulate_first`."""
+    """The accumulators plus the products of one block; see `accumulate`."""
     if kind == "bf16" and ACTIVE.matrix_registers:
         return times_block(b, codes, places, totals)
     if kind == "bf16":
@@ -90,5 +87,5 @@ def _times(
     if LAYOUTS[name].decode is None:
         return times_unit(b, name, codes, places, totals)
     if kind in RECORDS:
-        return times_int8(b, name, kind, codes[0], scales[0], block, places, totals, leaving)
+        return times_int8(b, name, kind, codes[0], scales[0], block, places, totals)
     return times_float(b, name, codes, scales, block, places, totals)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from numba_kernels.cpu.blocks import BLOCK, LAYOUTS, Layout, Shorts, has_signed_codes, is_narrow, raised_by, scales_of
 from numba_kernels.cpu.records import OFFSETS
 from numba_kernels.simd import instructions as emit
-from numba_kernels.simd.instructions import F32, I32, I64, Builder, Value, same
+from numba_kernels.simd.instructions import F32, I32, Builder, Value, same
 from numba_kernels.simd.memory import splat_at
 from numba_kernels.simd.path import ACTIVE
 from numba_kernels.simd.values import Bytes, Floats, Words
@@ -18,95 +18,62 @@ def four_bytes(b: Builder, address: Value) -> Value:
     return b.bitcast(splat_at(b, address, I32), Bytes.llvm)
 
 
-class Leaving:
-    """Code for up to so many rows, one after the other, that is left before the first row that there is not.
-
-    Rows that a tile lacks then cost nothing, and one tile serves any number of rows: the processor foresees where it leaves.
-    """
-
-    def __init__(self, b: Builder, count: Value, least: int) -> None:
-        """count: how many rows there are; at least `least`."""
-        self._b, self._count, self._least = b, count, least
-        self._done: Any = None
-        self._left: list[tuple[Any, int]] = []  # from which blocks, with how many rows done
-
-    def before(self, row: int) -> None:
-        """To be called before the code of each row."""
-        if row < self._least:
-            return
-        self._done = self._done or self._b.append_basic_block("done")
-        self._left.append((self._b.block, row))
-        further = self._b.append_basic_block(f"row{row}")
-        self._b.cbranch(self._b.icmp_signed(">", self._count, I64(row)), further, self._done)
-        self._b.position_at_end(further)
-
-    def join(self, results: list[Value], unchanged: list[Value]) -> list[Value]:
-        """The results of rows that there are, and what the others had."""
-        if not self._left:
-            return results
-        last = self._b.block
-        self._b.branch(self._done)
-        self._b.position_at_end(self._done)
-        joined = []
-        for t, (result, old) in enumerate(zip(results, unchanged, strict=True)):
-            if t < self._least:
-                joined.append(result)
-                continue
-            phi = self._b.phi(result.type)
-            for block, done in self._left:
-                phi.add_incoming(result if t < done else old, block)
-            phi.add_incoming(result, last)
-            joined.append(phi)
-        return joined
-
-
 def times_int8(
-    b: Builder, name: str, kind: str, codes: Value, scales: Value, block: Value, rows: list[Value], totals: list[Value],
-    leaving: Leaving | None = None,
-) -> list[Value]:  # fmt: skip
+    b: Builder, name: str, kind: str, codes: Value, scales: Value, block: Value, rows: list[Value], totals: list[Value]
+) -> list[Value]:
     """One block of int8 activations: totals + scale · x_scale · Σ code · x, for each half by itself where the weights or the
     activations have scales for halves."""
     layout = LAYOUTS[name]
     assert layout.decode is not None
-    weights = list(layout.decode(b, codes, raised_by(name)))
     scale, added = scales_of(b, name, scales, block)
     halves = 2 if layout.halves or kind == "int8_g16" else 1
-    result: list[Value] = []
-    for row, total in zip(rows, totals, strict=True):
-        if leaving:
-            leaving.before(len(result))
-        starts = starts_of(b, name, kind, row)
+    groups = _together(len(rows), halves)
+    decoded = layout.decode(b, codes, raised_by(name))
+    weights = decoded if halves == 1 and len(groups) == 1 else list(decoded)
+    result = list(totals)
+    for group in groups:
+        starts = {t: starts_of(b, name, kind, rows[t]) for t in group}
         for h in range(halves):
-            part = [(w, emit.advance(b, row, column)) for column, w in weights if halves == 1 or column // 16 == h]
-            start = starts[h] if raised_by(name) else None
-            if is_narrow(name):
-                products = _narrow_sum(b, layout, part, start)
-            else:
-                products = _sum(b, name, part, start, 2 if len(rows) == 1 and halves == 1 else 1)
-            total = add_scaled(b, name, kind, row, h, products, scale, added, starts, total)
-        result.append(total)
-    return leaving.join(result, totals) if leaving else result
+            part = ((column, w) for column, w in weights if halves == 1 or column // 16 == h)
+            begin = [starts[t][h] if raised_by(name) else None for t in group]
+            products = _sums(b, name, part, [rows[t] for t in group], begin, 2 if len(rows) == 1 and halves == 1 else 1)
+            for t, sums in zip(group, products, strict=True):
+                result[t] = add_scaled(b, name, kind, rows[t], h, sums, scale, added, starts[t], result[t])
+    return result
 
 
-def _sum(b: Builder, name: str, pairs: list[tuple[Value, Value]], start: Value | None, chains: int) -> Value:
-    """start + Σ code · x, Words, for pairs of codes and the addresses of x. There may be two sums, as one waits for itself."""
+def _together(rows: int, halves: int) -> list[range]:
+    """The rows in groups. Those of a group meet a vector of weights one after the other, before the next vector: a chain of dot
+    products waits for itself, and the processor sees too few of them at once where one stands behind the other."""
+    most = max(ACTIVE.together // halves, 1)
+    return [range(t, min(t + most, rows)) for t in range(0, rows, most)]
+
+
+def _sums(
+    b: Builder, name: str, weights: Iterable[tuple[int, Value]], rows: list[Value], starts: list[Value | None], chains: int
+) -> list[Value]:
+    """start + Σ code · x, Words, of each row, for codes and their columns. A row may have two chains of sums."""
+    if is_narrow(name):
+        pairs = list(weights)
+        return [_narrow_sum(b, LAYOUTS[name], pairs, row, start) for row, start in zip(rows, starts, strict=True)]
     dot = ACTIVE.dot_signed if has_signed_codes(name) else ACTIVE.dot_unsigned
     zero = same(Words.llvm, 0)
-    sums = [zero if start is None else start, zero][:chains]
-    for i, (w, x) in enumerate(pairs):
-        sums[i % chains] = dot(b, sums[i % chains], w, four_bytes(b, x))
-    return b.add(*sums) if chains == 2 else sums[0]
+    sums = [[zero if start is None else start, zero][:chains] for start in starts]
+    for i, (column, w) in enumerate(weights):
+        for its, row in zip(sums, rows, strict=True):
+            its[i % chains] = dot(b, its[i % chains], w, four_bytes(b, emit.advance(b, row, column)))
+    return [b.add(*its) if chains == 2 else its[0] for its in sums]
 
 
-def _narrow_sum(b: Builder, layout: Layout, pairs: list[tuple[Value, Value]], start: Value | None) -> Value:
+def _narrow_sum(b: Builder, layout: Layout, pairs: list[tuple[int, Value]], row: Value, start: Value | None) -> Value:
     """The same by way of 16-bit sums, which hold 16 columns each, or all 32 if codes are small. They may wrap: what fits is the
     sum of all products, start included."""
     each = len(pairs) if layout.reach <= 16 else 4
     total = None
     for first in range(0, len(pairs), each):
         sums = same(Shorts, 0) if start is None else start
-        for w, x in pairs[first : first + each]:
-            sums = ACTIVE.dot_narrow(b, sums, w, four_bytes(b, x))
+        for column, w in pairs[first : first + each]:
+            sums = ACTIVE.dot_narrow(b, sums, w, four_bytes(b, emit.advance(b, row, column)))
         total = widened(b, sums) if total is None else b.add(total, widened(b, sums))
     return total
 

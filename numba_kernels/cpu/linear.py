@@ -7,12 +7,12 @@ work is a run of panels of one group; inside it, register tiles of up to max(TIL
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numba_kernels.cpu import blocked, matrix_floats, matrix_tiles
-from numba_kernels.cpu.accumulate import accumulate_first, accumulate_head
+from numba_kernels.cpu.accumulate import accumulate, accumulate_head
 from numba_kernels.cpu.blocked import finish
 from numba_kernels.cpu.blocks import BLOCK, HEAD, LAYOUTS, UNIT, Layout
 from numba_kernels.cpu.decoded import PANELS as PANELS_AT_A_TIME
@@ -28,7 +28,6 @@ from numba_kernels.simd.tiles import TILES, panel_addresses, row_addresses, spil
 from numba_kernels.simd.values import LANES
 
 FORMAT, ACTIVATIONS, TOKENS = "mxfp4", "int8", 1
-LEAST = 1  # rows that there are of a tile's; the others, up to TOKENS, may be missing
 CODES, SCALES, STEP, STEPS = 256, 16, RECORD, 1  # bytes from step to step of codes, scales and activations; steps in a block
 PANELS, SUMS = 1, 1  # panels that the rows meet at a time; a sum for each of both
 MOST_PANELS = 4
@@ -47,7 +46,6 @@ def multiply_panels(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Panels [low, high) of a matrix times the activation rows index[first … last], at most TOKENS of them."""
     rows = row_addresses(TOKENS, index, first, last, x, x_stride)
-    count = last + 1 - first
     for p in range(low, high, PANELS):
         codes = matrix + p * panel_bytes
         panels = panel_addresses(PANELS, codes, panel_bytes, high - 1 - p)
@@ -58,7 +56,7 @@ def multiply_panels(  # type: ignore[no-untyped-def]
                     for i in range(PANELS):
                         prefetch(codes + i * panel_bytes + k * ASKED + line)
             scales = scales_at + (k >> shift) * SCALES
-            tile = accumulate_first(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP, LEAST, count)
+            tile = accumulate(FORMAT, ACTIVATIONS, tile, panels, k * CODES, scales, k, rows, k * STEP)
         results = spill(tile)
         for i in range(min(PANELS, high - p)):
             sums = results + i * LANES * 4
@@ -86,14 +84,14 @@ def multiply_heads(  # type: ignore[no-untyped-def]
             finish(results + i * LANES * 4, 0, p + i, first, first, height, bias, residual, out, out_stride)
 
 
-# The five tile sizes, ascending, and the functions for them; `linear_op` sets them. The fourth may be as large as the last: it
-# then leaves out the rows that it lacks.
-SIZE_A, SIZE_B, SIZE_C, SIZE_D, SIZE_E = 1, 1, 1, 1, 1
+# The six tile sizes, ascending, and the functions for them; `linear_op` sets them.
+SIZE_A, SIZE_B, SIZE_C, SIZE_D, SIZE_E, SIZE_F = 1, 1, 1, 1, 1, 1
 multiply_a: Any = multiply_panels
 multiply_b: Any = multiply_panels
 multiply_c: Any = multiply_panels
 multiply_d: Any = multiply_panels
 multiply_e: Any = multiply_panels
+multiply_f: Any = multiply_panels
 FROM, ROWS, MULTIPLE = (
     1 << 62,
     1,
@@ -135,7 +133,11 @@ def linear(  # type: ignore[no-untyped-def]
                 multiply_block(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                                row + rows - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
                 row += rows
-            elif left >= SIZE_E or left > SIZE_D:
+            elif left > SIZE_E:
+                multiply_f(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
+                           min(row + SIZE_F, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
+                row += SIZE_F
+            elif left > SIZE_D:
                 multiply_e(matrix, panel_bytes, scales_at, blocks, shift, height, low, high, index, row,
                            min(row + SIZE_E, stop) - 1, x, x_stride, its_bias, residual, out, out_stride)  # fmt: skip
                 row += SIZE_E
@@ -180,21 +182,18 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
         step, steps = RECORDS.get(activations, BLOCK * 4), 1
     in_blocks = many and ACTIVE.blocked
     sizes = [t for t in TILES if t == 1 or (many and not (in_blocks and t >= FEW))]
-    sizes += sizes[-1:] * (5 - len(sizes))
-    tiles = [Rows(size, size, size) for size in sizes]
-    if ACTIVE.leaves and many and activations in OFFSETS:
-        tiles[3] = Rows(sizes[4], sizes[2] + 1, sizes[3])
-    functions = {tile: _multiply(name, layout, activations, tile, step, steps) for tile in sorted(set(tiles))}
+    sizes += sizes[-1:] * (6 - len(sizes))
+    functions = {size: _multiply(name, layout, activations, size, step, steps) for size in sorted(set(sizes))}
     constants: dict[str, Any] = {"FORMAT": name, "ACTIVATIONS": activations, "MANY": "many" if many else "one"}
-    for letter, tile in zip("abcde", tiles, strict=True):
-        constants[f"SIZE_{letter.upper()}"] = tile.most
-        constants[f"multiply_{letter}"] = functions[tile]
-    constants["multiply_block"] = functions[tiles[0]]
+    for letter, size in zip("abcdef", sizes, strict=True):
+        constants[f"SIZE_{letter.upper()}"] = size
+        constants[f"multiply_{letter}"] = functions[size]
+    constants["multiply_block"] = functions[1]
     if in_blocks:
         constants |= {"multiply_block": blocked.block_function(name, activations), "FROM": FEW, "ROWS": blocked.ROWS}
     elif many and ACTIVE.matrix_registers and activations in OFFSETS:
         constants |= {"multiply_block": matrix_tiles.block_function(name, activations)}
-        constants |= {"FROM": matrix_tiles.FROM, "ROWS": matrix_tiles.ROWS, "MULTIPLE": matrix_tiles.TOKENS}
+        constants |= {"FROM": matrix_tiles.fewest(name), "ROWS": matrix_tiles.ROWS, "MULTIPLE": matrix_tiles.TOKENS}
     elif many and ACTIVE.matrix_registers and activations == "bf16":
         constants |= {
             "multiply_block": matrix_floats.block_function(),
@@ -204,28 +203,19 @@ def linear_op(format_name: str, activations: str = "int8", many: bool = True) ->
     return Op(linear, **constants)
 
 
-class Rows(NamedTuple):
-    """The rows that a tile is for: at most and at least so many, and mostly so many."""
-
-    most: int
-    least: int
-    usual: int
-
-
-def _multiply(name: str, layout: Layout, activations: str, rows: Rows, step: int, steps: int) -> Any:
+def _multiply(name: str, layout: Layout, activations: str, rows: int, step: int, steps: int) -> Any:
     """`multiply_panels` for a format and so many rows."""
-    panels = panels_for(layout, activations, rows.most)
-    multiply = multiply_pairs if in_pairs(layout, activations, rows.most) else multiply_panels
-    if rows.most == 1 and name in UNPACKED_ONCE:
+    panels = panels_for(layout, activations, rows)
+    multiply = multiply_pairs if in_pairs(layout, activations, rows) else multiply_panels
+    if rows == 1 and name in UNPACKED_ONCE:
         multiply = multiply_heads
-    label = f"{rows.least}_{rows.most}" if rows.least < rows.most else f"{rows.most}"
     return inner(
         specialize(
-            multiply, f"multiply_{name}_{activations}_{label}", FORMAT=name, ACTIVATIONS=activations,
-            TOKENS=rows.most, LEAST=rows.least, CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step,
-            STEPS=steps, PANELS=panels, SUMS=rows.most * panels, AHEAD=ahead_for(layout, activations, rows.usual),
+            multiply, f"multiply_{name}_{activations}_{rows}", FORMAT=name, ACTIVATIONS=activations,
+            TOKENS=rows, CODES=layout.block_bytes // steps, SCALES=layout.scale_step, STEP=step,
+            STEPS=steps, PANELS=panels, SUMS=rows * panels, AHEAD=ahead_for(layout, activations, rows),
             ASKED=layout.block_bytes // steps + (layout.scale_step // HEAD if layout.scale == "k" else 0),
-            finish=finish, **pair_constants(layout, activations, rows.most),
+            finish=finish, **pair_constants(layout, activations, rows),
         )
     )  # fmt: skip
 

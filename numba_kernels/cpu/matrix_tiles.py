@@ -32,7 +32,6 @@ from numba_kernels.simd.values import LANES, Address, Floats, Int, Words
 FORMAT, ACTIVATIONS = "mxfp4", "int8"
 TOKENS = amx.ROWS
 ROWS, RUN = 128, 16  # tokens and panels that share gathered records; a multiple of TOKENS
-FROM = 13  # tokens from which on a register, which computes TOKENS in any case, is faster than a tile of vectors
 NEAR = 1 << 20  # bytes of weights that stay in a core's second cache from ROWS tokens to the next
 CHUNK = 24  # blocks: with their records and codes they fit 48 KiB
 SLOT = 64  # bytes of a gathered record
@@ -44,6 +43,13 @@ CODES, SCALES, STEP, DECODED, SCRATCH, STORED = 1, 1, 1, 1, 1, 1  # bytes from b
 
 def _halves(name: str, kind: str) -> int:
     return 2 if LAYOUTS[name].halves or kind == "int8_g16" else 1
+
+
+def fewest(name: str) -> int:
+    """Tokens from which on registers, which compute TOKENS in any case, are faster than tiles of vectors, as measured: vectors need
+    no decoded codes, least of all bytes, but a scale for each half costs them as much as the products."""
+    layout = LAYOUTS[name]
+    return 48 if layout.is_byte else 13 if layout.halves else 32
 
 
 def decoded_bytes(name: str) -> int:
@@ -298,4 +304,4 @@ def block_function(name: str, activations: str) -> Any:
     return inner(specialize(multiply_block, f"multiply_tokens_{name}_{activations}", **constants, meet=its))
 
 
-__all__ = ["FROM", "NEAR", "ROWS", "RUN", "TOKENS", "block_function"]
+__all__ = ["NEAR", "ROWS", "RUN", "TOKENS", "block_function", "fewest"]

@@ -37,12 +37,11 @@ class Portable:
         lanes: 32-bit lanes of a vector; also the rows of a weight panel.
         tiles: how many tokens a register tile of matrix × matrix may hold, ascending; the first is 1.
         accumulators: of a tile that meets several panels at a time, at most.
+        together: rows of bytes that meet a vector of weights one after the other; registers hold their sums and totals.
         sums: vectors of sums that stay in registers beside what is multiplied.
         offset: what 4- and 5-bit codes are raised by to make them unsigned bytes.
         biased_bytes: 8-bit codes are kept raised by `offset` too, for an unsigned × signed dot product.
         float_tables: there is `lookup_floats`.
-        leaves: there is a tile of bytes that jumps over the rows that it lacks: the largest, where there are few of them. It has
-            as many sums as registers allow, and they stay there across jumps.
         multiplies_pairs: there are `multiply_pairs` and `multiply_bf16_pairs`.
         bf16_products: `dot_pairs` is an instruction, and faster than multiply-adds of float32.
         narrow_sums: products of small codes are summed in 16 bits (`dot_narrow`), and activations carry such starts.
@@ -58,11 +57,11 @@ class Portable:
     lanes: ClassVar[int] = 16
     tiles: ClassVar[tuple[int, ...]] = (1, 4)
     accumulators: ClassVar[int] = 4
+    together: ClassVar[int] = 1
     sums: ClassVar[int] = 4
     offset: ClassVar[int] = 16
     biased_bytes: ClassVar[bool] = False
     float_tables: ClassVar[bool] = False
-    leaves: ClassVar[bool] = False
     multiplies_pairs: ClassVar[bool] = False
     bf16_products: ClassVar[bool] = False
     narrow_sums: ClassVar[bool] = False

@@ -51,13 +51,13 @@ class Avx512(X86):
     features = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "f16c", "fma"})
     baseline = ""
     lanes = 16
-    tiles = (1, 2, 4, 8, 12)
+    tiles = (1, 2, 4, 6, 8, 12)
     accumulators = 8
+    together = 12
     sums = 16
     offset = 128
     biased_bytes = True
     float_tables = True
-    leaves = True
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
         return in_parts(b, 64, lambda s, c, v: call(b, "llvm.x86.avx512.vpdpbusd.512", s.type, [s, c, v]), sums, codes, x)
@@ -161,6 +161,7 @@ class AvxVnni(Avx2):
     extra = "+avxvnni"
     offset = 128
     biased_bytes = True
+    together = 4
     narrow_sums = False
 
     def dot_unsigned(self, b: Builder, sums: Value, codes: Value, x: Value) -> Value:
