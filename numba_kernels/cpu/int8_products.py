@@ -45,8 +45,9 @@ def times_int8(
 def _together(rows: int, halves: int) -> list[range]:
     """The rows in groups. Those of a group meet a vector of weights one after the other, before the next vector: a chain of dot
     products waits for itself, and the processor sees too few of them at once where one stands behind the other."""
-    most = max(ACTIVE.together // halves, 1)
-    return [range(t, min(t + most, rows)) for t in range(0, rows, most)]
+    most = ACTIVE.together if halves == 1 else -(-2 * ACTIVE.together // 3)  # a block's codes are all held until its second half
+    each = -(-rows // -(-rows // most))
+    return [range(t, min(t + each, rows)) for t in range(0, rows, each)]
 
 
 def _sums(
