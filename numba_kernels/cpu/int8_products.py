@@ -45,7 +45,9 @@ def times_int8(
 def _together(rows: int, halves: int) -> list[range]:
     """The rows in groups. Those of a group meet a vector of weights one after the other, before the next vector: a chain of dot
     products waits for itself, and the processor sees too few of them at once where one stands behind the other."""
-    most = ACTIVE.together if halves == 1 else -(-2 * ACTIVE.together // 3)  # a block's codes are all held until its second half
+    most = ACTIVE.together
+    if halves == 2:  # a block's codes are all held until its second half
+        most = max(2 * most // 3, 1)
     each = -(-rows // -(-rows // most))
     return [range(t, min(t + each, rows)) for t in range(0, rows, each)]
 

@@ -64,7 +64,7 @@ def test_vector(team, name, activations):
 def test_matrix(team, name, activations):
     rng = np.random.default_rng(2)
     packed, values = packed_of(name, 83, 256, rng, threads=2)
-    for tokens in (2, 3, 4, 5, 7, 12, 13, 29):
+    for tokens in (2, 3, 4, 5, 7, 12, 13, 29, 61):
         out, x = multiply(team, packed, rng.normal(size=(tokens, 256)).astype(np.float32), activations)
         assert close(out, x.astype(np.float64) @ values.T), tokens
 
@@ -74,9 +74,9 @@ def test_a_row_does_not_depend_on_its_company(team, name, activations):
     """Bit for bit: alone, in tiles of every size, and at every place in them."""
     rng = np.random.default_rng(9)
     packed, _ = packed_of(name, 115, 256, rng)  # more than four panels, and a rest
-    x = rng.normal(size=(31, 256)).astype(np.float32)
+    x = rng.normal(size=(61, 256)).astype(np.float32)
     alone = np.concatenate([multiply(team, packed, row[None], activations)[0] for row in x])
-    for count in (*range(2, 14), 31):
+    for count in (*range(2, 14), 31, 61):
         np.testing.assert_array_equal(multiply(team, packed, x[:count], activations)[0], alone[:count])
 
 
