@@ -128,6 +128,7 @@ def attention(  # type: ignore[no-untyped-def]
         item, after = run_from(run, pieces_of_work * splits, threads), run_from(run + 1, pieces_of_work * splits, threads)
     done = 0
     s = 0
+    prepared = np.int64(-1)  # the block whose queries lie in memory
     while s < sequences:
         queries_of = get_i32(row_count + 4 * s) * group
         tiles = (queries_of + ROWS - 1) // ROWS
@@ -145,16 +146,22 @@ def attention(  # type: ignore[no-untyped-def]
         split = number % splits
         begin = get_i32(first_row + 4 * s)
         count = min(each, tiles - block * each)
-        for t in range(count * ROWS):
-            r = min(block * each * ROWS + t, queries_of - 1)
-            row = begin + r // group
-            position = get_i32(positions + 4 * row)
-            if LATENT:
-                set_i64(places + 8 * t, qkv + (row + r % group * rows) * stride)
-            else:
-                set_i64(places + 8 * t, qkv + row * stride + (head * group + r % group) * head_dim * 4)
-            set_i32(sees + 8 * t, first_key(position, window))
-            set_i32(sees + 8 * t + 4, position + 1)
+        which = (done + number) // splits
+        if which != prepared:
+            for t in range(count * ROWS):
+                r = min(block * each * ROWS + t, queries_of - 1)
+                row = begin + r // group
+                position = get_i32(positions + 4 * row)
+                if LATENT:
+                    set_i64(places + 8 * t, qkv + (row + r % group * rows) * stride)
+                else:
+                    set_i64(places + 8 * t, qkv + row * stride + (head * group + r % group) * head_dim * 4)
+                set_i32(sees + 8 * t, first_key(position, window))
+                set_i32(sees + 8 * t + 4, position + 1)
+            if not LATENT:
+                for j in range(count):
+                    prepare_queries(places + 8 * ROWS * j, queries + j * area_bytes, head_dim)
+            prepared = which
         low, high = get_i32(sees), get_i32(sees + 8 * count * ROWS - 4)
         found = own
         if splits > 1:
@@ -162,8 +169,6 @@ def attention(  # type: ignore[no-untyped-def]
             part = (low // PART + split) * PART
             low, high = max(low, part), min(high, part + PART)
         for j in range(count):
-            if not LATENT:
-                prepare_queries(places + 8 * ROWS * j, queries + j * area_bytes, head_dim)
             clear_sums(found + j * area_bytes, row_bytes)
             clear_sums(whole + j * area_bytes, row_bytes)
         table = tables + s * table_stride
@@ -189,7 +194,7 @@ def attention(  # type: ignore[no-untyped-def]
                         merge_sums(whole + j * area_bytes, sums, row_bytes)
                         clear_sums(sums, row_bytes)
             segment += SEGMENT
-        counter = counters + 8 * ((done + number) // splits)
+        counter = counters + 8 * which
         is_last = splits == 1
         if not is_last and atomic_add(counter, 1) == splits - 1:
             atomic_store(counter, 0)

@@ -27,7 +27,7 @@ from numba_kernels.cpu.attention_steps import SEGMENT, STRIDE, prepare
 from numba_kernels.cpu.attention_tiles import load_places
 from numba_kernels.cpu.blocks import PAIR, UNIT
 from numba_kernels.cpu.kv_bytes import SCALE_BYTES
-from numba_kernels.cpu.kv_pages import page_of
+from numba_kernels.cpu.kv_pages import page_of, slot_of
 from numba_kernels.cpu.op import inner, specialize
 from numba_kernels.cpu.rows import load_part
 from numba_kernels.simd.memory import (
@@ -92,7 +92,7 @@ def scores_of_bytes(  # type: ignore[no-untyped-def]
         for i in range(PANELS):
             p = min(max(first + LANES * i, lowest), highest)
             page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
-            slot = p % page_positions
+            slot = slot_of(p, page_positions)
             set_i64(places + 8 * i, page + slot * head_dim)
             set_i64(scales + 8 * i, page + page_positions * head_dim + slot * SCALE_BYTES)
             if i == 0:
@@ -124,7 +124,7 @@ def scale_shares(scores, factors, low, high, pages, page_bytes, page_positions, 
     largest = zero_tile(ROWS)
     for p in range(begin, end, LANES):
         page = page_of(p, pages, page_bytes, page_positions, table, ring)
-        of_values = page + scales + p % page_positions * SCALE_BYTES
+        of_values = page + scales + slot_of(p, page_positions) * SCALE_BYTES
         largest = weigh(largest, scores + p % SEGMENT * 4, STRIDE, of_values)
     if SIZE == 2:
         store_factors(largest, factors, inverses)
@@ -143,11 +143,11 @@ def add_byte_columns(  # type: ignore[no-untyped-def]
         tile = zero_tile(WIDE)
         p = low // 2 * 2
         while p < high:
-            slot = p % page_positions
+            slot = slot_of(p, page_positions)
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + 2 * d + slot * across
             wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys
-            wanted += (p + SEGMENT) % page_positions * across + (stop - p) * d
+            wanted += slot_of(p + SEGMENT, page_positions) * across + (stop - p) * d
             shares = scores + p % SEGMENT * SIZE
             for q in range(0, stop - p, 2):
                 if is_ahead:

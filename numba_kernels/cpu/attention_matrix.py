@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from numba_kernels.cpu.attention_steps import SEGMENT, STRIDE
 from numba_kernels.cpu.attention_tiles import pairs_of_rows
-from numba_kernels.cpu.kv_pages import page_of, store_row_bf16
+from numba_kernels.cpu.kv_pages import page_of, slot_of, store_row_bf16
 from numba_kernels.cpu.op import inner, specialize
 from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
@@ -179,13 +179,13 @@ def scores_of(  # type: ignore[no-untyped-def]
             store_floats(at, splat(np.float32(0)))
     for p in range(low // BLOCK * BLOCK, (high + BLOCK - 1) // BLOCK * BLOCK, BLOCK):
         first, second = max(p, lowest), min(p + LANES, highest)
-        slot = first % page_positions
+        slot = slot_of(first, page_positions)
         panel = page_of(first, pages, page_bytes, page_positions, table, ring) + offset + slot * head_dim * WIDTH
         next_panel = panel + (second - first) * head_dim * WIDTH
         if slot + second - first >= page_positions:
             next_panel = page_of(second, pages, page_bytes, page_positions, table, ring) + offset
         wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + offset
-        wanted += (page_positions * head_dim + (p + SEGMENT) % page_positions * across) * WIDTH
+        wanted += (page_positions * head_dim + slot_of(p + SEGMENT, page_positions) * across) * WIDTH
         clear_scores()
         for k in range(0, whole, BLOCK):
             if is_ahead:  # a part for each product, as many lines at once hold up what is computed
@@ -238,7 +238,7 @@ def gather_values(  # type: ignore[no-untyped-def]
                 store_floats(at + i, splat(np.float32(0)))
             p += 2
             continue
-        slot = p % page_positions
+        slot = slot_of(p, page_positions)
         page = page_of(p, pages, page_bytes, page_positions, table, ring)
         row, key = page + offset + slot * row_bytes, page + keys + slot * key_bytes
         if p < low or p + 1 == high:

@@ -33,7 +33,7 @@ from numba_kernels.cpu.attention_tiles import (
     whole_part,
 )
 from numba_kernels.cpu.blocks import PAIR, UNIT
-from numba_kernels.cpu.kv_pages import page_of, store_row_bf16
+from numba_kernels.cpu.kv_pages import page_of, slot_of, store_row_bf16
 from numba_kernels.cpu.rows import store_part
 from numba_kernels.simd.memory import get_f32, get_i32, get_i64, load_floats, prefetch, set_i32, set_i64, stack, store_floats
 from numba_kernels.simd.tiles import load_tile, zero_tile
@@ -82,7 +82,7 @@ def scores_of(  # type: ignore[no-untyped-def]
         for i in range(PANELS):
             p = min(max(first + LANES * i, lowest), highest)
             page = page_of(p, pages, page_bytes, page_positions, table, ring) + offset
-            slot = p % page_positions
+            slot = slot_of(p, page_positions)
             set_i64(places + 8 * i, page + slot * head_dim * WIDTH)
             if i == 0:
                 wanted = page + (page_positions * head_dim + slot * across) * WIDTH
@@ -159,11 +159,11 @@ def add_columns(  # type: ignore[no-untyped-def]
         tile = load_sums(ROWS, VECTORS, sums + 4 * d, stride)
         p = low // STEP * STEP
         while p < high:
-            slot = p % page_positions
+            slot = slot_of(p, page_positions)
             stop = min(high, p - slot + page_positions)
             values = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + d * WIDTH - (p - slot) * row_bytes
             wanted = page_of(p + SEGMENT, pages, page_bytes, page_positions, table, ring) + keys
-            wanted += ((p + SEGMENT) % page_positions * across + (stop - p) * d) * WIDTH
+            wanted += (slot_of(p + SEGMENT, page_positions) * across + (stop - p) * d) * WIDTH
             shares = scores + p % SEGMENT * SIZE
             for q in range(p, stop, STEP):
                 if is_ahead:

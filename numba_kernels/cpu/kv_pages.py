@@ -20,6 +20,7 @@ from numba_kernels.cpu.op import Op, inner, maker, op, specialize
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take, thread_count
 from numba_kernels.simd.memory import get_f32, get_i32, get_u32, load_floats, set_f32, set_u16, store_bf16
+from numba_kernels.simd.numbers import quotient, remainder
 from numba_kernels.simd.values import LANES, evens, fma, lower_pairs, odds, splat, sum_lanes, upper_pairs
 
 MAX_HEAD = 1024  # values of a head, at most
@@ -97,7 +98,13 @@ class Pages:
 @inner
 def page_of(position, pages, page_bytes, page_positions, table, ring):  # type: ignore[no-untyped-def]
     """The address of the page that holds a position."""
-    return pages + get_i32(table + 4 * (position // page_positions % ring)) * page_bytes
+    return pages + get_i32(table + 4 * remainder(quotient(position, page_positions), ring)) * page_bytes
+
+
+@inner
+def slot_of(position, page_positions):  # type: ignore[no-untyped-def]
+    """A position's place in its page."""
+    return remainder(position, page_positions)
 
 
 @inner
@@ -229,7 +236,7 @@ def rotate_and_store(  # type: ignore[no-untyped-def]
             else:
                 table = tables + get_i32(sequence + 4 * row) * table_stride
                 page = page_of(position, pages, page_bytes, page_positions, table, ring)
-                slot = position % page_positions
+                slot = slot_of(position, page_positions)
                 if head < heads + kv_heads:
                     if key_norm:
                         norm_head(at, key_norm, head_dim, eps)

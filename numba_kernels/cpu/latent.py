@@ -18,7 +18,7 @@ from numba_kernels.cpu.attention import attention_op
 from numba_kernels.cpu.attention_steps import AHEAD, SEGMENT, STRIDE
 from numba_kernels.cpu.attention_tiles import load_places
 from numba_kernels.cpu.huge_pages import empty_bytes
-from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of, rotate, row_storing, store_row
+from numba_kernels.cpu.kv_pages import ELEMENTS, MAX_HEAD, page_of, rotate, row_storing, slot_of, store_row
 from numba_kernels.cpu.op import Op, maker, op
 from numba_kernels.cpu.rows import load_part, store_part
 from numba_kernels.cpu.team import take
@@ -116,7 +116,7 @@ def store_latents(  # type: ignore[no-untyped-def]
         else:
             table = tables + get_i32(sequence + 4 * row) * table_stride
             page = page_of(position, pages, page_bytes, page_positions, table, ring)
-            to = page + position % page_positions * across * WIDTH
+            to = page + slot_of(position, page_positions) * across * WIDTH
             store_row(to, latent + row * latent_stride, rank)
             at = key + row * key_stride
             rotate(at, cos + angle, sin + angle, pairs, interleaved, rope, np.float32(1))
@@ -135,9 +135,11 @@ def scores_of_rows(  # type: ignore[no-untyped-def]
     rows = load_places(ROWS, queries)
     last = get_i32(sees + 8 * ROWS - 4) - 1  # that any row sees
     for p in range(low, high, 2):
-        row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + p % page_positions * step
+        row = page_of(p, pages, page_bytes, page_positions, table, ring) + offset + slot_of(p, page_positions) * step
         later = min(p + AHEAD, last)
-        wanted = page_of(later, pages, page_bytes, page_positions, table, ring) + offset + later % page_positions * step
+        wanted = (
+            page_of(later, pages, page_bytes, page_positions, table, ring) + offset + slot_of(later, page_positions) * step
+        )
         first, second = zero_tile(ROWS), zero_tile(ROWS)
         for d in range(0, across, LANES):
             if is_ahead:
@@ -173,7 +175,7 @@ def _copy_latents(  # type: ignore[no-untyped-def]
     while item * PIECE < count:
         for n in range(item * PIECE, min(item * PIECE + PIECE, count)):
             p = first + n
-            there = page_of(p, pages, page_bytes, page_positions, table, ring) + p % page_positions * across
+            there = page_of(p, pages, page_bytes, page_positions, table, ring) + slot_of(p, page_positions) * across
             row = rows + n * row_stride
             for i in range(0, size * WIDTH, 2):
                 if TO_ROWS:

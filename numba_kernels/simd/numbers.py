@@ -29,6 +29,21 @@ def _magnitude(b: Builder, x: Value) -> tuple[Value, Value]:
     return b.and_(bits, _words(0x7FFFFFFF)), b.and_(bits, _words(0x80000000))
 
 
+# ---- counts ---------------------------------------------------------------------------------------------------------
+
+
+@operation(Int, Int, Int)
+def quotient(b: Builder, x: Value, y: Value) -> Value:
+    """x // y of counts below 2^32: a division of 64 bits takes several times as long, and Python's has a sign to look at."""
+    return b.zext(b.udiv(b.trunc(x, I32), b.trunc(y, I32)), I64)
+
+
+@operation(Int, Int, Int)
+def remainder(b: Builder, x: Value, y: Value) -> Value:
+    """x % y of counts below 2^32."""
+    return b.zext(b.urem(b.trunc(x, I32), b.trunc(y, I32)), I64)
+
+
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
