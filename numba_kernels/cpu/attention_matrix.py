@@ -23,7 +23,7 @@ from numba_kernels.cpu.op import inner, specialize
 from numba_kernels.simd import amx
 from numba_kernels.simd import instructions as emit
 from numba_kernels.simd.instructions import Builder, Value
-from numba_kernels.simd.memory import get_i32, get_i64, load_floats, prefetch, set_i32, stack, store_floats
+from numba_kernels.simd.memory import get_i32, get_i64, load_floats, prefetch_far, set_i32, stack, store_floats
 from numba_kernels.simd.values import LANES, Address, Int, Void, keep_between, splat
 
 TILES = (1, 2, 4, 8, 16)  # rows of a tile
@@ -190,7 +190,7 @@ def scores_of(  # type: ignore[no-untyped-def]
         for k in range(0, whole, BLOCK):
             if is_ahead:  # a part for each product, as many lines at once hold up what is computed
                 for line in range(0, BLOCK * BLOCK * WIDTH, 64):
-                    prefetch(wanted + k * BLOCK * WIDTH + line)
+                    prefetch_far(wanted + k * BLOCK * WIDTH + line)
             add_scores(queries + k * WIDTH, query_bytes, panel + k * LANES * WIDTH, next_panel + k * LANES * WIDTH)
         if whole < head_dim:
             for k in range(0, (head_dim - whole) * LANES * WIDTH, 4 * LANES):
@@ -250,7 +250,7 @@ def gather_values(  # type: ignore[no-untyped-def]
         while p < stop:
             if is_ahead:
                 for line in range(0, 2 * key_bytes, 64):
-                    prefetch(key + line)
+                    prefetch_far(key + line)
             gather_row(row, row + row_bytes, at, padded)
             row, key, at, p = row + 2 * row_bytes, key + 2 * key_bytes, at + amx.ROW, p + 2
 

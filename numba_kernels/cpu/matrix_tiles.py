@@ -46,8 +46,8 @@ def _halves(name: str, kind: str) -> int:
 
 
 def fewest(name: str) -> int:
-    """Tokens from which on registers, which compute TOKENS in any case, are faster than tiles of vectors, as measured. Vectors meet
-    codes that were never stored, which is most for bytes; but scales for halves cost them as much as the products."""
+    """Tokens from which on registers, which compute TOKENS in any case, are faster than tiles of vectors, as measured. Vectors
+    store no decoded codes, which helps bytes most; but scales for halves cost them as much as the products."""
     layout = LAYOUTS[name]
     return 48 if layout.is_byte else 13 if layout.halves else 32
 

@@ -125,6 +125,12 @@ def prefetch(b: Builder, address: Value) -> None:
     emit.call(b, "llvm.prefetch.p0", ir.VoidType(), [emit.pointer(b, address, I8), I32(0), I32(3), I32(1)])
 
 
+@operation(Void, Address)
+def prefetch_far(b: Builder, address: Value) -> None:
+    """The same into the second cache only: more lines can be under way to it at a time."""
+    emit.call(b, "llvm.prefetch.p0", ir.VoidType(), [emit.pointer(b, address, I8), I32(0), I32(2), I32(1)])
+
+
 @operation(Floats, Address)
 def load_bf16(b: Builder, address: Value) -> Value:
     """LANES bfloat16, as float32."""
