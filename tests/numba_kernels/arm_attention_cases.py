@@ -8,11 +8,15 @@ import numpy as np
 from arm_emulator import Arena
 
 
-def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str, Any, dict[str, Any], Any]]:
-    """A prompt's keys and values are stored, and its queries attend; rows are longer than what is in them."""
+def attention_cases(
+    arena: Arena, element: str, head_dim: int, products: str = "f32"
+) -> list[tuple[str, Any, dict[str, Any], Any]]:
+    """A prompt's keys and values are stored, and its queries attend; rows are longer than what is in them. Those of 8 bits are
+    copied out of the pages in between."""
     import ml_dtypes
 
     from numba_kernels.cpu.attention import attention_op, attention_scratch
+    from numba_kernels.cpu.copies import copy_ops
     from numba_kernels.cpu.kv_pages import Pages, store_op
     from numba_kernels.reference import ops
 
@@ -44,17 +48,41 @@ def attention_cases(arena: Arena, element: str, head_dim: int) -> list[tuple[str
         "row_count": arena.copy(np.array([tokens], np.int32)), "divided": 0, **scratch,
     }  # fmt: skip
 
-    def error() -> float:
+    rows = arena.copy(np.zeros((tokens, pages.row_bytes), np.uint8))
+    copy = {
+        "table": shared["tables"], "rows": rows, "row_stride": rows.strides[0], "first": 0, "count": tokens,
+        **{name: shared[name] for name in ("ring", "kv_heads", "head_dim", "pages", "page_bytes", "page_positions")},
+    }  # fmt: skip
+
+    def rotated() -> list[np.ndarray]:
         q, k = (ops.apply_rope(given[:, a:b], *tables) for a, b in ((0, heads), (heads, heads + kv_heads)))
+        return [ops.mixed(q), ops.mixed(k)] if element == "q8" else [q, k]
+
+    def held() -> list[np.ndarray]:
+        codes, scales = rows[:, : 2 * head_dim].view(np.int8), rows[:, 2 * head_dim :].copy().view(np.float32)
+        return [codes[:, None, i * head_dim : (i + 1) * head_dim] * scales[:, None, i : i + 1] for i in range(2)]
+
+    def rounding_error() -> float:
+        pairs = zip(held(), (rotated()[1], given[:, heads + kv_heads :]), strict=True)
+        missed = [np.abs(x - ops.cached_in_8_bits(y)) * 127 / np.abs(y).max(-1, keepdims=True) for x, y in pairs]
+        steps = np.concatenate(missed, 1)  # a last bit decides how a value is rounded, and seldom
+        return 0.0 if steps.max() <= 1.001 and (steps > 0.01).mean() < 0.01 else 1.0
+
+    def error() -> float:
+        q, k = rotated()
         v = given[:, heads + kv_heads :]
         if element == "bf16":
             k, v = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (k, v))
+        elif element == "q8":
+            k, v = held()
         exact = ops.attention(q, k, v, 0, scale=head_dim**-0.5, window=window, sinks=sinks)
         return float(np.abs(out - exact).max() / np.abs(exact).max())
 
-    name = f"attention {head_dim} {element}"
-    stored = (f"keys of {name}", store_op(element), store, lambda: 0.0)
-    return [stored, (name, attention_op(8, element), attend, error)]
+    name = f"attention {head_dim} {element}" + (f" {products}" if element == "q8" else "")
+    stored = [(f"keys of {name}", store_op(element), store, lambda: 0.0)]
+    if element == "q8":
+        stored.append((f"copies of {name}", copy_ops("q8")[0], copy, rounding_error))
+    return [*stored, (name, attention_op(8, element, head_dim, None, products), attend, error)]
 
 
 def latent_cases(arena: Arena, element: str, rank: int) -> list[tuple[str, Any, dict[str, Any], Any]]:

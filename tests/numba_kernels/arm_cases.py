@@ -95,6 +95,8 @@ def cases(arena: Arena) -> list[tuple[str, Any, dict[str, Any], Any]]:
     result += shape_cases(arena, int(os.environ.get("ARM_SEED", "0")))
     for element, head_dim in (("bf16", 20), ("f32", 6), ("bf16", 64)):
         result += attention_cases(arena, element, head_dim)
+    for head_dim, products in ((20, "f32"), (64, "f32"), (64, "i16")):
+        result += attention_cases(arena, "q8", head_dim, products)
     for element, rank in (("bf16", 40), ("f32", 21)):
         result += latent_cases(arena, element, rank)
     return result + codec_cases(arena)

@@ -94,7 +94,7 @@ def check_arm(path: str, report: dict[str, dict]) -> None:
             assert words["fmla"] >= 16 or name.startswith("keys"), name
         if emulated:
             assert case["error"] is not None
-            assert case["error"] < 3e-6, name
+            assert case["error"] < (5e-4 if name.endswith("i16") else 3e-6), name  # what is rounded to 16 bits
             assert case["overruns"] == 0, name
             if name.endswith(" many"):  # the first of several tokens has the bits that it has alone
                 assert case["first"] == report[name.replace(" many", " one")]["first"], name
