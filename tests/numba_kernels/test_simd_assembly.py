@@ -127,3 +127,16 @@ def test_whole_kernels_for_avx512_bf16(tmp_path):
     text = whole_kernels("avx512bf16", tmp_path, "", "bf16 bf16")["bf16 bf16"]
     assert len(re.findall("vdpbf16ps", text)) >= 48
     assert not re.search(r"vfmadd\w+ps", text)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx512" not in simd.executable_paths(), reason="this processor lacks AVX-512 VNNI")
+def test_dot_products_of_a_tile_do_not_wait_for_each_other(tmp_path):
+    """In a tile of 12 tokens, one after the other goes to another sum, and sums stay in registers."""
+    text = whole_kernels("avx512", tmp_path, "", "mxfp4 int8")["mxfp4 int8"]
+    largest = max(re.split(r"\n(?=_ZN)", text), key=lambda part: len(re.findall("vpdpbusd", part)))
+    sums = re.findall(r"vpdpbusd\s.*, %zmm(\d+)\n", largest)
+    assert len(sums) == 96
+    near = [sums[i] in sums[max(i - 5, 0) : i] for i in range(len(sums))]
+    assert sum(near) <= 5, sums
+    assert len(re.findall(r"%zmm\d+, -?\d*\(%rsp\)", largest)) <= 16  # the results, and constants before the loop
