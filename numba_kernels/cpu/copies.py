@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba_kernels.cpu.kv_bytes import SCALE_BYTES, key_at, value_at
-from numba_kernels.cpu.kv_pages import ELEMENTS, page_of
+from numba_kernels.cpu.kv_pages import ELEMENTS, page_of, slot_of
 from numba_kernels.cpu.op import Op, inner, maker, specialize
 from numba_kernels.cpu.team import take
 from numba_kernels.simd.memory import get_i32, get_u8, get_u16, load_floats, set_i32, set_u8, set_u16, store_floats
@@ -161,7 +161,7 @@ def copy_pages(  # type: ignore[no-untyped-def]
             end = min(p // LANES * LANES + LANES, stop)
             here = page_of(p, source, page_bytes, page_positions, source_tables + s * source_stride, source_ring) + head
             there = page_of(p, target, page_bytes, page_positions, target_tables + s * target_stride, target_ring) + head
-            copy_positions(here, there, p % page_positions, end - p, head_dim, page_positions)
+            copy_positions(here, there, slot_of(p, page_positions), end - p, head_dim, page_positions)
             p = end
         item = take(team)
 
@@ -178,7 +178,7 @@ def copy_rows(  # type: ignore[no-untyped-def]
         for n in range(begin, min(begin + PIECE, count)):
             p = first + n
             head_at = page_of(p, pages, page_bytes, page_positions, table, ring) + head * head_bytes
-            copy_row(head_at, p % page_positions, rows + n * row_stride, head, kv_heads, head_dim, page_positions)
+            copy_row(head_at, slot_of(p, page_positions), rows + n * row_stride, head, kv_heads, head_dim, page_positions)
         item = take(team)
 
 
